@@ -1,0 +1,38 @@
+# Each target does the set-up that it needs; .venv is made once and again when the wiring changes.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.fedpeft-setup
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: setup demo test test-slow lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "fedpeft needs Python 3.11 or 3.12; set PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,ray]' -c constraints.txt
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/fedpeft simulate --out runs/demo --overwrite
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/fedpeft bench all
+
+clean:
+	rm -rf build dist runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,62 @@
+"""The command line: ``fedpeft``.
+
+Nothing heavy is imported here; commands of other rooms come by the entry point ``fedpeft.commands``.
+
+Exit codes: 0 done · 1 unexpected error · 2 setting or usage · 3 data · 4 base · 5 exchange ·
+6 privacy · 7 federation · 8 run directory · 9 audit · 10 a leak was found (``audit --fail-on-leak``) ·
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from fedpeft import __version__
+from fedpeft.cli import adapter, configuration, doctor
+from fedpeft.errors import FedPeftError
+
+EXIT_INTERRUPTED = 130
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"fedpeft {__version__}")
+        raise typer.Exit
+
+
+def build_app() -> typer.Typer:
+    """The whole command line, with the commands that installed packages register."""
+    app = typer.Typer(
+        name="fedpeft",
+        help="Federated, privacy-audited fine-tuning of language model adapters.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+
+    def root(
+        version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show it."),
+    ) -> None:
+        del version
+
+    app.callback()(root)
+    for module in (configuration, adapter, doctor):
+        module.register(app)
+    for point in sorted(entry_points(group="fedpeft.commands"), key=lambda point: point.name):
+        point.load()(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line; a known error is one line on stderr and its documented exit code."""
+    try:
+        build_app()()
+    except FedPeftError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; continue with --resume", err=True)
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,37 @@
+"""``fedpeft config``: the settings, their schema, and what a scenario resolves to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from fedpeft.cli.output import JSON_OPTION, emit
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``config`` commands."""
+    group = typer.Typer(help="Settings: schema and resolved scenarios.", no_args_is_help=True)
+    group.command("schema")(schema)
+    group.command("show")(show)
+    app.add_typer(group, name="config")
+
+
+def schema() -> None:
+    """Print the JSON schema of a scenario file."""
+    from fedpeft.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def show(
+    scenario: Path | None = typer.Argument(None, help="Scenario file; none: the defaults."),
+    set_: list[str] = typer.Option([], "--set", help="key=value, may be given many times."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Print the resolved settings of a scenario."""
+    from fedpeft.config import dump_config, load_config
+
+    config = load_config(scenario, set_)
+    emit(config.model_dump(mode="json"), as_json, lambda: typer.echo(dump_config(config), nl=False))

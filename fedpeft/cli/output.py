@@ -1,0 +1,43 @@
+"""One way to print: JSON for machines, rich tables for people, plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import typer
+
+JSON_OPTION = typer.Option(False, "--json", help="Print one JSON object for machines.")
+
+
+def emit(payload: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
+    """Print a payload as JSON, or call ``show`` to print it for people."""
+    if as_json:
+        typer.echo(json.dumps(payload, indent=2))
+    else:
+        show()
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; the first column is left-aligned, the others right-aligned."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        grid.add_row(*(str(cell) for cell in row))
+    console = Console()
+    console.print(grid if console.is_terminal else grid, width=None if console.is_terminal else 110)
+
+
+def quantity(number: float, unit: str = "B") -> str:
+    """A number with a metric prefix: ``1234567 -> '1.23 MB'``."""
+    for prefix in ("", "k", "M", "G"):
+        if abs(number) < 1000:
+            return f"{number:.3g} {prefix}{unit}"
+        number /= 1000
+    return f"{number:.3g} T{unit}"

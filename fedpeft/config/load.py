@@ -1,0 +1,144 @@
+"""From TOML files and ``--set`` options to one frozen `Config`, and back."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fedpeft.config.checks import check
+from fedpeft.config.models import Config
+from fedpeft.errors import ConfigError
+
+
+def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Read a scenario file and apply ``key.path=value`` overrides, in that order over the defaults.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown (the nearest valid one is named),
+            a value is out of range, or two settings contradict each other.
+    """
+    settings = _read(path) if path else {}
+    for override in overrides:
+        _apply(settings, override)
+    return build_config(settings)
+
+
+def build_config(settings: dict[str, Any]) -> Config:
+    """Validate nested settings into a `Config`.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    for key in _unknown_keys(settings, Config):
+        raise ConfigError(_unknown_message(key))
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(_validation_message(error)) from None
+    check(config)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as TOML; `load_config` of it gives the same config."""
+    import tomli_w
+
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of the canonical JSON of a config, hexadecimal."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no scenario file {str(path)!r}; give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"--set needs key=value, for example run.seed=7; got {override!r}")
+    if key.strip() not in (known := list(_paths(Config))) and not any(key.startswith(f"{k}.") for k in known):
+        raise ConfigError(_unknown_message(key.strip()))
+    table = settings
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{key.strip()!r} is not a setting: {part!r} is a value, not a table")
+    table[parts[-1]] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if section := _section(field.annotation):
+            yield from _paths(section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _unknown_keys(settings: dict[str, Any], model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        field = model.model_fields.get(name)
+        if field is None:
+            yield f"{prefix}{name}"
+        elif (section := _section(field.annotation)) and isinstance(value, dict):
+            yield from _unknown_keys(typing.cast(dict[str, Any], value), section, f"{prefix}{name}.")
+
+
+def _unknown_message(key: str) -> str:
+    paths = list(_paths(Config))
+    leaf = key.rsplit(".", 1)[-1]
+    leaves = {path.rsplit(".", 1)[-1]: path for path in paths}
+    near = difflib.get_close_matches(key, paths, 1, 0.75) or [
+        leaves[name] for name in difflib.get_close_matches(leaf, leaves, 1, 0.6)
+    ]
+    sections = ", ".join(f"[{name}]" for name in Config.model_fields)
+    hint = f"the nearest setting is {near[0]!r}" if near else f"the sections are {sections}"
+    return f"unknown setting {key!r}; {hint} (fedpeft config schema lists all)"
+
+
+def _validation_message(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"setting {path!r} cannot be {first['input']!r}: {first['msg'].lower()}{more}"
+
+
+def describe(annotation: Any) -> str:
+    """A short name of a setting's type for tables."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(str(choice) for choice in typing.get_args(annotation))
+    if isinstance(annotation, types.UnionType):
+        parts = [describe(part) for part in typing.get_args(annotation) if part is not type(None)]
+        return " | ".join(parts)
+    return getattr(annotation, "__name__", str(annotation))

@@ -1,0 +1,196 @@
+"""Every setting of a run, as frozen models; the field's description is its documentation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+EMBEDDED = "embedded"
+
+Quantisation = Literal["none", "int8", "nf4"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Task = Literal["causal-lm", "sequence-classification"]
+Method = Literal["lora", "miss", "ia3"]
+Aggregation = Literal["frozen_a", "stack", "reproject", "naive"]
+CodecName = Literal["ternary", "dense-fp32", "dense-bf16", "int8"]
+Arm = Literal["local_only", "centralised", "private"]
+
+
+class Section(BaseModel):
+    """A frozen table of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class BaseConfig(Section):
+    """The frozen pretrained model."""
+
+    model: str = Field(default=EMBEDDED, description="'embedded', a model folder, or a Hugging Face id")
+    revision: str | None = Field(default=None, description="revision of a Hugging Face id")
+    sha256: str | None = Field(default=None, description="refuse a base whose content hash differs")
+    task: Task = Field(default="causal-lm", description="head of the model")
+    quantisation: Quantisation = Field(default="none", description="weights of the linear layers")
+    dtype: DType = Field(default="auto", description="compute type; auto: float32 on CPU, bfloat16 on GPU")
+    device: str = Field(default="auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+    threads: int = Field(default=0, ge=0, description="CPU threads of one process; 0: leave it to torch")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
+
+
+class AdapterConfig(Section):
+    """The trainable part and how it is aggregated."""
+
+    method: Method = Field(default="lora", description="adapter method")
+    aggregation: Aggregation = Field(
+        default="frozen_a", description="for lora: what is sent and how it is averaged"
+    )
+    rank: int = Field(default=16, ge=1, description="rank (lora, miss)")
+    ranks: dict[str, int] = Field(default_factory=dict, description="rank per node; stack, reproject only")
+    alpha: float | None = Field(default=None, gt=0, description="lora scaling numerator; default 2 * rank")
+    target_modules: tuple[str, ...] = Field(default=(), description="module name suffixes; empty: all linear")
+    skip_layers: tuple[int, ...] = Field(
+        default=(), description="layers without adapter (0 is what attacks read)"
+    )
+
+
+class DataConfig(Section):
+    """Records of the organisations."""
+
+    source: str = Field(
+        default=EMBEDDED, description="'embedded', a file, a folder of files, or a datasets folder"
+    )
+    test: str | None = Field(
+        default=None, description="global test records; default: held out from each organisation"
+    )
+    format: Literal["auto", "jsonl", "csv", "parquet", "datasets"] = Field(
+        default="auto", description="file format"
+    )
+    prompt: str = Field(default="prompt", description="column with the prompt")
+    completion: str = Field(default="completion", description="column with the completion, or the label")
+    messages: str | None = Field(
+        default=None, description="column with chat messages; uses the chat template"
+    )
+    template: str = Field(default="{prompt}{completion}", description="how prompt and completion are joined")
+    max_length: int = Field(
+        default=256, ge=8, description="tokens per record; longer records are cut on the left"
+    )
+    prompt_weight: float = Field(default=0.0, ge=0, le=1, description="weight of the prompt tokens' loss")
+    partition: Literal["file", "iid", "dirichlet", "pathological", "natural"] = Field(
+        default="file", description="how one data set becomes organisations; 'file': one file each"
+    )
+    partition_column: str | None = Field(default=None, description="label or id column of the partitioner")
+    alpha: float = Field(default=0.5, gt=0, description="dirichlet concentration")
+    classes_per_node: int = Field(default=2, ge=1, description="pathological partitions")
+    validation: float = Field(default=0.1, ge=0, lt=1, description="share held out for validation")
+    test_share: float = Field(default=0.1, ge=0, lt=1, description="share held out for the global test")
+    samples: int = Field(default=200, ge=1, description="embedded: training records per organisation")
+    test_samples: int = Field(default=192, ge=8, description="embedded: records of the global test")
+    mix: float = Field(default=0.1, ge=0, le=1, description="embedded: share of other organisations' topics")
+
+
+class ServerOptimiserConfig(Section):
+    """The step the coordinator takes along the mean update."""
+
+    name: Literal["mean", "momentum", "adam"] = Field(default="mean", description="server optimiser")
+    lr: float = Field(default=1.0, gt=0, description="server learning rate")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum, or Adam's beta1")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="Adam's beta2")
+    epsilon: float = Field(default=1e-8, gt=0, description="Adam's epsilon")
+
+
+class FederationConfig(Section):
+    """Rounds, nodes and local training."""
+
+    nodes: int = Field(default=4, ge=1, description="number of organisations")
+    rounds: int = Field(default=10, ge=1, description="number of rounds")
+    participation: float = Field(default=1.0, gt=0, le=1, description="share of nodes asked each round")
+    quorum: int = Field(default=0, ge=0, description="valid replies needed to apply a round; 0: a majority")
+    deadline: float = Field(default=3600.0, gt=0, description="seconds a round may take")
+    local_steps: int = Field(default=10, ge=1, description="optimiser steps per round and node")
+    batch_size: int = Field(default=16, ge=1, description="records per step (expected, under DP)")
+    optimiser: Literal["adamw", "sgd"] = Field(default="adamw", description="local optimiser")
+    lr: float = Field(default=1e-2, gt=0, description="local learning rate in round 1")
+    lr_decay: float = Field(default=0.7, ge=0, lt=1, description="linear fall of the local rate over the run")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of local SGD")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="clip of the batch gradient without DP")
+    backend: Literal["inprocess", "ray", "deployment"] = Field(
+        default="inprocess", description="how nodes run"
+    )
+    evaluate_every: int = Field(
+        default=0, ge=0, description="global evaluation every n rounds; 0: only at the end"
+    )
+    server: ServerOptimiserConfig = Field(default_factory=ServerOptimiserConfig)
+
+
+class DirectionConfig(Section):
+    """How one direction is compressed."""
+
+    codec: CodecName = Field(default="ternary", description="envelope codec")
+    density: float = Field(default=0.2, gt=0, le=1, description="share of values kept by ternary")
+    error_feedback: bool = Field(default=True, description="carry what was not sent into the next round")
+
+
+class ExchangeConfig(Section):
+    """Both directions of the exchange."""
+
+    up: DirectionConfig = Field(default_factory=DirectionConfig)
+    down: DirectionConfig = Field(default_factory=DirectionConfig)
+
+
+class PrivacyConfig(Section):
+    """Differential privacy in the node; off by default and then said so everywhere."""
+
+    unit: Literal["none", "record"] = Field(default="none", description="what is protected; none: no DP")
+    epsilon: float | None = Field(default=None, gt=0, description="target; solves for the noise multiplier")
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="failure probability of the guarantee")
+    noise_multiplier: float | None = Field(default=None, gt=0, description="noise / clip; instead of epsilon")
+    clip: float = Field(default=1.0, gt=0, description="L2 bound of one record's gradient")
+    sampling_probability: float | None = Field(
+        default=None, gt=0, le=1, description="public Poisson rate; default batch_size / public_records"
+    )
+    public_records: int | None = Field(
+        default=None, ge=1, description="public lower bound on a node's records"
+    )
+    budget: float | None = Field(
+        default=None, gt=0, description="the node's own limit on epsilon; default: epsilon"
+    )
+
+
+class AuditConfig(Section):
+    """What the built-in audit taps and attacks."""
+
+    enabled: bool = Field(default=True, description="tap updates during the run and audit them at the end")
+    rounds: tuple[int, ...] = Field(
+        default=(1, -1), description="rounds whose updates are tapped; -1: the last"
+    )
+    nodes: int = Field(default=2, ge=1, description="how many nodes are tapped")
+    attacks: tuple[str, ...] = Field(default=("span", "sparse-recovery"), description="attacks to run")
+    threshold: float = Field(
+        default=0.1, ge=0, le=1, description="excess over the better baseline that counts as a leak"
+    )
+
+
+class RunConfig(Section):
+    """The run itself."""
+
+    name: str = Field(default="embedded", description="name in reports")
+    seed: int = Field(
+        default=0, ge=0, description="seed of every reproducible stream; never of privacy noise"
+    )
+    arms: tuple[Arm, ...] = Field(
+        default=(), description="comparison arms that are run beside the federation"
+    )
+    checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
+
+
+class Config(Section):
+    """The whole configuration of a run; one TOML table per section."""
+
+    base: BaseConfig = Field(default_factory=BaseConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    federation: FederationConfig = Field(default_factory=FederationConfig)
+    exchange: ExchangeConfig = Field(default_factory=ExchangeConfig)
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
+    audit: AuditConfig = Field(default_factory=AuditConfig)
+    run: RunConfig = Field(default_factory=RunConfig)

@@ -1,0 +1,110 @@
+"""Names and contents of a run directory (design: RUN/config.toml … RUN/audit)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpeft.config import Config, dump_config, load_config
+from fedpeft.errors import RunError
+from fedpeft.runstore.files import write_atomic
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """A run directory that exists; every path of it has one name here."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> RunStore:
+        """An existing run.
+
+        Raises:
+            RunError: the folder is not a run directory.
+        """
+        if not (path / "config.toml").is_file():
+            raise RunError(f"{str(path)!r} is not a run directory (it has no config.toml)")
+        return cls(path)
+
+    @property
+    def config(self) -> Config:
+        """The resolved config that the run was started with."""
+        return load_config(self.path / "config.toml")
+
+    @property
+    def metrics(self) -> Path:
+        """``metrics.jsonl``: one event a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def homes(self) -> list[Path]:
+        """Home folders of the simulated nodes, by name."""
+        return sorted(path for path in (self.path / "nodes").iterdir() if path.is_dir())
+
+    @property
+    def adapter(self) -> Path:
+        """The Hugging Face PEFT folder."""
+        return self.path / "adapter"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """``run.json``.
+
+        Raises:
+            RunError: the run has not finished.
+        """
+        try:
+            return json.loads((self.path / "run.json").read_text())
+        except FileNotFoundError:
+            raise RunError(
+                f"{str(self.path)!r} has no run.json: it has not finished; continue it with --resume"
+            ) from None
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Append one event to ``metrics.jsonl`` in one write."""
+        line = (json.dumps(event, allow_nan=False) + "\n").encode()
+        handle = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line)
+        finally:
+            os.close(handle)
+
+    def events(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
+        """Events of ``metrics.jsonl``; a torn last line of a killed run is left out."""
+        if not self.metrics.exists():
+            return
+        for line in self.metrics.read_text().splitlines():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if kind is None or event.get("event") == kind:
+                yield event
+
+
+def create_run(path: Path, config: Config, *, overwrite: bool = False) -> RunStore:
+    """Make a run directory; it appears whole (with its config) or not at all.
+
+    Args:
+        path: the folder to make.
+        config: the resolved config.
+        overwrite: remove an older *run* of that name first; other folders are never removed.
+
+    Raises:
+        RunError: the folder exists and is not empty.
+    """
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        if not overwrite:
+            raise RunError(f"{str(path)!r} exists; use --resume to continue it, or another --out")
+        if not (path / "config.toml").is_file():
+            raise RunError(f"{str(path)!r} exists and is not a run; choose another --out")
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomic(path / "config.toml", dump_config(config).encode())
+    return RunStore(path)

@@ -1,0 +1,93 @@
+import pytest
+
+from fedpeft.config import Config, build_config, config_hash, dump_config, load_config
+from fedpeft.errors import ConfigError
+
+
+def test_defaults_are_valid_and_round_trip_through_toml(tmp_path):
+    config = load_config()
+    path = tmp_path / "config.toml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config == Config()
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    path = tmp_path / "scenario.toml"
+    path.write_text("[run]\nseed = 1\n[federation]\nrounds = 3\n")
+    config = load_config(path, ["run.seed=7", "federation.lr=0.5", "data.source=notes.csv"])
+    assert (config.run.seed, config.federation.rounds, config.federation.lr) == (7, 3, 0.5)
+    assert config.data.source == "notes.csv"
+
+
+def test_override_of_a_table_entry():
+    ranks = load_config(
+        overrides=[
+            "adapter.aggregation=reproject",
+            "adapter.ranks.hospital=4",
+            "exchange.down.codec=dense-fp32",
+        ]
+    ).adapter.ranks
+    assert ranks == {"hospital": 4}
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("federation.round", "federation.rounds"),
+        ("run.sed", "run.seed"),
+        ("epsilon", "privacy.epsilon"),
+        ("exchange.up.desity", "exchange.up.density"),
+    ],
+)
+def test_unknown_key_names_the_nearest(key, nearest):
+    with pytest.raises(ConfigError, match=rf"unknown setting '{key}'.*'{nearest}'"):
+        load_config(overrides=[f"{key}=1"])
+
+
+def test_unknown_key_in_a_file_names_the_nearest(tmp_path):
+    path = tmp_path / "scenario.toml"
+    path.write_text("[federation]\nlocal_step = 3\n")
+    with pytest.raises(ConfigError, match="'federation.local_step'.*'federation.local_steps'"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.seed=-1", "run.seed"),
+        ("federation.rounds=many", "federation.rounds"),
+        ("adapter.method=dora", "adapter.method"),
+        ("run.seed", "needs key=value"),
+        ("privacy.epsilon=8", "privacy.unit"),
+        ("privacy.unit=record", "exactly one"),
+        ("federation.quorum=9", "quorum"),
+    ],
+)
+def test_bad_values_give_one_line(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(overrides=[override])
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_broken_files_give_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="no scenario file"):
+        load_config(tmp_path / "absent.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[run\nseed=1")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(broken)
+
+
+def test_config_is_frozen_and_its_hash_follows_its_content():
+    config = load_config()
+    with pytest.raises(Exception, match="frozen"):
+        config.run.seed = 3
+    assert config_hash(config) == config_hash(build_config({}))
+    assert config_hash(config) != config_hash(load_config(overrides=["run.seed=1"]))
+
+
+def test_stack_and_reproject_refuse_settings_without_meaning():
+    with pytest.raises(ConfigError, match=r"exchange\.down\.codec"):
+        load_config(overrides=["adapter.aggregation=reproject"])
+    with pytest.raises(ConfigError, match=r"adapter\.ranks"):
+        load_config(overrides=["adapter.ranks.a=3"])
