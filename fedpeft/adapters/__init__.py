@@ -1,1 +1,22 @@
-"""See the modules of this package."""
+"""Adapters: methods, the shared base they sit on, and how they are aggregated."""
+
+from fedpeft.adapters.attach import Attached, attach, detach
+from fedpeft.adapters.factors import FactorLaw, FactorState
+from fedpeft.adapters.mean import mean_step, naive_warning, product_error
+from fedpeft.adapters.methods import METHODS, AdapterMethod, Traits, method_of, rank_of
+
+__all__ = [
+    "METHODS",
+    "AdapterMethod",
+    "Attached",
+    "FactorLaw",
+    "FactorState",
+    "Traits",
+    "attach",
+    "detach",
+    "mean_step",
+    "method_of",
+    "naive_warning",
+    "product_error",
+    "rank_of",
+]

@@ -31,7 +31,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     for row in rows:
         grid.add_row(*(str(cell) for cell in row))
     console = Console()
-    console.print(grid if console.is_terminal else grid, width=None if console.is_terminal else 110)
+    console.print(grid, width=None if console.is_terminal else 110)
 
 
 def quantity(number: float, unit: str = "B") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedpeft.config.models import Config
+from fedpeft.config.models import EMBEDDED, Config
 from fedpeft.errors import ConfigError
 
 
@@ -59,7 +59,8 @@ def _privacy(config: Config) -> Iterator[str]:
         yield "privacy.epsilon or noise_multiplier needs privacy.unit = 'record' (given: 'none')"
     if privacy.unit == "record" and sum(knob is not None for knob in knobs) != 1:
         yield "privacy.unit = 'record' needs exactly one of privacy.epsilon and privacy.noise_multiplier"
-    if privacy.unit == "record" and privacy.sampling_probability is None and privacy.public_records is None:
+    public = config.data.source == EMBEDDED or privacy.sampling_probability or privacy.public_records
+    if privacy.unit == "record" and not public:
         yield (
             "privacy.unit = 'record' needs privacy.sampling_probability or privacy.public_records "
             "(public constants: never derived from the private record count)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -179,6 +179,9 @@ class RunConfig(Section):
     )
     arms: tuple[Arm, ...] = Field(
         default=(), description="comparison arms that are run beside the federation"
+    )
+    private: dict[str, Any] = Field(
+        default_factory=dict, description="settings that the private arm changes, as 'section.key' = value"
     )
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
 

@@ -48,6 +48,16 @@ class RunStore:
         return sorted(path for path in (self.path / "nodes").iterdir() if path.is_dir())
 
     @property
+    def test(self) -> Path:
+        """Records on which the global adapter is judged."""
+        return self.path / "data" / "test.jsonl"
+
+    @property
+    def labels(self) -> Path:
+        """The classes of a labelled task, a JSON list; empty for free text."""
+        return self.path / "data" / "labels.json"
+
+    @property
     def adapter(self) -> Path:
         """The Hugging Face PEFT folder."""
         return self.path / "adapter"

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Benchmarks that print the figures of ``docs/benchmarks.md``; each runs the installed command line."""

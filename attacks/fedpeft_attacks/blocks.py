@@ -1,0 +1,82 @@
+"""What an update shows of the tokens behind it: observed rows beside the atoms they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.floating]
+Vector = NDArray[np.floating]
+
+_FLOAT32_NOISE = 2e-7
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that are combinations of a few atoms out of a known dictionary.
+
+    Attributes:
+        rows: shape ``(rows, width)``; each row is a sum of the atoms of the tokens in the batch.
+        atoms: shape ``(tokens, width)``; the atom of each token of the vocabulary, any length.
+    """
+
+    rows: Matrix
+    atoms: Matrix
+
+    @cached_property
+    def unit_atoms(self) -> Matrix:
+        """Atoms of length one, in the atoms' dtype; a zero atom stays zero."""
+        return unit_rows(self.atoms)
+
+    @cached_property
+    def row_space(self) -> Matrix:
+        """Orthonormal basis of the span of the rows, shape ``(rank, width)``, float64."""
+        return row_space(self.rows)
+
+    @property
+    def width(self) -> int:
+        """Number of coordinates of a row."""
+        return self.rows.shape[1]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the rows span the whole space, so that their span tells no token from another."""
+        return len(self.row_space) == self.width
+
+
+def unit_rows(matrix: Matrix) -> Matrix:
+    """Scale each row to length one; rows of zeros stay zero."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", matrix, matrix))[:, None]
+    return np.divide(matrix, lengths, out=np.zeros_like(matrix), where=lengths > _TINY)
+
+
+def row_space(rows: Matrix) -> Matrix:
+    """Orthonormal basis of the span of float32 rows, shape ``(rank, width)``.
+
+    Rows are brought to length one first, so that a module with small gradients counts as much as one with
+    large ones. Directions below the rounding noise of float32 do not count to the rank.
+    """
+    scaled = unit_rows(np.asarray(rows, np.float64))
+    scaled = scaled[np.any(scaled != 0, axis=1)]
+    if not len(scaled):
+        return np.zeros((0, rows.shape[1]))
+    _, strengths, basis = np.linalg.svd(scaled, full_matrices=False)
+    return basis[strengths > strengths[0] * max(scaled.shape) * _FLOAT32_NOISE]
+
+
+def energies(blocks: Sequence[Block]) -> Vector:
+    """Share of each atom's direction in the observed energy, mean over blocks, shape ``(tokens,)``.
+
+    It ranks tokens where the row space is full and says nothing.
+    """
+    total = np.zeros(len(blocks[0].atoms))
+    for block in blocks:
+        rows = unit_rows(np.asarray(block.rows, np.float64))
+        covariance = rows.T @ rows / max(float((rows**2).sum()), _TINY)
+        total += np.einsum("vi,vi->v", block.unit_atoms @ covariance, block.unit_atoms)
+    return total / len(blocks)

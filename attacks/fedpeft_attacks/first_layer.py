@@ -1,0 +1,122 @@
+"""Which adapted modules read token inputs, and what they read for each token: found by asking the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_PROBE = (1, 2, 3, 2, 1)
+_REPEATS = ((0, 4), (1, 3))
+_SAME = 1e-4
+_CHUNK = 8192
+_PREFIX = "base_model.model."
+_EXACT = 2**26
+_FIRST = re.compile(r"\.(layers|layer|h|blocks|block)\.0\.")
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """The first layer as an attacker knows it.
+
+    Attributes:
+        inputs: shape ``(tokens, width)``, input of the readers for each token of the vocabulary.
+        readers: adapted modules whose input depends on the token alone.
+        obstacle: why there are none, or None.
+    """
+
+    inputs: NDArray[np.floating]
+    readers: frozenset[str]
+    obstacle: str | None = None
+
+
+class _Reached(Exception):
+    """Ends a forward pass as soon as the wanted input is known."""
+
+
+def first_layer(model: Any, modules: Sequence[str], vocabulary: int) -> FirstLayer:
+    """Find the readers among adapted modules and what they read.
+
+    A module reads tokens where its input is the same at two places that hold the same token after different
+    contexts: only the first layer of a base without absolute positions does.
+
+    Args:
+        model: the model that carries the adapter.
+        modules: names of the adapted modules, as in the layout.
+        vocabulary: number of tokens.
+    """
+    named = _named(model, modules)
+    probe = torch.tensor([[token % vocabulary for token in _PROBE]], device=_device(model))
+    seen = _inputs_of(model, named, probe)
+    readers = [name for name in sorted(seen) if _depends_on_token(seen[name])]
+    readers = [name for name in readers if torch.allclose(seen[name], seen[readers[0]], atol=_SAME)]
+    if readers:
+        return FirstLayer(_table(model, named[readers[0]], vocabulary), frozenset(readers))
+    if any(_FIRST.search(f".{name}.") for name in modules):
+        reason = "what layer 0 reads depends on positions here, so the atoms of the tokens are not known"
+    else:
+        reason = "layer 0 carries no adapter"
+    return FirstLayer(np.zeros((0, 0)), frozenset(), reason)
+
+
+def _named(model: Any, modules: Sequence[str]) -> dict[str, Any]:
+    """The adapted modules by their names in the layout, which lack peft's prefix."""
+    under = {path.removeprefix(_PREFIX): module for path, module in model.named_modules()}
+    return {name: under[name] for name in modules if name in under}
+
+
+def _device(model: Any) -> Any:
+    return next(model.parameters()).device
+
+
+@contextmanager
+def _hooked(named: Mapping[str, Any], seen: dict[str, torch.Tensor], stop: bool) -> Iterator[None]:
+    def keep(name: str) -> Any:
+        def hook(_: Any, inputs: tuple[Any, ...]) -> None:
+            seen[name] = inputs[0].detach().float()
+            if stop:
+                raise _Reached
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(keep(name)) for name, module in named.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _inputs_of(model: Any, named: Mapping[str, Any], ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    seen: dict[str, torch.Tensor] = {}
+    with torch.no_grad(), _hooked(named, seen, stop=False):
+        model(input_ids=ids, use_cache=False)
+    return {name: value[0] for name, value in seen.items() if value.ndim == 3}
+
+
+def _depends_on_token(inputs: torch.Tensor) -> bool:
+    """Whether equal tokens give equal inputs and different ones do not; shape ``(places, width)``."""
+    scale = inputs.abs().max()
+    equal = all((inputs[a] - inputs[b]).abs().max() <= _SAME * scale for a, b in _REPEATS)
+    return equal and bool((inputs[0] - inputs[1]).abs().max() > _SAME * scale)
+
+
+def _table(model: Any, reader: Any, vocabulary: int) -> NDArray[np.floating]:
+    """Input of a reader for every token; float64 where that is small enough to be cheap."""
+    parts: list[torch.Tensor] = []
+    for start in range(0, vocabulary, _CHUNK):
+        ids = torch.arange(start, min(start + _CHUNK, vocabulary), device=_device(model))[:, None]
+        seen: dict[str, torch.Tensor] = {}
+        with torch.no_grad(), _hooked({"": reader}, seen, stop=True):
+            try:
+                model(input_ids=ids, use_cache=False)
+            except _Reached:
+                parts.append(seen[""][:, 0].cpu())
+    table = torch.cat(parts).numpy()
+    return table.astype(np.float64) if table.size <= _EXACT else table

@@ -1,0 +1,113 @@
+"""From a run directory to views: what was seen where, and the truth that only the audit knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedpeft.adapters import attach, detach
+from fedpeft.bases import load_base
+from fedpeft.config import Config
+from fedpeft.runstore import RunStore
+from fedpeft_attacks.knowledge import knowledge_of, prior_of
+from fedpeft_attacks.reference import Reference, undefended
+from fedpeft_attacks.taps import AGGREGATE, Tap, TokenIds, aggregate_of, read_values
+from fedpeft_attacks.views import Knowledge, View, role_of
+
+if TYPE_CHECKING:
+    from fedpeft.bases import Base
+
+ALL_NODES = "all audited nodes"
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """A view with its place in the run and the truth.
+
+    Attributes:
+        node: whose update it is.
+        round: 1-based round.
+        view: what the attack may see.
+        truth: distinct tokens behind the update, without special ones.
+    """
+
+    node: str
+    round: int
+    view: View
+    truth: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that an audit looks at.
+
+    Attributes:
+        base: the base of the run.
+        stages: observed views by stage, in the order in which an update passes them.
+        reference: the undefended reference, attached to the base.
+    """
+
+    base: Base
+    stages: dict[str, list[Observed]]
+    reference: Reference
+
+
+def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
+    """Load the base once, take the views of all stages, and attach the reference last.
+
+    Raises:
+        BaseModelError: the base cannot be loaded.
+        AuditError: a tap does not fit the run's adapter.
+    """
+    detach()
+    base = load_base(config.base, _classes(store, config))
+    prior = prior_of(base)
+    seen: list[Observed] = []
+    for tap in taps:
+        attached = attach(base, config.adapter, config.run.seed, tap.node)
+        known = knowledge_of(attached, prior, (tap.node, tap.round), tap.lr)
+        for stage in tap.stages:
+            truth = distinct(tap.records(stage), known)
+            name, layout = attached.method.name, attached.layout
+            view = View(stage, role_of(stage), name, layout, tap.values(stage), known, len(truth))
+            seen.append(Observed(tap.node, tap.round, view, truth))
+    seen += _aggregates(store, seen)
+    stages = {stage: [one for one in seen if one.view.stage == stage] for stage in _in_order(seen)}
+    return Evidence(base, stages, undefended(base, config.adapter.rank, prior))
+
+
+def distinct(records: TokenIds, known: Knowledge) -> frozenset[int]:
+    """Distinct tokens of records without the special ones."""
+    return frozenset(token for row in records for token in row) - known.given
+
+
+def _in_order(seen: Iterable[Observed]) -> list[str]:
+    return list(dict.fromkeys(one.view.stage for one in seen))
+
+
+def _aggregates(store: RunStore, seen: Sequence[Observed]) -> list[Observed]:
+    rounds = sorted({one.round for one in seen})
+    found = (_aggregate(store, number, [one for one in seen if one.round == number]) for number in rounds)
+    return [one for one in found if one is not None]
+
+
+def _aggregate(store: RunStore, number: int, group: Sequence[Observed]) -> Observed | None:
+    """The mean of a round; its truth is what the tapped nodes put in. None where its layout is another."""
+    path, like = aggregate_of(store, number), group[-1].view
+    values = None if path is None else read_values(path)
+    if values is None or values.shape != (like.layout.size,):
+        return None
+    truth = frozenset[int]().union(*(one.truth for one in group))
+    role = role_of(AGGREGATE)
+    view = View(AGGREGATE, role, like.adapter, like.layout, values, like.knowledge, len(truth))
+    return Observed(ALL_NODES, number, view, truth)
+
+
+def _classes(store: RunStore, config: Config) -> int | None:
+    """Number of classes of a classification run, as its nodes agreed to it."""
+    if config.base.task == "causal-lm":
+        return None
+    facts = json.loads((store.homes[0] / "node.json").read_text(encoding="utf-8"))
+    return len(facts.get("labels", ())) or None

@@ -1,0 +1,114 @@
+"""From views to findings: run an attack on all views of a stage, compare, and judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedpeft_attacks.findings import Finding, Power, ViewScore
+from fedpeft_attacks.gathering import Observed, distinct
+from fedpeft_attacks.reference import Reference
+from fedpeft_attacks.registry import Attack
+from fedpeft_attacks.scoring import Counts, Score, measure, pool, score, verdict_of
+from fedpeft_attacks.taps import Tap, TokenIds
+from fedpeft_attacks.views import THREAT_MODELS, Guess, NotApplicable
+
+Place = tuple[str, int]
+
+
+def find(name: str, attack: Attack, group: Sequence[Observed], power: Power | None, threshold: float) -> Finding:
+    """One attack at one stage, over all nodes and rounds.
+
+    Args:
+        name: the attack's name.
+        attack: the attack.
+        group: views of one stage.
+        power: what the attack reads from the undefended reference.
+        threshold: excess over the best baseline that counts as a leak.
+    """
+    answers = {(one.node, one.round): attack(one.view) for one in group}
+    guesses = {place: answer for place, answer in answers.items() if isinstance(answer, Guess)}
+    if not guesses:
+        reasons = [answer.reason for answer in answers.values() if isinstance(answer, NotApplicable)]
+        return Finding(**_head(name, group), **_NOTHING, reason=reasons[0])
+    read = [one for one in group if (one.node, one.round) in guesses]
+    scores = [_score(one, guesses) for one in read]
+    every, claimed = measure([part.all for part in scores]), sum(part.claimed for part in scores)
+    verdict, reason = verdict_of(scores, threshold)
+    rows = zip(read, scores, strict=True)
+    return Finding(
+        **_head(name, group),
+        value=every.value if every else None,
+        interval=every.interval if every else None,
+        baselines=every.baselines if every else None,
+        precision=sum(part.claimed_hits for part in scores) / claimed if claimed else None,
+        rare=measure([part.rare for part in scores]),
+        power=power,
+        verdict=verdict,
+        reason=reason,
+        views=tuple(_row(one, part, guesses[one.node, one.round]) for one, part in rows),
+    )
+
+
+def power_of(attack: Attack, reference: Reference, taps: Sequence[Tap]) -> Power | None:
+    """What an attack reads from the undefended reference on the batches of step 1; None where it cannot."""
+    taps = [tap for tap in taps if tap.first]
+    if not reference.is_readable or not taps:
+        return None
+    batches = [_reference_score(attack, reference, tap.first) for tap in taps]
+    records = [_reference_score(attack, reference, tap.first[:1]) for tap in taps]
+    every, record = _recall([part.all for part in batches]), _recall([part.all for part in records])
+    return Power(batch=every or 0.0, rare=_recall([part.rare for part in batches]), record=record or 0.0)
+
+
+_NOTHING: dict[str, Any] = {
+    "value": None,
+    "interval": None,
+    "baselines": None,
+    "precision": None,
+    "rare": None,
+    "power": None,
+    "verdict": "not applicable",
+    "views": (),
+}
+
+
+def _head(name: str, group: Sequence[Observed]) -> dict[str, Any]:
+    view = group[0].view
+    threat = THREAT_MODELS[view.role]
+    return {"attack": name, "stage": view.stage, "role": view.role, "threat_model": threat, "adapter": view.adapter}
+
+
+def _score(one: Observed, guesses: Mapping[Place, Guess]) -> Score:
+    """Compare with the truth; the control is the same attack on the next other node of the same round."""
+    others = sorted(node for node, number in guesses if number == one.round and node != one.node)
+    later = [node for node in others if node > one.node] + others
+    control = guesses[later[0], one.round] if later else None
+    known = one.view.knowledge
+    return score(guesses[one.node, one.round], one.truth, known.prior, known.given, control)
+
+
+def _row(one: Observed, part: Score, guess: Guess) -> ViewScore:
+    return ViewScore(
+        node=one.node,
+        round=one.round,
+        tokens=part.all.tokens,
+        recall=_recall([part.all]) or 0.0,
+        precision=part.claimed_hits / part.claimed if part.claimed else None,
+        rare_tokens=part.rare.tokens,
+        rare_recall=_recall([part.rare]),
+        method=guess.method,
+    )
+
+
+def _recall(parts: Sequence[Counts]) -> float | None:
+    total = pool(parts)
+    return total.hits / total.tokens if total.tokens else None
+
+
+def _reference_score(attack: Attack, reference: Reference, records: TokenIds) -> Score:
+    known = reference.knowledge
+    truth = distinct(records, known)
+    answer = attack(reference.view(records, truth))
+    guess = answer if isinstance(answer, Guess) else Guess([], 0, answer.reason)
+    return score(guess, truth, known.prior, known.given)

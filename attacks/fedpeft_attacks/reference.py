@@ -1,0 +1,91 @@
+"""The undefended reference: what the attacks read where nothing protects the data.
+
+LoRA with both factors trained on every linear layer, B warm (as a malicious coordinator would send it), and
+the raw gradient of the very batch that was audited. An attack that finds little here has little power, and
+its silence elsewhere means little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedpeft.adapters import attach
+from fedpeft.config.models import AdapterConfig
+from fedpeft.data import Example, collate
+from fedpeft.exchange.layout import Layout
+from fedpeft.rng import stream
+from fedpeft.training import per_example_loss
+from fedpeft_attacks.knowledge import layer_of, special_tokens
+from fedpeft_attacks.views import Knowledge, View
+
+if TYPE_CHECKING:
+    from fedpeft.adapters import Attached
+    from fedpeft.bases import Base
+
+_WARM = 0.02
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A warm, undefended LoRA on the base, ready to give views of any batch."""
+
+    attached: Attached
+    knowledge: Knowledge
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the base's first layer can be read at all."""
+        return self.knowledge.obstacle is None
+
+    def view(self, token_ids: Sequence[Sequence[int]], truth: Collection[int]) -> View:
+        """The raw gradient of a batch as its observer sees it.
+
+        Args:
+            token_ids: the records of the batch.
+            truth: their distinct tokens; only the number is used.
+        """
+        names = [f"{module}.lora_A.weight" for module in sorted(self.knowledge.readers)]
+        wanted = [self.attached.parameters[name] for name in names]
+        base = self.attached.base
+        batch = collate([_example(ids) for ids in token_ids], base.pad_id, base.device)
+        batch.targets.clamp_(min=0)
+        with torch.enable_grad():
+            loss = per_example_loss(self.attached.model, batch, base.task).mean()
+            gradients = torch.autograd.grad(loss, wanted)
+        tensors = {name: gradient.float() for name, gradient in zip(names, gradients, strict=True)}
+        layout = Layout.of(tensors)
+        return View(
+            "reference", "node", "lora/naive", layout, layout.flatten(tensors), self.knowledge, len(truth)
+        )
+
+
+def undefended(base: Base, rank: int, prior: NDArray[np.float64]) -> Reference:
+    """Attach the reference to the base; whatever adapter was on it is taken off."""
+    attached = attach(base, AdapterConfig(aggregation="naive", rank=rank), seed=0)
+    values = {name: _warm(name, tensor) for name, tensor in attached.parameters.items()}
+    attached.load(attached.layout.flatten(values))
+    layer = layer_of(attached)
+    knowledge = Knowledge(
+        layer.inputs, layer.readers, {}, prior, special_tokens(base), obstacle=layer.obstacle
+    )
+    return Reference(attached, knowledge)
+
+
+def _warm(name: str, tensor: Any) -> Any:
+    if not name.endswith(".lora_B.weight"):
+        return tensor
+    draws = stream(0, 0, name, "audit-warm-start").normal(scale=_WARM, size=tuple(tensor.shape))
+    return draws.astype(np.float32)
+
+
+def _example(ids: Sequence[int]) -> Example:
+    """A record whose every token but the first is a target."""
+    weights = np.ones(len(ids), np.float32)
+    weights[:1] = 0.0
+    return Example(np.asarray(ids, np.int64), weights)

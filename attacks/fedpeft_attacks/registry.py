@@ -1,0 +1,68 @@
+"""The attacks: plain functions from a View to a Guess, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from fedpeft.errors import AuditError
+from fedpeft_attacks.bayes import sparse_bayes
+from fedpeft_attacks.blocks import Block
+from fedpeft_attacks.observations import observations
+from fedpeft_attacks.pursuit import matching_pursuit
+from fedpeft_attacks.span import span_check
+from fedpeft_attacks.views import Guess, NotApplicable, View
+
+Attack = Callable[[View], Guess | NotApplicable]
+
+_EXPLAINED = 1e-2
+_WORK = 2**32
+
+
+def _attack(
+    solve: Callable[[View, Sequence[Block]], tuple[list[int], int, str]], view: View
+) -> Guess | NotApplicable:
+    blocks = observations(view)
+    if isinstance(blocks, NotApplicable):
+        return blocks
+    ranking, claimed, method = solve(view, blocks)
+    given = view.knowledge.given
+    certain = sum(token not in given for token in ranking[:claimed])
+    return Guess([token for token in ranking if token not in given], certain, method)
+
+
+def _span(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
+    ranking, claimed = span_check(blocks)
+    return ranking, claimed, "span check"
+
+
+def _sparse(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
+    """The pursuit where it explains the update, sparse Bayesian recovery elsewhere.
+
+    The attacker can tell the two apart: a pursuit that found the tokens leaves nothing unexplained.
+    """
+    tokens = view.tokens + len(view.knowledge.given)
+    pursuit = matching_pursuit(blocks, tokens)
+    solved = pursuit.unexplained < _EXPLAINED and len(pursuit.chosen) < blocks[0].width
+    work = sum(block.atoms.shape[0] * block.width**2 for block in blocks)
+    if (solved and not all(block.is_full for block in blocks)) or work > _WORK:
+        return pursuit.ranking, len(pursuit.chosen), "matching pursuit"
+    return sparse_bayes(blocks, view.knowledge.prior), tokens, "sparse Bayesian recovery"
+
+
+ATTACKS: dict[str, Attack] = {
+    "span": partial(_attack, _span),
+    "sparse-recovery": partial(_attack, _sparse),
+}
+"""Every attack by the name that ``audit.attacks`` uses."""
+
+
+def attack_named(name: str) -> Attack:
+    """The attack of this name.
+
+    Raises:
+        AuditError: there is none.
+    """
+    if name not in ATTACKS:
+        raise AuditError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)}")
+    return ATTACKS[name]

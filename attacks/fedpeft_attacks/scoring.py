@@ -1,0 +1,166 @@
+"""From guesses and the truth to measures, intervals and verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft_attacks.findings import Baselines, Measure, Verdict
+from fedpeft_attacks.views import Guess
+
+_Z95 = 1.959964
+_Z999 = 3.290527
+_HEAD = 0.9
+_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Tokens and hits of one view; sums of these are pooled figures.
+
+    Attributes:
+        tokens: distinct true tokens.
+        hits: how many of them are among as many guesses.
+        chance: hits that random guesses would have, an expectation.
+        prior: hits of the base's most frequent tokens.
+        control: hits of the same attack on other data; -1 where there is no control.
+    """
+
+    tokens: int
+    hits: int
+    chance: float
+    prior: int
+    control: int = -1
+
+
+@dataclass(frozen=True)
+class Score:
+    """All counts of one attack on one view."""
+
+    all: Counts
+    rare: Counts
+    claimed: int
+    claimed_hits: int
+
+
+def rare_tokens(prior: NDArray[np.float64]) -> frozenset[int]:
+    """Tokens outside the smallest set that makes up 90 % of what the base writes."""
+    order = np.argsort(-prior, kind="stable")
+    before = np.cumsum(prior[order]) - prior[order]
+    return frozenset(int(token) for token in order[before >= _HEAD * prior.sum()])
+
+
+def score(
+    guess: Guess,
+    truth: Collection[int],
+    prior: NDArray[np.float64],
+    given: Collection[int],
+    control: Guess | None = None,
+) -> Score:
+    """Count hits of a guess and of its baselines against the true token set.
+
+    Args:
+        guess: what the attack read from the update of these data.
+        truth: distinct true tokens without the given ones.
+        prior: shape ``(tokens,)``, how often the base writes each token.
+        given: special tokens, which nobody has to guess.
+        control: what the same attack read from the update of other data.
+    """
+    size, rare = len(truth), rare_tokens(prior) - set(given)
+    ranked = [int(token) for token in np.argsort(-prior, kind="stable") if int(token) not in given]
+    tops = [set(guess.ranking[:size]), set(ranked[:size])]
+    tops += [set(control.ranking[:size])] if control is not None else []
+    share = size / max(len(ranked), 1)
+
+    def counts(wanted: set[int]) -> Counts:
+        return Counts(
+            len(wanted), len(wanted & tops[0]), share * len(wanted), *(len(wanted & t) for t in tops[1:])
+        )
+
+    claimed = set(guess.ranking[: guess.claimed])
+    return Score(counts(set(truth)), counts(set(truth) & rare), len(claimed), len(claimed & set(truth)))
+
+
+def pool(parts: Sequence[Counts]) -> Counts:
+    """Sum of counts; there is a control only where each part has one."""
+    sums = {field.name: sum(getattr(part, field.name) for part in parts) for field in fields(Counts)}
+    if any(part.control < 0 for part in parts):
+        sums["control"] = -1
+    return Counts(**sums)
+
+
+def measure(parts: Sequence[Counts]) -> Measure | None:
+    """Pooled recall with interval and baselines; None where there is no token to find.
+
+    The interval is the hull of Wilson's 95 % interval over tokens and, from two views on, a bootstrap over
+    views: tokens of one view are not independent, and few views say little.
+    """
+    total = pool(parts)
+    if not total.tokens:
+        return None
+    low, high = wilson(total.hits, total.tokens)
+    if len(parts) > 1:
+        other = bootstrap(parts)
+        low, high = min(low, other[0]), max(high, other[1])
+    control = None if total.control < 0 else total.control / total.tokens
+    baselines = Baselines(
+        chance=total.chance / total.tokens, prior=total.prior / total.tokens, control=control
+    )
+    value = total.hits / total.tokens
+    return Measure(value=value, interval=(low, high), baselines=baselines, tokens=total.tokens)
+
+
+def wilson(hits: int, trials: int, z: float = _Z95) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson, JASA 22, 1927).
+
+    >>> wilson(0, 0)
+    (0.0, 1.0)
+    """
+    if not trials:
+        return 0.0, 1.0
+    share, square = hits / trials, z * z
+    centre = share + square / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
+    scale = 1 + square / trials
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def bootstrap(parts: Sequence[Counts]) -> tuple[float, float]:
+    """95 % percentile interval of the pooled recall over resampled views; reproducible."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    hits, tokens = (np.array([getattr(part, name) for part in parts]) for name in ("hits", "tokens"))
+    draws = rng.integers(len(parts), size=(_DRAWS, len(parts)))
+    shares = hits[draws].sum(axis=1) / np.maximum(tokens[draws].sum(axis=1), 1)
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def leaks(parts: Sequence[Counts], threshold: float) -> bool:
+    """Whether all views together, or one alone, recover tokens beyond every baseline.
+
+    The recall must exceed its best baseline by the threshold, and so must Wilson's lower bound exceed the
+    baseline: 95 % for all views together, 99.9 % for a single one, as there are many. A leak in one round is
+    a leak, whatever the other rounds show.
+    """
+    if _exceeds(pool(parts), threshold, _Z95):
+        return True
+    return any(_exceeds(part, threshold, _Z999) for part in parts)
+
+
+def _exceeds(counts: Counts, threshold: float, z: float) -> bool:
+    best = max(counts.chance, counts.prior, counts.control) / max(counts.tokens, 1)
+    value = counts.hits / max(counts.tokens, 1)
+    return value - best >= threshold and wilson(counts.hits, counts.tokens, z)[0] > best
+
+
+def verdict_of(scores: Sequence[Score], threshold: float) -> tuple[Verdict, str]:
+    """Verdict and its reason; rare tokens first, as they are the ones that harm."""
+    if leaks([part.rare for part in scores], threshold):
+        return "leaks", "rare tokens are recovered beyond every baseline"
+    if leaks([part.all for part in scores], threshold):
+        return "leaks", "tokens are recovered beyond every baseline"
+    return "no leak found at this power", "no recall exceeds its best baseline by the threshold"

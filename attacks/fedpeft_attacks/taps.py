@@ -1,0 +1,132 @@
+"""Reading what a run wrote down for its audit.
+
+``RUN/nodes/<name>/taps/rNN/`` holds one ``<stage>.npz`` with ``values`` per stage, ``meta.json`` with the
+stages in order, and ``truth.json`` with the token ids behind them: of step 1 for the stage ``gradient``, of
+all steps for the others. The coordinator's mean lies in ``RUN/updates/rNN/aggregate.npz``.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from fedpeft.errors import AuditError
+from fedpeft.exchange.layout import FloatVector
+from fedpeft.runstore import RunStore
+
+GRADIENT, AGGREGATE = "gradient", "aggregate"
+
+TokenIds = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One node's round as it was written down.
+
+    Attributes:
+        node: name of the node.
+        round: 1-based round.
+        folder: where the stages lie.
+        stages: their names, in the order in which the update passed them.
+        lr: local learning rate.
+        first: token ids of the records of step 1.
+        all: token ids of the records of all steps.
+    """
+
+    node: str
+    round: int
+    folder: Path
+    stages: tuple[str, ...]
+    lr: float
+    first: TokenIds = field(repr=False)
+    all: TokenIds = field(repr=False)
+
+    def values(self, stage: str) -> FloatVector:
+        """The update at a stage, float32."""
+        return read_values(self.folder / f"{stage}.npz")
+
+    def records(self, stage: str) -> TokenIds:
+        """Token ids of the records behind a stage."""
+        return self.first if stage == GRADIENT else self.all
+
+
+def read_taps(store: RunStore, batch_size: int) -> list[Tap]:
+    """All taps of a run, by round and node.
+
+    Args:
+        store: the run.
+        batch_size: records of step 1 where the truth does not tell them apart.
+
+    Raises:
+        AuditError: there are none, or a file is damaged.
+    """
+    folders = sorted((store.path / "nodes").glob("*/taps/r*/meta.json"))
+    if not folders:
+        raise AuditError(
+            f"{str(store.path)!r} holds nothing to attack: no update was tapped; "
+            "run it again with audit.enabled = true (envelopes alone come without the truth to compare with)"
+        )
+    taps = [_read_tap(path.parent, batch_size) for path in folders]
+    return sorted(taps, key=lambda tap: (tap.round, tap.node))
+
+
+def read_values(path: Path) -> FloatVector:
+    """The array ``values`` of an ``.npz`` file as float32.
+
+    Raises:
+        AuditError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return np.asarray(stored["values"], dtype=np.float32)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from None
+
+
+def aggregate_of(store: RunStore, round_: int) -> Path | None:
+    """The coordinator's mean update of a round, if it was written down."""
+    path = store.path / "updates" / f"r{round_:02d}" / "aggregate.npz"
+    return path if path.is_file() else None
+
+
+def _read_tap(folder: Path, batch_size: int) -> Tap:
+    meta, truth = _json(folder / "meta.json"), _json(folder / "truth.json")
+    try:
+        first, every = _records(truth["token_ids"], batch_size)
+        stages = tuple(str(stage) for stage in meta["stages"])
+        lr, number = float(meta.get("lr", 0.0)), int(folder.name.removeprefix("r"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / "meta.json", error) from None
+    return Tap(folder.parents[1].name, number, folder, stages, lr, first, every)
+
+
+def _records(token_ids: Any, batch_size: int) -> tuple[TokenIds, TokenIds]:
+    """Records of step 1 and of all steps, from a table by stage or from one list in order of steps."""
+    if isinstance(token_ids, dict):
+        table = cast(dict[str, Any], token_ids)
+        first = table[GRADIENT]
+        every = next((rows for stage, rows in table.items() if stage != GRADIENT), first)
+        return _rows(first), _rows(every)
+    rows = _rows(token_ids)
+    return rows[:batch_size], rows
+
+
+def _rows(rows: Sequence[Sequence[int]]) -> TokenIds:
+    return [[int(token) for token in row] for row in rows if len(row)]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> AuditError:
+    return AuditError(f"cannot read the tap {path} ({type(error).__name__}); run the federation again")

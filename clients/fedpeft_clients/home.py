@@ -1,0 +1,130 @@
+"""A node's home folder: who it is, what it agreed to, and where its things lie."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fedpeft.config import Config, build_config
+from fedpeft.data import Record, write_records
+from fedpeft.errors import ConfigError
+from fedpeft.protocol import MAX_NAME
+from fedpeft.rng import stream
+from fedpeft.runstore import write_json
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Home:
+    """What ``node.json`` says; the organisation's own file, which no coordinator can change.
+
+    Attributes:
+        path: the folder.
+        name: the organisation's name in the federation.
+        train: its training records, JSONL.
+        lineage: name of the data set in the privacy ledger.
+        config: the config that the organisation agreed to.
+        labels: classes of a sequence-classification task, in agreed order.
+        tapped: whether updates are written down for the audit (simulation only).
+        signing_seed: seed of a reproducible signing key, hexadecimal (simulation only).
+        coordinator: the coordinator's public key, hexadecimal; None: believe the first one seen.
+    """
+
+    path: Path
+    name: str
+    train: Path
+    lineage: str
+    config: Config
+    labels: tuple[str, ...] = ()
+    tapped: bool = False
+    signing_seed: str | None = None
+    coordinator: str | None = None
+
+    @property
+    def states(self) -> Path:
+        """Folder of what the node holds after each round."""
+        return self.path / "state"
+
+    @property
+    def outbox(self) -> Path:
+        """Folder of envelopes as they left."""
+        return self.path / "outbox"
+
+    @property
+    def ledger(self) -> Path:
+        """The privacy ledger."""
+        return self.path / "ledger.sqlite"
+
+    @property
+    def rank(self) -> int:
+        """Adapter rank of this node."""
+        return self.config.adapter.ranks.get(self.name, self.config.adapter.rank)
+
+    def taps(self, round: int) -> Path | None:
+        """Where a round's update is written down for the audit, or None if it is not."""
+        audit, rounds = self.config.audit, self.config.federation.rounds
+        wanted = {rounds + 1 + entry if entry < 0 else entry for entry in audit.rounds}
+        return self.path / "taps" / f"r{round:02d}" if self.tapped and round in wanted else None
+
+
+def create_home(
+    path: Path, name: str, records: Iterable[Record], config: Config, *, tapped: bool = False, labels: Sequence[str] = ()
+) -> Home:
+    """Make the home of a simulated organisation; making it again with the same things changes nothing.
+
+    Args:
+        path: the folder to make.
+        name: letters, digits, dot, dash and underscore, at most 64.
+        records: its training records, which are written into the home.
+        config: the config it agrees to.
+        tapped: write updates down for the audit.
+        labels: classes of a sequence-classification task.
+
+    Raises:
+        ConfigError: the name has other characters.
+    """
+    if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
+        raise ConfigError(f"node name {name!r} may hold letters, digits and . _ - only, at most {MAX_NAME}")
+    write_records(path / "train.jsonl", records)
+    facts: dict[str, Any] = {
+        "name": name,
+        "train": "train.jsonl",
+        "lineage": name,
+        "config": config.model_dump(mode="json"),
+        "labels": list(labels),
+        "tapped": tapped and config.audit.enabled,
+        "signing_seed": stream(config.run.seed, 0, name, "signing").bytes(32).hex(),
+    }
+    write_json(path / "node.json", facts)
+    return open_home(path)
+
+
+def open_home(path: Path) -> Home:
+    """Read a node's home.
+
+    Raises:
+        ConfigError: there is no node.json, or it says something that is not understood.
+    """
+    file = path / "node.json"
+    try:
+        stamp = file.stat().st_mtime_ns
+    except OSError:
+        raise ConfigError(f"{str(path)!r} is not a node's home: it has no node.json") from None
+    return _read(file, stamp)
+
+
+@lru_cache(maxsize=256)
+def _read(file: Path, stamp: int) -> Home:
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        config, labels = build_config(facts.pop("config")), tuple(facts.pop("labels", ()))
+        train = file.parent / facts.pop("train")
+        return Home(path=file.parent, train=train, config=config, labels=labels, **facts)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{file} is not a valid node.json ({type(error).__name__}: {error})") from None

@@ -1,0 +1,122 @@
+"""What a node keeps between rounds: the state it holds, its residuals and the bytes it has sent.
+
+One file per round is the commit point: it holds the state, the residuals *and* the reply. A node that is
+killed before it exists does the round again from the round before; one that is killed afterwards sends the
+stored bytes. The outbox is a copy of the reply, written before it leaves.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedpeft.errors import RunError
+from fedpeft.exchange.layout import FloatVector
+from fedpeft.protocol import TrainReply
+from fedpeft.runstore import write_atomic
+
+KEPT = 2
+_RESIDUAL = "residual/"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was answered in a round.
+
+    Attributes:
+        digest: digest of the state that the round was trained from, 32 bytes.
+        reply: the facts.
+        envelope: the bytes.
+    """
+
+    digest: bytes
+    reply: TrainReply
+    envelope: bytes
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """A node after one round.
+
+    Attributes:
+        round: the round that was trained.
+        values: the state that the round was trained from, float32.
+        answer: what was sent.
+        residuals: what the exchange plan carries into the next round, by name.
+    """
+
+    round: int
+    values: FloatVector
+    answer: Answer
+    residuals: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def save_state(folder: Path, state: NodeState) -> None:
+    """Store a round, atomically, and drop all but the last two."""
+    arrays = {_RESIDUAL + name: value for name, value in state.residuals.items()}
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        allow_pickle=False,
+        facts=np.frombuffer(_facts(state.answer), np.uint8),
+        envelope=np.frombuffer(state.answer.envelope, np.uint8),
+        values=state.values,
+        **arrays,
+    )
+    write_atomic(folder / f"{state.round:04d}.npz", buffer.getvalue())
+    for old in held_rounds(folder)[:-KEPT]:
+        (folder / f"{old:04d}.npz").unlink()
+
+
+def load_state(folder: Path, round: int) -> NodeState | None:
+    """The state after a round, or None if the node does not hold it.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / f"{round:04d}.npz"
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        answer = _answer(arrays["facts"].tobytes(), arrays["envelope"].tobytes())
+    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+        raise RunError(f"cannot read the node's state {path.name}: {type(error).__name__}") from None
+    residuals = {key.removeprefix(_RESIDUAL): arrays[key] for key in arrays if key.startswith(_RESIDUAL)}
+    return NodeState(round, arrays["values"], answer, residuals)
+
+
+def held_rounds(folder: Path) -> list[int]:
+    """Rounds whose state the node holds, in order."""
+    return sorted(int(path.stem) for path in folder.glob("[0-9]*.npz"))
+
+
+def put_out(folder: Path, round: int, answer: Answer) -> None:
+    """Copy an answer to the outbox: ``rNN.fpd`` are the very bytes that leave, ``rNN.json`` the facts."""
+    write_atomic(folder / f"r{round:02d}.fpd", answer.envelope)
+    write_atomic(folder / f"r{round:02d}.json", _facts(answer))
+
+
+def sent(folder: Path, round: int) -> Answer | None:
+    """The answer of a round that lies in the outbox."""
+    try:
+        return _answer((folder / f"r{round:02d}.json").read_bytes(), (folder / f"r{round:02d}.fpd").read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _facts(answer: Answer) -> bytes:
+    reply = {**asdict(answer.reply), "ledger": answer.reply.ledger.hex(), "digest": answer.digest.hex()}
+    return json.dumps(reply, allow_nan=False).encode()
+
+
+def _answer(facts: bytes, envelope: bytes) -> Answer:
+    read = json.loads(facts)
+    digest, ledger = bytes.fromhex(read.pop("digest")), bytes.fromhex(read.pop("ledger"))
+    return Answer(digest, TrainReply(ledger=ledger, **read), envelope)

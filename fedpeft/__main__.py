@@ -1,0 +1,5 @@
+"""``python -m fedpeft``: the command line."""
+
+from fedpeft.cli import main
+
+main()

@@ -1,0 +1,228 @@
+"""Putting an adapter on the shared base, and taking it off without a trace."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedpeft.adapters.factors import FactorLaw, FactorState
+from fedpeft.adapters.methods import AdapterMethod, Spec, in_out, method_of, rank_of, scaling_of
+from fedpeft.adapters.targets import find_targets
+from fedpeft.bases.load import Base
+from fedpeft.config.models import AdapterConfig
+from fedpeft.exchange.layout import FloatVector, Layout
+
+if TYPE_CHECKING:
+    import torch
+
+_ADAPTER, _GLOBAL = "default", "global"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An adapter on the shared base.
+
+    Attributes:
+        base: the base, whose own weights never change.
+        model: the ``peft.PeftModel`` around it.
+        method: the adapter method.
+        config: the settings it was built from.
+        targets: full names of the adapted modules, sorted.
+        rank: rank of this adapter.
+        seed: seed of the agreed initial values.
+        parameters: the trainable parameters by exchanged name, in layout order.
+        frozen: the adapter's tensors that are agreed, not trained (A under frozen_a and miss).
+    """
+
+    base: Base
+    model: Any
+    method: AdapterMethod
+    config: AdapterConfig
+    targets: tuple[str, ...]
+    rank: int
+    seed: int
+    parameters: dict[str, torch.nn.Parameter]
+    frozen: dict[str, torch.nn.Parameter]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Names and shapes of the exchanged tensors."""
+        return Layout.of(self.parameters)
+
+    @cached_property
+    def law(self) -> FactorLaw | None:
+        """How factors are aggregated (stack, reproject); None where the plain mean is the law."""
+        if self.method.law == "mean":
+            return None
+        modules = linear_modules_under(self.model)
+        shapes = tuple((name, (in_out(modules[name])[1], in_out(modules[name])[0])) for name in self.targets)
+        ranks = tuple(sorted(self.config.ranks.items()))
+        scaling = scaling_of(self.config)
+        return FactorLaw(self.method.law, self.seed, shapes, self.config.rank, ranks, scaling)
+
+    def get(self) -> FloatVector:
+        """A copy of the trainable values, float32, shape ``(layout.size,)``."""
+        return self.layout.flatten(self.parameters).copy()
+
+    def load(self, values: FloatVector) -> None:
+        """Set the trainable values; nothing else of the model changes.
+
+        Raises:
+            ExchangeError: the vector does not fit the layout.
+        """
+        _copy(self.parameters, self.layout.split(np.ascontiguousarray(values, dtype=np.float32)))
+
+    def initial(self) -> FloatVector:
+        """The agreed values before round 1, float32, shape ``(layout.size,)``."""
+        pairs = zip(self.layout.names, self.layout.shapes, strict=True)
+        return self.layout.flatten(
+            {name: self.method.initial(name, shape, self.seed) for name, shape in pairs}
+        )
+
+    def reset(self) -> None:
+        """Set the adapter, frozen tensors included, to the agreed values before round 1."""
+        self.load(self.initial())
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.frozen.items()}
+        _copy(self.frozen, {name: self.method.initial(name, shapes[name], self.seed) for name in self.frozen})
+        if self.method.law == "stack":
+            _set_global(self, None)
+
+    def begin(self, state: FloatVector | FactorState, round: int = 0, node: str = "") -> FloatVector:
+        """Set the model to what a node starts a round from, and return the trainables' values.
+
+        With the default round and node the model computes exactly the federation's function: that is how
+        a state is evaluated.
+        """
+        if isinstance(state, FactorState):
+            law = self.law
+            if law is None:
+                raise TypeError(f"{self.method.name} has no factors")
+            if self.method.law == "stack":
+                _set_global(self, state)
+            state = law.start_values(state, round, node)
+        self.load(state)
+        return self.get()
+
+
+_current: list[Attached] = []
+
+
+def attach(base: Base, cfg: AdapterConfig, seed: int, node: str | None = None) -> Attached:
+    """Put an adapter on the base, its values reset to the agreed initial ones.
+
+    One adapter is attached per process: the same base, settings and rank give the same object again;
+    anything else first takes the old adapter off. The base is neither copied nor re-loaded, and torch's
+    global generator is left as it was.
+
+    Raises:
+        ConfigError: settings that do not fit the base or each other.
+    """
+    method, rank = method_of(cfg), rank_of(cfg, node)
+    if _current:
+        held = _current[0]
+        if held.base.model is base.model and (held.config, held.rank, held.seed) == (cfg, rank, seed):
+            held.reset()
+            return held
+    detach()
+    targets = find_targets(base, cfg)
+    attached = _wrap(base, method, Spec(base, cfg, targets, rank), seed)
+    attached.reset()
+    _current.append(attached)
+    return attached
+
+
+def detach() -> None:
+    """Take the attached adapter off; the base is then exactly the model that was loaded."""
+    if not _current:
+        return
+    attached = _current.pop()
+    model = attached.model.unload()
+    model.requires_grad_(False)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+def linear_modules_under(model: Any) -> dict[str, Any]:
+    """The adapted modules of a peft model by their name in the base."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return {name.removeprefix(_PREFIX): module for name, module in found}
+
+
+def exchanged_name(name: str) -> str:
+    """The exchanged name of a peft parameter, without peft's prefix and adapter name.
+
+    >>> exchanged_name("base_model.model.model.layers.0.q_proj.lora_B.default.weight")
+    'model.layers.0.q_proj.lora_B.weight'
+    """
+    return name.removeprefix(_PREFIX).replace(f".{_ADAPTER}.", ".").removesuffix(f".{_ADAPTER}")
+
+
+def _wrap(base: Base, method: AdapterMethod, spec: Spec, seed: int) -> Attached:
+    from peft import PeftModel
+
+    config = method.build(spec)
+    with _untouched_generator(base), warnings.catch_warnings():
+        # peft asks transformers whether checkpointing is on by a name that transformers deprecates
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        model = PeftModel(base.model, config, adapter_name=_ADAPTER)
+    parameters: dict[str, Any] = {}
+    frozen: dict[str, Any] = {}
+    for name, parameter in model.named_parameters():
+        short = exchanged_name(name)
+        if short == name.removeprefix(_PREFIX):
+            parameter.requires_grad_(False)
+            continue
+        trained = short.endswith(method.trained)
+        parameter.requires_grad_(trained)
+        (parameters if trained else frozen)[short] = parameter
+    ordered = {name: parameters[name] for name in sorted(parameters)}
+    return Attached(base, model, method, spec.config, spec.targets, spec.rank, seed, ordered, frozen)
+
+
+def _set_global(attached: Attached, state: FactorState | None) -> None:
+    """Hold the federation's factors as a second, frozen adapter beside the trainable one."""
+    from peft import LoraConfig
+
+    with _untouched_generator(attached.base):
+        for name, layer in linear_modules_under(attached.model).items():
+            if _GLOBAL in layer.lora_A:
+                layer.set_adapter([_ADAPTER])
+                layer.delete_adapter(_GLOBAL)
+            if state is None or not state.factors[name][0].shape[0]:
+                continue
+            a, b = state.factors[name]
+            layer.update_layer(_GLOBAL, a.shape[0], lora_alpha=a.shape[0], config=LoraConfig())
+            layer.set_adapter([_ADAPTER, _GLOBAL])
+            tensors = {"a": layer.lora_A[_GLOBAL].weight, "b": layer.lora_B[_GLOBAL].weight}
+            _copy(tensors, {"a": a, "b": b})
+            for tensor in tensors.values():
+                tensor.requires_grad_(False)
+
+
+def _copy(parameters: dict[str, Any], values: dict[str, FloatVector]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(values[name]))
+            parameter.grad = None
+
+
+@contextmanager
+def _untouched_generator(base: Base) -> Iterator[None]:
+    """Restore torch's global generators afterwards: peft draws from them when it builds layers."""
+    import torch
+
+    device = torch.device(base.device)
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield

@@ -1,0 +1,276 @@
+"""Loading the frozen base: once per process, hashed, quantised, agreed."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedpeft.bases.runtime import choose_device, choose_dtype, prepare
+from fedpeft.bases.source import base_folder, content_hash, read_model_config, stored_quantisation
+from fedpeft.config.models import BaseConfig, Quantisation, Task
+from fedpeft.errors import BaseModelError
+from fedpeft.rng import stream
+
+if TYPE_CHECKING:
+    import torch
+
+# Heads stay unquantised: bitsandbytes turns a newly initialised one into a layer that cannot run.
+HEAD_MODULES = (
+    "classifier",
+    "score",
+    "pooler",
+    "pre_classifier",
+    "classification_head",
+    "lm_head",
+    "embed_out",
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen pretrained model that all simulated nodes of a process share.
+
+    Attributes:
+        model: a transformers ``PreTrainedModel`` in which no parameter requires a gradient.
+        tokenizer: its tokenizer, with a padding token.
+        name: as configured.
+        folder: where it was loaded from.
+        sha256: content hash (`fedpeft.bases.source.content_hash`).
+        quantisation: none, int8 or nf4.
+        dtype: compute type, such as float32.
+        device: such as cpu or cuda:0.
+        parameters: number of parameters before quantisation packs them.
+        task: causal-lm or sequence-classification.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    folder: Path
+    sha256: str
+    quantisation: Quantisation
+    dtype: str
+    device: str
+    parameters: int
+    task: Task
+
+    @property
+    def pad_id(self) -> int:
+        """Token id used for padding."""
+        return int(self.tokenizer.pad_token_id)
+
+
+_loaded: dict[tuple[BaseConfig, int | None], Base] = {}
+
+
+def load_base(cfg: BaseConfig, num_labels: int | None = None) -> Base:
+    """Load a base, or return the one that this process already holds for the same settings.
+
+    One base is kept at a time: asking for another lets the first go. The weights are never changed
+    afterwards, neither by adapters (`fedpeft.adapters.attach`) nor by the in-place repacking with which
+    bitsandbytes answers a forward pass in evaluation mode on processors with AVX512-BF16.
+
+    Raises:
+        BaseModelError: missing, not a model, of another hash, or not supported.
+    """
+    prepare()
+    if (cfg, num_labels) in _loaded:
+        return _loaded[cfg, num_labels]
+    folder = base_folder(cfg)
+    stored = stored_quantisation(read_model_config(folder))
+    _check_quantisation(cfg, stored)
+    sha256 = content_hash(folder, cfg.quantisation)
+    if cfg.sha256 is not None and cfg.sha256.lower() != sha256:
+        raise BaseModelError(
+            f"base.sha256 is {cfg.sha256} but {cfg.model!r} has {sha256}; get the agreed base"
+        )
+    base = _load(cfg, folder, sha256, stored, num_labels)
+    _loaded.clear()
+    _loaded[cfg, num_labels] = base
+    return base
+
+
+def forget_base() -> None:
+    """Let the base of this process go, so that its memory can be freed."""
+    _loaded.clear()
+
+
+def save_quantised(base: Base, folder: Path) -> None:
+    """Save a quantised base with its tokenizer, so that it loads without being quantised again."""
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+
+
+def _check_quantisation(cfg: BaseConfig, stored: str) -> None:
+    if stored not in ("none", "int8", "nf4"):
+        raise BaseModelError(
+            f"{cfg.model!r} is quantised with {stored}; supported are none, int8 and nf4 (bitsandbytes)"
+        )
+    if stored not in ("none", cfg.quantisation):
+        raise BaseModelError(f"{cfg.model!r} holds {stored} weights; set base.quantisation = {stored!r}")
+
+
+def _load(cfg: BaseConfig, folder: Path, sha256: str, stored: str, num_labels: int | None) -> Base:
+    import torch
+
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    device = choose_device(cfg.device)
+    dtype = choose_dtype(cfg.dtype, device)
+    model, missing = _model(cfg, folder, _placement(cfg, device, dtype, stored), num_labels)
+    _fill_head(cfg, model, missing)
+    _settle(model, dtype, device, cfg)
+    tokenizer = _tokenizer(folder, cfg)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        name=cfg.model,
+        folder=folder,
+        sha256=sha256,
+        quantisation=cfg.quantisation,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        parameters=int(model.num_parameters()),
+        task=cfg.task,
+    )
+
+
+def _placement(cfg: BaseConfig, device: torch.device, dtype: torch.dtype, stored: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that say how weights are read and where they go."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    place: dict[str, Any] = {"dtype": dtype}
+    if device.type == "cuda" or cfg.quantisation != "none":
+        place["device_map"] = {"": str(device)}
+    if cfg.quantisation == "none":
+        return place
+    place["dtype"] = torch.float32
+    skip = list(HEAD_MODULES) if cfg.task == "sequence-classification" else None
+    if stored == "none" and cfg.quantisation == "nf4":
+        place["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=skip,
+        )
+    elif stored == "none":
+        place["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=skip
+        )
+    return place
+
+
+def _model(
+    cfg: BaseConfig, folder: Path, place: dict[str, Any], num_labels: int | None
+) -> tuple[Any, list[str]]:
+    """The model, and the names of the weights that the folder lacks."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto: Any = AutoModelForCausalLM
+    if cfg.task == "sequence-classification":
+        auto = AutoModelForSequenceClassification
+        place |= {"num_labels": num_labels} if num_labels else {}
+    try:
+        with _quiet():
+            model, info = auto.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, **place
+            )
+    except Exception as error:  # whatever a foreign folder provokes becomes one line
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        cause = f"{type(error).__name__}: {line}"
+    else:
+        return model, sorted(info["missing_keys"])
+    raise BaseModelError(f"base.model {cfg.model!r} cannot be loaded as {cfg.task}: {cause}")
+
+
+def _fill_head(cfg: BaseConfig, model: Any, missing: list[str]) -> None:
+    """Set a new classification head from its name alone, so that all parties hold the same one."""
+    import torch
+
+    strangers = [name for name in missing if not set(name.split(".")) & set(HEAD_MODULES)]
+    if strangers or (missing and cfg.task == "causal-lm"):
+        name = (strangers or missing)[0]
+        raise BaseModelError(f"base.model {cfg.model!r} is no complete {cfg.task} model: {name!r} is missing")
+    tensors = dict(model.named_parameters())
+    for name in missing:
+        shape = tuple(tensors[name].shape)
+        scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.0
+        values = stream(0, 0, "", f"head:{name}").standard_normal(shape) * scale
+        with torch.no_grad():
+            tensors[name].copy_(torch.from_numpy(values.astype(np.float32)))
+
+
+def _settle(model: Any, dtype: torch.dtype, device: torch.device, cfg: BaseConfig) -> None:
+    """Freeze the model and fix everything that could later change its weights or its numbers."""
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    _drop_dropout(model)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, "compute_type_is_set"):
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+    if cfg.quantisation != "none":
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    elif device.type == "cpu":
+        model.to(device)
+    model.eval()
+    if cfg.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+
+
+def _drop_dropout(model: Any) -> None:
+    """Turn every dropout of the frozen base off: it would draw from torch's global generator."""
+    for module in model.modules():
+        for name in ("p", "dropout", "attention_dropout", "attn_dropout", "resid_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _tokenizer(folder: Path, cfg: BaseConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # as above
+        cause = type(error).__name__
+    else:
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        if tokenizer.pad_token_id is not None:
+            return tokenizer
+        cause = "it has neither a padding nor an end token"
+    raise BaseModelError(f"base.model {cfg.model!r} holds no usable tokenizer ({cause}); add tokenizer.json")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars, load reports and deprecation notes off the terminal."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,244 @@
+"""Reading records from JSONL, CSV, Parquet and Hugging Face datasets folders.
+
+Every error names the file, the line or row and the rule; none repeats what stands in the record.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fedpeft.config.models import DataConfig
+from fedpeft.data.records import Record
+from fedpeft.errors import DataError
+
+Row = dict[str, Any]
+Rows = Iterator[tuple[str, Row]]
+
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
+
+
+def read_records(path: Path, cfg: DataConfig) -> list[Record]:
+    """All records of one file or datasets folder.
+
+    Columns are mapped by ``cfg``: prompt and completion, or messages for chats, and the partition column.
+
+    Raises:
+        DataError: no such file, an unknown format, a missing column, a bad row or no records.
+    """
+    kind = _format(path, cfg)
+    records = [_record(path, place, row, cfg) for place, row in _READERS[kind](path)]
+    if not records:
+        raise DataError(f"{path} holds no records; each organisation needs at least one")
+    return records
+
+
+def read_folder(path: Path, cfg: DataConfig) -> dict[str, list[Record]]:
+    """The records of each file of a folder, by the file's name without its ending, sorted by name.
+
+    Raises:
+        DataError: the folder holds no data files, two of one name, or a file that cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for entry in sorted(path.iterdir()) if path.is_dir() else []:
+        if entry.suffix.lower() in _SUFFIXES or _is_dataset(entry):
+            if entry.stem in found:
+                raise DataError(
+                    f"{path} holds two data files named {entry.stem!r}; names are the organisations'"
+                )
+            found[entry.stem] = entry
+    if not found:
+        raise DataError(f"{path} is not a folder of data files; allowed are {', '.join(sorted(_SUFFIXES))}")
+    return {name: read_records(file, cfg) for name, file in found.items()}
+
+
+def is_record_source(path: Path) -> bool:
+    """Whether a path is one data set (a file or a datasets folder), not a folder of them."""
+    return path.is_file() or _is_dataset(path)
+
+
+def _is_dataset(path: Path) -> bool:
+    return path.is_dir() and any((path / name).exists() for name in _DATASET_FILES)
+
+
+def _format(path: Path, cfg: DataConfig) -> str:
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give a data file or a datasets folder")
+    if cfg.format != "auto":
+        return cfg.format
+    if _is_dataset(path):
+        return "datasets"
+    if path.is_dir():
+        raise DataError(f"{path} is a folder without dataset_info.json; give a file or save_to_disk's folder")
+    if kind := _SUFFIXES.get(path.suffix.lower()):
+        return kind
+    raise DataError(
+        f"{path}: cannot tell the format from {path.suffix!r}; set data.format to jsonl, csv or parquet"
+    )
+
+
+def _read_jsonl(path: Path) -> Rows:
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if line.strip():
+            value = _parse(line)
+            if not isinstance(value, dict):
+                raise DataError(f"{path} line {number}: not a JSON object; each line must be one")
+            yield f"line {number}", value
+
+
+def _parse(line: str) -> Any:
+    """The JSON value, or None; the parser's own error would carry the text."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _read_csv(path: Path) -> Rows:
+    reader = csv.reader(_text(path).splitlines(keepends=True), strict=True)
+    header: list[str] | None = None
+    while (row := _next_csv(path, reader)) is not None:
+        if header is None:
+            header = _header(path, row)
+        elif row:
+            if len(row) != len(header):
+                cause = f"{len(row)} fields, the header has {len(header)}; quote fields that hold a comma"
+                raise DataError(f"{path} line {reader.line_num}: {cause}")
+            yield f"line {reader.line_num}", dict(zip(header, row, strict=True))
+
+
+def _next_csv(path: Path, reader: Any) -> list[str] | None:
+    try:
+        return next(reader, None)
+    except csv.Error:
+        number = reader.line_num
+    raise DataError(f"{path} line {number}: not valid CSV; check its quotes")
+
+
+def _header(path: Path, row: list[str]) -> list[str]:
+    names = [name.strip() for name in row]
+    if len(set(names)) != len(names) or "" in names:
+        raise DataError(f"{path} line 1: column names must be unique and not empty")
+    return names
+
+
+def _read_parquet(path: Path) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        batches = pq.ParquetFile(path).iter_batches()
+        rows = [row for batch in batches for row in batch.to_pylist()]
+    except (pa.ArrowException, OSError) as error:
+        cause = type(error).__name__
+    else:
+        yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
+        return
+    raise DataError(f"{path} is not a readable Parquet file ({cause}); write it again")
+
+
+def _read_dataset(path: Path) -> Rows:
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(path))
+    except Exception as error:  # a broken folder fails in many ways; the text stays here
+        cause = type(error).__name__
+    else:
+        if isinstance(data, datasets.DatasetDict):
+            name = "train" if "train" in data else min(data)
+            data = data[name]
+        yield from ((f"row {number}", dict(row)) for number, row in enumerate(data, 1))
+        return
+    raise DataError(f"{path} is not a readable datasets folder ({cause}); write it with save_to_disk")
+
+
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    "jsonl": _read_jsonl,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+    "datasets": _read_dataset,
+}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        cause = type(error).__name__
+    raise DataError(f"{path} cannot be read as UTF-8 text ({cause}); convert it or set data.format")
+
+
+def _record(path: Path, place: str, row: Row, cfg: DataConfig) -> Record:
+    where = f"{path} {place}"
+    group = _group(where, row, cfg)
+    if cfg.messages is not None:
+        messages = _messages(where, _column(where, row, cfg.messages, "data.messages"))
+        prompt = "\n".join(content for _, content in messages[:-1])
+        return Record(prompt, messages[-1][1], group, messages)
+    prompt = _string(where, cfg.prompt, _column(where, row, cfg.prompt, "data.prompt"))
+    completion = _string(where, cfg.completion, _column(where, row, cfg.completion, "data.completion"))
+    if not completion.strip():
+        raise DataError(f"{where}: {cfg.completion!r} is empty; every record needs a completion")
+    return Record(prompt, completion, group)
+
+
+def _group(where: str, row: Row, cfg: DataConfig) -> str | None:
+    if cfg.partition_column is None:
+        return row["group"] if isinstance(row.get("group"), str) else None
+    return _string(
+        where, cfg.partition_column, _column(where, row, cfg.partition_column, "data.partition_column")
+    )
+
+
+def _column(where: str, row: Row, name: str, setting: str) -> Any:
+    if name in row:
+        return row[name]
+    columns = [str(column) for column in row]
+    near = difflib.get_close_matches(name, columns, n=3, cutoff=0.4) or columns[:8]
+    raise DataError(
+        f"{where}: no column {name!r} ({setting}); nearest: {', '.join(near) or 'none, the row is empty'}"
+    )
+
+
+def _string(where: str, name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise DataError(f"{where}: {name!r} is {_kind(value)}; it must be text or a whole number")
+
+
+def _messages(where: str, value: Any) -> tuple[tuple[str, str], ...]:
+    value = _parse(value) if isinstance(value, str) else value
+    pairs = [_message(item) for item in value] if isinstance(value, list) else []
+    messages = tuple(pair for pair in pairs if pair is not None)
+    if len(messages) != len(pairs) or len(messages) < 2:
+        raise DataError(
+            f"{where}: messages must be a list of at least two {{role, content}} objects with text"
+        )
+    if messages[-1][0] != "assistant" or not messages[-1][1].strip():
+        raise DataError(f"{where}: the last message must come from the assistant and not be empty")
+    return messages
+
+
+def _message(item: Any) -> tuple[str, str] | None:
+    if not isinstance(item, dict):
+        return None
+    role, content = item.get("role"), item.get("content")
+    return (role, content) if isinstance(role, str) and isinstance(content, str) else None
+
+
+def _kind(value: Any) -> str:
+    return "empty (null)" if value is None else f"of type {type(value).__name__}"

@@ -1,0 +1,69 @@
+"""Records: the text of an organisation, before any tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedpeft.errors import DataError
+from fedpeft.runstore.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training record.
+
+    Attributes:
+        prompt: what the model is given; for chats the earlier messages, one per line.
+        completion: what it shall answer, or the label.
+        group: value of the partition column: whose record it is, or its class.
+        messages: (role, content) pairs of a chat, the last one the answer; None for plain records.
+    """
+
+    prompt: str
+    completion: str
+    group: str | None = None
+    messages: tuple[tuple[str, str], ...] | None = None
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write records as JSONL with the columns prompt, completion, group and messages, atomically."""
+    lines = [json.dumps(_row(record), ensure_ascii=False) + "\n" for record in records]
+    write_atomic(path, "".join(lines).encode())
+
+
+def _row(record: Record) -> dict[str, Any]:
+    row: dict[str, Any] = {"prompt": record.prompt, "completion": record.completion}
+    if record.group is not None:
+        row["group"] = record.group
+    if record.messages is not None:
+        row["messages"] = [{"role": role, "content": content} for role, content in record.messages]
+    return row
+
+
+def label_set(records: Iterable[Record]) -> list[str]:
+    """The distinct completions, sorted: the classes of a labelled task."""
+    return sorted({record.completion for record in records})
+
+
+def split(
+    records: Sequence[Record], shares: Sequence[float], rng: np.random.Generator
+) -> tuple[list[Record], ...]:
+    """Shuffle and cut records into parts of the given shares, which must sum to at most 1.
+
+    Sizes are cumulative shares rounded to the nearest record, so that the parts of a whole sum to it.
+
+    Raises:
+        DataError: a share is negative or the shares sum to more than 1.
+    """
+    if any(share < 0 for share in shares) or sum(shares) > 1 + 1e-9:
+        raise DataError(f"shares {list(shares)} must be at least 0 and sum to at most 1")
+    order = rng.permutation(len(records))
+    ends = np.floor(np.cumsum([0.0, *shares]) * len(records) + 0.5).astype(int)
+    return tuple([records[index] for index in order[start:end]] for start, end in pairwise(ends))

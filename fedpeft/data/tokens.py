@@ -1,0 +1,207 @@
+"""From records to token ids, loss weights and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.config.models import DataConfig, Task
+from fedpeft.data.records import Record
+from fedpeft.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised record.
+
+    Attributes:
+        ids: token ids, int64, shape ``(T,)``.
+        weights: loss weight of token t as a target, float32, shape ``(T,)``; the first is 0, as nothing
+            predicts it. All 0 for sequence classification.
+        label_index: place of the completion among the labels, -1 without labels.
+        prompt_length: number of leading tokens that belong to the prompt.
+    """
+
+    ids: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    label_index: int = -1
+    prompt_length: int = 0
+
+    @property
+    def target(self) -> int:
+        """Class of a sequence-classification example."""
+        return self.label_index
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded on the right; causal models need no attention mask for it.
+
+    Attributes:
+        ids: int64, shape ``(B, T)``.
+        weights: float32, shape ``(B, T)``; 0 on padding.
+        lengths: int64, shape ``(B,)``, tokens before the padding.
+        targets: int64, shape ``(B,)``, the label index or -1.
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    lengths: torch.Tensor
+    targets: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def part(self, start: int, end: int) -> Batch:
+        """The examples ``start:end``, with their padding."""
+        rows = slice(start, end)
+        return Batch(self.ids[rows], self.weights[rows], self.lengths[rows], self.targets[rows])
+
+
+def tokenise(
+    records: Sequence[Record],
+    tokenizer: Any,
+    cfg: DataConfig,
+    task: Task = "causal-lm",
+    labels: Sequence[str] | None = None,
+) -> list[Example]:
+    """Token ids and loss weights of records.
+
+    Prompt and completion are tokenised apart, as they are at inference. A beginning-of-sequence token
+    leads where the tokenizer itself would add one; the completion ends with the end-of-sequence token.
+    A record longer than ``cfg.max_length`` loses the left of its prompt, and a completion that leaves no
+    room for one prompt token loses its right.
+
+    Args:
+        records: what to tokenise.
+        tokenizer: a Hugging Face tokenizer.
+        cfg: template, maximal length and prompt weight.
+        task: head of the model; sequence classification sees the prompt only.
+        labels: classes in agreed order; needed for sequence classification.
+
+    Raises:
+        DataError: a template without its two fields, a chat without a chat template, an unknown label
+            or a record without a token to predict.
+    """
+    places = {label: index for index, label in enumerate(labels or ())}
+    if task == "sequence-classification" and not places:
+        raise DataError("sequence classification needs the list of labels; none was given")
+    frame = _Frame.of(tokenizer, cfg)
+    return [_example(record, number, frame, task, places) for number, record in enumerate(records, 1)]
+
+
+def collate(examples: Sequence[Example], pad_id: int, device: str | torch.device = "cpu") -> Batch:
+    """Pad examples on the right to one batch on a device."""
+    import torch
+
+    lengths = np.array([len(example.ids) for example in examples], dtype=np.int64)
+    shape = (len(examples), int(lengths.max(initial=0)))
+    ids, weights = np.full(shape, pad_id, np.int64), np.zeros(shape, np.float32)
+    for row, example in enumerate(examples):
+        ids[row, : lengths[row]] = example.ids
+        weights[row, : lengths[row]] = example.weights
+    targets = np.array([example.label_index for example in examples], dtype=np.int64)
+    parts = (torch.from_numpy(array).to(device) for array in (ids, weights, lengths, targets))
+    return Batch(*parts)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What surrounds the text of every record."""
+
+    tokenizer: Any
+    max_length: int
+    prompt_weight: float
+    bos: tuple[int, ...]
+    eos: tuple[int, ...]
+    template: tuple[str, str, str]
+
+    @classmethod
+    def of(cls, tokenizer: Any, cfg: DataConfig) -> _Frame:
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        adds_bos = bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
+        return cls(
+            tokenizer,
+            cfg.max_length,
+            cfg.prompt_weight,
+            (bos,) if adds_bos else (),
+            () if eos is None else (eos,),
+            _template(cfg.template),
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _template(text: str) -> tuple[str, str, str]:
+    """The text before the prompt, between prompt and completion, and after it."""
+    before, found_prompt, rest = text.partition("{prompt}")
+    between, found_completion, after = rest.partition("{completion}")
+    if not (found_prompt and found_completion):
+        raise DataError(f"data.template {text!r} must hold {{prompt}} and then {{completion}}, once each")
+    return before, between, after
+
+
+def _example(record: Record, number: int, frame: _Frame, task: Task, places: dict[str, int]) -> Example:
+    label = places.get(record.completion, -1)
+    if places and label < 0:
+        raise DataError(f"record {number}: its label is not one of the {len(places)} agreed labels")
+    prompt, completion = _parts(record, frame)
+    if task == "sequence-classification":
+        ids = _cut(list(frame.bos), prompt, frame.max_length)
+        return _checked(
+            Example(np.array(ids, np.int64), np.zeros(len(ids), np.float32), label, len(ids)), number
+        )
+    completion = completion[: frame.max_length - 1]
+    head = _cut(list(frame.bos), prompt, frame.max_length - len(completion))
+    weights = np.full(len(head) + len(completion), 1.0, np.float32)
+    weights[: len(head)] = frame.prompt_weight
+    weights[:1] = 0.0
+    ids = np.array(head + completion, np.int64)
+    return _checked(Example(ids, weights, label, len(head)), number, needs_target=True)
+
+
+def _parts(record: Record, frame: _Frame) -> tuple[list[int], list[int]]:
+    if record.messages is not None:
+        return _chat_parts(record.messages, frame)
+    before, between, after = frame.template
+    prompt = frame.encode(before + record.prompt + between)
+    return prompt, [*frame.encode(record.completion + after), *frame.eos]
+
+
+def _chat_parts(messages: tuple[tuple[str, str], ...], frame: _Frame) -> tuple[list[int], list[int]]:
+    if not getattr(frame.tokenizer, "chat_template", None):
+        raise DataError(
+            "the tokenizer has no chat template; use a chat base, or prompt and completion columns"
+        )
+    chat = [{"role": role, "content": content} for role, content in messages]
+    render = frame.tokenizer.apply_chat_template
+    prompt = list(render(chat[:-1], add_generation_prompt=True, tokenize=True, return_dict=False))
+    whole = list(render(chat, tokenize=True, return_dict=False))
+    if whole[: len(prompt)] == prompt:
+        completion = whole[len(prompt) :]
+    else:
+        completion = [*frame.encode(messages[-1][1]), *frame.eos]
+    start = len(frame.bos) if tuple(prompt[: len(frame.bos)]) == frame.bos else 0
+    return prompt[start:], completion
+
+
+def _cut(head: list[int], prompt: list[int], room: int) -> list[int]:
+    """The head and the rightmost prompt tokens, at most ``room`` in all."""
+    keep = max(0, room - len(head))
+    return (head + (prompt[-keep:] if keep else []))[:room]
+
+
+def _checked(example: Example, number: int, needs_target: bool = False) -> Example:
+    if needs_target and not example.weights.any():
+        raise DataError(f"record {number}: it has no token to predict; give it a prompt and a completion")
+    if not needs_target and not len(example.ids):
+        raise DataError(f"record {number}: its prompt is empty")
+    return example

@@ -1,0 +1,215 @@
+"""Exchange plans: transforms in order and the codec that carries their result, checked as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.errors import ExchangeError, PlanError
+from fedpeft.exchange.codecs import codec_named
+from fedpeft.exchange.transforms import (
+    RESIDUAL,
+    AddResidual,
+    Clip,
+    KeepResidual,
+    Metrics,
+    Quantise,
+    Sparsify,
+    State,
+    Ternarise,
+    Transform,
+)
+from fedpeft.exchange.update import Update
+
+if TYPE_CHECKING:
+    from fedpeft.config.models import DirectionConfig
+
+Tap = Callable[[str, Update], None]
+
+PRIVATE = "residual_private"
+"""State: present when the residual comes from private outputs only."""
+
+_POST_PROCESSING = (AddResidual, Clip, KeepResidual, Quantise, Sparsify, Ternarise)
+
+
+@dataclass(frozen=True)
+class ExchangePlan:
+    """Transforms in order, then a codec.
+
+    With ``private`` the plan is run on updates that are already the output of a differentially private
+    mechanism (DP-SGD in the node, noise included). Everything in it must then be post-processing, and
+    a residual that un-noised rounds left behind is refused: it would carry data past the mechanism.
+
+    Raises:
+        PlanError: the order is not sound; the message gives the reason.
+    """
+
+    transforms: tuple[Transform, ...]
+    codec: str
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        codec_named(self.codec)
+        _check_order(self.transforms)
+        _check_feedback(self.transforms)
+        _check_codec(self.transforms, self.codec)
+        if self.private:
+            _check_private(self.transforms)
+
+    def describe(self) -> list[str]:
+        """One line per step, the codec last, as printed in reports."""
+        basis = ["input: output of a differentially private mechanism"] if self.private else []
+        return [*basis, *(repr(transform) for transform in self.transforms), f"codec: {self.codec}"]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the description, 32 bytes; equal plans have equal digests."""
+        return hashlib.sha256(b"fedpeft-plan-1\0" + "\n".join(self.describe()).encode()).digest()
+
+    def run(self, update: Update, state: State, tap: Tap | None = None) -> tuple[Update, Metrics]:
+        """Pass an update through all transforms.
+
+        The state changes only when every transform has succeeded. The result is what the receiver will
+        decode, bit for bit.
+
+        Args:
+            update: finite float32 values.
+            state: this direction's durable state; residuals are read from and written to it.
+            tap: called with name and update after each transform (the audit's view of that stage).
+
+        Returns:
+            The update to seal and the metrics, named ``transform.metric``.
+
+        Raises:
+            ExchangeError: values are not finite or not float32, or the state does not fit.
+        """
+        _check_values(update)
+        if self.private and RESIDUAL in state and PRIVATE not in state:
+            raise PlanError(
+                "a private plan was given a residual of rounds without privacy; start with an empty state"
+            )
+        working: dict[str, NDArray[Any]] = dict(state)
+        metrics: Metrics = {}
+        for transform in self.transforms:
+            update, measured = transform.apply(update, working)
+            metrics |= {f"{transform.name}.{key}": value for key, value in measured.items()}
+            if tap is not None:
+                tap(transform.name, update)
+        working.pop(PRIVATE, None)
+        if self.private:
+            working[PRIVATE] = np.ones(1, np.uint8)
+        state.clear()
+        state.update(working)
+        return update, metrics
+
+
+def plan_from_config(direction: DirectionConfig, private: bool) -> ExchangePlan:
+    """The plan of one direction of a run.
+
+    Args:
+        direction: codec, density and error feedback.
+        private: whether the updates come out of DP-SGD; see `ExchangePlan`.
+    """
+    steps: tuple[Transform, ...]
+    if direction.codec == "ternary":
+        steps = (Sparsify(direction.density), Ternarise())
+    elif direction.codec == "dense-fp32":
+        steps = ()
+    else:
+        steps = (Quantise(direction.codec),)
+    if direction.error_feedback and steps:
+        steps = (AddResidual(), *steps, KeepResidual())
+    return ExchangePlan(steps, direction.codec, private)
+
+
+def _check_order(transforms: tuple[Transform, ...]) -> None:
+    names = [transform.name for transform in transforms]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise PlanError(f"{repeated[0]} occurs {names.count(repeated[0])} times in the plan; use it once")
+    last = next((i for i, step in enumerate(transforms) if isinstance(step, Ternarise | Quantise)), None)
+    if last is None:
+        return
+    final = names[last]
+    for step in transforms[last + 1 :]:
+        if isinstance(step, Sparsify) and final == "ternarise":
+            raise PlanError(
+                "ternarise comes before sparsify: all magnitudes of a tensor are then equal and position "
+                "would decide what is kept; sparsify first"
+            )
+        if not isinstance(step, KeepResidual):
+            raise PlanError(
+                f"{step.name} comes after {final}: it would change values that were already rounded to what "
+                f"the codec carries; put {step.name} before {final}"
+            )
+
+
+def _check_feedback(transforms: tuple[Transform, ...]) -> None:
+    names = [transform.name for transform in transforms]
+    adds, keeps = "add_residual" in names, "keep_residual" in names
+    if keeps and not adds:
+        raise PlanError(
+            "keep_residual without add_residual: what is kept would never be sent; add both or none"
+        )
+    if adds and not keeps:
+        raise PlanError(
+            "add_residual without keep_residual: the same residual would be sent again; add both or none"
+        )
+    if not adds:
+        return
+    if names.index("add_residual") > names.index("keep_residual"):
+        raise PlanError("keep_residual comes before add_residual: the residual would be taken from nothing")
+    if names[-1] != "keep_residual":
+        raise PlanError("keep_residual must be last: it has to see exactly what the receiver decodes")
+    if "clip" in names[names.index("add_residual") :]:
+        raise PlanError(
+            "clip comes after add_residual: what it cuts off would return through the residual and grow; "
+            "clip before"
+        )
+    if "sparsify" in names[: names.index("add_residual")]:
+        raise PlanError(
+            "sparsify comes before add_residual: what it drops would be lost to the residual; add first"
+        )
+
+
+def _check_codec(transforms: tuple[Transform, ...], codec: str) -> None:
+    if codec == "dense-fp32":
+        return
+    made = {
+        step.codec if isinstance(step, Quantise) else "ternary"
+        for step in transforms
+        if isinstance(step, Quantise | Ternarise)
+    }
+    if codec not in made:
+        needed = "ternarise" if codec == "ternary" else f"quantise({codec!r})"
+        given = f"values made for {made.pop()}" if made else "unrounded values"
+        raise PlanError(
+            f"codec {codec} cannot carry {given}: what is decoded would differ from what was sent; "
+            f"end with {needed}"
+        )
+
+
+def _check_private(transforms: tuple[Transform, ...]) -> None:
+    for step in transforms:
+        if not isinstance(step, _POST_PROCESSING):
+            raise PlanError(
+                f"{step.name} is not known to be post-processing: in a private plan a step may read only the "
+                "update and the plan's state"
+            )
+
+
+def _check_values(update: Update) -> None:
+    if update.values.dtype != np.float32:
+        raise ExchangeError(f"an update must be float32, this one is {update.values.dtype}")
+    if np.isfinite(update.values).all():
+        return
+    bad = next(name for name, part in update.tensors().items() if not np.isfinite(part).all())
+    raise ExchangeError(
+        f"the update of round {update.round} is not finite in {bad!r}; "
+        "lower the learning rate or clip gradients"
+    )

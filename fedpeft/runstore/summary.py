@@ -1,0 +1,106 @@
+"""``run.json`` as frozen models; their JSON schema is ``docs/schemas/run.schema.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SUMMARY_VERSION = 1
+
+
+class Facts(BaseModel):
+    """A frozen record in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseFacts(Facts):
+    """The base of the run."""
+
+    name: str
+    sha256: str
+    quantisation: str
+    parameters: int
+    dtype: str
+    device: str
+
+
+class AdapterFacts(Facts):
+    """The adapter of the run."""
+
+    method: str
+    trainable: int = Field(description="values that one node exchanges")
+
+
+class ByteFacts(Facts):
+    """Lengths of all envelopes of the run, signatures included."""
+
+    up: int
+    down: int
+    dense_up: int = Field(description="the same exchange of fp32 LoRA with both factors, of the same rank")
+    dense_down: int
+    ratio_up: float
+    ratio_total: float
+    bits_per_parameter: float = Field(description="of the compressed envelopes")
+    entropy_bits_per_parameter: float | None = Field(
+        description="Shannon's bound of their symbols, per tensor; null where no envelope is ternary"
+    )
+
+
+class NodePrivacy(Facts):
+    """What one node spent."""
+
+    name: str
+    sampling_probability: float | None
+    noise_multiplier: float | None
+    steps: int
+    clip: float | None
+    epsilon: float | None = Field(description="joint over the node's ledger; null: not private")
+
+
+class PrivacyFacts(Facts):
+    """The claim of the run."""
+
+    unit: str
+    adjacency: str | None
+    trust: str | None
+    epsilon: float | None = Field(description="of the worst node; null: no claim")
+    delta: float | None
+    accountant: str | None
+    nodes: list[NodePrivacy]
+
+
+class TimeFacts(Facts):
+    """Seconds of wall clock."""
+
+    train_s: float = Field(description="local training, over all rounds and nodes")
+    overhead_s: float = Field(description="everything else of the federation")
+    total_s: float = Field(description="the federation: train_s + overhead_s")
+    command_s: float = Field(description="the last command, with arms, judging and audit")
+
+
+class AuditFacts(Facts):
+    """The audit in one line; the rest is in ``audit/report.json``."""
+
+    verdicts: dict[str, int]
+
+
+class RunSummary(Facts):
+    """``run.json``."""
+
+    version: int = SUMMARY_VERSION
+    config_hash: str
+    seed: int
+    base: BaseFacts
+    adapter: AdapterFacts
+    rounds: int
+    nodes: int
+    loss: dict[str, float]
+    accuracy: dict[str, float | None]
+    bytes: ByteFacts
+    privacy: PrivacyFacts
+    time: TimeFacts
+    audit: AuditFacts | None
+    arms: dict[str, dict[str, Any]] = Field(description="each comparison arm as it left its result")
+    updates: list[str] = Field(description="SHA-256 of each envelope up, in order of round and node")

@@ -1,0 +1,166 @@
+"""Held-out loss and label accuracy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from fedpeft.data import Example
+from fedpeft.errors import DataError
+from fedpeft.training.batches import physical
+from fedpeft.training.loss import (
+    causal_loss,
+    class_logits,
+    per_example_loss,
+    task_of,
+    token_logits,
+    weighted_positions,
+)
+from fedpeft.training.modes import steady
+
+TOKENS_AT_ONCE = 16384
+
+Completion = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out figures.
+
+    Attributes:
+        loss: mean over examples of the per-example loss.
+        accuracy: share of examples whose true completion beats every other label; None without labels.
+        count: number of examples.
+    """
+
+    loss: float
+    accuracy: float | None
+    count: int
+
+
+def evaluate(
+    attached_or_model: Any, examples: Sequence[Example], labels: Sequence[str] | None, tokenizer: Any
+) -> Evaluation:
+    """Loss and label accuracy on examples, batched by length, without gradients.
+
+    A label wins by its first token where all labels begin differently, and otherwise by the log
+    probability of its whole completion.
+
+    Args:
+        attached_or_model: an attached adapter or a plain model.
+        examples: the held-out examples; with labels each carries its label index.
+        labels: the classes in agreed order; None evaluates the loss alone.
+        tokenizer: spells labels that occur in no example.
+
+    Raises:
+        DataError: no examples, or an example without a label index although labels are given.
+    """
+    model = attached_or_model if isinstance(attached_or_model, torch.nn.Module) else attached_or_model.model
+    if not examples:
+        raise DataError("nothing to evaluate: the held-out set is empty")
+    if labels and any(not 0 <= example.label_index < len(labels) for example in examples):
+        raise DataError(
+            "an example to evaluate carries no label; pass labels=None to evaluate the loss alone"
+        )
+    with steady(model), torch.no_grad():
+        return _evaluate(model, examples, labels, tokenizer)
+
+
+def _evaluate(
+    model: Any, examples: Sequence[Example], labels: Sequence[str] | None, tokenizer: Any
+) -> Evaluation:
+    device = str(next(model.parameters()).device)
+    if task_of(model) == "sequence-classification":
+        return _evaluate_classes(model, examples, device)
+    spelled = spellings(examples, labels, tokenizer) if labels else []
+    firsts = [spelling[0] for spelling in spelled]
+    loss, hits = _one_pass(model, examples, firsts, device)
+    if not labels:
+        return Evaluation(loss, None, len(examples))
+    if len(set(firsts)) < len(firsts):
+        hits = _completion_hits(model, examples, spelled, device)
+    return Evaluation(loss, hits / len(examples), len(examples))
+
+
+def _one_pass(model: Any, examples: Sequence[Example], firsts: list[int], device: str) -> tuple[float, int]:
+    """Mean loss, and how many examples' labels have the most probable of the first tokens."""
+    candidates, losses, hits = torch.tensor(firsts, device=device), 0.0, 0
+    numbered = [replace(example, label_index=i) for i, example in enumerate(examples)]
+    before = torch.tensor([max(example.prompt_length, 1) - 1 for example in examples], device=device)
+    wanted = torch.tensor([example.label_index for example in examples], device=device)
+    for batch in physical(model, numbered, TOKENS_AT_ONCE):
+        rows, columns = weighted_positions(batch)
+        logits = token_logits(model, batch.ids, rows, columns)
+        losses += float(causal_loss(batch, rows, columns, logits).double().sum())
+        if firsts:
+            starts = columns == before[batch.targets[rows]]
+            best = logits[starts][:, candidates].argmax(1)
+            hits += int((best == wanted[batch.targets[rows[starts]]]).sum())
+    return losses / len(examples), hits
+
+
+def _evaluate_classes(model: Any, examples: Sequence[Example], device: str) -> Evaluation:
+    loss, hits = 0.0, 0
+    for batch in physical(model, examples, TOKENS_AT_ONCE):
+        logits = class_logits(model, batch).float()
+        loss += float(functional.cross_entropy(logits, batch.targets, reduction="sum"))
+        hits += int((logits.argmax(1) == batch.targets).sum())
+    return Evaluation(loss / len(examples), hits / len(examples), len(examples))
+
+
+def spellings(examples: Sequence[Example], labels: Sequence[str], tokenizer: Any) -> list[Completion]:
+    """Token ids of each label: as its completion is most often spelled, else as the tokenizer spells it."""
+    found = [Counter[Completion]() for _ in labels]
+    for example in examples:
+        found[example.label_index][completion(example)] += 1
+    ends = {spelling[-1] for counter in found for spelling in counter}
+    end = tuple(ends) if ends == {tokenizer.eos_token_id} else ()
+    return [
+        max(sorted(counter), key=lambda spelling: counter[spelling])
+        if counter
+        else (*tokenizer(label, add_special_tokens=False)["input_ids"], *end)
+        for counter, label in zip(found, labels, strict=True)
+    ]
+
+
+def completion(example: Example) -> Completion:
+    """The tokens after the prompt."""
+    return tuple(int(token) for token in example.ids[example.prompt_length :])
+
+
+def _completion_hits(model: Any, examples: Sequence[Example], spelled: list[Completion], device: str) -> int:
+    """Counts examples whose own label is the most probable completion of the prompt."""
+    scores = np.stack([_log_likelihoods(model, examples, spelling, device) for spelling in spelled], axis=1)
+    return int((scores.argmax(1) == [example.label_index for example in examples]).sum())
+
+
+def _log_likelihoods(
+    model: Any, examples: Sequence[Example], spelling: Completion, device: str
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Log probability of one completion after each prompt, float64, shape ``(examples,)``."""
+    asked = [replace(_spelled(example, spelling), label_index=i) for i, example in enumerate(examples)]
+    scores = np.zeros(len(examples), np.float64)
+    for batch in physical(model, asked, TOKENS_AT_ONCE):
+        losses = per_example_loss(model, batch, "causal-lm") * len(spelling)
+        scores[batch.targets.cpu().numpy()] = -losses.double().cpu().numpy()
+    return scores
+
+
+def _cut(example: Example) -> Example:
+    """The prompt alone."""
+    end = max(example.prompt_length, 1)
+    return replace(example, ids=example.ids[:end], weights=example.weights[:end])
+
+
+def _spelled(example: Example, spelling: Completion) -> Example:
+    """The prompt followed by another completion, which alone bears weight."""
+    prompt = _cut(example).ids
+    ids = np.concatenate([prompt, np.array(spelling, np.int64)])
+    weights = np.concatenate([np.zeros(len(prompt), np.float32), np.ones(len(spelling), np.float32)])
+    return replace(example, ids=ids, weights=weights)

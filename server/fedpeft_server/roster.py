@@ -1,0 +1,135 @@
+"""Who takes part: nodes greeted, compared with what was agreed, and ordered by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedpeft.errors import FederationError
+from fedpeft.protocol import HELLO, PROTOCOL, Hello, HelloReply, pack, unpack
+from fedpeft.rng import stream
+from fedpeft_server.collect import Question, ask
+
+GREETINGS = 3
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What the coordinator computed itself and every node must have computed too.
+
+    Attributes:
+        run: 16 bytes derived from the config.
+        base: content hash of the base, hexadecimal.
+        layout: digest of the tensors that a node of a name exchanges.
+        state: digest of the starting state, 32 bytes.
+        key: the coordinator's public key, 32 bytes.
+    """
+
+    run: bytes
+    base: str
+    layout: Callable[[str], bytes]
+    state: bytes
+    key: bytes
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node that agreed: where it is now, its key, its rank and the rounds whose state it holds."""
+
+    name: str
+    node: int
+    key: bytes
+    rank: int
+    versions: frozenset[int]
+
+
+@dataclass
+class Roster:
+    """The members by name; nodes may come, leave and come back under another Flower id.
+
+    A name belongs to the key that first used it in this run: ``keys`` is part of every checkpoint.
+    """
+
+    agreed: Agreed
+    keys: dict[str, bytes] = field(default_factory=dict)
+    members: dict[str, Member] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    _greeted: dict[int, int] = field(default_factory=dict)
+
+    def refresh(self, grid: Grid, deadline: float) -> None:
+        """Greet nodes that are new; forget those that left. Never raises because of a node.
+
+        A node that gives no answer is greeted again in the next rounds, three times in all.
+        """
+        online = set(grid.get_node_ids())
+        self.members = {name: member for name, member in self.members.items() if member.node in online}
+        self._greeted = {node: times for node, times in self._greeted.items() if node in online}
+        new = sorted(node for node in online if self._greeted.get(node, 0) < GREETINGS)
+        if not new:
+            return
+        hello = pack(Hello(PROTOCOL, self.agreed.run, self.agreed.key))
+        replies = ask(grid, Question(HELLO, "hello", deadline), {node: hello for node in new})
+        for node in new:
+            self._greeted[node] = GREETINGS if node in replies else self._greeted.get(node, 0) + 1
+        for member, cause in _judge(replies, self.agreed):
+            self._admit(member, cause)
+
+    def _admit(self, member: Member, cause: str | None) -> None:
+        if cause is None and self.keys.get(member.name, member.key) != member.key:
+            cause = "this name belongs to another key"
+        if cause is None and member.name in self.members:
+            cause = "this name is already present"
+        if cause is None:
+            self.members[member.name] = member
+            self.keys.setdefault(member.name, member.key)
+            self.refused.pop(member.name, None)
+        elif member.name not in self.members:
+            self.refused[member.name or f"node-{member.node}"] = cause
+
+    def settle(self, asked: Iterable[str], valid: Iterable[str], round: int) -> None:
+        """Record who holds a round's state now; of the others nothing is assumed."""
+        answered = set(valid)
+        for name in asked:
+            versions = frozenset({round}) if name in answered else frozenset[int]()
+            self.members[name] = replace(self.members[name], versions=versions)
+
+
+def sample(names: Iterable[str], participation: float, seed: int, round: int) -> list[str]:
+    """The nodes asked in a round, in order of name: a share of all, at least one, drawn from the seed."""
+    ordered = sorted(names)
+    count = max(1, math.ceil(participation * len(ordered) - 1e-9))
+    if count >= len(ordered):
+        return ordered
+    chosen = stream(seed, round, "server", "participation").choice(len(ordered), count, replace=False)
+    return [ordered[index] for index in np.sort(chosen)]
+
+
+def _judge(replies: Mapping[int, Message], agreed: Agreed) -> list[tuple[Member, str | None]]:
+    judged: list[tuple[Member, str | None]] = []
+    for node, message in sorted(replies.items()):
+        try:
+            reply, _ = unpack(message, HelloReply, 0)
+        except FederationError as error:
+            judged.append((Member("", node, b"", 0, frozenset()), str(error)))
+        else:
+            member = Member(reply.name, node, reply.key, reply.rank, frozenset(reply.versions))
+            judged.append((member, _disagreement(reply, agreed)))
+    return sorted(judged, key=lambda pair: (pair[0].name, pair[0].node))
+
+
+def _disagreement(reply: HelloReply, agreed: Agreed) -> str | None:
+    """The first thing a node has another idea of, in words that need no log."""
+    if reply.run != agreed.run:
+        return "its agreed config differs from this run's config"
+    if reply.base != agreed.base:
+        return f"its base has hash {reply.base[:16]}, this run's base has {agreed.base[:16]}"
+    if reply.layout != agreed.layout(reply.name):
+        return "its adapter layout differs"
+    if reply.state != agreed.state:
+        return "its starting state differs"
+    return None if len(reply.key) == 32 else "its public key is not 32 bytes"

@@ -1,0 +1,83 @@
+"""What the coordinator computes before it speaks to anybody: base, starting state, keys and plans."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.adapters import attach
+from fedpeft.bases import load_base
+from fedpeft.config import Config
+from fedpeft.exchange import ExchangePlan, plan_from_config
+from fedpeft.protocol import COORDINATOR, run_id, state_digest
+from fedpeft.trust import Signer
+from fedpeft_server.roster import Agreed
+from fedpeft_server.state import GlobalState, digest, initial_state
+
+KEY_FILE = "coordinator.key"
+WHOLE = ExchangePlan((), "dense-fp32")
+"""How a state travels when a node holds nothing that a delta could change."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that stays the same during a run.
+
+    Attributes:
+        run: the run directory.
+        config: its resolved config.
+        run_id: 16 bytes.
+        signer: the coordinator's key.
+        agreed: what nodes must have computed too.
+        initial: the state before round 1.
+        up: codec of the updates.
+        down: plan of the broadcast, without a residual: the exact state is the residual.
+    """
+
+    run: Path
+    config: Config
+    run_id: bytes
+    signer: Signer
+    agreed: Agreed
+    initial: GlobalState
+    up: str
+    down: ExchangePlan
+
+    @property
+    def quorum(self) -> int:
+        """Valid replies that a round needs: as configured, or a majority of those asked."""
+        federation = self.config.federation
+        asked = max(1, round(federation.participation * federation.nodes))
+        return min(federation.quorum or asked // 2 + 1, federation.nodes)
+
+
+def prepare(run: Path, config: Config) -> Setup:
+    """Load the base, attach the adapter once and derive what must agree.
+
+    Raises:
+        FedPeftError: the base, the adapter or the exchange cannot be made as configured.
+    """
+    down = plan_from_config(config.exchange.down.model_copy(update={"error_feedback": False}), private=False)
+    base = load_base(config.base, _num_labels(run))
+    attached = attach(base, config.adapter, config.run.seed)
+    state = initial_state(attached.law, attached.layout, attached.initial(), config.federation.server)
+    start = digest(state) if attached.law else state_digest(attached.layout, attached.initial())
+    signer, identity = Signer.load_or_create(run / KEY_FILE), run_id(config)
+    agreed = Agreed(
+        run=identity,
+        base=base.sha256,
+        layout=lambda name: state.node_layout(name).digest,
+        state=start,
+        key=signer.public,
+    )
+    return Setup(run, config, identity, signer, agreed, state, config.exchange.up.codec, down)
+
+
+def _num_labels(run: Path) -> int | None:
+    """Number of classes of a sequence-classification run, from the public ``RUN/labels.json``."""
+    path = run / "labels.json"
+    return len(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+__all__ = ["COORDINATOR", "KEY_FILE", "WHOLE", "Setup", "prepare"]

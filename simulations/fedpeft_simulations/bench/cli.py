@@ -1,0 +1,66 @@
+"""``fedpeft bench``: one table each."""
+
+from __future__ import annotations
+
+import typer
+
+from fedpeft.cli.output import JSON_OPTION, emit, quantity, table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``bench`` commands."""
+    group = typer.Typer(help="Benchmarks; each prints one table with machine and date.", no_args_is_help=True)
+    group.command("simulate")(simulate)
+    group.command("memory")(memory)
+    group.command("resume")(resume)
+    group.command("all")(everything)
+    app.add_typer(group, name="bench")
+
+
+def simulate(
+    seeds: list[int] = typer.Option([0, 1, 2], "--seed", help="May be given many times."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Gain, bytes and overhead of the embedded federation over seeds, compressed against dense."""
+    from fedpeft_simulations.bench import simulation
+    from fedpeft_simulations.bench.command import machine
+
+    rows = simulation.seeds(seeds)
+
+    def show() -> None:
+        columns = zip(simulation.COLUMNS, *map(simulation.cells, rows), strict=True)
+        header, *lines = [list(column) for column in columns]
+        table(f"embedded federation ({machine()})", header, lines)
+
+    emit({"machine": machine(), "rows": rows}, as_json, show)
+
+
+def memory(as_json: bool = JSON_OPTION) -> None:
+    """Peak memory of 50 simulated nodes against 2."""
+    from fedpeft_simulations.bench import durability
+    from fedpeft_simulations.bench.command import machine
+
+    facts = durability.memory()
+    rows = [(nodes, quantity(peak)) for nodes, peak in zip(facts["nodes"], facts["peak_bytes"], strict=True)]
+    rows.append(("ratio", f"{facts['ratio']:.3f}"))
+    emit(facts, as_json, lambda: table(f"peak memory ({machine()})", ("nodes", "resident"), rows))
+
+
+def resume(
+    kills: int = typer.Option(20, min=1, help="How often the run is killed."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Kill a run at random moments, resume it, and compare its bits with an undisturbed run."""
+    from fedpeft_simulations.bench import durability
+
+    facts = durability.kills(kills, report=None if as_json else typer.echo)
+    emit(facts, as_json, lambda: table("killed and resumed", ("what", "value"), facts.items()))
+    if not (facts["same_adapter"] and facts["same_updates"] and facts["kills"] == kills):
+        raise typer.Exit(1)
+
+
+def everything() -> None:
+    """Run all benchmarks, one after the other."""
+    simulate([0, 1, 2], False)
+    memory(False)
+    resume(20, False)

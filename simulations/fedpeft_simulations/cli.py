@@ -1,0 +1,127 @@
+"""``fedpeft simulate``, ``base``, ``data`` and ``bench``: what a researcher types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from fedpeft.cli.output import JSON_OPTION, emit
+from fedpeft_simulations.bench import cli as bench
+
+SET_OPTION = typer.Option([], "--set", help="key=value, may be given many times.")
+SCENARIO = typer.Argument(None, help="Scenario file (TOML); none: the embedded federation.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of the simulation room."""
+    app.command("simulate")(simulate)
+    base = typer.Typer(help="The embedded base.", no_args_is_help=True)
+    base.command("build")(build_base)
+    base.command("info")(base_info)
+    data = typer.Typer(help="Records of a scenario.", no_args_is_help=True)
+    data.command("show")(show_data)
+    app.add_typer(base, name="base")
+    app.add_typer(data, name="data")
+    bench.register(app)
+
+
+def embedded_scenario() -> Path:
+    """The scenario file that runs when none is given."""
+    return Path(__file__).parent / "scenarios" / "embedded.toml"
+
+
+def simulate(
+    scenario: Path | None = SCENARIO,
+    set_: list[str] = SET_OPTION,
+    out: Path | None = typer.Option(None, "--out", help="Run directory; default: runs/<name>."),
+    resume: bool = typer.Option(False, "--resume", help="Continue a run that was killed."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an older run at --out."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Run a whole federation on this machine: train, compress, protect, attack, export."""
+    from fedpeft.config import load_config
+    from fedpeft.errors import ConfigError
+
+    if resume and (overwrite or scenario or set_):
+        raise ConfigError("--resume continues a run as it was started; give it --out only")
+    config = load_config(scenario or embedded_scenario(), set_)
+    target = out or Path("runs") / config.run.name
+
+    from fedpeft_simulations.progress import progress
+    from fedpeft_simulations.runner import Mode, run
+    from fedpeft_simulations.summary import print_summary
+
+    mode: Mode = "resume" if resume else "overwrite" if overwrite else "new"
+    with progress(config.federation.rounds, quiet=quiet or as_json) as report:
+        store = run(config, target, mode, report)
+    emit(store.summary, as_json, lambda: print_summary(store))
+
+
+def build_base(
+    out: Path = typer.Option(..., "-o", "--out", help="Folder to write."),
+    steps: int | None = typer.Option(None, help="Optimiser steps; default: the recipe's fixed count."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Make the embedded base again from its seeded recipe."""
+    from fedpeft.errors import ConfigError
+    from fedpeft_simulations.embedded import recipe
+
+    if out.exists():
+        raise ConfigError(f"{str(out)!r} exists; choose another --out")
+    arguments = {} if steps is None else {"steps": steps}
+    recipe.build(out, progress=None if as_json else typer.echo, **arguments)
+    base_info(out, as_json)
+
+
+def base_info(
+    model: Path | None = typer.Argument(None, help="Model folder; none: the embedded base."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Name, size and content hash of a base."""
+    from fedpeft.bases import load_base
+    from fedpeft.config.models import EMBEDDED, BaseConfig
+
+    base = load_base(BaseConfig(model=EMBEDDED if model is None else str(model)))
+    facts = {
+        "name": base.name,
+        "sha256": base.sha256,
+        "parameters": base.parameters,
+        "quantisation": base.quantisation,
+        "dtype": base.dtype,
+        "device": base.device,
+    }
+    emit(facts, as_json, lambda: typer.echo("\n".join(f"{key}: {value}" for key, value in facts.items())))
+
+
+def show_data(
+    scenario: Path | None = SCENARIO,
+    set_: list[str] = SET_OPTION,
+    samples: int = typer.Option(2, min=1, help="Records per organisation."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Print sample records of each organisation."""
+    from dataclasses import asdict
+
+    from fedpeft.config import load_config
+    from fedpeft_simulations.organisations import load_federation
+
+    federation = load_federation(load_config(scenario or embedded_scenario(), set_))
+    shown = {item.name: item.train[:samples] for item in federation.organisations}
+    sizes = {
+        item.name: {"train": len(item.train), "validation": len(item.validation), "test": len(item.test)}
+        for item in federation.organisations
+    }
+    records = {name: [asdict(record) for record in group] for name, group in shown.items()}
+    payload = {"organisations": records, "sizes": sizes, "global_test": len(federation.test)}
+
+    def text() -> None:
+        for name, group in shown.items():
+            counts = ", ".join(f"{count} {part}" for part, count in sizes[name].items())
+            typer.secho(f"\n{name} ({counts})", bold=True)
+            for record in group:
+                typer.echo(f"{record.prompt}{record.completion}\n")
+        typer.echo(f"global test: {len(federation.test)} records")
+
+    emit(payload, as_json, text)

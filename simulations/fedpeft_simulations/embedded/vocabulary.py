@@ -1,0 +1,93 @@
+"""The everyday vocabulary of the embedded data: domains, topics, and the words that surround them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One thing people ask about: its subject word, how it is put, and what is done about it."""
+
+    name: str
+    issues: tuple[str, ...]
+    actions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A kind of organisation with its own topics."""
+
+    name: str
+    subject: str
+    role: str
+    actors: tuple[str, ...]
+    topics: tuple[Topic, ...]
+
+
+@cache
+def read_text(name: str) -> dict[str, Any]:
+    """Return the table `texts/<name>.toml` of this package."""
+    source = resources.files(__package__) / "texts" / f"{name}.toml"
+    return tomllib.loads(source.read_text(encoding="utf-8"))
+
+
+def _topic(table: dict[str, Any]) -> Topic:
+    return Topic(table["name"], tuple(table["issues"]), tuple(table["actions"]))
+
+
+@cache
+def domains() -> tuple[Domain, ...]:
+    """Return the domains in their fixed order; organisation i works in domain i modulo their number."""
+    return tuple(
+        Domain(
+            table["name"],
+            table["subject"],
+            table["role"],
+            tuple(table["actors"]),
+            tuple(_topic(topic) for topic in table["topic"]),
+        )
+        for table in read_text("vocabulary")["domain"]
+    )
+
+
+@cache
+def phrases_of_time() -> tuple[str, ...]:
+    """Return the phrases that say since when something goes on."""
+    return tuple(read_text("vocabulary")["when"])
+
+
+@cache
+def roads() -> tuple[str, ...]:
+    """Return the words that end the name of a road."""
+    return tuple(read_text("vocabulary")["roads"])
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def words(text: str) -> set[str]:
+    """Return the lower-case words of a text; letters only."""
+    return set(re.findall(r"[a-z]+", text.lower()))
+
+
+@cache
+def common_words() -> frozenset[str]:
+    """Return every word of every template and phrase, public or private; no name may be one of them."""
+    tables = ("vocabulary", "public", "houses")
+    return frozenset(word for name in tables for text in _strings(read_text(name)) for word in words(text))

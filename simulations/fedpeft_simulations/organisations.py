@@ -1,0 +1,104 @@
+"""The organisations of a simulated federation: embedded ones, or a user's own records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.config.models import EMBEDDED, Config, DataConfig
+from fedpeft.data import Record, partition, read_records, split
+from fedpeft.errors import DataError
+from fedpeft.rng import stream
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Organisation:
+    """One simulated data holder: its name and its own records."""
+
+    name: str
+    train: Sequence[Record]
+    validation: Sequence[Record]
+    test: Sequence[Record]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """All organisations of a run and the records on which the global adapter is judged."""
+
+    organisations: tuple[Organisation, ...]
+    test: tuple[Record, ...]
+
+
+def load_federation(config: Config) -> Federation:
+    """Read, split and name the organisations that a config asks for.
+
+    Raises:
+        DataError: records that cannot be read, or too few of them to split.
+    """
+    if config.data.source == EMBEDDED:
+        return _embedded(config)
+    groups = _groups(config)
+    organisations = tuple(_organisation(name, records, config) for name, records in groups.items())
+    if config.data.test:
+        test = read_records(Path(config.data.test), config.data)
+    else:
+        test = [record for organisation in organisations for record in organisation.test]
+    if not test:
+        raise DataError("no records for the global test; give data.test or a larger data.test_share")
+    return Federation(organisations, tuple(test))
+
+
+def _embedded(config: Config) -> Federation:
+    from fedpeft_simulations.embedded.organisations import global_test, make_organisation
+
+    data, seed = config.data, config.run.seed
+    made = [make_organisation(i, data.samples, seed, data.mix) for i in range(config.federation.nodes)]
+    organisations = tuple(
+        Organisation(item.name, item.train, item.validation, item.test)
+        for item in sorted(made, key=lambda item: item.name)
+    )
+    return Federation(organisations, tuple(global_test(data.test_samples, seed)))
+
+
+def _groups(config: Config) -> dict[str, list[Record]]:
+    data, source = config.data, Path(config.data.source)
+    if data.partition == "file":
+        return {path.stem: read_records(path, data) for path in _files(source, data)}
+    parts = partition(read_records(source, data), data, config.federation.nodes, config.run.seed)
+    width = len(str(max(len(parts) - 1, 1)))
+    return {f"node-{index:0{width}d}": part for index, part in enumerate(parts)}
+
+
+def _files(source: Path, data: DataConfig) -> list[Path]:
+    if source.is_file():
+        raise DataError(
+            f"{str(source)!r} is one file, and data.partition = 'file' wants a folder with one file for each "
+            "organisation; choose data.partition = 'iid', 'dirichlet', 'pathological' or 'natural'"
+        )
+    if not source.is_dir():
+        raise DataError(f"no data at {str(source)!r}; data.source is a folder, a file, or 'embedded'")
+    suffixes = SUFFIXES if data.format == "auto" else (f".{data.format}",)
+    test = Path(data.test).resolve() if data.test else None
+    files = sorted(
+        path for path in source.iterdir() if path.suffix.lower() in suffixes and path.resolve() != test
+    )
+    if not files:
+        raise DataError(f"{str(source)!r} holds no {', '.join(suffixes)} file")
+    if len({path.stem for path in files}) < len(files):
+        raise DataError(f"{str(source)!r} has two files of one name; names become organisations")
+    return files
+
+
+def _organisation(name: str, records: Sequence[Record], config: Config) -> Organisation:
+    data = config.data
+    test_share = 0.0 if data.test else data.test_share
+    shares = (1 - data.validation - test_share, data.validation, test_share)
+    if shares[0] <= 0:
+        raise DataError("data.validation and data.test_share leave nothing to train on; lower them")
+    train, validation, test = split(records, shares, stream(config.run.seed, 0, name, "split"))
+    if not train:
+        raise DataError(f"organisation {name!r} has {len(records)} records, too few to split; add records")
+    return Organisation(name, train, validation, test)

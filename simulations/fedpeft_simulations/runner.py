@@ -1,0 +1,133 @@
+"""One call that runs a whole federation: prepare, train, compare, judge, export, audit, sum up."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedpeft.config import Config
+from fedpeft.errors import RunError
+from fedpeft.runstore import RunStore, create_run, write_json
+from fedpeft_simulations.arms import companion, results
+from fedpeft_simulations.judge import Judge, classes, load_run_base
+from fedpeft_simulations.organisations import Federation, load_federation
+
+if TYPE_CHECKING:
+    from fedpeft_simulations.progress import Progress
+
+Mode = Literal["new", "resume", "overwrite"]
+
+
+def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
+    """Run a federation into a run directory, or continue one that was killed.
+
+    Nothing is written before data, base and settings have been found good.
+
+    Args:
+        config: the settings; ignored by ``resume``, which uses the stored ones.
+        out: the run directory.
+        mode: make a new run, continue one, or replace an older one.
+        report: receives each event.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        FedPeftError: bad settings, data or base; too few valid replies; a directory that is taken.
+    """
+    started = time.monotonic()
+    store = RunStore.open(out) if mode == "resume" else _prepare(config, out, overwrite=mode == "overwrite")
+    if (out / "run.json").exists():
+        return store
+    if mode == "resume":
+        _fill(store, store.config, load_federation(store.config))
+    with companion(store):
+        _federate(store, report)
+        facts = _finish(store, report)
+    from fedpeft_simulations.record import record
+
+    write_json(store.path / "run.json", record(store, facts, results(store), time.monotonic() - started))
+    from fedpeft_simulations.plots import plot_run
+
+    plot_run(store)
+    return store
+
+
+def _prepare(config: Config, out: Path, *, overwrite: bool) -> RunStore:
+    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(
+            f"{str(out)!r} exists; use --resume to continue it, --overwrite to replace it, or --out"
+        )
+    federation = load_federation(config)
+    names = [organisation.name for organisation in federation.organisations]
+    settings = config.federation.model_copy(update={"nodes": len(names)})
+    config = config.model_copy(update={"federation": settings})
+    if unknown := sorted(set(config.adapter.ranks) - set(names)):
+        raise RunError(f"adapter.ranks names {unknown[0]!r}; the organisations are {', '.join(names)}")
+    load_run_base(config, _labels(federation))
+    store = create_run(out, config, overwrite=overwrite)
+    _fill(store, config, federation)
+    return store
+
+
+def _labels(federation: Federation) -> list[str]:
+    train = [record for organisation in federation.organisations for record in organisation.train]
+    return classes([*train, *federation.test])
+
+
+def _fill(store: RunStore, config: Config, federation: Federation) -> None:
+    """Write test records, labels and one home per organisation; doing it twice changes nothing."""
+    from fedpeft.data import write_records
+    from fedpeft_clients.home import create_home
+
+    labels = _labels(federation)
+    write_records(store.test, federation.test)
+    write_json(store.labels, labels)
+    for index, organisation in enumerate(federation.organisations):
+        home, tapped = store.path / "nodes" / organisation.name, index < config.audit.nodes
+        if not (home / "node.json").exists():
+            create_home(home, organisation.name, organisation.train, config, tapped=tapped, labels=labels)
+
+
+def _federate(store: RunStore, report: Progress) -> None:
+    from fedpeft_simulations.backends import run_federation
+
+    run_federation(store.path, store.homes, store.config.federation.backend, report)
+
+
+def _finish(store: RunStore, report: Progress) -> dict[str, Any]:
+    """Judge base and federated adapter, export, audit."""
+    from fedpeft.adapters import attach
+    from fedpeft_server.checkpoints import load_final
+
+    judge, config = Judge.of(store), store.config
+    attached = attach(judge.base, config.adapter, config.run.seed)
+    scores: dict[str, Any] = {"base": judge.score(attached)}
+    attached.begin(load_final(store.path))
+    scores["federated"] = judge.score(attached)
+    for arm, score in scores.items():
+        event = {
+            "event": "evaluation",
+            "arm": arm,
+            "round": config.federation.rounds if arm == "federated" else 0,
+            "loss": score.loss,
+            "accuracy": score.accuracy,
+        }
+        store.append(event)
+        report(event)
+    from fedpeft_simulations.outcome import export_adapter
+
+    export_adapter(store, attached)
+    return {"scores": scores, "audit": _audit(store), "attached": attached}
+
+
+def _audit(store: RunStore) -> dict[str, int] | None:
+    if not store.config.audit.enabled:
+        return None
+    from fedpeft_attacks import audit_run
+
+    verdicts: dict[str, int] = {}
+    for finding in audit_run(store.path, None, None).findings:
+        verdicts[finding.verdict] = verdicts.get(finding.verdict, 0) + 1
+    return verdicts

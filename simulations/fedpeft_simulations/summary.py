@@ -1,0 +1,78 @@
+"""The table at the end of a run, printed from ``run.json`` alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from fedpeft.cli.output import quantity, table
+from fedpeft.runstore import RunStore
+
+ARMS = ("base", "local_only", "federated", "centralised", "private")
+
+
+def print_summary(store: RunStore) -> None:
+    """Print what the federation gained, what was sent, what privacy was spent, and what leaked."""
+    facts = store.summary
+    table("what the federation gained (global held-out records)", *_quality(facts))
+    table("what was sent (all envelopes, all nodes)", ("", "bytes", "against dense fp32"), _bytes(facts))
+    for text in (*_privacy(facts), *_audit(facts), *_time(facts)):
+        typer.echo(text)
+    typer.echo(f"adapter: {store.adapter}   report: {store.path / 'audit' / 'report.html'}")
+
+
+def _quality(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    rows: list[tuple[str, ...]] = []
+    for arm in ARMS:
+        if arm in facts["loss"]:
+            accuracy = facts["accuracy"].get(arm)
+            label = f"{arm} (epsilon {facts['arms'][arm]['epsilon']:.3g})" if arm == "private" else arm
+            rows.append(
+                (label, "n/a" if accuracy is None else f"{accuracy:.3f}", f"{facts['loss'][arm]:.4f}")
+            )
+    return ("arm", "accuracy", "loss"), rows
+
+
+def _bytes(facts: dict[str, Any]) -> list[tuple[str, ...]]:
+    sent = facts["bytes"]
+    return [
+        ("up", quantity(sent["up"]), f"{sent['ratio_up']:.1f}x fewer"),
+        ("down", quantity(sent["down"]), f"{sent['dense_down'] / sent['down']:.1f}x fewer"),
+        ("together", quantity(sent["up"] + sent["down"]), f"{sent['ratio_total']:.1f}x fewer"),
+    ]
+
+
+def _privacy(facts: dict[str, Any]) -> list[str]:
+    sent, privacy = facts["bytes"], facts["privacy"]
+    lines: list[str] = []
+    if (bound := sent["entropy_bits_per_parameter"]) is not None:
+        excess = sent["bits_per_parameter"] / bound - 1
+        lines.append(
+            f"envelopes: {sent['bits_per_parameter']:.4f} bits per parameter, {excess:+.2%} over Shannon"
+        )
+    if privacy["unit"] == "none":
+        lines.append("privacy: none claimed in this run (privacy.unit = 'none')")
+    else:
+        lines.append(
+            f"privacy: epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:g} per {privacy['unit']} "
+            f"({privacy['adjacency']}, {privacy['trust']}), worst node, by {privacy['accountant']}"
+        )
+    return lines
+
+
+def _audit(facts: dict[str, Any]) -> list[str]:
+    audit = facts.get("audit")
+    if audit is None:
+        return ["audit: not run (audit.enabled = false)"]
+    verdicts = ", ".join(f"{count} × {verdict}" for verdict, count in audit["verdicts"].items())
+    return [f"audit: {verdicts}"]
+
+
+def _time(facts: dict[str, Any]) -> list[str]:
+    time = facts["time"]
+    share = time["overhead_s"] / time["total_s"]
+    return [
+        f"time: federation {time['total_s']:.1f} s, of which local training {time['train_s']:.1f} s "
+        f"(all else {share:.1%}); whole command {time['command_s']:.1f} s"
+    ]

@@ -1,0 +1,112 @@
+"""Fixtures that all tests share: tiny bases of several architectures, built from their configurations."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+
+from fedpeft.config.models import AdapterConfig, BaseConfig
+
+TEXT = """
+the patient asked for a letter to the heart team and the nurse wrote it down today
+please send the invoice again because the bank has not seen the payment yet
+question answer yes no green red blue one two three four five six seven
+"""
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+ARCHITECTURES = {
+    "llama": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2},
+    "qwen3": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "mistral": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2},
+    "gemma": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
+    "phi": {**SIZES, "intermediate_size": 48},
+}
+
+
+def _save_tokenizer(folder: Path) -> int:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<bos>", "<eos>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    rng = np.random.default_rng(0)
+    tokenizer.train_from_iterator([" ".join(rng.choice(TEXT.split(), 12)) for _ in range(50)], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tokenizer.get_vocab_size()
+
+
+def _save_model(folder: Path, architecture: str, vocabulary: int) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(architecture, vocab_size=vocabulary, **ARCHITECTURES[architecture])
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.15)
+        model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory):
+    """A function from an architecture's name to the folder of a tiny random model with a tokenizer."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str = "llama") -> Path:
+        if architecture not in made:
+            folder = tmp_path_factory.mktemp("bases") / architecture
+            folder.mkdir()
+            _save_model(folder, architecture, _save_tokenizer(folder))
+            made[architecture] = folder
+        return made[architecture]
+
+    return make
+
+
+@pytest.fixture
+def tiny_base(tiny_model_folder):
+    """A function from an architecture's name (and base settings) to a loaded base."""
+    from fedpeft.adapters import detach
+    from fedpeft.bases import load_base
+
+    def make(architecture: str = "llama", num_labels: int | None = None, **settings):
+        cfg = BaseConfig(model=str(tiny_model_folder(architecture)), device="cpu", **settings)
+        return load_base(cfg, num_labels)
+
+    yield make
+    detach()
+
+
+@pytest.fixture
+def tiny_llama(tiny_base):
+    """The tiny Llama base, float32 on the CPU."""
+    return tiny_base("llama")
+
+
+@pytest.fixture
+def tiny_adapter(tiny_llama):
+    """A frozen-A LoRA of rank 4 on the tiny Llama base."""
+    from fedpeft.adapters import attach
+
+    return attach(tiny_llama, AdapterConfig(rank=4), seed=0)

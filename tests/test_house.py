@@ -1,0 +1,71 @@
+"""The house's own rules: sizes of files and functions, who imports what at start-up, and how fast."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("fedpeft", "kernels", "attacks", "clients", "server", "simulations")
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "flwr",
+    "datasets",
+    "pandas",
+    "matplotlib",
+    "opacus",
+    "dp_accounting",
+)
+
+
+def _functions(path):
+    tree = ast.parse(path.read_text())
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def _length(function):
+    body = function.body
+    if ast.get_docstring(function) is not None:
+        body = body[1:]
+    return 0 if not body else body[-1].end_lineno - body[0].lineno + 1
+
+
+def test_no_file_is_longer_than_400_lines():
+    long = {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_no_function_is_longer_than_40_lines_or_takes_more_than_6_parameters():
+    wrong = []
+    for path in SOURCES:
+        for function in _functions(path):
+            arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+            names = [a.arg for a in arguments if a.arg not in ("self", "cls")]
+            command = path.name in ("cli.py", "adapter.py") and "cli" in str(path)
+            if _length(function) > 40 or (len(names) > 6 and not command):
+                wrong.append(f"{path.relative_to(ROOT)}:{function.lineno} {function.name}")
+    assert not wrong
+
+
+def test_the_command_line_imports_nothing_heavy():
+    script = (
+        "import sys; from fedpeft.cli import build_app; build_app(); "
+        f"print(','.join(m for m in {HEAVY!r} if m in sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == ""
+
+
+def test_help_takes_less_than_half_a_second():
+    command = [str(Path(sys.executable).parent / "fedpeft"), "--help"]
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert "simulate" in shown.stdout and "audit" in shown.stdout
+    assert min(times) < 0.5
