@@ -10,12 +10,13 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import io
+import logging
 import os
 import socket
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -40,6 +41,11 @@ EXPIRED = 3
 REFUSED = 7
 _SECRET_BYTES = 32
 _START_SECONDS = 30.0
+
+
+def hush() -> None:
+    """Let Flower say only what went wrong; it logs every message otherwise."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
 def identify(run_id: int, node_id: int, task_id: int = 1) -> None:
@@ -103,7 +109,12 @@ class LocalGrid(Grid):
         return Run.create_empty(self._run_id)
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """A message to one node."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -121,7 +132,9 @@ class LocalGrid(Grid):
         done = [key for key in message_ids if key in self._pending and self._pending[key].done()]
         return [self._pending.pop(key).result() for key in done]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Queue messages and wait for the replies."""
         keys = list(self.push_messages(messages))
         concurrent.futures.wait([self._pending[key] for key in keys], timeout=timeout)
@@ -153,7 +166,10 @@ class LocalGrid(Grid):
 
 
 def run_local(
-    server_app: ServerApp, client_app: ClientApp, node_configs: Iterable[Mapping[str, Any]], config: Mapping[str, Any]
+    server_app: ServerApp,
+    client_app: ClientApp,
+    node_configs: Iterable[Mapping[str, Any]],
+    config: Mapping[str, Any],
 ) -> None:
     """Run both apps in this process; an error of the ServerApp is raised as it is."""
     grid = LocalGrid(client_app, node_configs)
@@ -196,7 +212,8 @@ def thin_app() -> tuple[bytes, str]:
     project = (
         f'[project]\nname = "fedpeft"\nversion = "{__version__}"\ndependencies = []\n'
         '[tool.flwr.app]\npublisher = "fedpeft"\n'
-        '[tool.flwr.app.components]\nserverapp = "fedpeft_server.app:app"\nclientapp = "fedpeft_clients.app:app"\n'
+        '[tool.flwr.app.components]\nserverapp = "fedpeft_server.app:app"\n'
+        'clientapp = "fedpeft_clients.app:app"\n'
         "[tool.flwr.app.config]\n"
     ).encode()
     manifest = f"pyproject.toml,{hashlib.sha256(project).hexdigest()},{len(project) * 8}\n".encode()
@@ -224,7 +241,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def superlink(port: int | None = None, database: str = ":flwr-in-memory:") -> Iterator[SuperLink]:
+def superlink(port: int | None = None, database: str = ":flwr-in-memory:") -> Generator[SuperLink]:
     """Run a SuperLink in a thread of this process, on loopback only.
 
     Raises:
@@ -241,7 +258,9 @@ def superlink(port: int | None = None, database: str = ":flwr-in-memory:") -> It
     thread = threading.Thread(target=server.run, daemon=True, name="fedpeft-superlink")
     thread.start()
     try:
-        _wait_until(lambda: server.started, thread, f"the SuperLink did not start on port {port}; is it in use?")
+        _wait_until(
+            lambda: server.started, thread, f"the SuperLink did not start on port {port}; is it in use?"
+        )
         yield SuperLink(f"127.0.0.1:{port}", secret)
     finally:
         server.should_exit = True
@@ -390,7 +409,10 @@ class _Fleet:
 
 
 def _serve_one(
-    fleet: _Fleet, received: tuple[Message, Any], local: tuple[ClientApp, dict[str, Any]], allowed: frozenset[str]
+    fleet: _Fleet,
+    received: tuple[Message, Any],
+    local: tuple[ClientApp, dict[str, Any]],
+    allowed: frozenset[str],
 ) -> None:
     started, (header, tree) = time.monotonic(), received
     run_id, message_id = header.metadata.run_id, header.metadata.message_id

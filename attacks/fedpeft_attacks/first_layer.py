@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +55,7 @@ def first_layer(model: Any, modules: Sequence[str], vocabulary: int) -> FirstLay
     probe = torch.tensor([[token % vocabulary for token in _PROBE]], device=_device(model))
     seen = _inputs_of(model, named, probe)
     readers = [name for name in sorted(seen) if _depends_on_token(seen[name])]
-    readers = [name for name in readers if torch.allclose(seen[name], seen[readers[0]], atol=_SAME)]
+    readers = [name for name in readers if _same(seen[name], seen[readers[0]])]
     if readers:
         return FirstLayer(_table(model, named[readers[0]], vocabulary), frozenset(readers))
     if any(_FIRST.search(f".{name}.") for name in modules):
@@ -76,7 +76,7 @@ def _device(model: Any) -> Any:
 
 
 @contextmanager
-def _hooked(named: Mapping[str, Any], seen: dict[str, torch.Tensor], stop: bool) -> Iterator[None]:
+def _hooked(named: Mapping[str, Any], seen: dict[str, torch.Tensor], stop: bool) -> Generator[None]:
     def keep(name: str) -> Any:
         def hook(_: Any, inputs: tuple[Any, ...]) -> None:
             seen[name] = inputs[0].detach().float()
@@ -98,6 +98,10 @@ def _inputs_of(model: Any, named: Mapping[str, Any], ids: torch.Tensor) -> dict[
     with torch.no_grad(), _hooked(named, seen, stop=False):
         model(input_ids=ids, use_cache=False)
     return {name: value[0] for name, value in seen.items() if value.ndim == 3}
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, atol=_SAME)
 
 
 def _depends_on_token(inputs: torch.Tensor) -> bool:

@@ -16,7 +16,9 @@ from fedpeft_attacks.views import THREAT_MODELS, Guess, NotApplicable
 Place = tuple[str, int]
 
 
-def find(name: str, attack: Attack, group: Sequence[Observed], power: Power | None, threshold: float) -> Finding:
+def find(
+    name: str, attack: Attack, group: Sequence[Observed], power: Power | None, threshold: float
+) -> Finding:
     """One attack at one stage, over all nodes and rounds.
 
     Args:
@@ -76,7 +78,13 @@ _NOTHING: dict[str, Any] = {
 def _head(name: str, group: Sequence[Observed]) -> dict[str, Any]:
     view = group[0].view
     threat = THREAT_MODELS[view.role]
-    return {"attack": name, "stage": view.stage, "role": view.role, "threat_model": threat, "adapter": view.adapter}
+    return {
+        "attack": name,
+        "stage": view.stage,
+        "role": view.role,
+        "threat_model": threat,
+        "adapter": view.adapter,
+    }
 
 
 def _score(one: Observed, guesses: Mapping[Place, Guess]) -> Score:

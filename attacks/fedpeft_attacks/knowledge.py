@@ -38,10 +38,12 @@ def prior_of(base: Base) -> NDArray[np.float64]:
 
 def layer_of(attached: Attached) -> FirstLayer:
     """The first layer under an adapter."""
-    return first_layer(attached.model, attached.targets, vocabulary_of(attached.base))
+    return first_layer(attached.model, attached.spec.targets, vocabulary_of(attached.base))
 
 
-def knowledge_of(attached: Attached, prior: NDArray[np.float64], place: tuple[str, int], lr: float) -> Knowledge:
+def knowledge_of(
+    attached: Attached, prior: NDArray[np.float64], place: tuple[str, int], lr: float
+) -> Knowledge:
     """What is known of a node's round.
 
     Args:

@@ -82,7 +82,8 @@ def _summary(verdict: Verdict, findings: Sequence[Finding]) -> str:
     figures = _figures(worst)
     if verdict == "leaks":
         leak = next(finding for finding in seen if finding.verdict == "leaks")
-        return f"What leaves the nodes gives training text away: at {leak.stage}, {leak.reason}. {_figures(leak)}"
+        where = f"at {leak.stage}, {leak.reason}"
+        return f"What leaves the nodes gives training text away: {where}. {_figures(leak)}"
     return f"No leak was found in what leaves the nodes. {figures} {_power_words(worst)}"
 
 
@@ -95,7 +96,8 @@ def _figures(finding: Finding) -> str:
     text = f"The attack {finding.attack} recovers {_percent(finding.value)} of the distinct tokens"
     text += f", where {_percent(best)} can be had without this update"
     if finding.rare is not None:
-        text += f"; of the rare tokens {_percent(finding.rare.value)} against {_percent(finding.rare.baselines.best)}"
+        rare, other = finding.rare.value, finding.rare.baselines.best
+        text += f"; of the rare tokens {_percent(rare)} against {_percent(other)}"
     return text + "."
 
 
@@ -135,7 +137,9 @@ def _envelopes(store: RunStore, taps: Sequence[Tap]) -> list[AuditedEnvelope]:
         for path in (store.path / "updates" / f"r{number:02d}" / f"{name}.fpd" for name in names):
             if path.is_file():
                 data, file = path.read_bytes(), path.relative_to(store.path).as_posix()
-                found.append(AuditedEnvelope(file=file, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)))
+                found.append(
+                    AuditedEnvelope(file=file, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+                )
     return found
 
 

@@ -39,7 +39,7 @@ def audit_run(
     store = RunStore.open(run_dir)
     config = store.config
     solvers = {name: attack_named(name) for name in (attacks or config.audit.attacks)}
-    taps = read_taps(store, config.federation.batch_size)
+    taps = read_taps(store)
     evidence = gather(store, config, taps)
     findings: list[Finding] = []
     for name, attack in solvers.items():

@@ -1,8 +1,9 @@
 """Reading what a run wrote down for its audit.
 
 ``RUN/nodes/<name>/taps/rNN/`` holds one ``<stage>.npz`` with ``values`` per stage, ``meta.json`` with the
-stages in order, and ``truth.json`` with the token ids behind them: of step 1 for the stage ``gradient``, of
-all steps for the others. The coordinator's mean lies in ``RUN/updates/rNN/aggregate.npz``.
+stages in order, and ``truth.json`` with the token ids of the records behind them: ``token_ids`` of step 1,
+which made the stage ``gradient``, and ``all_token_ids`` of all steps. The coordinator's mean
+lies in ``RUN/updates/rNN/aggregate.npz``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -56,12 +57,8 @@ class Tap:
         return self.first if stage == GRADIENT else self.all
 
 
-def read_taps(store: RunStore, batch_size: int) -> list[Tap]:
+def read_taps(store: RunStore) -> list[Tap]:
     """All taps of a run, by round and node.
-
-    Args:
-        store: the run.
-        batch_size: records of step 1 where the truth does not tell them apart.
 
     Raises:
         AuditError: there are none, or a file is damaged.
@@ -72,7 +69,7 @@ def read_taps(store: RunStore, batch_size: int) -> list[Tap]:
             f"{str(store.path)!r} holds nothing to attack: no update was tapped; "
             "run it again with audit.enabled = true (envelopes alone come without the truth to compare with)"
         )
-    taps = [_read_tap(path.parent, batch_size) for path in folders]
+    taps = [_read_tap(path.parent) for path in folders]
     return sorted(taps, key=lambda tap: (tap.round, tap.node))
 
 
@@ -95,26 +92,15 @@ def aggregate_of(store: RunStore, round_: int) -> Path | None:
     return path if path.is_file() else None
 
 
-def _read_tap(folder: Path, batch_size: int) -> Tap:
+def _read_tap(folder: Path) -> Tap:
     meta, truth = _json(folder / "meta.json"), _json(folder / "truth.json")
     try:
-        first, every = _records(truth["token_ids"], batch_size)
+        first, every = _rows(truth["token_ids"]), _rows(truth["all_token_ids"])
         stages = tuple(str(stage) for stage in meta["stages"])
         lr, number = float(meta.get("lr", 0.0)), int(folder.name.removeprefix("r"))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder / "meta.json", error) from None
     return Tap(folder.parents[1].name, number, folder, stages, lr, first, every)
-
-
-def _records(token_ids: Any, batch_size: int) -> tuple[TokenIds, TokenIds]:
-    """Records of step 1 and of all steps, from a table by stage or from one list in order of steps."""
-    if isinstance(token_ids, dict):
-        table = cast(dict[str, Any], token_ids)
-        first = table[GRADIENT]
-        every = next((rows for stage, rows in table.items() if stage != GRADIENT), first)
-        return _rows(first), _rows(every)
-    rows = _rows(token_ids)
-    return rows[:batch_size], rows
 
 
 def _rows(rows: Sequence[Sequence[int]]) -> TokenIds:

@@ -11,7 +11,7 @@ from fedpeft.data import Example, read_records, tokenise
 from fedpeft_clients.home import Home
 
 LIMIT_BYTES = 64 * 2**20
-_COLUMNS = {"format": "jsonl", "prompt": "prompt", "completion": "completion", "messages": None}
+_COLUMNS = {"format": "jsonl", "prompt": "prompt", "completion": "completion", "partition_column": None}
 
 _kept: OrderedDict[tuple[Any, ...], list[Example]] = OrderedDict()
 
@@ -40,7 +40,7 @@ def load_examples(home: Home, base: Base) -> list[Example]:
 
 def _written(cfg: DataConfig) -> DataConfig:
     """How `write_records` lays records out, whatever the columns of the original file were."""
-    return cfg.model_copy(update=_COLUMNS)
+    return cfg.model_copy(update={**_COLUMNS, "messages": cfg.messages and "messages"})
 
 
 def _size(examples: list[Example]) -> int:

@@ -74,7 +74,13 @@ class Home:
 
 
 def create_home(
-    path: Path, name: str, records: Iterable[Record], config: Config, *, tapped: bool = False, labels: Sequence[str] = ()
+    path: Path,
+    name: str,
+    records: Iterable[Record],
+    config: Config,
+    *,
+    tapped: bool = False,
+    labels: Sequence[str] = (),
 ) -> Home:
     """Make the home of a simulated organisation; making it again with the same things changes nothing.
 

@@ -106,7 +106,9 @@ def put_out(folder: Path, round: int, answer: Answer) -> None:
 def sent(folder: Path, round: int) -> Answer | None:
     """The answer of a round that lies in the outbox."""
     try:
-        return _answer((folder / f"r{round:02d}.json").read_bytes(), (folder / f"r{round:02d}.fpd").read_bytes())
+        return _answer(
+            (folder / f"r{round:02d}.json").read_bytes(), (folder / f"r{round:02d}.fpd").read_bytes()
+        )
     except FileNotFoundError:
         return None
 

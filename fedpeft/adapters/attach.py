@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedpeft.adapters.factors import FactorLaw, FactorState
-from fedpeft.adapters.methods import AdapterMethod, Spec, in_out, method_of, rank_of, scaling_of
-from fedpeft.adapters.targets import find_targets
+from fedpeft.adapters.methods import AdapterMethod, Spec, method_of, rank_of, scaling_of
 from fedpeft.bases.load import Base
 from fedpeft.config.models import AdapterConfig
 from fedpeft.exchange.layout import FloatVector, Layout
@@ -33,9 +32,7 @@ class Attached:
         base: the base, whose own weights never change.
         model: the ``peft.PeftModel`` around it.
         method: the adapter method.
-        config: the settings it was built from.
-        targets: full names of the adapted modules, sorted.
-        rank: rank of this adapter.
+        spec: the settings, the rank and the adapted modules.
         seed: seed of the agreed initial values.
         parameters: the trainable parameters by exchanged name, in layout order.
         frozen: the adapter's tensors that are agreed, not trained (A under frozen_a and miss).
@@ -44,12 +41,20 @@ class Attached:
     base: Base
     model: Any
     method: AdapterMethod
-    config: AdapterConfig
-    targets: tuple[str, ...]
-    rank: int
+    spec: Spec
     seed: int
     parameters: dict[str, torch.nn.Parameter]
     frozen: dict[str, torch.nn.Parameter]
+
+    @property
+    def config(self) -> AdapterConfig:
+        """The settings it was built from."""
+        return self.spec.config
+
+    @property
+    def rank(self) -> int:
+        """Rank of this adapter."""
+        return self.spec.rank
 
     @cached_property
     def layout(self) -> Layout:
@@ -61,15 +66,13 @@ class Attached:
         """How factors are aggregated (stack, reproject); None where the plain mean is the law."""
         if self.method.law == "mean":
             return None
-        modules = linear_modules_under(self.model)
-        shapes = tuple((name, (in_out(modules[name])[1], in_out(modules[name])[0])) for name in self.targets)
         ranks = tuple(sorted(self.config.ranks.items()))
         scaling = scaling_of(self.config)
-        return FactorLaw(self.method.law, self.seed, shapes, self.config.rank, ranks, scaling)
+        return FactorLaw(self.method.law, self.seed, self.spec.shapes, self.config.rank, ranks, scaling)
 
     def get(self) -> FloatVector:
         """A copy of the trainable values, float32, shape ``(layout.size,)``."""
-        return self.layout.flatten(self.parameters).copy()
+        return self.layout.flatten(self.parameters)
 
     def load(self, values: FloatVector) -> None:
         """Set the trainable values; nothing else of the model changes.
@@ -131,8 +134,7 @@ def attach(base: Base, cfg: AdapterConfig, seed: int, node: str | None = None) -
             held.reset()
             return held
     detach()
-    targets = find_targets(base, cfg)
-    attached = _wrap(base, method, Spec(base, cfg, targets, rank), seed)
+    attached = _wrap(base, method, Spec.of(base, cfg, rank), seed)
     attached.reset()
     _current.append(attached)
     return attached
@@ -143,10 +145,14 @@ def detach() -> None:
     if not _current:
         return
     attached = _current.pop()
-    model = attached.model.unload()
-    model.requires_grad_(False)
+    model = attached.base.model
+    for name, layer in linear_modules_under(attached.model).items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
     if hasattr(model, "peft_config"):
         del model.peft_config
+    if hasattr(model, "disable_input_require_grads"):
+        model.disable_input_require_grads()  # peft sets them where activations are recomputed
 
 
 def linear_modules_under(model: Any) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def _wrap(base: Base, method: AdapterMethod, spec: Spec, seed: int) -> Attached:
         parameter.requires_grad_(trained)
         (parameters if trained else frozen)[short] = parameter
     ordered = {name: parameters[name] for name in sorted(parameters)}
-    return Attached(base, model, method, spec.config, spec.targets, spec.rank, seed, ordered, frozen)
+    return Attached(base, model, method, spec, seed, ordered, frozen)
 
 
 def _set_global(attached: Attached, state: FactorState | None) -> None:
@@ -218,7 +224,7 @@ def _copy(parameters: dict[str, Any], values: dict[str, FloatVector]) -> None:
 
 
 @contextmanager
-def _untouched_generator(base: Base) -> Iterator[None]:
+def _untouched_generator(base: Base) -> Generator[None]:
     """Restore torch's global generators afterwards: peft draws from them when it builds layers."""
     import torch
 

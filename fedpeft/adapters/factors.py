@@ -22,6 +22,7 @@ from fedpeft.rng import stream
 
 Pair = tuple[FloatVector, FloatVector]
 Wide = NDArray[np.float64]
+Factors = tuple[Wide, Wide]
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class FactorLaw:
         Raises:
             ExchangeError: nothing to aggregate, a bad weight, a wrong order or a vector that does not fit.
         """
-        parts: dict[str, list[Pair]] = {module: [] for module, _ in self.shapes}
+        parts: dict[str, list[Factors]] = {module: [] for module, _ in self.shapes}
         for node, weight, delta in normalised(contributions):
             start = self.start(state, round, node)
             change = self.layout(node).split(np.asarray(delta, np.float32))
@@ -173,7 +174,7 @@ class FactorLaw:
 
     def _terms(
         self, weight: float, start: Pair, change: Mapping[str, FloatVector], module: str
-    ) -> list[Pair]:
+    ) -> list[Factors]:
         """A node's weight change as products: the trained one and, where it started from one, minus that."""
         a0, b0 = (factor.astype(np.float64) for factor in start)
         a = a0 + change[f"{module}.lora_A.weight"]
@@ -182,13 +183,13 @@ class FactorLaw:
         terms = [(a, factor * b)]
         return terms + ([(a0, -factor * b0)] if b0.any() else [])
 
-    def _combine(self, state: FactorState, parts: Mapping[str, list[Pair]]) -> FactorState:
+    def _combine(self, state: FactorState, parts: Mapping[str, list[Factors]]) -> FactorState:
         combined: dict[str, Pair] = {}
         cut = whole = 0.0
         for module, shape in self.shapes:
-            pairs = [state.factors[module], *parts[module]]
-            a = np.concatenate([pair[0] for pair in pairs]).astype(np.float64)
-            b = np.concatenate([pair[1] for pair in pairs], axis=1).astype(np.float64)
+            held_a, held_b = state.factors[module]
+            a = np.concatenate([held_a.astype(np.float64), *(pair[0] for pair in parts[module])])
+            b = np.concatenate([held_b.astype(np.float64), *(pair[1] for pair in parts[module])], axis=1)
             limit = self.rank if self.kind == "reproject" else min(shape)
             if self.kind == "reproject" or a.shape[0] > limit:
                 a, b, lost, total = compact(a, b, limit)

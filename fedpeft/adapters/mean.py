@@ -77,8 +77,8 @@ def naive_warning(error: float) -> str:
 
 def _product_norm(b: Sequence[Wide], a: Sequence[Wide]) -> float:
     """Frobenius norm of ``[b_1 b_2 …] @ [a_1; a_2; …]``."""
-    left = np.linalg.qr(np.concatenate(b, axis=1), mode="r")
-    right = np.linalg.qr(np.concatenate(a).T, mode="r")
+    left = np.linalg.qr(np.concatenate(b, axis=1)).R
+    right = np.linalg.qr(np.concatenate(a).T).R
     return float(np.linalg.norm(left @ right.T))
 
 

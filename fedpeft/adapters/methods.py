@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedpeft.adapters.targets import feedforward_targets, linear_modules
+from fedpeft.adapters.targets import feedforward_targets, find_targets, linear_modules
 from fedpeft.bases.load import Base
 from fedpeft.config.models import AdapterConfig
 from fedpeft.errors import ConfigError
@@ -38,14 +38,48 @@ class Traits:
     trains_inputs: bool = False
 
 
+def _out_in(module: Any) -> tuple[int, int]:
+    """Number of outputs and inputs of a linear module."""
+    if hasattr(module, "in_features"):
+        return int(module.out_features), int(module.in_features)
+    return int(module.weight.shape[1]), int(module.weight.shape[0])
+
+
 @dataclass(frozen=True)
 class Spec:
-    """What a method needs to build its peft configuration."""
+    """What a method needs to build its peft configuration, read from the base before it is wrapped.
 
-    base: Base
+    Attributes:
+        config: the settings.
+        rank: rank of this adapter.
+        shapes: (module, (out, in)) pairs of the adapted modules, sorted by name.
+        conv1d: whether one of them is GPT-2's Conv1D, which keeps its weight transposed.
+        feedforward: those whose input (IA)³ scales.
+    """
+
     config: AdapterConfig
-    targets: tuple[str, ...]
     rank: int
+    shapes: tuple[tuple[str, tuple[int, int]], ...]
+    conv1d: bool
+    feedforward: tuple[str, ...]
+
+    @classmethod
+    def of(cls, base: Base, cfg: AdapterConfig, rank: int) -> Spec:
+        """The specification for a base that carries no adapter.
+
+        Raises:
+            ConfigError: settings that leave no module, or name one that is not there.
+        """
+        targets = find_targets(base, cfg)
+        modules = linear_modules(base.model)
+        shapes = tuple((name, _out_in(modules[name])) for name in targets)
+        conv1d = any(type(modules[name]).__name__ == "Conv1D" for name in targets)
+        return cls(cfg, rank, shapes, conv1d, feedforward_targets(base, targets))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Full names of the adapted modules, sorted."""
+        return tuple(name for name, _ in self.shapes)
 
 
 @dataclass(frozen=True)
@@ -105,7 +139,7 @@ def _lora(spec: Spec) -> Any:
         r=spec.rank,
         lora_alpha=_number(scaling_of(spec.config) * spec.rank),
         target_modules=list(spec.targets),
-        fan_in_fan_out=_has_conv1d(spec),
+        fan_in_fan_out=spec.conv1d,
         bias="none",
         lora_dropout=0.0,
     )
@@ -113,9 +147,8 @@ def _lora(spec: Spec) -> Any:
 
 def _miss(spec: Spec) -> Any:
     """MiSS as the LoRA it is: the frozen A sums the shards of the input, B is the trained block."""
-    modules = linear_modules(spec.base.model)
-    for name in spec.targets:
-        if (width := in_out(modules[name])[0]) < spec.rank:
+    for name, (_, width) in spec.shapes:
+        if width < spec.rank:
             raise ConfigError(
                 f"adapter.rank {spec.rank} is above the {width} inputs of {name!r}; miss needs at most that"
             )
@@ -129,26 +162,14 @@ def _ia3(spec: Spec) -> Any:
 
     return IA3Config(
         target_modules=list(spec.targets),
-        feedforward_modules=list(feedforward_targets(spec.base, spec.targets)),
-        fan_in_fan_out=_has_conv1d(spec),
+        feedforward_modules=list(spec.feedforward),
+        fan_in_fan_out=spec.conv1d,
     )
 
 
 def _number(value: float) -> Any:
     """An int where the value is one, as peft writes it."""
     return int(value) if float(value).is_integer() else value
-
-
-def _has_conv1d(spec: Spec) -> bool:
-    modules = linear_modules(spec.base.model)
-    return any(type(modules[name]).__name__ == "Conv1D" for name in spec.targets)
-
-
-def in_out(module: Any) -> tuple[int, int]:
-    """Number of inputs and outputs of a linear module."""
-    if hasattr(module, "in_features"):
-        return int(module.in_features), int(module.out_features)
-    return int(module.weight.shape[0]), int(module.weight.shape[1])
 
 
 def kaiming_a(shape: tuple[int, ...], rng: np.random.Generator) -> FloatVector:

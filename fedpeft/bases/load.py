@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,9 +79,20 @@ def load_base(cfg: BaseConfig, num_labels: int | None = None) -> Base:
     Raises:
         BaseModelError: missing, not a model, of another hash, or not supported.
     """
+    if (cfg, num_labels) not in _loaded:
+        base = load_apart(cfg, num_labels)
+        _loaded.clear()
+        _loaded[cfg, num_labels] = base
+    return _loaded[cfg, num_labels]
+
+
+def load_apart(cfg: BaseConfig, num_labels: int | None = None) -> Base:
+    """Load a base that nobody else holds; for work that changes its weights, such as merging.
+
+    Raises:
+        BaseModelError: as `load_base`.
+    """
     prepare()
-    if (cfg, num_labels) in _loaded:
-        return _loaded[cfg, num_labels]
     folder = base_folder(cfg)
     stored = stored_quantisation(read_model_config(folder))
     _check_quantisation(cfg, stored)
@@ -90,10 +101,7 @@ def load_base(cfg: BaseConfig, num_labels: int | None = None) -> Base:
         raise BaseModelError(
             f"base.sha256 is {cfg.sha256} but {cfg.model!r} has {sha256}; get the agreed base"
         )
-    base = _load(cfg, folder, sha256, stored, num_labels)
-    _loaded.clear()
-    _loaded[cfg, num_labels] = base
-    return base
+    return _load(cfg, folder, sha256, stored, num_labels)
 
 
 def forget_base() -> None:
@@ -227,14 +235,19 @@ def _settle(model: Any, dtype: torch.dtype, device: torch.device, cfg: BaseConfi
         model.to(device)
     model.eval()
     if cfg.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with _quiet():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
 
 
 def _drop_dropout(model: Any) -> None:
     """Turn every dropout of the frozen base off: it would draw from torch's global generator."""
+    import torch
+
     for module in model.modules():
-        for name in ("p", "dropout", "attention_dropout", "attn_dropout", "resid_dropout"):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "attn_dropout", "resid_dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
 
@@ -259,7 +272,7 @@ def _tokenizer(folder: Path, cfg: BaseConfig) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep transformers' progress bars, load reports and deprecation notes off the terminal."""
     from transformers.utils import logging
 

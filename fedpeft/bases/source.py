@@ -112,7 +112,7 @@ def _snapshot(cfg: BaseConfig) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = list(_FETCHED)
+        patterns: list[str] = list(_FETCHED)
         return Path(
             snapshot_download(cfg.model, revision=cfg.revision, allow_patterns=patterns, etag_timeout=10)
         )

@@ -66,18 +66,22 @@ def _show_info(facts: object, as_json: bool) -> None:
 def evaluate(
     adapter: Path = typer.Argument(help="A run directory or an adapter folder."),
     data: Path | None = typer.Option(None, help="Records; needed for an adapter folder."),
+    prompt: str = typer.Option("prompt", help="Column with the prompt."),
+    completion: str = typer.Option("completion", help="Column with the completion or label."),
     base: str | None = typer.Option(None, help="Base; default: the one the adapter names."),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Held-out loss and accuracy of an adapter, loaded by plain peft."""
     from fedpeft.adapters.evaluation import evaluate_folder, evaluate_run
+    from fedpeft.config.models import DataConfig
 
     if (adapter / "config.toml").is_file():
         result = evaluate_run(adapter)
     elif data is None:
         raise ConfigError("an adapter folder needs --data with the records to evaluate on")
     else:
-        result = evaluate_folder(adapter, data, base)
+        columns = DataConfig(prompt=prompt, completion=completion)
+        result = evaluate_folder(adapter, data, base, columns)
     accuracy = "n/a" if result.accuracy is None else f"{result.accuracy:.3f}"
     emit(
         asdict(result),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -25,13 +26,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    grid = Table(box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         grid.add_row(*(str(cell) for cell in row))
-    console = Console()
-    console.print(grid, width=None if console.is_terminal else 110)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(f"\n{title}", style="bold")
+    console.print(grid)
 
 
 def quantity(number: float, unit: str = "B") -> str:

@@ -125,13 +125,14 @@ class _Frame:
 
     @classmethod
     def of(cls, tokenizer: Any, cfg: DataConfig) -> _Frame:
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        adds_bos = bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
+        bos: int | None = tokenizer.bos_token_id
+        eos: int | None = tokenizer.eos_token_id
+        adds_bos = list(tokenizer("a")["input_ids"][:1]) == [bos]
         return cls(
             tokenizer,
             cfg.max_length,
             cfg.prompt_weight,
-            (bos,) if adds_bos else (),
+            (bos,) if adds_bos and bos is not None else (),
             () if eos is None else (eos,),
             _template(cfg.template),
         )

@@ -14,6 +14,9 @@ from fedpeft.errors import EnvelopeError, ExchangeError
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.ternary import TernaryCodec
 
+_MAX = float(np.finfo(np.float32).max)
+_TINY = float(np.finfo(np.float32).tiny)
+
 
 class Codec(Protocol):
     """Values to bytes and back; ``decode(encode(fit(x))) == fit(x)`` bit for bit."""
@@ -187,16 +190,16 @@ def _int8_scale(values: FloatVector) -> np.float32:
     exact = float(np.abs(values).max(initial=0)) / 127
     fraction, exponent = np.frexp(exact)
     scale = np.ldexp(np.ceil(np.ldexp(fraction, 16)), exponent - 16)
-    if scale * 127 > np.finfo(np.float32).max:
+    if scale * 127 > _MAX:
         raise ExchangeError("a value is too large for int8; clip the update before")
-    return np.float32(scale if scale >= np.finfo(np.float32).tiny else 0)
+    return np.float32(scale if scale >= _TINY else 0)
 
 
 def _is_int8_scale(scale: np.float32) -> bool:
     """Not negative (nor -0), zero or normal, at most 16 significant bits, 127 times it is finite."""
-    if np.isnan(scale) or np.signbit(scale) or float(scale) * 127 > np.finfo(np.float32).max:
+    if np.isnan(scale) or np.signbit(scale) or float(scale) * 127 > _MAX:
         return False
-    return not int(scale.view(np.uint32)) & 0xFF and bool(scale == 0 or scale >= np.finfo(np.float32).tiny)
+    return not int(scale.view(np.uint32)) & 0xFF and bool(scale == 0 or scale >= _TINY)
 
 
 def _require_finite(values: FloatVector) -> None:

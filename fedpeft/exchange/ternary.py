@@ -3,7 +3,8 @@
 Payload, one bit string padded once to whole bytes::
 
     exponent     8 bits   biased binary exponent of the largest scale; 0 when every value is zero
-    counts       per tensor the number of nonzero values, in as many bits as its size needs
+    spare        5 bits   leading bits that no count below uses
+    counts       per tensor the number of nonzero values, in the bits its size needs less the spare ones
     scales       per tensor with nonzero values: 4 bits octaves below the largest, 6 bits significand
     remainders   per tensor the truncated binary remainders of its gaps
     signs        1 for negative, per nonzero value
@@ -20,17 +21,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from fedpeft_kernels import golomb
-from fedpeft_kernels.ternary import mean_magnitudes, round_down, with_magnitudes
 
 from fedpeft.errors import EnvelopeError, ExchangeError
 from fedpeft.exchange.bits import BitReader, Bits, field_bits, to_bytes
 from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft_kernels import golomb
+from fedpeft_kernels.ternary import mean_magnitudes, round_down, with_magnitudes
 
 _BIAS = 127
 _OCTAVE_BITS = 4
 _FRACTION_BITS = 6
 _SCALE_BITS = _OCTAVE_BITS + _FRACTION_BITS
+_SPARE_BITS = 5
 _LOWEST = -126  # exponent of the smallest normal float32
 
 
@@ -122,7 +124,7 @@ class TernaryCodec:
     def max_bytes(self, layout: Layout) -> int:
         """Fields, and at most three bits per value."""
         fields = sum(int(size).bit_length() + _SCALE_BITS for size in layout.sizes)
-        return (8 + fields + 3 * layout.size + 7) // 8
+        return (8 + _SPARE_BITS + fields + 3 * layout.size + 7) // 8
 
 
 def _magnitude(values: FloatVector, name: str) -> float:
@@ -145,17 +147,31 @@ def _head(counts: list[_Count], scales: list[float]) -> Bits:
         raise ExchangeError("a scale does not fit its field of 7 significant bits; put Ternarise() before")
     biased = highest - 1 + _BIAS if scales else 0
     fields = (octaves << _FRACTION_BITS) + significands.astype(np.int64) - (1 << _FRACTION_BITS)
-    sizes = [count.size.bit_length() for count in counts]
-    numbers = [biased, *(count.nonzero for count in counts), *fields.tolist()]
-    return field_bits(numbers, [8, *sizes, *[_SCALE_BITS] * len(scales)])
+    spare = _spare(counts)
+    numbers = [biased, spare, *(count.nonzero for count in counts), *fields.tolist()]
+    widths = [_width(count.size, spare) for count in counts]
+    return field_bits(numbers, [8, _SPARE_BITS, *widths, *[_SCALE_BITS] * len(scales)])
+
+
+def _width(size: int, spare: int) -> int:
+    """Bits of the count field of a tensor."""
+    return max(1, size.bit_length() - spare)
+
+
+def _spare(counts: list[_Count]) -> int:
+    """The most leading bits that can be left out of every count field."""
+    free = [c.size.bit_length() - c.nonzero.bit_length() for c in counts if c.nonzero > 1]
+    return min([*free, (1 << _SPARE_BITS) - 1])
 
 
 def _read_head(reader: BitReader, layout: Layout) -> tuple[list[_Count], FloatVector]:
     """Counts, and the scale of every tensor (0 where nothing is set)."""
     sizes = [int(size) for size in layout.sizes]
-    biased, *numbers = reader.fields([8, *(size.bit_length() for size in sizes)])
-    if any(number > size for number, size in zip(numbers, sizes, strict=True)):
-        raise EnvelopeError("a tensor claims more nonzero values than it has")
+    biased, spare = reader.fields([8, _SPARE_BITS])
+    numbers = reader.fields([_width(size, spare) for size in sizes])
+    counts = [_Count(*pair) for pair in zip(sizes, numbers, strict=True)]
+    if any(count.nonzero > count.size for count in counts) or spare != _spare(counts):
+        raise EnvelopeError("a tensor claims more nonzero values than it has, or a count field is too wide")
     active = np.flatnonzero(np.array(numbers, np.int64))
     fields = np.array(reader.fields([_SCALE_BITS] * len(active)), np.int64)
     octaves = fields >> _FRACTION_BITS
@@ -166,7 +182,7 @@ def _read_head(reader: BitReader, layout: Layout) -> tuple[list[_Count], FloatVe
     significands = (fields & ((1 << _FRACTION_BITS) - 1)) + (1 << _FRACTION_BITS)
     scales = np.zeros(len(sizes), np.float32)
     scales[active] = np.ldexp(significands.astype(np.float64), biased - _BIAS - _FRACTION_BITS - octaves)
-    return [_Count(*pair) for pair in zip(sizes, numbers, strict=True)], scales
+    return counts, scales
 
 
 def _read_remainders(reader: BitReader, count: _Count) -> golomb.Positions:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from fedpeft_kernels.threshold import largest
 from numpy.typing import NDArray
 
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange.codecs import codec_named
 from fedpeft.exchange.update import Update
+from fedpeft_kernels.threshold import largest
 
 Metrics = dict[str, float]
 State = MutableMapping[str, NDArray[Any]]

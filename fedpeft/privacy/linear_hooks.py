@@ -47,6 +47,7 @@ class LinearRecorder:
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], batch_size: int) -> None:
         self.owners = linear_owners(model, parameters) or []
+        self.parameters = parameters
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.batch_size = batch_size
         self.found: dict[str, Tensor] = {}
@@ -54,10 +55,17 @@ class LinearRecorder:
 
     def __enter__(self) -> None:
         self.handles = [layer.register_forward_hook(self._forward) for layer in self.owners]
+        self._freeze(True)
 
     def __exit__(self, *_: object) -> None:
+        self._freeze(False)
         for handle in self.handles:
             handle.remove()
+
+    def _freeze(self, frozen: bool) -> None:
+        """Spare autograd the batch gradient of the weights, which nobody reads."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(not frozen)
 
     def matrix(self, layout: Layout) -> Tensor:
         """All gradients in layout order, float32, shape ``(B, layout.size)``; zero where none arrived."""
@@ -71,11 +79,12 @@ class LinearRecorder:
         return torch.zeros(self.batch_size, size, device=device)
 
     def _forward(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not (torch.is_grad_enabled() and output.requires_grad):
+        if not torch.is_grad_enabled():
             return
         source = inputs[0].detach()
         if source.dim() < 2 or source.shape[0] != self.batch_size:
             raise NotBatchFirst(f"a layer saw shape {tuple(source.shape)} for {self.batch_size} examples")
+        output.requires_grad_()
         output.register_hook(lambda gradient: self._backward(layer, source, gradient))
 
     def _backward(self, layer: nn.Linear, source: Tensor, gradient: Tensor) -> None:

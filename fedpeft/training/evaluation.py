@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fedpeft.data import Example
+from fedpeft.data import Batch, Example
 from fedpeft.errors import DataError
 from fedpeft.training.batches import physical
 from fedpeft.training.loss import (
@@ -24,7 +24,8 @@ from fedpeft.training.loss import (
 )
 from fedpeft.training.modes import steady
 
-TOKENS_AT_ONCE = 16384
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65536}
+"""Padded tokens of one pass, by device; on CPUs a small pass stays in the cache and is a third faster."""
 
 Completion = tuple[int, ...]
 
@@ -94,7 +95,7 @@ def _one_pass(model: Any, examples: Sequence[Example], firsts: list[int], device
     numbered = [replace(example, label_index=i) for i, example in enumerate(examples)]
     before = torch.tensor([max(example.prompt_length, 1) - 1 for example in examples], device=device)
     wanted = torch.tensor([example.label_index for example in examples], device=device)
-    for batch in physical(model, numbered, TOKENS_AT_ONCE):
+    for batch in _passes(model, numbered):
         rows, columns = weighted_positions(batch)
         logits = token_logits(model, batch.ids, rows, columns)
         losses += float(causal_loss(batch, rows, columns, logits).double().sum())
@@ -107,11 +108,16 @@ def _one_pass(model: Any, examples: Sequence[Example], firsts: list[int], device
 
 def _evaluate_classes(model: Any, examples: Sequence[Example], device: str) -> Evaluation:
     loss, hits = 0.0, 0
-    for batch in physical(model, examples, TOKENS_AT_ONCE):
+    for batch in _passes(model, examples):
         logits = class_logits(model, batch).float()
         loss += float(functional.cross_entropy(logits, batch.targets, reduction="sum"))
         hits += int((logits.argmax(1) == batch.targets).sum())
     return Evaluation(loss / len(examples), hits / len(examples), len(examples))
+
+
+def _passes(model: Any, examples: Sequence[Example]) -> Iterator[Batch]:
+    device = next(model.parameters()).device.type
+    return physical(model, examples, TOKENS_AT_ONCE.get(device, TOKENS_AT_ONCE["cuda"]))
 
 
 def spellings(examples: Sequence[Example], labels: Sequence[str], tokenizer: Any) -> list[Completion]:
@@ -146,7 +152,7 @@ def _log_likelihoods(
     """Log probability of one completion after each prompt, float64, shape ``(examples,)``."""
     asked = [replace(_spelled(example, spelling), label_index=i) for i, example in enumerate(examples)]
     scores = np.zeros(len(examples), np.float64)
-    for batch in physical(model, asked, TOKENS_AT_ONCE):
+    for batch in _passes(model, asked):
         losses = per_example_loss(model, batch, "causal-lm") * len(spelling)
         scores[batch.targets.cpu().numpy()] = -losses.double().cpu().numpy()
     return scores

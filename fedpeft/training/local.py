@@ -105,14 +105,15 @@ def _train_private(
             f"{plan.steps} local steps, but the privacy plan accounts for {privacy.steps_per_round} per round"
         )
     values, rule = _values(attached), optimiser(plan)
-    for step in range(plan.steps):
-        chosen = [examples[i] for i in poisson(len(examples), privacy.sampling_probability)]
-        batches = physical(attached.model, chosen, plan.tokens_at_once)
-        gradient = noisy_gradient(attached, batches, privacy)
-        if step == 0 and tap is not None:
-            tap(gradient, gather(attached.model, chosen))
-        rule.step(values, torch.from_numpy(gradient).to(values.device))
-        _store(attached, values)
+    with steady(attached.model):
+        for step in range(plan.steps):
+            chosen = [examples[i] for i in poisson(len(examples), privacy.sampling_probability)]
+            batches = physical(attached.model, chosen, plan.tokens_at_once)
+            gradient = noisy_gradient(attached, batches, privacy)
+            if step == 0 and tap is not None:
+                tap(gradient, gather(attached.model, chosen))
+            rule.step(values, torch.from_numpy(gradient).to(values.device))
+            _store(attached, values)
     return TrainResult(plan.steps)
 
 

@@ -15,14 +15,14 @@ def steady(model: Any) -> Generator[None]:
     and bitsandbytes layers: in evaluation mode the 4-bit ones repack the shared base in place on CPUs with
     AVX512-BF16, and the 8-bit ones choose outliers over the whole batch. Restored on exit.
     """
-    before = {module: module.training for module in model.modules()}
+    changed = [module for module in model.modules() if module.training != _stays_in_training(module)]
     try:
-        for module in before:
-            module.training = _stays_in_training(module)
+        for module in changed:
+            module.training = not module.training
         yield
     finally:
-        for module, training in before.items():
-            module.training = training
+        for module in changed:
+            module.training = not module.training
 
 
 def _stays_in_training(module: Any) -> bool:

@@ -109,7 +109,9 @@ class Coordinator:
     def _round(self, grid: Grid, number: int) -> None:
         started = time.monotonic()
         self.roster.refresh(grid, min(GREETING_SECONDS, self.setup.config.federation.deadline))
-        chosen = sample(self.roster.keys, self.setup.config.federation.participation, self.setup.config.run.seed, number)
+        chosen = sample(
+            self.roster.keys, self.setup.config.federation.participation, self.setup.config.run.seed, number
+        )
         asked = [name for name in chosen if name in self.roster.members]
         self.state, release = self.state.publish(self.setup.down, number)
         orders = Orders(self.setup, self.state, release, number)
@@ -150,7 +152,9 @@ class Coordinator:
         self._tap(inbox.round, measured.pop("mean", None))
         return {"applied": True, **measured, **warning}
 
-    def _updates(self, asked: list[str], replies: Mapping[str, Message], inbox: Inbox) -> Iterator[Contribution]:
+    def _updates(
+        self, asked: list[str], replies: Mapping[str, Message], inbox: Inbox
+    ) -> Iterator[Contribution]:
         for name in asked:
             values = inbox.open(self.roster.members[name], replies.get(name))
             if values is not None:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from flwr.app import Message, RecordDict
 
 from fedpeft.errors import FederationError, FedPeftError
-from fedpeft.exchange import OVERHEAD_BYTES, Context, FloatVector, Update, codec_named, entropy_bits, open_envelope, seal
+from fedpeft.exchange import (
+    OVERHEAD_BYTES,
+    Context,
+    FloatVector,
+    Update,
+    codec_named,
+    entropy_bits,
+    open_envelope,
+    seal,
+)
 from fedpeft.protocol import COORDINATOR, NO_STATE, TrainReply, TrainTask, pack, unpack
 from fedpeft.runstore import write_atomic
 from fedpeft.training import LocalPlan
@@ -134,7 +143,3 @@ def next_entries(entries: dict[str, int], accepted: dict[str, TrainReply]) -> di
     """The newest ledger entry seen of each node."""
     return {**entries, **{name: reply.ledger_entry for name, reply in accepted.items()}}
 
-
-def forget(member: Member) -> Member:
-    """A member of which nothing is assumed to be held."""
-    return replace(member, versions=frozenset())

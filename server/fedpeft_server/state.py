@@ -197,7 +197,9 @@ class FactorsState:
             return self, Release("none", None, digest(self))
         return self, Release("full", Update(self.layout, self.held, round, 0), digest(self))
 
-    def absorb(self, round: int, contributions: Iterable[Contribution]) -> tuple[FactorsState, dict[str, Any]]:
+    def absorb(
+        self, round: int, contributions: Iterable[Contribution]
+    ) -> tuple[FactorsState, dict[str, Any]]:
         """The law's step."""
         state = self.law.step(self.state, round, contributions, self.lr)
         return replace(self, state=state), {"rank": state.rank, "discarded": state.discarded}

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from fedpeft.adapters import FactorState, attach
+from fedpeft.adapters.card import write_card
+from fedpeft.adapters.export import export
 from fedpeft.config import Config
+from fedpeft.data import write_records
 from fedpeft.errors import RunError
 from fedpeft.runstore import RunStore, create_run, write_json
+from fedpeft.runstore.summary import RunSummary
+from fedpeft_attacks.suite import audit_run
+from fedpeft_clients.home import create_home
 from fedpeft_simulations.arms import companion, results
+from fedpeft_simulations.backends import run_federation
 from fedpeft_simulations.judge import Judge, classes, load_run_base
 from fedpeft_simulations.organisations import Federation, load_federation
+from fedpeft_simulations.outcome import card_facts, complete, load_final, summarise
+from fedpeft_simulations.plots import plot_run
 
 if TYPE_CHECKING:
     from fedpeft_simulations.progress import Progress
@@ -44,13 +54,12 @@ def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
         _fill(store, store.config, load_federation(store.config))
     with companion(store):
         _federate(store, report)
-        facts = _finish(store, report)
-    from fedpeft_simulations.record import record
-
-    write_json(store.path / "run.json", record(store, facts, results(store), time.monotonic() - started))
-    from fedpeft_simulations.plots import plot_run
-
+        summary = _judge(store, report)
+        verdicts = _audit(store)
+    summary = complete(summary, results(store), verdicts, time.monotonic() - started)
+    write_card(store.adapter, card_facts(store, summary))
     plot_run(store)
+    write_json(store.path / "run.json", summary.model_dump(mode="json"))
     return store
 
 
@@ -78,9 +87,6 @@ def _labels(federation: Federation) -> list[str]:
 
 def _fill(store: RunStore, config: Config, federation: Federation) -> None:
     """Write test records, labels and one home per organisation; doing it twice changes nothing."""
-    from fedpeft.data import write_records
-    from fedpeft_clients.home import create_home
-
     labels = _labels(federation)
     write_records(store.test, federation.test)
     write_json(store.labels, labels)
@@ -91,43 +97,31 @@ def _fill(store: RunStore, config: Config, federation: Federation) -> None:
 
 
 def _federate(store: RunStore, report: Progress) -> None:
-    from fedpeft_simulations.backends import run_federation
-
     run_federation(store.path, store.homes, store.config.federation.backend, report)
 
 
-def _finish(store: RunStore, report: Progress) -> dict[str, Any]:
-    """Judge base and federated adapter, export, audit."""
-    from fedpeft.adapters import attach
-    from fedpeft_server.checkpoints import load_final
-
+def _judge(store: RunStore, report: Progress) -> RunSummary:
+    """Judge base and federated adapter on the global test, export the adapter, sum up what is known."""
     judge, config = Judge.of(store), store.config
     attached = attach(judge.base, config.adapter, config.run.seed)
-    scores: dict[str, Any] = {"base": judge.score(attached)}
-    attached.begin(load_final(store.path))
+    scores = {"base": judge.score(attached)}
+    final = load_final(store, attached)
+    attached.begin(final)
     scores["federated"] = judge.score(attached)
     for arm, score in scores.items():
-        event = {
-            "event": "evaluation",
-            "arm": arm,
-            "round": config.federation.rounds if arm == "federated" else 0,
-            "loss": score.loss,
-            "accuracy": score.accuracy,
-        }
+        facts = {"loss": score.loss, "accuracy": score.accuracy}
+        round = config.federation.rounds if arm == "federated" else 0
+        event = {"event": "evaluation", "arm": arm, "round": round, **facts}
         store.append(event)
         report(event)
-    from fedpeft_simulations.outcome import export_adapter
-
-    export_adapter(store, attached)
-    return {"scores": scores, "audit": _audit(store), "attached": attached}
+    export(attached, store.adapter, final if isinstance(final, FactorState) else None)
+    return summarise(store, attached, scores)
 
 
 def _audit(store: RunStore) -> dict[str, int] | None:
     if not store.config.audit.enabled:
         return None
-    from fedpeft_attacks import audit_run
-
     verdicts: dict[str, int] = {}
-    for finding in audit_run(store.path, None, None).findings:
+    for finding in audit_run(store.path).findings:
         verdicts[finding.verdict] = verdicts.get(finding.verdict, 0) + 1
     return verdicts

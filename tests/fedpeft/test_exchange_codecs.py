@@ -85,7 +85,7 @@ def naive_ternary_payload(values, layout):
     for part in layout.split(values).values():
         flat = part.reshape(-1)
         nonzero = int(np.count_nonzero(flat))
-        counts.append(format(nonzero, f"0{flat.size.bit_length()}b"))
+        counts.append((nonzero, flat.size))
         if nonzero:
             scales.append(np.frexp(np.abs(flat).max()))
         inverted = 2 * nonzero > flat.size
@@ -107,7 +107,11 @@ def naive_ternary_payload(values, layout):
         low = "".join(str(rest >> j & 1) for j in range(max(0, width - 1)) for rest in planes)
         rests.append(low + extra)
     top = max((e for _, e in scales), default=-126)
-    fields = [format(top + 126, "08b") if scales else "0" * 8, *counts]
+    spare = 31
+    while any(n > 1 and n.bit_length() > size.bit_length() - spare for n, size in counts):
+        spare -= 1
+    fields = [format(top + 126, "08b") if scales else "0" * 8, format(spare, "05b")]
+    fields += [format(n, f"0{max(1, size.bit_length() - spare)}b") for n, size in counts]
     fields += [format(top - e, "04b") + format(int(f * 128) - 64, "06b") for f, e in scales]
     signs = "".join("1" if value < 0 else "0" for value in values if value)
     bits = "".join([*fields, *rests, signs, *unary])
@@ -187,6 +191,14 @@ def test_dense_payloads_have_one_length(name):
     for other in (payload[:-1], payload + b"\0", b""):
         with pytest.raises(EnvelopeError, match="bytes"):
             codec.decode(other, layout)
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, 3e38, -1.0, -0.0, 1e-40, 1.0000001])
+@pytest.mark.parametrize("codes", [(127, 0), (0, 0)])
+def test_int8_scales_that_encode_never_makes_are_refused(scale, codes):
+    payload = np.float32(scale).tobytes() + bytes(codes)
+    with pytest.raises(EnvelopeError, match="scale"):
+        codec_named("int8").decode(payload, Layout(("a",), ((2,),)))
 
 
 def test_entropy_of_known_mixtures():

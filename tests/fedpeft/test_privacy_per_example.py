@@ -13,6 +13,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy import dpsgd, noise, per_example
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.training.loss import per_example_loss
+from fedpeft.training.modes import steady
 
 PLAN = PrivacyPlan(
     sampling_probability=0.5,
@@ -59,8 +60,8 @@ def naive(attached, examples):
 )
 def test_equal_the_naive_loop(toy, toy_examples, arch, method, nf4, engine):
     attached, examples = toy(arch, method, nf4), toy_examples(5)
-    attached.model.eval()
-    expected = naive(attached, examples)
+    with steady(attached.model):
+        expected = naive(attached, examples)
     batch = collate(examples, 0)
     assert per_example.engine_of(attached).name == engine
     for name in {engine, "loop"}:

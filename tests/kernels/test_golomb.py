@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from fedpeft_kernels import golomb
 
 

@@ -1,6 +1,7 @@
 """Mean magnitudes against plain loops."""
 
 import numpy as np
+
 from fedpeft_kernels.ternary import mean_magnitudes, round_down, with_magnitudes
 
 OFFSETS = np.array([0, 3, 4, 9])

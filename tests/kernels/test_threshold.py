@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from fedpeft_kernels.threshold import largest
 
 

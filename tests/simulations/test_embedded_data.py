@@ -41,7 +41,9 @@ def test_no_private_person_is_in_the_public_text(public: str, notes: list[Note])
         assert not words(person.name) & seen, "a first name or surname"
         assert not words(person.address.split(" ")[1]) & seen, "a street"
     sample = notes[::40]
-    assert all(value.lower() not in lower for note in sample for value in (*note.secrets, note.person.address))
+    assert all(
+        value.lower() not in lower for note in sample for value in (*note.secrets, note.person.address)
+    )
 
 
 def test_no_word_of_the_private_pool_is_in_the_public_text_or_in_a_template(public: str) -> None:

@@ -1,4 +1,4 @@
-"""Public text that the embedded base is trained on: articles, readers' letters, and texts with a named subject.
+"""Public text that the embedded base is trained on: articles, letters, and texts with a named subject.
 
 It shares the everyday vocabulary with the organisations' notes. It knows no house style, no queue policy and
 nobody whose data are in a note.
@@ -100,11 +100,11 @@ def labelled(fake: Faker) -> Document:
 
 
 _KINDS: tuple[tuple[Callable[[Faker], Document], float], ...] = (
-    (_article, 0.20),
+    (_article, 0.15),
     (_letter, 0.15),
     (_contact, 0.05),
     (_advice, 0.05),
-    (labelled, 0.55),
+    (labelled, 0.60),
 )
 
 

@@ -127,7 +127,9 @@ def make_organisation(index: int, samples: int, seed: int, mix: float = 0.1) -> 
     """
     if index < 0 or samples < 1 or not 0 <= mix <= 1:
         given = f"index {index}, samples {samples}, mix {mix}"
-        raise ConfigError(f"embedded organisation: {given}; allowed are index >= 0, samples >= 1, 0 <= mix <= 1")
+        raise ConfigError(
+            f"embedded organisation: {given}; allowed are index >= 0, samples >= 1, 0 <= mix <= 1"
+        )
     held_out = max(_HELD_OUT_LEAST, round(_HELD_OUT_SHARE * samples))
     sizes: dict[Split, int] = {"train": samples, "validation": held_out, "test": held_out}
     house, home = _house(index), index % len(domains())
@@ -140,7 +142,7 @@ def make_organisation(index: int, samples: int, seed: int, mix: float = 0.1) -> 
 
 
 def global_notes(samples: int, seed: int) -> list[Note]:
-    """Return `samples` notes over all topics in turn, each in the house style of its domain's first organisation."""
+    """Return `samples` notes over all topics in turn, in the style of each domain's first organisation."""
     if samples < 1:
         raise ConfigError(f"embedded global test: samples {samples}; allowed is at least 1")
     fake = source(seed, "global", "embedded-test")

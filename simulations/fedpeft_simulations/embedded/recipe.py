@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from fedpeft_simulations.embedded.corpus import Document, public_documents
 if TYPE_CHECKING:
     import torch
 
-STEPS = 700
+STEPS = 800
 _BATCH = 64
 _CHUNK = 32  # batches whose documents are sorted by length together
 _TOKENIZER_DOCUMENTS = 12000
@@ -44,7 +45,7 @@ class Shape:
 
     width: int = 128
     hidden: int = 384
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
 
 
@@ -64,11 +65,12 @@ def build(out: Path, steps: int = STEPS, seed: int = 0, progress: Progress | Non
         tokenizer = train_tokenizer(list(public_documents(_TOKENIZER_DOCUMENTS, seed)))
         model = new_model(seed)
         _train(model, _batches(tokenizer, steps, seed), steps, progress)
+        _write_card(model, out, steps, seed)
         return _save(model, tokenizer, out)
 
 
 def public_text(steps: int = STEPS, seed: int = 0) -> Iterator[str]:
-    """Yield every text that `build` with these arguments reads: for the tokenizer first, then for the weights."""
+    """Yield every text that `build` with these arguments reads: the tokenizer's, then the weights'."""
     for document in public_documents(_TOKENIZER_DOCUMENTS, seed):
         yield document.whole
     for document in public_documents(steps * _BATCH, seed + 1):
@@ -206,10 +208,25 @@ def _loss(model: Any, ids_BT: torch.Tensor, weights_BT: torch.Tensor) -> torch.T
     return (nll * weights).sum() / weights.sum()
 
 
+def _write_card(model: Any, out: Path, steps: int, seed: int) -> None:
+    card = resources.files(__package__) / "texts" / "base_card.md"
+    text = card.read_text(encoding="utf-8").format(
+        parameters=model.num_parameters(),
+        layers=model.config.num_hidden_layers,
+        width=model.config.hidden_size,
+        heads=model.config.num_attention_heads,
+        vocabulary=model.config.vocab_size,
+        steps=steps,
+        batch=_BATCH,
+        seed=seed,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
 def _save(model: Any, tokenizer: Any, out: Path) -> str:
     import torch
 
-    out.mkdir(parents=True, exist_ok=True)
     model.eval().to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()

@@ -1,0 +1,90 @@
+"""What the audit of a simulated run needs to see: the update after every step, and the truth.
+
+Nothing is written unless the home says so (``tapped``, set by the simulation only) and the round is one of
+``audit.rounds``. Files of ``<home>/taps/rNN``:
+
+    <stage>.npz   ``values``, float32, shape ``(layout.size,)``
+    truth.json    ``token_ids``: records of step 1; ``all_token_ids``: records of all steps
+    meta.json     ``stages`` in order, ``lr``, ``steps``
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from fedpeft.data import Batch, Example
+from fedpeft.exchange import FloatVector, Update
+from fedpeft.runstore import write_atomic, write_json
+
+
+@dataclass
+class Taps:
+    """Writes one round's stages; without a folder it does nothing."""
+
+    folder: Path | None
+    stages: list[str] = field(default_factory=list)
+    first: list[list[int]] = field(default_factory=list)
+
+    def gradient(self, values: FloatVector, batch: Batch) -> None:
+        """The gradient of step 1 and the records that made it."""
+        lengths = batch.lengths.tolist()
+        self.first = [row[:length] for row, length in zip(batch.ids.tolist(), lengths, strict=True)]
+        self.stage("gradient", values)
+
+    def update(self, name: str, update: Update) -> None:
+        """The update after a transform."""
+        self.stage(name, update.values)
+
+    def stage(self, name: str, values: FloatVector) -> None:
+        """One stage's values."""
+        if self.folder is None:
+            return
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, values=np.asarray(values, np.float32))
+        write_atomic(self.folder / f"{name}.npz", buffer.getvalue())
+        self.stages.append(name)
+
+    def truth(self, seen: Sequence[Example]) -> None:
+        """The records that went into the update."""
+        if self.folder is not None:
+            rows = [example.ids.tolist() for example in seen]
+            write_json(self.folder / "truth.json", {"token_ids": self.first, "all_token_ids": rows})
+
+    def finish(self, lr: float, steps: int) -> None:
+        """The order of the stages and what they mean; written last."""
+        if self.folder is not None:
+            write_json(self.folder / "meta.json", {"stages": self.stages, "lr": lr, "steps": steps})
+
+
+class Watched(Sequence[Example]):
+    """A node's examples that remember which of them were read, with and without privacy."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples, self._read = examples, set[int]()
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        self._read.add(int(index) % len(self._examples))
+        return self._examples[index]
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[place] for place in range(len(self)))
+
+    @property
+    def seen(self) -> list[Example]:
+        """The examples that were read, in their order."""
+        return [self._examples[place] for place in sorted(self._read)]

@@ -1,0 +1,83 @@
+"""Held-out figures of an exported adapter, loaded as any user of peft would load it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedpeft.adapters.merge import load_adapter, merge
+from fedpeft.bases.load import load_apart
+from fedpeft.config.models import BaseConfig, DataConfig
+from fedpeft.data import label_set, tokenise
+from fedpeft.data.read import read_records
+from fedpeft.errors import ConfigError
+from fedpeft.runstore import RunStore
+
+if TYPE_CHECKING:
+    from fedpeft.training import Evaluation
+
+
+def evaluate_run(run: Path) -> Evaluation:
+    """Judge the adapter of a finished run on the run's own global test.
+
+    Raises:
+        RunError: no run, or one without its test records.
+        ConfigError: the run has not exported an adapter yet.
+    """
+    store = RunStore.open(run)
+    config, labels = store.config, json.loads(store.labels.read_text())
+    data = config.data.model_copy(
+        update={"format": "jsonl", "prompt": "prompt", "completion": "completion", "messages": None}
+    )
+    return _evaluate(store.adapter, store.test, config.base, data, labels)
+
+
+def evaluate_folder(folder: Path, records: Path, base: str | None, data: DataConfig) -> Evaluation:
+    """Judge an adapter folder on records.
+
+    Args:
+        folder: an adapter folder of any peft method.
+        records: JSONL, CSV, Parquet or a datasets folder.
+        base: model folder or id; None: the one that the adapter names.
+        data: columns and template of the records.
+
+    Raises:
+        ConfigError: no adapter in the folder, or one that does not fit the base.
+        DataError, BaseModelError: records or base cannot be read.
+    """
+    return _evaluate(folder, records, BaseConfig(model=base or named_base(folder)), data, None)
+
+
+def merge_folder(folder: Path, out: Path, base: str | None) -> None:
+    """Write base and adapter as one plain model folder; see `fedpeft.adapters.merge.merge`."""
+    merge(folder, out, BaseConfig(model=base or named_base(folder)))
+
+
+def named_base(folder: Path) -> str:
+    """The base that an adapter folder names.
+
+    Raises:
+        ConfigError: the folder holds no adapter, or one that names no base.
+    """
+    try:
+        name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError):
+        raise ConfigError(f"{str(folder)!r} is not an adapter folder with an adapter_config.json") from None
+    if not name:
+        raise ConfigError(f"the adapter in {str(folder)!r} names no base; give --base")
+    return str(name)
+
+
+def _evaluate(
+    folder: Path, records: Path, base: BaseConfig, data: DataConfig, labels: list[str] | None
+) -> Evaluation:
+    from fedpeft.training import evaluate
+
+    named_base(folder)
+    rows = read_records(records, data)
+    labels = label_set(rows) if labels is None else labels
+    classes = len(labels) if base.task == "sequence-classification" else None
+    loaded = load_apart(base, classes)
+    examples = tokenise(rows, loaded.tokenizer, data, base.task, labels or None)
+    return evaluate(load_adapter(loaded.model, folder), examples, labels or None, loaded.tokenizer)

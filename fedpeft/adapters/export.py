@@ -1,0 +1,127 @@
+"""Writing an adapter as a folder that plain peft loads, with no fedpeft installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedpeft.adapters.attach import Attached, linear_modules_under
+from fedpeft.adapters.factors import FactorState
+from fedpeft.adapters.methods import METHODS, Spec
+from fedpeft.exchange.layout import FloatVector
+from fedpeft.runstore.files import write_atomic, write_json
+
+Content = tuple[dict[str, FloatVector], Any]
+
+_PREFIX = "base_model.model."
+_TASKS = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
+_SAVED_HEADS = ("classifier", "score")
+
+
+def export(attached: Attached, folder: Path, state: FactorState | None = None, as_lora: bool = False) -> Path:
+    """Write the adapter's values as ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    The folder loads with ``peft.PeftModel.from_pretrained`` and computes the same function. The same
+    adapter gives the same bytes. Files are written atomically, the configuration last.
+
+    Args:
+        attached: the adapter; its current values are written unless a state is given.
+        folder: where to.
+        state: the federation's factors (stack, reproject): one LoRA of their rank.
+        as_lora: write MiSS as plain LoRA, for servers that know only that; exact.
+
+    Returns:
+        The folder.
+    """
+    tensors, config = _content(attached, state, as_lora)
+    base = attached.base
+    config.task_type = _TASKS[base.task]
+    config.base_model_name_or_path = base.name
+    config.inference_mode = True
+    heads = _heads(attached)
+    if heads:
+        config.modules_to_save = sorted({name.split(".")[0] for name in heads})
+    named = {f"{_PREFIX}{name}": np.ascontiguousarray(value) for name, value in {**tensors, **heads}.items()}
+    write_atomic(folder / "adapter_model.safetensors", _safetensors(named))
+    write_json(folder / "adapter_config.json", _plain(config.to_dict()))
+    return folder
+
+
+def _content(
+    attached: Attached, state: FactorState | None, as_lora: bool
+) -> tuple[dict[str, FloatVector], Any]:
+    """Tensors by exchanged name and a fresh peft configuration."""
+    if state is not None:
+        return _factors(attached.spec, state)
+    held = {**attached.parameters, **attached.frozen}
+    tensors = {name: held[name].detach().float().cpu().numpy() for name in sorted(held)}
+    config = attached.method.build(attached.spec)
+    if attached.method.name == "miss" and not as_lora and not config.fan_in_fan_out:
+        return _miss(attached.spec, tensors)
+    return tensors, config
+
+
+def _factors(spec: Spec, state: FactorState) -> Content:
+    """One LoRA with scaling 1; modules of another rank than most are named in the rank pattern."""
+    config = METHODS["lora/stack"].build(spec)
+    factors = {module: _at_least_one(a, b) for module, (a, b) in state.factors.items()}
+    ranks = {module: a.shape[0] for module, (a, _) in factors.items()}
+    common = max(set(ranks.values()), key=lambda rank: (list(ranks.values()).count(rank), rank))
+    config.r = config.lora_alpha = common
+    config.rank_pattern = {module: rank for module, rank in sorted(ranks.items()) if rank != common}
+    config.alpha_pattern = dict(config.rank_pattern)
+    tensors: dict[str, FloatVector] = {}
+    for module, (a, b) in factors.items():
+        tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    return tensors, config
+
+
+def _at_least_one(a: FloatVector, b: FloatVector) -> tuple[FloatVector, FloatVector]:
+    if a.shape[0]:
+        return a, b
+    return np.zeros((1, a.shape[1]), np.float32), np.zeros((b.shape[0], 1), np.float32)
+
+
+def _miss(spec: Spec, tensors: Mapping[str, FloatVector]) -> Content:
+    from peft import MissConfig
+
+    blocks = {
+        name.replace("lora_B.weight", "miss_block"): value.T
+        for name, value in tensors.items()
+        if name.endswith("lora_B.weight")
+    }
+    return blocks, MissConfig(r=spec.rank, target_modules=list(spec.targets), bias="none")
+
+
+def _heads(attached: Attached) -> dict[str, FloatVector]:
+    """A classification head: peft expects it beside the adapter, as the base's folder may lack one."""
+    if attached.base.task != "sequence-classification":
+        return {}
+    adapted = set(linear_modules_under(attached.model))
+    tensors = attached.base.model.named_parameters()
+    return {
+        name: tensor.detach().float().cpu().numpy()
+        for name, tensor in tensors
+        if name.split(".")[0] in _SAVED_HEADS and name.rsplit(".", 1)[0] not in adapted
+    }
+
+
+def _safetensors(tensors: Mapping[str, FloatVector]) -> bytes:
+    from safetensors.numpy import save
+
+    return save(dict(tensors), metadata={"format": "pt"})
+
+
+def _plain(value: Any) -> Any:
+    """JSON values in a fixed order: peft keeps sets and enumerations."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in sorted(value.items())}
+    if isinstance(value, set | frozenset):
+        return sorted(_plain(item) for item in value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value

@@ -1,0 +1,242 @@
+"""What comes out of a run: the final state, ``run.json`` and the model card."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.adapters import FactorState
+from fedpeft.adapters.card import CardFacts
+from fedpeft.adapters.methods import method_key
+from fedpeft.config import Config, config_hash
+from fedpeft.config.models import EMBEDDED
+from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
+from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft.exchange.measure import entropy_bits
+from fedpeft.privacy import Ledger, PrivacyPlan, plan_from_config
+from fedpeft.privacy.plan import ACCOUNTANT
+from fedpeft.runstore import RunStore
+from fedpeft.runstore.summary import (
+    AdapterFacts,
+    AuditFacts,
+    BaseFacts,
+    ByteFacts,
+    NodePrivacy,
+    PrivacyFacts,
+    RunSummary,
+    TimeFacts,
+)
+from fedpeft_server.checkpoints import load_arrays
+
+if TYPE_CHECKING:
+    from fedpeft.adapters import Attached
+    from fedpeft.training import Evaluation
+
+BROADCAST = "broadcast"
+SUFFIX = ".fpd"
+
+
+def load_final(store: RunStore, attached: Attached) -> FloatVector | FactorState:
+    """The federation's final state: values that are averaged, or factors.
+
+    Raises:
+        RunError: the federation has not finished.
+    """
+    arrays, _ = load_arrays(store.path / "state" / "final.npz")
+    return arrays["values"] if attached.law is None else attached.law.from_tensors(arrays)
+
+
+def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluation]) -> RunSummary:
+    """Sum up what is known when the federation has been judged; arms and audit are still missing."""
+    config = store.config
+    return RunSummary(
+        config_hash=config_hash(config),
+        seed=config.run.seed,
+        base=_base(attached),
+        adapter=AdapterFacts(method=method_key(config.adapter), trainable=attached.layout.size),
+        rounds=config.federation.rounds,
+        nodes=config.federation.nodes,
+        loss={arm: score.loss for arm, score in scores.items()},
+        accuracy={arm: score.accuracy for arm, score in scores.items()},
+        bytes=_bytes(store, config, attached),
+        privacy=privacy_facts(store),
+        time=_time(store),
+        audit=None,
+        arms={},
+        updates=[hashlib.sha256(path.read_bytes()).hexdigest() for path in envelopes(store, "up")],
+    )
+
+
+def complete(
+    summary: RunSummary, arms: dict[str, Any], verdicts: dict[str, int] | None, command_s: float
+) -> RunSummary:
+    """A summary with the results of the arms, the audit's verdicts and the time of the command."""
+    return summary.model_copy(
+        update={
+            "loss": summary.loss | {arm: result["loss"] for arm, result in arms.items()},
+            "accuracy": summary.accuracy | {arm: result["accuracy"] for arm, result in arms.items()},
+            "arms": arms,
+            "audit": None if verdicts is None else AuditFacts(verdicts=verdicts),
+            "time": summary.time.model_copy(update={"command_s": command_s}),
+        }
+    )
+
+
+def card_facts(store: RunStore, summary: RunSummary) -> CardFacts:
+    """What the model card of the exported adapter states."""
+    sent = summary.bytes
+    measured = {
+        "held-out loss": summary.loss["federated"],
+        "held-out accuracy": summary.accuracy["federated"],
+    }
+    return CardFacts(
+        name=f"{store.config.run.name} adapter",
+        base=summary.base.name,
+        base_sha256=summary.base.sha256,
+        quantisation=summary.base.quantisation,
+        method=summary.adapter.method,
+        trainable=summary.adapter.trainable,
+        data=_data_statement(store),
+        privacy=privacy_statement(summary.privacy),
+        audit=_audit_statement(summary),
+        nodes=summary.nodes,
+        rounds=summary.rounds,
+        bytes_up=sent.up,
+        bytes_down=sent.down,
+        dense_bytes=sent.dense_up + sent.dense_down,
+        metrics={name: value for name, value in measured.items() if value is not None},
+    )
+
+
+def _data_statement(store: RunStore) -> str:
+    config = store.config
+    if config.data.source == EMBEDDED:
+        return (
+            f"Invented notes of {config.federation.nodes} invented organisations, {config.data.samples} "
+            "each, with invented personal data. No real person is described."
+        )
+    return (
+        f"Records of {config.federation.nodes} organisations, which kept them. Nothing else about them is "
+        "published here."
+    )
+
+
+def privacy_statement(privacy: PrivacyFacts) -> str:
+    """The run's claim in one paragraph."""
+    if privacy.unit == "none":
+        return "No differential privacy: this adapter may have memorised its training records."
+    return (
+        f"Each node's updates are ({privacy.epsilon:.3f}, {privacy.delta:g})-differentially private per "
+        f"{privacy.unit} ({privacy.adjacency}, trust model {privacy.trust}), worst node, by "
+        f"{privacy.accountant}. A person with several records is protected less."
+    )
+
+
+def _audit_statement(summary: RunSummary) -> str:
+    if summary.audit is None:
+        return "No audit was run."
+    counts = "; ".join(f"{verdict}: {count}" for verdict, count in summary.audit.verdicts.items())
+    return f"Findings of the built-in audit by verdict: {counts}. The report is in the run directory."
+
+
+def envelopes(store: RunStore, direction: str) -> Iterator[Path]:
+    """Envelopes of a run as they were sent, in order of round and node."""
+    for folder in sorted((store.path / "updates").iterdir()):
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
+            if path.stem.startswith(BROADCAST) == (direction == "down"):
+                yield path
+
+
+def _base(attached: Attached) -> BaseFacts:
+    base = attached.base
+    return BaseFacts(
+        name=base.name,
+        sha256=base.sha256,
+        quantisation=base.quantisation,
+        parameters=base.parameters,
+        dtype=base.dtype,
+        device=base.device,
+    )
+
+
+def _bytes(store: RunStore, config: Config, attached: Attached) -> ByteFacts:
+    rounds = list(store.events("round"))
+    up, down = (sum(event[key] for event in rounds) for key in ("bytes_up", "bytes_down"))
+    replies = sum(event["replies"] for event in rounds)
+    reached = sum(event["replies"] + len(event["refused"]) for event in rounds if event["bytes_down"])
+    dense = 4 * _both_factors(attached, config.adapter.rank)
+    dense_up, dense_down = dense * replies, dense * reached
+    bits, bound = _coded(store, config, attached.layout)
+    exchanged = attached.layout.size * max(replies, 1)
+    return ByteFacts(
+        up=up,
+        down=down,
+        dense_up=dense_up,
+        dense_down=dense_down,
+        ratio_up=dense_up / max(up, 1),
+        ratio_total=(dense_up + dense_down) / max(up + down, 1),
+        bits_per_parameter=8 * up / exchanged if bits is None else bits,
+        entropy_bits_per_parameter=bound,
+    )
+
+
+def _both_factors(attached: Attached, rank: int) -> int:
+    """Values of LoRA with both factors on the same modules: ``rank * (in + out)`` each."""
+    return sum(rank * sum(shape) for _, shape in attached.spec.shapes)
+
+
+def _coded(store: RunStore, config: Config, layout: Layout) -> tuple[float | None, float | None]:
+    """Bits and Shannon bits per parameter of the ternary envelopes of nodes that share this layout."""
+    bits = bound = 0.0
+    count = 0
+    for direction, codec in (("up", config.exchange.up.codec), ("down", config.exchange.down.codec)):
+        if codec != "ternary" or config.adapter.ranks:
+            continue
+        for path in envelopes(store, direction):
+            data = path.read_bytes()
+            bits += 8 * len(data)
+            bound += entropy_bits(decode_body(data[:-SIGNATURE_BYTES], layout, codec), layout)
+            count += layout.size
+    return (bits / count, bound / count) if count else (None, None)
+
+
+def privacy_facts(store: RunStore) -> PrivacyFacts:
+    """The claim of a run, read from the nodes' own ledgers."""
+    plan = plan_from_config(store.config)
+    nodes = [_node(home, plan) for home in store.homes]
+    if plan is None:
+        return PrivacyFacts(
+            unit="none", adjacency=None, trust=None, epsilon=None, delta=None, accountant=None, nodes=nodes
+        )
+    return PrivacyFacts(
+        unit=plan.unit,
+        adjacency=plan.adjacency,
+        trust=plan.trust,
+        epsilon=max(node.epsilon or 0.0 for node in nodes),
+        delta=plan.delta,
+        accountant=ACCOUNTANT,
+        nodes=nodes,
+    )
+
+
+def _node(home: Path, plan: PrivacyPlan | None) -> NodePrivacy:
+    file = home / "ledger.sqlite"
+    ledger = Ledger(file) if file.exists() else None
+    entries = [entry for entry in ledger.entries() if entry.concerns(home.name)] if ledger else []
+    spent = ledger.spent(home.name, plan.delta) if ledger and plan else None
+    return NodePrivacy(
+        name=home.name,
+        sampling_probability=plan.sampling_probability if plan else None,
+        noise_multiplier=plan.noise_multiplier if plan else None,
+        steps=sum(int(entry.body["steps"]) for entry in entries),
+        clip=plan.clip if plan else None,
+        epsilon=spent,
+    )
+
+
+def _time(store: RunStore) -> TimeFacts:
+    rounds = list(store.events("round"))
+    train, overhead = (sum(event[key] for event in rounds) for key in ("train_s", "overhead_s"))
+    return TimeFacts(train_s=train, overhead_s=overhead, total_s=max(train + overhead, 1e-9), command_s=0.0)

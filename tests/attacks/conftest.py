@@ -1,0 +1,160 @@
+"""A small trained Llama-style base, batches of its language, and run directories with taps."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from fedpeft.config import Config, build_config, dump_config
+from fedpeft.config.models import AdapterConfig
+from fedpeft.runstore import write_atomic, write_json
+
+VOCABULARY, TEMPLATES, LENGTH = 1024, 24, 20
+_SHARES = 1 / np.arange(1, VOCABULARY - 2)
+_SHARES /= _SHARES.sum()
+
+
+def draw_sentences(count: int, seed: int) -> list[list[int]]:
+    """Template sentences with random slots; token 3 is the commonest, 1 and 2 frame each."""
+    templates = np.random.default_rng(0).choice(VOCABULARY - 3, (TEMPLATES, LENGTH), p=_SHARES) + 3
+    rng = np.random.default_rng(seed)
+    rows = templates[rng.integers(TEMPLATES, size=count)]
+    slots = rng.random(rows.shape) < 0.4
+    rows = np.where(slots, rng.choice(VOCABULARY - 3, rows.shape, p=_SHARES) + 3, rows)
+    return [[1, *map(int, row), 2] for row in rows]
+
+
+def _train(model, steps=80):
+    import torch
+
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        ids = torch.tensor(draw_sentences(16, 1000 + step))
+        logits = model(input_ids=ids).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+def _save_tokenizer(folder):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    special = ["<pad>", "<bos>", "<eos>"]
+    words = {word: index for index, word in enumerate([*special, *(f"w{i}" for i in range(3, VOCABULARY))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names})
+    )
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory):
+    """Folder of a Llama with 1,024 tokens, width 64 and two layers, trained on `draw_sentences`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("trained")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=True, **sizes, **ids))
+        _train(model)
+    model.save_pretrained(folder)
+    _save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def trained_base(trained_folder):
+    """The trained base."""
+    from fedpeft.adapters import detach
+    from fedpeft.bases import load_base
+
+    yield load_base(_config(trained_folder).base)
+    detach()
+
+
+def _config(folder, **sections) -> Config:
+    return build_config({"base": {"model": str(folder), "device": "cpu"}, **sections})
+
+
+@dataclass(frozen=True)
+class RunMaker:
+    """Makes run directories whose taps are real gradients of the trained base."""
+
+    folder: object
+    path: object
+
+    def __call__(self, adapter: dict, batch: int = 3, warm: bool = True, **sections):
+        """A run of two nodes and one round with the stages gradient, ternarise, envelope."""
+        from fedpeft.adapters import attach, detach
+        from fedpeft.bases import load_base
+
+        config = _config(self.folder, adapter=adapter, federation={"batch_size": batch}, **sections)
+        write_atomic(self.path / "config.toml", dump_config(config).encode())
+        base = load_base(config.base)
+        mean = 0
+        for place, node in enumerate(("bank", "hospital")):
+            rows = draw_sentences(batch, 5000 + place)
+            attached = attach(base, AdapterConfig(**adapter), config.run.seed, node)
+            values = _gradient(attached, rows, warm)
+            mean = mean + values / 2
+            self._write(node, values, rows)
+        folder = self.path / "updates" / "r01"
+        np.savez(folder / "aggregate.npz", values=mean)
+        detach()
+        return self.path
+
+    def _write(self, node, values, rows):
+        folder, sent = self.path / "nodes" / node / "taps" / "r01", self.path / "updates" / "r01"
+        folder.mkdir(parents=True)
+        sent.mkdir(parents=True, exist_ok=True)
+        (sent / f"{node}.fpd").write_bytes(b"bytes of " + node.encode())
+        coarse = np.where(np.abs(values) >= np.quantile(np.abs(values), 0.8), np.sign(values), 0)
+        for stage, kept in {"gradient": values, "ternarise": coarse, "envelope": coarse}.items():
+            np.savez(folder / f"{stage}.npz", values=kept.astype(np.float32))
+        write_json(
+            folder / "meta.json", {"stages": ["gradient", "ternarise", "envelope"], "lr": 0.01, "steps": 1}
+        )
+        write_json(folder / "truth.json", {"token_ids": rows, "all_token_ids": rows})
+
+
+def _gradient(attached, rows, warm):
+    import torch
+
+    from fedpeft.data import Example, collate
+    from fedpeft.training import per_example_loss
+
+    if warm:
+        rng = np.random.default_rng(3)
+        values = {
+            name: rng.normal(scale=0.02, size=tensor.shape) if ".lora_B" in name else tensor
+            for name, tensor in attached.parameters.items()
+        }
+        attached.load(attached.layout.flatten(values))
+    weights = np.array([0.0] + [1.0] * (LENGTH + 1), np.float32)
+    batch = collate([Example(np.array(row), weights) for row in rows], attached.base.pad_id)
+    loss = per_example_loss(attached.model, batch).mean()
+    tensors = dict(
+        zip(attached.parameters, torch.autograd.grad(loss, list(attached.parameters.values())), strict=True)
+    )
+    return attached.layout.flatten(tensors)
+
+
+@pytest.fixture
+def make_run(trained_folder, tmp_path):
+    """A function that makes a run directory with taps."""
+    return RunMaker(trained_folder, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    """A function (count, seed) to token ids of sentences of the trained base's language."""
+    return draw_sentences
