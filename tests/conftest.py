@@ -29,6 +29,7 @@ ARCHITECTURES = {
     "mistral": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2},
     "gemma": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
     "phi": {**SIZES, "intermediate_size": 48},
+    "bert": {**SIZES, "intermediate_size": 48},
 }
 
 
@@ -55,13 +56,14 @@ def _save_tokenizer(folder: Path) -> int:
 
 def _save_model(folder: Path, architecture: str, vocabulary: int) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     config = AutoConfig.for_model(architecture, vocab_size=vocabulary, **ARCHITECTURES[architecture])
     config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        model = AutoModelForCausalLM.from_config(config)
+        auto = AutoModelForMaskedLM if architecture == "bert" else AutoModelForCausalLM
+        model = auto.from_config(config)
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=0.15)

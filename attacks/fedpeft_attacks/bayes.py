@@ -2,7 +2,8 @@
 
 It still ranks tokens where the row space is full or noisy and a pursuit has nothing to follow. Source: M-SBL,
 Wipf and Rao, IEEE Trans. Signal Processing 55(7), 2007, with the convex-bounding update of Wipf and Nagarajan
-(NeurIPS 2008), here for several dictionaries whose tokens share one variance.
+(NeurIPS 2008), here for several dictionaries whose tokens share one variance. In torch, whose threads the
+config sets: the matrices are small and many threads make them slow.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from fedpeft_attacks.blocks import Block, Matrix, Vector, unit_rows
+from fedpeft_attacks.blocks import Block, Vector, unit_rows
 
 _TINY = 1e-30
 _NOISE = 0.1
-_ITERATIONS = 40
+_ITERATIONS = 30
 
 
 def sparse_bayes(blocks: Sequence[Block], prior: Vector) -> list[int]:
@@ -28,21 +30,21 @@ def sparse_bayes(blocks: Sequence[Block], prior: Vector) -> list[int]:
     Returns:
         Token ids, the most likely first.
     """
-    pairs = [(block.unit_atoms, _covariance(block)) for block in blocks]
-    variances = np.asarray(prior, np.float64) / max(float(np.sum(prior)), _TINY)
+    pairs = [(torch.from_numpy(block.unit_atoms).float(), _covariance(block)) for block in blocks]
+    variances = torch.from_numpy(np.asarray(prior / max(float(np.sum(prior)), _TINY), np.float32))
     for _ in range(_ITERATIONS):
-        explained, needed = np.zeros_like(variances), np.zeros_like(variances)
+        explained, needed = torch.zeros_like(variances), torch.zeros_like(variances)
         for atoms, covariance in pairs:
             width = atoms.shape[1]
-            model = (atoms.T * variances) @ atoms + np.eye(width) * (_NOISE / width)
-            filters = atoms @ np.linalg.inv(model)
-            explained += np.einsum("vi,vi->v", filters @ covariance, filters)
-            needed += np.einsum("vi,vi->v", filters, atoms)
-        variances *= np.sqrt(np.maximum(explained, 0.0) / np.maximum(needed, _TINY))
-    return [int(token) for token in np.argsort(-variances, kind="stable")]
+            model = atoms.T @ (variances[:, None] * atoms) + torch.eye(width) * (_NOISE / width)
+            filters = atoms @ torch.linalg.inv(model)
+            explained += ((filters @ covariance) * filters).sum(dim=1)
+            needed += (filters * atoms).sum(dim=1)
+        variances = variances * (explained.clamp(min=0.0) / needed.clamp(min=_TINY)).sqrt()
+    return torch.argsort(-variances, stable=True).tolist()
 
 
-def _covariance(block: Block) -> Matrix:
-    """Second moment of the unit rows with trace one, shape ``(width, width)``."""
+def _covariance(block: Block) -> torch.Tensor:
+    """Second moment of the unit rows with trace one, float32, shape ``(width, width)``."""
     rows = unit_rows(np.asarray(block.rows, np.float64))
-    return rows.T @ rows / max(float((rows**2).sum()), _TINY)
+    return torch.from_numpy(rows.T @ rows / max(float((rows**2).sum()), _TINY)).float()

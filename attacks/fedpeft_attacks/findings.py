@@ -49,6 +49,7 @@ class Power(Facts):
     batch: float = Field(ge=0, le=1, description="token recall on the very same batches")
     rare: float | None = Field(description="recall of rare tokens on the very same batches")
     record: float = Field(ge=0, le=1, description="token recall on one record of each batch alone")
+    layer: float = Field(ge=0, le=1, description="the same from the layers that the run's adapter lies on")
 
 
 class ViewScore(Facts):
@@ -82,6 +83,7 @@ class Finding(Facts):
     power: Power | None
     verdict: Verdict
     reason: str
+    note: str | None = Field(None, description="what makes the attack weaker here than in layer 0")
     views: tuple[ViewScore, ...]
 
 

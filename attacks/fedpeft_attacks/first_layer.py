@@ -27,42 +27,46 @@ class FirstLayer:
 
     Attributes:
         inputs: shape ``(tokens, width)``, input of the readers for each token of the vocabulary.
-        readers: adapted modules whose input depends on the token alone.
-        obstacle: why there are none, or None.
+        readers: adapted modules whose input this is.
+        approximation: why the inputs are only near, None where they are exact.
     """
 
     inputs: NDArray[np.floating]
     readers: frozenset[str]
-    obstacle: str | None = None
+    approximation: str | None = None
 
 
 class _Reached(Exception):
     """Ends a forward pass as soon as the wanted input is known."""
 
 
-def first_layer(model: Any, modules: Sequence[str], vocabulary: int) -> FirstLayer:
+def first_layer(model: Any, modules: Sequence[str], vocabulary: int, start: int) -> FirstLayer:
     """Find the readers among adapted modules and what they read.
 
     A module reads tokens where its input is the same at two places that hold the same token after different
-    contexts: only the first layer of a base without absolute positions does.
+    contexts: only the first layer of a base without absolute positions does. Where no adapted module does,
+    the earliest one is read, with its input after the start token alone in place of the true context.
 
     Args:
         model: the model that carries the adapter.
-        modules: names of the adapted modules, as in the layout.
+        modules: names of the adapted modules, as in the layout; at least one.
         vocabulary: number of tokens.
+        start: id of the token that begins a text.
     """
     named = _named(model, modules)
     probe = torch.tensor([[token % vocabulary for token in _PROBE]], device=_device(model))
     seen = _inputs_of(model, named, probe)
-    readers = [name for name in sorted(seen) if _depends_on_token(seen[name])]
-    readers = [name for name in readers if _same(seen[name], seen[readers[0]])]
-    if readers:
-        return FirstLayer(_table(model, named[readers[0]], vocabulary), frozenset(readers))
+    exact = [name for name in sorted(seen) if _depends_on_token(seen[name])]
+    first = exact[0] if exact else next(iter(seen))
+    readers = frozenset(name for name in exact or seen if _same(seen[name], seen[first]))
+    table = _table(model, named[first], vocabulary, () if exact else (start,))
+    return FirstLayer(table, readers, None if exact else _why_near(modules))
+
+
+def _why_near(modules: Sequence[str]) -> str:
     if any(_FIRST.search(f".{name}.") for name in modules):
-        reason = "what layer 0 reads depends on positions here, so the atoms of the tokens are not known"
-    else:
-        reason = "layer 0 carries no adapter"
-    return FirstLayer(np.zeros((0, 0)), frozenset(), reason)
+        return "what layer 0 reads depends on positions here, so the atoms are approximate"
+    return "layer 0 carries no adapter, so the first layer that does was read, with approximate atoms"
 
 
 def _named(model: Any, modules: Sequence[str]) -> dict[str, Any]:
@@ -111,16 +115,17 @@ def _depends_on_token(inputs: torch.Tensor) -> bool:
     return equal and bool((inputs[0] - inputs[1]).abs().max() > _SAME * scale)
 
 
-def _table(model: Any, reader: Any, vocabulary: int) -> NDArray[np.floating]:
-    """Input of a reader for every token; float64 where that is small enough to be cheap."""
+def _table(model: Any, reader: Any, vocabulary: int, before: tuple[int, ...]) -> NDArray[np.floating]:
+    """Input of a reader for every token after a prefix; float64 where that is small enough to be cheap."""
     parts: list[torch.Tensor] = []
     for start in range(0, vocabulary, _CHUNK):
-        ids = torch.arange(start, min(start + _CHUNK, vocabulary), device=_device(model))[:, None]
+        tokens = torch.arange(start, min(start + _CHUNK, vocabulary))[:, None]
+        prefix = torch.tensor([before], dtype=torch.long).expand(len(tokens), -1)
         seen: dict[str, torch.Tensor] = {}
         with torch.no_grad(), _hooked({"": reader}, seen, stop=True):
             try:
-                model(input_ids=ids, use_cache=False)
+                model(input_ids=torch.cat([prefix, tokens], dim=1).to(_device(model)), use_cache=False)
             except _Reached:
-                parts.append(seen[""][:, 0].cpu())
+                parts.append(seen[""][:, -1].cpu())
     table = torch.cat(parts).numpy()
     return table.astype(np.float64) if table.size <= _EXACT else table

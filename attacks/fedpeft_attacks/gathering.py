@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedpeft.adapters import attach, detach
 from fedpeft.bases import load_base
 from fedpeft.config import Config
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.knowledge import knowledge_of, prior_of
-from fedpeft_attacks.reference import Reference, undefended
 from fedpeft_attacks.taps import AGGREGATE, Tap, TokenIds, aggregate_of, read_values
 from fedpeft_attacks.views import Knowledge, View, role_of
 
@@ -46,16 +48,16 @@ class Evidence:
     Attributes:
         base: the base of the run.
         stages: observed views by stage, in the order in which an update passes them.
-        reference: the undefended reference, attached to the base.
+        prior: the base's language prior, shape ``(tokens,)``.
     """
 
     base: Base
     stages: dict[str, list[Observed]]
-    reference: Reference
+    prior: NDArray[np.float64]
 
 
 def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
-    """Load the base once, take the views of all stages, and attach the reference last.
+    """Load the base once and take the views of all stages.
 
     Raises:
         BaseModelError: the base cannot be loaded.
@@ -75,7 +77,7 @@ def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
             seen.append(Observed(tap.node, tap.round, view, truth))
     seen += _aggregates(store, seen)
     stages = {stage: [one for one in seen if one.view.stage == stage] for stage in _in_order(seen)}
-    return Evidence(base, stages, undefended(base, config.adapter.rank, prior))
+    return Evidence(base, stages, prior)
 
 
 def distinct(records: TokenIds, known: Knowledge) -> frozenset[int]:

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpeft_attacks.findings import Finding, Power, ViewScore
-from fedpeft_attacks.gathering import Observed, distinct
-from fedpeft_attacks.reference import Reference
+from fedpeft_attacks.gathering import Observed
 from fedpeft_attacks.registry import Attack
-from fedpeft_attacks.scoring import Counts, Score, measure, pool, score, verdict_of
-from fedpeft_attacks.taps import Tap, TokenIds
+from fedpeft_attacks.scoring import Score, measure, recall, score, verdict_of
 from fedpeft_attacks.views import THREAT_MODELS, Guess, NotApplicable
 
 Place = tuple[str, int]
@@ -48,19 +46,9 @@ def find(
         power=power,
         verdict=verdict,
         reason=reason,
+        note=read[0].view.knowledge.approximation,
         views=tuple(_row(one, part, guesses[one.node, one.round]) for one, part in rows),
     )
-
-
-def power_of(attack: Attack, reference: Reference, taps: Sequence[Tap]) -> Power | None:
-    """What an attack reads from the undefended reference on the batches of step 1; None where it cannot."""
-    taps = [tap for tap in taps if tap.first]
-    if not reference.is_readable or not taps:
-        return None
-    batches = [_reference_score(attack, reference, tap.first) for tap in taps]
-    records = [_reference_score(attack, reference, tap.first[:1]) for tap in taps]
-    every, record = _recall([part.all for part in batches]), _recall([part.all for part in records])
-    return Power(batch=every or 0.0, rare=_recall([part.rare for part in batches]), record=record or 0.0)
 
 
 _NOTHING: dict[str, Any] = {
@@ -101,22 +89,9 @@ def _row(one: Observed, part: Score, guess: Guess) -> ViewScore:
         node=one.node,
         round=one.round,
         tokens=part.all.tokens,
-        recall=_recall([part.all]) or 0.0,
+        recall=recall([part.all]) or 0.0,
         precision=part.claimed_hits / part.claimed if part.claimed else None,
         rare_tokens=part.rare.tokens,
-        rare_recall=_recall([part.rare]),
+        rare_recall=recall([part.rare]),
         method=guess.method,
     )
-
-
-def _recall(parts: Sequence[Counts]) -> float | None:
-    total = pool(parts)
-    return total.hits / total.tokens if total.tokens else None
-
-
-def _reference_score(attack: Attack, reference: Reference, records: TokenIds) -> Score:
-    known = reference.knowledge
-    truth = distinct(records, known)
-    answer = attack(reference.view(records, truth))
-    guess = answer if isinstance(answer, Guess) else Guess([], 0, answer.reason)
-    return score(guess, truth, known.prior, known.given)

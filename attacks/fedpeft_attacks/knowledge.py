@@ -31,14 +31,18 @@ def special_tokens(base: Base) -> frozenset[int]:
 
 def prior_of(base: Base) -> NDArray[np.float64]:
     """The base's own language prior; the adapter at hand must change nothing or be absent."""
-    start = base.tokenizer.bos_token_id
-    start = base.tokenizer.eos_token_id if start is None else start
-    return token_prior(base.model, int(start or 0), vocabulary_of(base))
+    return token_prior(base.model, _start(base), vocabulary_of(base))
+
+
+def _start(base: Base) -> int:
+    tokens = (base.tokenizer.bos_token_id, base.tokenizer.eos_token_id, 0)
+    return next(int(token) for token in tokens if token is not None)
 
 
 def layer_of(attached: Attached) -> FirstLayer:
-    """The first layer under an adapter."""
-    return first_layer(attached.model, attached.spec.targets, vocabulary_of(attached.base))
+    """The first layer that an adapter touches."""
+    base = attached.base
+    return first_layer(attached.model, attached.spec.targets, vocabulary_of(base), _start(base))
 
 
 def knowledge_of(
@@ -60,7 +64,7 @@ def knowledge_of(
         prior=prior,
         given=special_tokens(attached.base),
         lr=lr,
-        obstacle=layer.obstacle,
+        approximation=layer.approximation,
     )
 
 

@@ -2,7 +2,8 @@
 
 With y = W x + s B A x and g = dL/dy, each row of dL/dA = s (B'g)' X combines the inputs x of the batch, and
 each row of dL/dB = s g' (X A') combines A x. MiSS is the second form: its A sums shards of the input. In the
-first layer of a base without absolute positions x depends on the token alone, so the atoms are known.
+first layer of a base without absolute positions x depends on the token alone, so the atoms are known; in
+later layers they are known approximately.
 Source: Petrov et al., arXiv 2405.15586, sections 3 and 4.
 """
 
@@ -31,8 +32,6 @@ def observations(view: View) -> list[Block] | NotApplicable:
     gives A no gradient) rows of B are read through the known projection.
     """
     known = view.knowledge
-    if known.obstacle is not None:
-        return NotApplicable(known.obstacle)
     factors = [module_of(name) for name in view.layout.names]
     if not any(factors):
         return NotApplicable("no tensor of this adapter has rows that combine token inputs")
@@ -40,13 +39,13 @@ def observations(view: View) -> list[Block] | NotApplicable:
     parts = zip(factors, tensors.values(), strict=True)
     rows = [(*where, tensor) for where, tensor in parts if where is not None and where[0] in known.readers]
     if not rows:
-        return NotApplicable("layer 0 carries no adapter")
+        return NotApplicable("no module that reads tokens carries the adapter")
     direct = [tensor for _, factor, tensor in rows if factor == "lora_A" and tensor.any()]
     if direct:
         return [Block(np.concatenate(direct), known.inputs)]
     blocks = [_projected(view, module, factor, tensor) for module, factor, tensor in rows]
     found = [block for block in blocks if block is not None]
-    return found or NotApplicable("nothing of layer 0 is in this update, or its projection is not known")
+    return found or NotApplicable("the first layer is zero in this update, or its projection is not known")
 
 
 def _projected(view: View, module: str, factor: str, tensor: Matrix) -> Block | None:

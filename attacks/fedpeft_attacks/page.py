@@ -41,6 +41,7 @@ def render(report: Report) -> str:
     return _template().render(
         report=report,
         ladder=ladder(report.findings),
+        notes=list(dict.fromkeys(finding.note for finding in report.findings if finding.note)),
         methods={name: METHODS.get(name, name) for name in attacks},
         stages=STAGES,
         threats=THREAT_MODELS,

@@ -11,24 +11,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft_attacks.blocks import Block, Matrix, Vector
+from fedpeft_attacks.blocks import Block, Vector
 
 _CLOSED = 1e-4
 _SPENT = 1e-6
 
 
 class _Residual:
-    """What the chosen atoms leave of one block's row space, kept in row-space coordinates.
+    """What the chosen atoms leave of one block's row space.
 
-    With P the projection away from the chosen atoms: ``space`` is Q P, ``overlap`` is atoms P Q' and ``left``
-    is the squared length of each atom under P. A step costs one product with the dictionary.
+    With P the projection away from the chosen atoms: ``space`` is the row space under P, ``basis`` the same
+    brought back to orthonormal rows, ``overlap`` is atoms P basis' and ``left`` the squared length of each
+    atom under P. A step is a few updates of rank one and one product with the dictionary.
     """
 
     def __init__(self, block: Block) -> None:
         self._atoms = block.unit_atoms
         self._chosen = np.zeros((0, self._atoms.shape[1]))
         self._space = block.row_space.copy()
-        self._overlap = self._atoms @ self._space.T
+        self._basis = self._space.copy()
+        self._overlap = self._atoms @ self._basis.T
         self._left = np.einsum("ij,ij->i", self._atoms, self._atoms).astype(np.float64)
         self._rank = max(len(self._space), 1)
 
@@ -39,32 +41,40 @@ class _Residual:
 
     def scores(self) -> Vector:
         """Squared cosine of each remaining atom with the remaining row space, shape ``(tokens,)``."""
-        whitening = _pseudo_inverse(self._space @ self._space.T)
-        inside = np.einsum("vi,vi->v", self._overlap @ whitening, self._overlap)
+        inside = np.einsum("vi,vi->v", self._overlap, self._overlap)
         return np.where(self._left > _SPENT, inside / np.maximum(self._left, _SPENT), 0.0)
 
     def remove(self, token: int) -> None:
         """Project everything away from this token's atom."""
+        direction = self._direction(token)
+        if direction is None:
+            return
+        along = self._atoms @ direction
+        self._left -= along**2
+        self._space -= np.outer(self._space @ direction, direction)
+        self._chosen = np.vstack([self._chosen, direction])
+        across = self._basis @ direction
+        self._overlap -= np.outer(along, across)
+        self._basis -= np.outer(across, direction)
+        self._straighten(across)
+
+    def _direction(self, token: int) -> Vector | None:
+        """The atom under P, of length one; None where the chosen atoms already make it up."""
         direction = self._atoms[token].astype(np.float64)
         for _ in range(2):  # twice is enough for orthogonality
             direction = direction - self._chosen.T @ (self._chosen @ direction)
         length = np.linalg.norm(direction)
-        if length**2 <= _SPENT:
+        return None if length**2 <= _SPENT else direction / length
+
+    def _straighten(self, across: Vector) -> None:
+        """Make the basis orthonormal again: its Gram matrix has become 1 - across across'."""
+        length = np.linalg.norm(across)
+        if length <= _CLOSED:
             return
-        direction /= length
-        along, across = self._atoms @ direction, self._space @ direction
-        self._overlap -= np.outer(along, across)
-        self._left -= along**2
-        self._space -= np.outer(across, direction)
-        self._chosen = np.vstack([self._chosen, direction])
-
-
-def _pseudo_inverse(gram: Matrix) -> Matrix:
-    if not gram.size:
-        return gram
-    values, vectors = np.linalg.eigh(gram)
-    keep = values > _CLOSED**2
-    return (vectors[:, keep] / values[keep]) @ vectors[:, keep].T
+        unit, shrunk = across / length, np.sqrt(max(1.0 - float(length) ** 2, 0.0))
+        factor = 1.0 / shrunk - 1.0 if shrunk > _CLOSED else -1.0  # a direction that is used up is dropped
+        self._overlap += factor * np.outer(self._overlap @ unit, unit)
+        self._basis += factor * np.outer(unit, unit @ self._basis)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The undefended reference: what the attacks read where nothing protects the data.
 
-LoRA with both factors trained on every linear layer, B warm (as a malicious coordinator would send it), and
+LoRA with both factors trained on every linear module, B warm (as a malicious coordinator would send it), and
 the raw gradient of the very batch that was audited. An attack that finds little here has little power, and
 its silence elsewhere means little.
 """
@@ -38,11 +38,6 @@ class Reference:
     attached: Attached
     knowledge: Knowledge
 
-    @property
-    def is_readable(self) -> bool:
-        """Whether the base's first layer can be read at all."""
-        return self.knowledge.obstacle is None
-
     def view(self, token_ids: Sequence[Sequence[int]], truth: Collection[int]) -> View:
         """The raw gradient of a batch as its observer sees it.
 
@@ -65,14 +60,24 @@ class Reference:
         )
 
 
-def undefended(base: Base, rank: int, prior: NDArray[np.float64]) -> Reference:
-    """Attach the reference to the base; whatever adapter was on it is taken off."""
-    attached = attach(base, AdapterConfig(aggregation="naive", rank=rank), seed=0)
+def undefended(
+    base: Base, rank: int, prior: NDArray[np.float64], skip_layers: tuple[int, ...] = ()
+) -> Reference:
+    """Attach the reference to the base; whatever adapter was on it is taken off.
+
+    Args:
+        base: the base.
+        rank: rank of the run's adapter.
+        prior: the base's language prior, shape ``(tokens,)``.
+        skip_layers: layers without adapter; to see what the attacks read where the run's adapter lies.
+    """
+    adapter = AdapterConfig(aggregation="naive", rank=rank, skip_layers=skip_layers)
+    attached = attach(base, adapter, seed=0)
     values = {name: _warm(name, tensor) for name, tensor in attached.parameters.items()}
     attached.load(attached.layout.flatten(values))
     layer = layer_of(attached)
     knowledge = Knowledge(
-        layer.inputs, layer.readers, {}, prior, special_tokens(base), obstacle=layer.obstacle
+        layer.inputs, layer.readers, {}, prior, special_tokens(base), approximation=layer.approximation
     )
     return Reference(attached, knowledge)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import sha256
 
 from fedpeft.errors import AuditError
 from fedpeft_attacks.bayes import sparse_bayes
@@ -28,7 +29,8 @@ def _attack(
     ranking, claimed, method = solve(view, blocks)
     given = view.knowledge.given
     certain = sum(token not in given for token in ranking[:claimed])
-    return Guess([token for token in ranking if token not in given], certain, method)
+    near = "" if view.knowledge.approximation is None else ", approximate atoms"
+    return Guess([token for token in ranking if token not in given], certain, method + near)
 
 
 def _span(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
@@ -39,14 +41,17 @@ def _span(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
 def _sparse(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
     """The pursuit where it explains the update, sparse Bayesian recovery elsewhere.
 
-    The attacker can tell the two apart: a pursuit that found the tokens leaves nothing unexplained.
+    The attacker can tell the two apart: a pursuit that found the tokens leaves nothing unexplained, and one
+    that chooses as many tokens as there are dimensions explains everything and so says nothing.
     """
     tokens = view.tokens + len(view.knowledge.given)
-    pursuit = matching_pursuit(blocks, tokens)
-    solved = pursuit.unexplained < _EXPLAINED and len(pursuit.chosen) < blocks[0].width
     work = sum(block.atoms.shape[0] * block.width**2 for block in blocks)
-    if (solved and not all(block.is_full for block in blocks)) or work > _WORK:
-        return pursuit.ranking, len(pursuit.chosen), "matching pursuit"
+    hopeless = all(block.is_full for block in blocks) or tokens >= blocks[0].width
+    hopeless = hopeless or view.knowledge.approximation is not None
+    if not hopeless or work > _WORK:
+        pursuit = matching_pursuit(blocks, tokens)
+        if pursuit.unexplained < _EXPLAINED or work > _WORK:
+            return pursuit.ranking, len(pursuit.chosen), "matching pursuit"
     return sparse_bayes(blocks, view.knowledge.prior), tokens, "sparse Bayesian recovery"
 
 
@@ -66,3 +71,19 @@ def attack_named(name: str) -> Attack:
     if name not in ATTACKS:
         raise AuditError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)}")
     return ATTACKS[name]
+
+
+def remembering(attack: Attack) -> Attack:
+    """The same attack that answers at once where it has seen the same values with the same knowledge.
+
+    The last stages of an exchange plan often hold the very same values.
+    """
+    answers: dict[tuple[bytes, int, int], tuple[View, Guess | NotApplicable]] = {}
+
+    def remembered(view: View) -> Guess | NotApplicable:
+        key = (sha256(view.values.tobytes()).digest(), id(view.knowledge), view.tokens)
+        if key not in answers:
+            answers[key] = (view, attack(view))  # the view keeps its knowledge, and so its id, alive
+        return answers[key][1]
+
+    return remembered

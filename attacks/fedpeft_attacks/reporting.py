@@ -21,7 +21,9 @@ LIMITS = (
     "It measures which tokens occur, not their order: whether whole sentences can be rebuilt was not tried.",
     "Memorisation is not measured here: whether a secret can be drawn out of the trained adapter, or whether "
     "a person's record was part of the training, is another question with other attacks.",
-    "Only the first layer is read. What later layers give away was not tried.",
+    "Only the first layer that carries the adapter is read; where that is not layer 0, its inputs are known to "
+    "the attack only approximately. What later layers give away was not tried.",
+    "Rare tokens are judged only where another node's update was at hand to compare with: not in the mean.",
     "A malicious coordinator that sends a base or adapter of its own choice is not simulated, except in the "
     "undefended reference, whose adapter is warm as such a coordinator would send it.",
     "Only the listed nodes and rounds were audited. Updates of one node over many rounds were not combined.",
@@ -105,8 +107,9 @@ def _power_words(finding: Finding) -> str:
     if finding.power is None:
         return "The attack could not be tried on an undefended update, so its power is not known."
     return (
-        f"On the same batches without any protection it recovers {_percent(finding.power.batch)}, "
-        f"and {_percent(finding.power.record)} of a single record."
+        f"Without any protection it recovers {_percent(finding.power.batch)} of the same batches and "
+        f"{_percent(finding.power.record)} of a single record; from the layers that carry this adapter "
+        f"{_percent(finding.power.layer)} of a single record."
     )
 
 

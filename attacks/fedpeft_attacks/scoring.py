@@ -93,6 +93,12 @@ def pool(parts: Sequence[Counts]) -> Counts:
     return Counts(**sums)
 
 
+def recall(parts: Sequence[Counts]) -> float | None:
+    """Pooled recall; None where there is no token to find."""
+    total = pool(parts)
+    return total.hits / total.tokens if total.tokens else None
+
+
 def measure(parts: Sequence[Counts]) -> Measure | None:
     """Pooled recall with interval and baselines; None where there is no token to find.
 
@@ -158,8 +164,13 @@ def _exceeds(counts: Counts, threshold: float, z: float) -> bool:
 
 
 def verdict_of(scores: Sequence[Score], threshold: float) -> tuple[Verdict, str]:
-    """Verdict and its reason; rare tokens first, as they are the ones that harm."""
-    if leaks([part.rare for part in scores], threshold):
+    """Verdict and its reason; rare tokens first, as they are the ones that harm.
+
+    Rare tokens are judged only beside a control: the language prior says nothing of them, and an attack on
+    any update of the same domain finds more of them than chance would.
+    """
+    rare = [part.rare for part in scores]
+    if pool(rare).control >= 0 and leaks(rare, threshold):
         return "leaks", "rare tokens are recovered beyond every baseline"
     if leaks([part.all for part in scores], threshold):
         return "leaks", "tokens are recovered beyond every baseline"

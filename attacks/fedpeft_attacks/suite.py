@@ -8,10 +8,11 @@ from pathlib import Path
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.findings import Finding, Report
 from fedpeft_attacks.gathering import gather
-from fedpeft_attacks.judging import find, power_of
-from fedpeft_attacks.registry import attack_named
+from fedpeft_attacks.judging import find
+from fedpeft_attacks.registry import attack_named, remembering
 from fedpeft_attacks.reporting import assemble, write_report
 from fedpeft_attacks.taps import read_taps
+from fedpeft_attacks.trials import power_of, trials_of
 
 Progress = Callable[[str], None]
 
@@ -38,13 +39,14 @@ def audit_run(
     """
     store = RunStore.open(run_dir)
     config = store.config
-    solvers = {name: attack_named(name) for name in (attacks or config.audit.attacks)}
+    solvers = {name: remembering(attack_named(name)) for name in (attacks or config.audit.attacks)}
     taps = read_taps(store)
+    _say(progress, "audit: the base and what was tapped")
     evidence = gather(store, config, taps)
-    findings: list[Finding] = []
+    _say(progress, "audit: the undefended reference")
+    trials, findings = trials_of(evidence, config.adapter, taps), list[Finding]()
     for name, attack in solvers.items():
-        _say(progress, f"audit: {name} on the undefended reference")
-        power = power_of(attack, evidence.reference, taps)
+        power = power_of(attack, trials)
         for stage, group in evidence.stages.items():
             _say(progress, f"audit: {name} on {stage}")
             findings.append(find(name, attack, group, power, config.audit.threshold))

@@ -27,15 +27,15 @@ class Knowledge:
     """What the adversary knows beside the update; all of it is public to the members of a federation.
 
     Attributes:
-        inputs: shape ``(tokens, width)``: what the first layer's projections read for each token of the
-            vocabulary (first norm of the embedding); empty where that depends on a token's position.
-        readers: names of the adapted modules that read exactly `inputs`.
+        inputs: shape ``(tokens, width)``: what the first adapted modules read for each token of the
+            vocabulary; in layer 0 that is the first norm of the embedding.
+        readers: names of the adapted modules that read `inputs`.
         projections: module name to its fixed input projection, shape ``(rank, width)``: LoRA's A where it is
             agreed or still at its start, the summing matrix of MiSS.
         prior: how often each token occurs in text sampled from the base, shape ``(tokens,)``, sum 1.
         given: ids of special tokens, which are in every batch and are no secret.
         lr: local learning rate of the round.
-        obstacle: why the first layer cannot be read, if it cannot.
+        approximation: why `inputs` are only near what is read, None where they are exact.
     """
 
     inputs: NDArray[np.floating]
@@ -44,7 +44,7 @@ class Knowledge:
     prior: NDArray[np.float64]
     given: frozenset[int] = frozenset()
     lr: float = 0.0
-    obstacle: str | None = None
+    approximation: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fedpeft.protocol import COORDINATOR, NO_STATE, TrainTask, run_id, state_dig
 from fedpeft.runstore import write_atomic
 from fedpeft.trust import Signer, Verifier
 from fedpeft_clients.home import Home
-from fedpeft_clients.state import load_state
+from fedpeft_clients.state import NodeState
 
 Held = FloatVector | FactorState
 
@@ -59,20 +59,20 @@ class Desk:
         values = held.values if isinstance(held, FactorState) else held
         return state_digest(self.layout_of(held), values)
 
-    def receive(self, task: TrainTask, blob: bytes) -> Held:
-        """The state to train from.
+    def receive(self, task: TrainTask, blob: bytes, before: NodeState | None) -> Held:
+        """The state to train from; ``before`` is what this node holds of the round before.
 
         Raises:
             FederationError: it is not the state that the coordinator announced, or this node lacks the
                 state that a delta applies to.
             EnvelopeError: the broadcast does not verify or decode.
         """
-        held = self._read(task, blob)
+        held = self._read(task, blob, before)
         if self.digest_of(held) != task.state:
             raise FederationError(f"round {task.round}: the state received is not the one announced")
         return held
 
-    def _read(self, task: TrainTask, blob: bytes) -> Held:
+    def _read(self, task: TrainTask, blob: bytes, before: NodeState | None) -> Held:
         if task.broadcast == "none":
             return self.initial()
         codec = "dense-fp32" if task.broadcast == "full" else self.home.config.exchange.down.codec
@@ -81,7 +81,6 @@ class Desk:
         values = open_envelope(blob, layout, codec, context, Verifier(coordinator_key(self.home)))
         if task.broadcast == "full":
             return self._whole(values, layout, task.before)
-        before = load_state(self.home.states, task.round - 1)
         if before is None or before.answer.digest != task.before or before.values.shape != values.shape:
             raise FederationError(
                 f"round {task.round}: this node does not hold the state of the round before"

@@ -12,7 +12,7 @@ import numpy as np
 from fedpeft.errors import FederationError
 from fedpeft.exchange import Context, FloatVector, Update, open_envelope, seal
 from fedpeft.privacy import Head, Ledger, Reservation
-from fedpeft.protocol import PROTOCOL, Hello, HelloReply, TrainReply, TrainTask
+from fedpeft.protocol import PROTOCOL, Hello, HelloReply, TrainReply, TrainTask, run_id
 from fedpeft.rng import stream
 from fedpeft.training import LocalPlan, train_local
 from fedpeft.training.types import Trainable
@@ -61,8 +61,8 @@ def train(home: Home, task: TrainTask, blob: bytes) -> tuple[TrainReply, bytes]:
     _check_order(home, task)
     answer = _answered(home, task)
     if answer is None:
-        desk = Desk.of(home)
-        state = _work(desk, task, desk.receive(task, blob))
+        desk, before = Desk.of(home), load_state(home.states, task.round - 1)
+        state = _work(desk, task, desk.receive(task, blob, before), before)
         save_state(home.states, state)
         answer = state.answer
     put_out(home.outbox, task.round, answer)
@@ -90,9 +90,9 @@ def _answered(home: Home, task: TrainTask) -> Answer | None:
     return answer if answer is not None and answer.digest == task.state else None
 
 
-def _work(desk: Desk, task: TrainTask, held: Held) -> NodeState:
-    home, before = desk.home, load_state(desk.home.states, task.round - 1)
-    reservation = _reserve(home, task, before, desk.run)
+def _work(desk: Desk, task: TrainTask, held: Held, before: NodeState | None) -> NodeState:
+    home, ledger = desk.home, _ledger(desk.home)
+    reservation = _reserve(home, ledger, task, before)
     start = desk.attached.begin(held, task.round, home.name)
     taps = Taps(home.taps(task.round))
     seconds = _train(desk, task, taps)
@@ -102,7 +102,7 @@ def _work(desk: Desk, task: TrainTask, held: Held) -> NodeState:
     envelope = _seal(
         desk, Update(desk.attached.layout, change, task.round, task.steps), residuals, task, taps
     )
-    head = Ledger(home.ledger).released(reservation, hashlib.sha256(envelope).hexdigest())
+    head = ledger.released(reservation, hashlib.sha256(envelope).hexdigest())
     reply = TrainReply(
         round=task.round,
         steps=task.steps,
@@ -115,14 +115,19 @@ def _work(desk: Desk, task: TrainTask, held: Held) -> NodeState:
     return NodeState(task.round, _values(held), answer, residuals)
 
 
-def _reserve(home: Home, task: TrainTask, before: NodeState | None, run: bytes) -> Reservation:
-    """Spend the round's privacy before any record is opened; without DP it is written down as not private."""
+def _ledger(home: Home) -> Ledger:
+    """The node's ledger with the organisation's own budget."""
     privacy = home.config.privacy
-    budget = (privacy.budget or privacy.epsilon) if privacy.unit != "none" else None
-    ledger = Ledger(home.ledger, budget)
+    return Ledger(home.ledger, (privacy.budget or privacy.epsilon) if privacy.unit != "none" else None)
+
+
+def _reserve(home: Home, ledger: Ledger, task: TrainTask, before: NodeState | None) -> Reservation:
+    """Spend the round's privacy before any record is opened; without DP it is written down as not private."""
     if before is not None:
-        ledger.verify(Head(before.answer.reply.ledger_entry, before.answer.reply.ledger.hex()))
-    return ledger.reserve(home.lineage, run.hex(), task.round, plans(home).privacy, task.steps)
+        reply = before.answer.reply
+        ledger.verify(Head(reply.ledger_entry, reply.ledger.hex()))
+    run = run_id(home.config).hex()
+    return ledger.reserve(home.lineage, run, task.round, plans(home).privacy, task.steps)
 
 
 def _train(desk: Desk, task: TrainTask, taps: Taps) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +39,12 @@ class Attached:
     """
 
     base: Base
-    model: Any
+    model: Any = field(repr=False)
     method: AdapterMethod
     spec: Spec
     seed: int
-    parameters: dict[str, torch.nn.Parameter]
-    frozen: dict[str, torch.nn.Parameter]
+    parameters: dict[str, torch.nn.Parameter] = field(repr=False)
+    frozen: dict[str, torch.nn.Parameter] = field(repr=False)
 
     @property
     def config(self) -> AdapterConfig:
@@ -208,7 +208,8 @@ def _set_global(attached: Attached, state: FactorState | None) -> None:
             a, b = state.factors[name]
             layer.update_layer(_GLOBAL, a.shape[0], lora_alpha=a.shape[0], config=LoraConfig())
             layer.set_adapter([_ADAPTER, _GLOBAL])
-            tensors = {"a": layer.lora_A[_GLOBAL].weight, "b": layer.lora_B[_GLOBAL].weight}
+            halves = (layer.lora_A[_GLOBAL].float(), layer.lora_B[_GLOBAL].float())
+            tensors = {"a": halves[0].weight, "b": halves[1].weight}
             _copy(tensors, {"a": a, "b": b})
             for tensor in tensors.values():
                 tensor.requires_grad_(False)

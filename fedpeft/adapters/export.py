@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.adapters.attach import Attached, linear_modules_under
+from fedpeft.adapters.attach import Attached
 from fedpeft.adapters.factors import FactorState
 from fedpeft.adapters.methods import METHODS, Spec
+from fedpeft.bases.load import HEAD_MODULES
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.runstore.files import write_atomic, write_json
 
@@ -19,7 +20,6 @@ Content = tuple[dict[str, FloatVector], Any]
 
 _PREFIX = "base_model.model."
 _TASKS = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
-_SAVED_HEADS = ("classifier", "score")
 
 
 def export(attached: Attached, folder: Path, state: FactorState | None = None, as_lora: bool = False) -> Path:
@@ -44,7 +44,7 @@ def export(attached: Attached, folder: Path, state: FactorState | None = None, a
     config.inference_mode = True
     heads = _heads(attached)
     if heads:
-        config.modules_to_save = sorted({name.split(".")[0] for name in heads})
+        config.modules_to_save = sorted({head for name in heads if (head := _head_of(name))})
     named = {f"{_PREFIX}{name}": np.ascontiguousarray(value) for name, value in {**tensors, **heads}.items()}
     write_atomic(folder / "adapter_model.safetensors", _safetensors(named))
     write_json(folder / "adapter_config.json", _plain(config.to_dict()))
@@ -98,16 +98,18 @@ def _miss(spec: Spec, tensors: Mapping[str, FloatVector]) -> Content:
 
 
 def _heads(attached: Attached) -> dict[str, FloatVector]:
-    """A classification head: peft expects it beside the adapter, as the base's folder may lack one."""
+    """The tensors of a classification head, and of what else the base's folder lacks, by name."""
     if attached.base.task != "sequence-classification":
         return {}
-    adapted = set(linear_modules_under(attached.model))
+    fresh = {_head_of(name) for name in attached.base.fresh}
+    kept = {"classifier", "score"} | {head for head in fresh if head}
     tensors = attached.base.model.named_parameters()
-    return {
-        name: tensor.detach().float().cpu().numpy()
-        for name, tensor in tensors
-        if name.split(".")[0] in _SAVED_HEADS and name.rsplit(".", 1)[0] not in adapted
-    }
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors if _head_of(name) in kept}
+
+
+def _head_of(name: str) -> str | None:
+    """The head that a tensor belongs to."""
+    return next((part for part in name.split(".") if part in HEAD_MODULES), None)
 
 
 def _safetensors(tensors: Mapping[str, FloatVector]) -> bytes:

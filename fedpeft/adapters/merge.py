@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from fedpeft.bases.load import Base, load_apart
+from fedpeft.bases.load import Base, load_apart, quiet
 from fedpeft.config.models import BaseConfig
 from fedpeft.errors import ConfigError
 
@@ -20,7 +20,7 @@ def merge(folder: Path, out: Path, cfg: BaseConfig) -> Path:
 
     Args:
         folder: an adapter folder of any peft method that can be merged.
-        out: where to; must not exist or be empty.
+        out: where to; must not exist or be empty. It appears whole or not at all.
         cfg: the base; loaded apart from the shared one.
 
     Returns:
@@ -36,8 +36,13 @@ def merge(folder: Path, out: Path, cfg: BaseConfig) -> Path:
         raise ConfigError(f"{out} is not empty; give a new folder for the merged model")
     base = load_apart(cfg, _labels(folder, cfg))
     model = load_adapter(_dequantised(base), folder).merge_and_unload(safe_merge=True)
-    model.save_pretrained(out)
-    base.tokenizer.save_pretrained(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
+        folder = Path(made) / "merged"
+        with quiet():
+            model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+        folder.replace(out)
     return out
 
 
@@ -74,10 +79,7 @@ def _labels(folder: Path, cfg: BaseConfig) -> int | None:
         return None
     from safetensors import safe_open
 
-    heads = json.loads((folder / "adapter_config.json").read_text()).get("modules_to_save") or []
     with safe_open(folder / "adapter_model.safetensors", "np") as file:
-        names: list[str] = list(file.keys())
-        for name in names:
-            if any(f".{head}." in name for head in heads) and name.endswith(".weight"):
-                return int(file.get_slice(name).get_shape()[0])
-    return None
+        names: list[str] = sorted(file.keys())
+        heads = [n for n in names if {"classifier", "score"} & set(n.split(".")) and n.endswith(".weight")]
+        return int(file.get_slice(heads[-1]).get_shape()[0]) if heads else None

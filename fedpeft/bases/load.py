@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +47,11 @@ class Base:
         device: such as cpu or cuda:0.
         parameters: number of parameters before quantisation packs them.
         task: causal-lm or sequence-classification.
+        fresh: names of head tensors that its folder lacks and that are set from their names.
     """
 
-    model: Any
-    tokenizer: Any
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
     name: str
     folder: Path
     sha256: str
@@ -59,6 +60,7 @@ class Base:
     device: str
     parameters: int
     task: Task
+    fresh: tuple[str, ...] = ()
 
     @property
     def pad_id(self) -> int:
@@ -111,7 +113,8 @@ def forget_base() -> None:
 
 def save_quantised(base: Base, folder: Path) -> None:
     """Save a quantised base with its tokenizer, so that it loads without being quantised again."""
-    base.model.save_pretrained(folder)
+    with quiet():
+        base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
 
 
@@ -147,6 +150,7 @@ def _load(cfg: BaseConfig, folder: Path, sha256: str, stored: str, num_labels: i
         device=str(device),
         parameters=int(model.num_parameters()),
         task=cfg.task,
+        fresh=tuple(missing),
     )
 
 
@@ -188,7 +192,7 @@ def _model(
         auto = AutoModelForSequenceClassification
         place |= {"num_labels": num_labels} if num_labels else {}
     try:
-        with _quiet():
+        with quiet():
             model, info = auto.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, **place
             )
@@ -235,7 +239,7 @@ def _settle(model: Any, dtype: torch.dtype, device: torch.device, cfg: BaseConfi
         model.to(device)
     model.eval()
     if cfg.gradient_checkpointing:
-        with _quiet():
+        with quiet():
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
 
@@ -256,7 +260,7 @@ def _tokenizer(folder: Path, cfg: BaseConfig) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
@@ -272,7 +276,7 @@ def _tokenizer(folder: Path, cfg: BaseConfig) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """Keep transformers' progress bars, load reports and deprecation notes off the terminal."""
     from transformers.utils import logging
 

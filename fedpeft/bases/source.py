@@ -16,6 +16,7 @@ from fedpeft.errors import BaseModelError
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
 _FETCHED = ("*.safetensors", "*.json", "*.jinja", *_TOKENIZER)
+_NOT_WEIGHTS = ("adapter_", "consolidated")
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
 
 
@@ -92,8 +93,10 @@ def content_hash(folder: Path, quantisation: str = "none") -> str:
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files that are loaded, sorted by name: safetensors, or pickled ones where there are none."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
     for pattern in _WEIGHTS:
-        if files := sorted(file for file in folder.glob(pattern) if not file.name.startswith("adapter_")):
+        if files := sorted(file for file in folder.glob(pattern) if not file.name.startswith(_NOT_WEIGHTS)):
             return files
     return []
 
@@ -114,7 +117,13 @@ def _snapshot(cfg: BaseConfig) -> Path:
     try:
         patterns: list[str] = list(_FETCHED)
         return Path(
-            snapshot_download(cfg.model, revision=cfg.revision, allow_patterns=patterns, etag_timeout=10)
+            snapshot_download(
+                cfg.model,
+                revision=cfg.revision,
+                allow_patterns=patterns,
+                ignore_patterns=["consolidated*", "original/*"],
+                etag_timeout=10,
+            )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         cause = type(error).__name__

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,7 +90,8 @@ def _format(path: Path, cfg: DataConfig) -> str:
 
 
 def _read_jsonl(path: Path) -> Rows:
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    # not splitlines: U+2028 and form feeds may stand inside a JSON string
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             value = _parse(line)
             if not isinstance(value, dict):
@@ -106,7 +108,7 @@ def _parse(line: str) -> Any:
 
 
 def _read_csv(path: Path) -> Rows:
-    reader = csv.reader(_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     header: list[str] | None = None
     while (row := _next_csv(path, reader)) is not None:
         if header is None:
@@ -123,7 +125,10 @@ def _next_csv(path: Path, reader: Any) -> list[str] | None:
         return next(reader, None)
     except csv.Error:
         number = reader.line_num
-    raise DataError(f"{path} line {number}: not valid CSV; check its quotes")
+    limit = csv.field_size_limit()
+    raise DataError(
+        f"{path} line {number}: not valid CSV; check its quotes, and fields above {limit} characters"
+    )
 
 
 def _header(path: Path, row: list[str]) -> list[str]:

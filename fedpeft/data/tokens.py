@@ -16,6 +16,8 @@ from fedpeft.errors import DataError
 if TYPE_CHECKING:
     import torch
 
+Messages = tuple[tuple[str, str], ...]
+
 
 @dataclass(frozen=True)
 class Example:
@@ -74,10 +76,10 @@ def tokenise(
 ) -> list[Example]:
     """Token ids and loss weights of records.
 
-    Prompt and completion are tokenised apart, as they are at inference. A beginning-of-sequence token
-    leads where the tokenizer itself would add one; the completion ends with the end-of-sequence token.
-    A record longer than ``cfg.max_length`` loses the left of its prompt, and a completion that leaves no
-    room for one prompt token loses its right.
+    Prompt and completion are tokenised apart, as they are at inference. The tokens that the tokenizer
+    itself puts before a text (often a beginning-of-sequence token) lead; a chat has those of its template.
+    The completion ends with the end-of-sequence token. A record longer than ``cfg.max_length`` loses the
+    left of its prompt, and a completion that leaves no room for one prompt token loses its right.
 
     Args:
         records: what to tokenise.
@@ -119,26 +121,37 @@ class _Frame:
     tokenizer: Any
     max_length: int
     prompt_weight: float
-    bos: tuple[int, ...]
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
     eos: tuple[int, ...]
     template: tuple[str, str, str]
 
     @classmethod
     def of(cls, tokenizer: Any, cfg: DataConfig) -> _Frame:
-        bos: int | None = tokenizer.bos_token_id
         eos: int | None = tokenizer.eos_token_id
-        adds_bos = list(tokenizer("a")["input_ids"][:1]) == [bos]
+        prefix, suffix = _surroundings(tokenizer)
         return cls(
             tokenizer,
             cfg.max_length,
             cfg.prompt_weight,
-            (bos,) if adds_bos and bos is not None else (),
+            prefix,
+            suffix,
             () if eos is None else (eos,),
             _template(cfg.template),
         )
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _surroundings(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that a tokenizer puts before and after a text."""
+    framed = tuple(tokenizer("a")["input_ids"])
+    plain = tuple(tokenizer("a", add_special_tokens=False)["input_ids"])
+    for start in range(len(framed) - len(plain) + 1):
+        if plain and framed[start : start + len(plain)] == plain:
+            return framed[:start], framed[start + len(plain) :]
+    return (), ()
 
 
 def _template(text: str) -> tuple[str, str, str]:
@@ -154,14 +167,14 @@ def _example(record: Record, number: int, frame: _Frame, task: Task, places: dic
     label = places.get(record.completion, -1)
     if places and label < 0:
         raise DataError(f"record {number}: its label is not one of the {len(places)} agreed labels")
-    prompt, completion = _parts(record, frame)
+    head, prompt, completion = _parts(record, frame)
     if task == "sequence-classification":
-        ids = _cut(list(frame.bos), prompt, frame.max_length)
+        ids = [*_cut(head, prompt, frame.max_length - len(frame.suffix)), *frame.suffix]
         return _checked(
             Example(np.array(ids, np.int64), np.zeros(len(ids), np.float32), label, len(ids)), number
         )
     completion = completion[: frame.max_length - 1]
-    head = _cut(list(frame.bos), prompt, frame.max_length - len(completion))
+    head = _cut(head, prompt, frame.max_length - len(completion))
     weights = np.full(len(head) + len(completion), 1.0, np.float32)
     weights[: len(head)] = frame.prompt_weight
     weights[:1] = 0.0
@@ -169,15 +182,16 @@ def _example(record: Record, number: int, frame: _Frame, task: Task, places: dic
     return _checked(Example(ids, weights, label, len(head)), number, needs_target=True)
 
 
-def _parts(record: Record, frame: _Frame) -> tuple[list[int], list[int]]:
+def _parts(record: Record, frame: _Frame) -> tuple[list[int], list[int], list[int]]:
+    """Leading special tokens, prompt and completion."""
     if record.messages is not None:
         return _chat_parts(record.messages, frame)
     before, between, after = frame.template
     prompt = frame.encode(before + record.prompt + between)
-    return prompt, [*frame.encode(record.completion + after), *frame.eos]
+    return list(frame.prefix), prompt, [*frame.encode(record.completion + after), *frame.eos]
 
 
-def _chat_parts(messages: tuple[tuple[str, str], ...], frame: _Frame) -> tuple[list[int], list[int]]:
+def _chat_parts(messages: Messages, frame: _Frame) -> tuple[list[int], list[int], list[int]]:
     if not getattr(frame.tokenizer, "chat_template", None):
         raise DataError(
             "the tokenizer has no chat template; use a chat base, or prompt and completion columns"
@@ -190,8 +204,8 @@ def _chat_parts(messages: tuple[tuple[str, str], ...], frame: _Frame) -> tuple[l
         completion = whole[len(prompt) :]
     else:
         completion = [*frame.encode(messages[-1][1]), *frame.eos]
-    start = len(frame.bos) if tuple(prompt[: len(frame.bos)]) == frame.bos else 0
-    return prompt[start:], completion
+    start = len(frame.prefix) if tuple(prompt[: len(frame.prefix)]) == frame.prefix else 0
+    return prompt[:start], prompt[start:], completion
 
 
 def _cut(head: list[int], prompt: list[int], room: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import COARSE, FINE, Steps, epsilon
@@ -53,7 +54,8 @@ def _crossing(spent: Callable[[float], float], target: float) -> float:
     def excess(logarithm: float) -> float:
         return math.log(spent(math.exp(logarithm)) / target)
 
-    return math.exp(float(brentq(excess, math.log(low), math.log(high), xtol=1e-4)))
+    root = cast(float, brentq(excess, math.log(low), math.log(high), xtol=1e-4))
+    return math.exp(root)
 
 
 def _round_up(noise: float) -> float:

@@ -217,16 +217,17 @@ def _perturbed(attached: Trainable) -> Generator[None]:
 
 
 def _couples_int8(model: nn.Module) -> bool:
-    layers = [module for module in model.modules() if type(module).__name__ == "Linear8bitLt"]
-    return any(_threshold(layer) > 0 and _device(layer) != "cpu" for layer in layers)
+    """Whether outlier columns are chosen over a whole batch; the training path on CPUs never does."""
+    return any(_threshold(module) > 0 and _device(module) != "cpu" for module in model.modules())
 
 
-def _threshold(layer: Any) -> float:
-    return float(layer.state.threshold)
+def _threshold(module: Any) -> float:
+    is_int8 = type(module).__module__.startswith("bitsandbytes.") and type(module).__name__ == "Linear8bitLt"
+    return float(module.state.threshold) if is_int8 else 0.0
 
 
-def _device(layer: nn.Module) -> str:
-    return next(layer.parameters()).device.type
+def _device(module: nn.Module) -> str:
+    return next(module.parameters()).device.type
 
 
 def _dtype(model: Any) -> torch.dtype:

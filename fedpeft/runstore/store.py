@@ -98,23 +98,29 @@ class RunStore:
                 yield event
 
 
-def create_run(path: Path, config: Config, *, overwrite: bool = False) -> RunStore:
-    """Make a run directory; it appears whole (with its config) or not at all.
-
-    Args:
-        path: the folder to make.
-        config: the resolved config.
-        overwrite: remove an older *run* of that name first; other folders are never removed.
+def check_free(path: Path, *, overwrite: bool = False) -> None:
+    """Make sure that a run may be written at a path: nothing is there, or an older run to be replaced.
 
     Raises:
-        RunError: the folder exists and is not empty.
+        RunError: something else is there, or a run and ``overwrite`` was not asked for.
     """
-    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
-        if not overwrite:
-            raise RunError(f"{str(path)!r} exists; use --resume to continue it, or another --out")
-        if not (path / "config.toml").is_file():
-            raise RunError(f"{str(path)!r} exists and is not a run; choose another --out")
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / "config.toml").is_file():
+        raise RunError(f"{str(path)!r} exists and is not a run; choose another --out")
+    if not overwrite:
+        raise RunError(f"{str(path)!r} exists; --resume continues it, --overwrite replaces it")
+
+
+def create_run(path: Path, config: Config, *, overwrite: bool = False) -> RunStore:
+    """Make a run directory with its config, in place of an older run if ``overwrite``.
+
+    Raises:
+        RunError: as `check_free`.
+    """
+    check_free(path, overwrite=overwrite)
+    if path.exists():
         shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True)
     write_atomic(path / "config.toml", dump_config(config).encode())
     return RunStore(path)

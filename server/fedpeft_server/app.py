@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from flwr.app import Context
@@ -11,12 +12,15 @@ from fedpeft.errors import ConfigError
 from fedpeft_server.coordinator import Report, run_rounds
 
 
-def make_app(report: Report = lambda event: None, run_dir: Path | None = None) -> ServerApp:
+def make_app(
+    report: Report = lambda event: None, run_dir: Path | None = None, stop: threading.Event | None = None
+) -> ServerApp:
     """A ServerApp that reports its events; the run directory may come from the run config instead.
 
     Args:
         report: receives each event of ``metrics.jsonl`` as it is written.
         run_dir: the run; default: ``run-dir`` of the Flower run config.
+        stop: ends the run when it is set.
     """
     made = ServerApp()
 
@@ -25,7 +29,7 @@ def make_app(report: Report = lambda event: None, run_dir: Path | None = None) -
         run = run_dir or context.run_config.get("run-dir")
         if run is None:
             raise ConfigError("the ServerApp needs run-dir in its run config: the folder with config.toml")
-        run_rounds(grid, Path(str(run)), report)
+        run_rounds(grid, Path(str(run)), report, stop)
 
     return made
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+
+from fedpeft.errors import FederationError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25
 
@@ -20,11 +23,13 @@ class Question:
         kind: Flower message type.
         group: the round, as text.
         deadline: seconds to wait; also how long the messages live.
+        stop: ends the waiting at once when it is set.
     """
 
     kind: str
     group: str
     deadline: float
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 def ask(
@@ -42,6 +47,8 @@ def ask(
     replies: dict[int, Message] = {}
     pause = FIRST_PAUSE
     while waiting and (left := end - time.monotonic()) > 0:
+        if question.stop.is_set():
+            raise FederationError("the run was stopped: whoever runs the nodes has ended")
         arrived = list(grid.pull_messages(list(waiting)))
         for message in arrived:
             node = waiting.pop(message.metadata.reply_to_message_id, None)

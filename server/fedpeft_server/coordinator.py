@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,21 +34,26 @@ FRUITLESS_ROUNDS = 3
 """Rounds in a row without a quorum after which a run ends."""
 
 
-def run_rounds(grid: Grid, run: Path, report: Report = lambda event: None) -> None:
+def run_rounds(
+    grid: Grid, run: Path, report: Report = lambda event: None, stop: threading.Event | None = None
+) -> None:
     """Run a federation from its last checkpoint to its end and write ``RUN/state/final.npz``.
 
     Args:
         grid: how nodes are reached.
         run: a run directory with its ``config.toml``.
         report: receives each event that is written to ``metrics.jsonl``.
+        stop: ends the run when it is set, also while it waits for nodes.
 
     Raises:
-        FederationError: too few nodes agree, or no quorum in three rounds running.
+        FederationError: too few nodes agree, no quorum in three rounds running, or stopped.
         FedPeftError: the base, the adapter or the exchange cannot be made as configured.
     """
     store = RunStore.open(run)
     setup = prepare(run, store.config)
-    _resume(setup, store, report).run(grid)
+    coordinator = _resume(setup, store, report)
+    coordinator.stop = stop or threading.Event()
+    coordinator.run(grid)
 
 
 def _resume(setup: Setup, store: RunStore, report: Report) -> Coordinator:
@@ -75,6 +81,7 @@ class Coordinator:
     done: int = 0
     entries: dict[str, int] = field(default_factory=dict)
     fruitless: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self, grid: Grid) -> None:
         """All rounds that are left, then the result."""
@@ -95,8 +102,8 @@ class Coordinator:
         federation = self.setup.config.federation
         end = time.monotonic() + min(GATHER_SECONDS, federation.deadline)
         while len(list(grid.get_node_ids())) < federation.nodes and time.monotonic() < end:
-            time.sleep(0.05)
-        self.roster.refresh(grid, federation.deadline)
+            self.stop.wait(0.05)
+        self.roster.refresh(grid, federation.deadline, self.stop)
         names, refused = sorted(self.roster.members), dict(self.roster.refused)
         if len(names) < self.setup.quorum:
             raise FederationError(
@@ -108,7 +115,7 @@ class Coordinator:
 
     def _round(self, grid: Grid, number: int) -> None:
         started = time.monotonic()
-        self.roster.refresh(grid, min(GREETING_SECONDS, self.setup.config.federation.deadline))
+        self.roster.refresh(grid, min(GREETING_SECONDS, self.setup.config.federation.deadline), self.stop)
         chosen = sample(
             self.roster.keys, self.setup.config.federation.participation, self.setup.config.run.seed, number
         )
@@ -128,7 +135,7 @@ class Coordinator:
     def _ask(self, grid: Grid, asked: list[str], orders: Orders) -> dict[str, Message]:
         members = {name: self.roster.members[name] for name in asked}
         contents = {member.node: orders.content(member) for member in members.values()}
-        question = Question(TRAIN, str(orders.round), self.setup.config.federation.deadline)
+        question = Question(TRAIN, str(orders.round), self.setup.config.federation.deadline, self.stop)
         replies = ask(grid, question, contents)
         return {name: replies[member.node] for name, member in members.items() if member.node in replies}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -61,7 +62,7 @@ class Roster:
     refused: dict[str, str] = field(default_factory=dict)
     _greeted: dict[int, int] = field(default_factory=dict)
 
-    def refresh(self, grid: Grid, deadline: float) -> None:
+    def refresh(self, grid: Grid, deadline: float, stop: threading.Event) -> None:
         """Greet nodes that are new; forget those that left. Never raises because of a node.
 
         A node that gives no answer is greeted again in the next rounds, three times in all.
@@ -73,7 +74,7 @@ class Roster:
         if not new:
             return
         hello = pack(Hello(PROTOCOL, self.agreed.run, self.agreed.key))
-        replies = ask(grid, Question(HELLO, "hello", deadline), {node: hello for node in new})
+        replies = ask(grid, Question(HELLO, "hello", deadline, stop), {node: hello for node in new})
         for node in new:
             self._greeted[node] = GREETINGS if node in replies else self._greeted.get(node, 0) + 1
         for member, cause in _judge(replies, self.agreed):

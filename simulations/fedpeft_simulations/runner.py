@@ -12,7 +12,7 @@ from fedpeft.adapters.export import export
 from fedpeft.config import Config
 from fedpeft.data import write_records
 from fedpeft.errors import RunError
-from fedpeft.runstore import RunStore, create_run, write_json
+from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import RunSummary
 from fedpeft_attacks.suite import audit_run
 from fedpeft_clients.home import create_home
@@ -64,10 +64,7 @@ def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
 
 
 def _prepare(config: Config, out: Path, *, overwrite: bool) -> RunStore:
-    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(
-            f"{str(out)!r} exists; use --resume to continue it, --overwrite to replace it, or --out"
-        )
+    check_free(out, overwrite=overwrite)
     federation = load_federation(config)
     names = [organisation.name for organisation in federation.organisations]
     settings = config.federation.model_copy(update={"nodes": len(names)})

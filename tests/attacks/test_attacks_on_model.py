@@ -94,7 +94,7 @@ def test_formats_that_send_only_b_are_read_through_the_known_projection(trained_
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_cannot_be_read_is_not_applicable(trained_base, attack):
     cases = {
-        "layer 0 carries no adapter": AdapterConfig(rank=4, skip_layers=(0,)),
+        "the first layer is zero": AdapterConfig(rank=4),
         "no tensor of this adapter has rows": AdapterConfig(method="ia3"),
     }
     for reason, adapter in cases.items():
@@ -113,12 +113,20 @@ def test_the_first_layer_is_found_by_asking_the_model(tiny_base, architecture, i
     base = tiny_base(architecture)
     attached = attach(base, AdapterConfig(rank=4), seed=0)
     known = knowledge_of(attached, UNIFORM, ("", 1), 0.01)
-    assert (known.obstacle is None) == is_readable
-    if is_readable:
-        assert known.inputs.shape == (vocabulary_of(base), 32)
-        assert all(".0." in name for name in known.readers)
-    else:
-        assert "positions" in known.obstacle
+    assert (known.approximation is None) == is_readable
+    assert known.inputs.shape == (vocabulary_of(base), 32)
+    assert all(".0." in name for name in known.readers)
+    if not is_readable:
+        assert "positions" in known.approximation
+
+
+def test_a_skipped_layer_is_replaced_by_the_next_with_approximate_atoms(trained_base, sentences):
+    reference = undefended(trained_base, 8, UNIFORM, skip_layers=(0,))
+    assert all(".1." in name for name in reference.knowledge.readers)
+    assert "layer 0 carries no adapter" in reference.knowledge.approximation
+    counts = [_recall(reference, "sparse-recovery", sentences(1, seed)).all for seed in range(3)]
+    figure = measure(counts)
+    assert figure.interval[0] > figure.baselines.chance
 
 
 def test_the_prior_is_what_the_base_writes(trained_base, sentences):

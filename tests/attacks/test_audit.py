@@ -102,12 +102,20 @@ def test_names_from_the_run_are_escaped(make_run):
     assert "<i>" not in page
 
 
-def test_a_skipped_layer_is_not_applicable_and_still_has_a_report(make_run):
+def test_a_skipped_layer_is_said_and_read_approximately(make_run):
     report = audit_run(make_run({"rank": 4, "skip_layers": [0]}, batch=2))
-    assert {finding.verdict for finding in report.findings} == {"not applicable"}
-    assert report.findings[0].reason == "layer 0 carries no adapter"
-    assert "not a proof" in report.summary
+    assert all("layer 0 carries no adapter" in finding.note for finding in report.findings)
+    assert all("approximate" in row.method for finding in report.findings for row in finding.views)
+    power = report.findings[-1].power
+    assert power.record > power.layer
     assert "layer 0 carries no adapter" in render(report)
+
+
+def test_an_adapter_without_linear_rows_is_not_applicable_and_still_has_a_report(make_run):
+    report = audit_run(make_run({"method": "ia3"}, batch=2, warm=False))
+    assert {finding.verdict for finding in report.findings} == {"not applicable"}
+    assert "not a proof" in report.summary
+    assert report.findings[0].reason in render(report)
 
 
 def test_the_privacy_claim_is_printed(make_run):

@@ -167,6 +167,21 @@ def test_architectures(tiny_base, tmp_path, architecture, key):
     assert torch.allclose(_logits(plain.eval()), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("aggregation", ["frozen_a", "stack"])
+def test_adapters_stay_float32_on_a_bfloat16_base(tiny_base, tmp_path, aggregation):
+    base = tiny_base("llama", dtype="bfloat16")
+    assert base.dtype == "bfloat16" and base.model.lm_head.weight.dtype == torch.bfloat16
+    attached = attach(base, AdapterConfig(rank=4, aggregation=aggregation), 0)
+    state = None
+    if (law := attached.law) is not None:
+        state = law.step(law.initial(), 1, [("a", 1.0, _noise(law.layout("a")))])
+        attached.begin(state)
+    held = [p for name, p in attached.model.named_parameters() if "lora_" in name]
+    assert all(p.dtype == torch.float32 for p in held)
+    assert len(held) == (56 if aggregation == "stack" else 28)
+    export(attached, tmp_path, state)
+
+
 def test_quantised_gpt2(tiny_base):
     base = tiny_base("gpt2", quantisation="nf4")
     attached = attach(base, AdapterConfig(rank=4), 0)
@@ -175,12 +190,14 @@ def test_quantised_gpt2(tiny_base):
     assert any(p.grad.abs().sum() > 0 for p in attached.parameters.values())
 
 
-def test_classification_adapters_carry_the_head(tiny_base, tmp_path):
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_classification_adapters_carry_the_head(tiny_base, tmp_path, architecture):
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    base = tiny_base("llama", num_labels=3, task="sequence-classification")
+    base = tiny_base(architecture, num_labels=3, task="sequence-classification")
     attached = attach(base, FROZEN, 0)
+    assert not any("score" in name or "classifier" in name for name in attached.spec.targets)
     attached.load(_noise(attached.layout))
     expected = _logits(attached.model)
     export(attached, tmp_path / "a")

@@ -54,7 +54,7 @@ def test_columns_are_mapped_and_whole_numbers_are_labels(tmp_path):
 
 
 def test_written_records_read_back(tmp_path):
-    records = [*RECORDS, Record("ü", "日", "g")]
+    records = [*RECORDS, Record("ü\u2028\x0c\x85", "日", "g")]
     write_records(tmp_path / "r.jsonl", records)
     assert read_records(tmp_path / "r.jsonl", CFG) == records
 

@@ -6,6 +6,7 @@ from fedpeft.data import Record, collate, tokenise
 from fedpeft.errors import DataError
 
 BOS, EOS, PAD = 1, 2, 0
+CLASSIFY = "sequence-classification"
 
 
 @pytest.fixture
@@ -54,25 +55,43 @@ def test_no_beginning_token_where_the_tokenizer_adds_none(tokenizer):
 def test_chat_template(tokenizer):
     record = Record("q", "yes", messages=(("user", "q"), ("assistant", "yes")))
     (example,) = tokenise([record], tokenizer, DataConfig())
-    prompt = [BOS, *_ids(tokenizer, "<|user|>q"), EOS, *_ids(tokenizer, "<|assistant|>")]
+    prompt = [*_ids(tokenizer, "<|user|>q"), EOS, *_ids(tokenizer, "<|assistant|>")]
     assert example.ids.tolist() == [*prompt, *_ids(tokenizer, "yes"), EOS]
     assert example.weights.sum() == len(_ids(tokenizer, "yes")) + 1
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    (example,) = tokenise([record], tokenizer, DataConfig())
+    assert example.ids.tolist()[: len(prompt) + 1] == [BOS, *prompt]
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
         tokenise([record], tokenizer, DataConfig())
+
+
+def test_a_classifier_sees_the_tokenizers_own_frame(tokenizer):
+    from tokenizers import processors
+
+    frame = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    tokenizer.backend_tokenizer.post_processor = frame
+    cfg = DataConfig(max_length=8)
+    short, cut = tokenise(
+        [Record("a", "x"), Record("the patient " * 9, "x")], tokenizer, cfg, CLASSIFY, ["x"]
+    )
+    assert short.ids.tolist() == tokenizer("a")["input_ids"]
+    assert len(cut.ids) == 8 and (cut.ids[0], cut.ids[-1]) == (BOS, EOS)
 
 
 def test_labels_and_sequence_classification(tokenizer):
     records = [Record("a", "no"), Record("b", "yes")]
     labels = ["no", "yes"]
     assert [e.label_index for e in tokenise(records, tokenizer, DataConfig(), labels=labels)] == [0, 1]
-    examples = tokenise(records, tokenizer, DataConfig(), "sequence-classification", labels)
+    examples = tokenise(records, tokenizer, DataConfig(), CLASSIFY, labels)
     assert [e.target for e in examples] == [0, 1]
     assert examples[0].ids.tolist() == [BOS, *_ids(tokenizer, "a")] and not examples[0].weights.any()
     with pytest.raises(DataError, match="record 2: its label is not one of the 1 agreed labels"):
         tokenise(records, tokenizer, DataConfig(), labels=["no"])
     with pytest.raises(DataError, match="needs the list of labels"):
-        tokenise(records, tokenizer, DataConfig(), "sequence-classification")
+        tokenise(records, tokenizer, DataConfig(), CLASSIFY)
 
 
 @pytest.mark.parametrize("template", ["{prompt}", "{completion}{prompt}", "x"])

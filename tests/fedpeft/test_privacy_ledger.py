@@ -242,3 +242,29 @@ def test_two_racing_processes_never_exceed_the_budget(tmp_path):
     assert granted == len(ledger.entries())
     assert ledger.spent("patients") <= budget
     assert epsilon([Steps(0.1, 1.0, 5 * (granted + 1))], 1e-5, COARSE) > budget
+
+
+@pytest.mark.slow
+def test_forty_random_kills_of_two_workers(tmp_path):
+    import random
+    import time
+
+    path, budget, seen = tmp_path / "ledger.sqlite", 12.0, []
+    chance = random.Random(0)
+    for attempt in range(20):
+        workers = [worker(path, budget, f"run-{attempt}-{name}") for name in "ab"]
+        for process in workers:
+            process.stdout.readline()
+            process.stdin.write("\n")
+            process.stdin.flush()
+        time.sleep(chance.uniform(0.5, 4.0))
+        for process in workers:
+            process.kill()
+            seen += [line.split()[1:] for line in process.stdout.read().splitlines() if " " in line]
+            close(process)
+    ledger = Ledger(path, budget)
+    recorded = [[str(entry.seq), entry.hash] for entry in ledger.entries()]
+    assert len(seen) > 20
+    assert all(entry in recorded for entry in seen if len(entry) == 2 and len(entry[1]) == 64)
+    assert ledger.spent("patients") <= budget
+    ledger.verify()

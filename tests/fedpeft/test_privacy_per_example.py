@@ -232,3 +232,26 @@ def test_loss_of_a_batch_is_the_sum_of_single_losses(toy, toy_examples):
     whole = per_example_loss(attached.model, collate(examples, 0))
     single = torch.cat([per_example_loss(attached.model, collate([e], 0)) for e in examples])
     torch.testing.assert_close(whole, single)
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quantisation": "int8"},
+        {"gradient_checkpointing": True},
+        {"quantisation": "nf4", "gradient_checkpointing": True},
+    ],
+)
+def test_real_adapters_on_real_bases(tiny_base, toy_examples, method, settings):
+    from fedpeft.adapters import attach
+    from fedpeft.config.models import AdapterConfig
+
+    attached = attach(tiny_base("llama", **settings), AdapterConfig(method=method, rank=4), seed=0)
+    assert per_example.engine_of(attached).name == ("batched" if method == "lora" else "loop")
+    batch = collate(toy_examples(4), 0)
+    found = per_example.gradients(attached, batch)
+    slow = per_example.gradients(attached, batch, per_example.Engine("loop", ""))
+    assert slow.norm() > 0
+    torch.testing.assert_close(found, slow, rtol=1e-3, atol=1e-5)
+    assert all(p.requires_grad and p.grad is None for p in attached.parameters.values())

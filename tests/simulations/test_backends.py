@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -45,15 +47,27 @@ def test_another_seed_gives_other_values(federation, reference):
     assert not np.array_equal(other.final["values"], reference.final["values"])
 
 
+COMMAND = """
+import sys, json
+from pathlib import Path
+from fedpeft_simulations.backends import run_federation
+run = Path(sys.argv[1])
+told = []
+run_federation(run, sorted((run / "nodes").iterdir()), sys.argv[2], told.append)
+print(json.dumps([event["event"] for event in told]))
+"""
+
+
 @pytest.mark.parametrize("backend", ["ray", "deployment"])
-def test_same_bits_on_every_backend(federation, reference, backend, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_same_bits_on_every_backend(federation, reference, backend, tmp_path):
     other = federation("other")
-    events = other.go(backend)
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-c", COMMAND, str(other.run), backend]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == ["hello", "round", "round", "done"]
     same_bits(other.final, reference.final)
     assert other.envelopes == reference.envelopes
-    assert [event["event"] for event in events] == ["hello", "round", "round", "done"]
     assert not (tmp_path / "home" / ".flwr").exists()
 
 

@@ -51,7 +51,7 @@ def _write(path, rows):
 
 def _own(tmp_path, model, suffix=".jsonl"):
     folder = tmp_path / "records"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True)
     for name in ("clinic", "bank"):
         _write(folder / f"{name}{suffix}", _rows(name))
     columns = ("data.prompt=question", "data.completion=answer")
@@ -141,12 +141,14 @@ def test_the_same_seed_gives_the_same_envelopes_and_another_seed_others(tiny_mod
     assert adapters[0] == adapters[1]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
-def test_own_files_of_every_format_give_the_same_run(tiny_model_folder, tmp_path, suffix):
-    store = _simulate(tmp_path / "run", *_own(tmp_path, tiny_model_folder(), suffix))
-    reference = _simulate(tmp_path / "reference", *_own(tmp_path / "..", tiny_model_folder()))
-    assert store.summary["updates"] == reference.summary["updates"]
-    assert store.summary["nodes"] == 2
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_own_files_of_every_format_give_the_same_adapter(tiny_model_folder, tmp_path, suffix):
+    runs = [
+        _simulate(tmp_path / f"run{kind}", *_own(tmp_path / kind, tiny_model_folder(), kind))
+        for kind in (".jsonl", suffix)
+    ]
+    weights = [(store.adapter / "adapter_model.safetensors").read_bytes() for store in runs]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "mistral", "gemma", "phi"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,11 @@ def run_ray(run: Path, homes: Sequence[Path], progress: Progress) -> None:
     Threads per actor are those of this process, so that floating-point sums are split in the same way.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads()))
-    flower.run_ray(make_app(progress, run), placed([str(home) for home in homes]), len(homes))
+    stop = threading.Event()
+    try:
+        flower.run_ray(make_app(progress, run, stop), placed([str(home) for home in homes]), len(homes))
+    finally:
+        stop.set()
 
 
 def placed(homes: Sequence[str]) -> ClientApp:

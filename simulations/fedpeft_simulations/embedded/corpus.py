@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from faker import Faker
 
 from fedpeft_simulations.embedded.people import make_person, source
-from fedpeft_simulations.embedded.vocabulary import Domain, Topic, domains, phrases_of_time, read_text
+from fedpeft_simulations.embedded.vocabulary import Domain, Topic, domains, phrases_of_time, read_table
 
 _CLOSING_SHARE = 0.8
 _ASIDE_SHARE = 0.4
@@ -33,7 +33,7 @@ class Document:
 
 
 def _choose(fake: Faker, kind: str) -> str:
-    return fake.random.choice(read_text("public")[kind])
+    return fake.random.choice(read_table("public")[kind])
 
 
 def _pick_topic(fake: Faker) -> tuple[Domain, Topic]:

@@ -11,7 +11,7 @@ from faker import Faker
 from fedpeft.data import Record
 from fedpeft.errors import ConfigError
 from fedpeft_simulations.embedded.people import Person, make_person, source
-from fedpeft_simulations.embedded.vocabulary import Topic, domains, phrases_of_time, read_text
+from fedpeft_simulations.embedded.vocabulary import Topic, domains, phrases_of_time, read_table
 
 Split = Literal["train", "validation", "test"]
 
@@ -83,11 +83,11 @@ def queues() -> tuple[str, ...]:
 
 
 def _policy() -> dict[str, str]:
-    return read_text("houses")["policy"]
+    return read_table("houses")["policy"]
 
 
 def _aside(fake: Faker) -> str:
-    aside: dict[str, Any] = read_text("houses")["aside"]
+    aside: dict[str, Any] = read_table("houses")["aside"]
     if fake.random.random() >= aside["share"]:
         return ""
     topic = fake.random.choice([topic for domain in domains() for topic in domain.topics])
@@ -95,7 +95,7 @@ def _aside(fake: Faker) -> str:
 
 
 def _note(fake: Faker, house: House, topic: Topic) -> Note:
-    styles = read_text("houses")["style"]
+    styles = read_table("houses")["style"]
     person = make_person(fake, "private")
     prompt = styles[house.style % len(styles)]["text"].format(
         issue=fake.random.choice(topic.issues),

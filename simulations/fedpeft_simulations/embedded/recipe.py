@@ -8,10 +8,9 @@ differently; the assets that the package carries are then still the ones that ru
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from fedpeft import rng
 from fedpeft_simulations.embedded.corpus import Document, public_documents
+from fedpeft_simulations.embedded.vocabulary import read_text
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def public_text(steps: int = STEPS, seed: int = 0) -> Iterator[str]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> Generator[None]:
     import torch
 
     before = torch.get_num_threads()
@@ -209,8 +209,7 @@ def _loss(model: Any, ids_BT: torch.Tensor, weights_BT: torch.Tensor) -> torch.T
 
 
 def _write_card(model: Any, out: Path, steps: int, seed: int) -> None:
-    card = resources.files(__package__) / "texts" / "base_card.md"
-    text = card.read_text(encoding="utf-8").format(
+    text = read_text("base_card.md").format(
         parameters=model.num_parameters(),
         layers=model.config.num_hidden_layers,
         width=model.config.hidden_size,

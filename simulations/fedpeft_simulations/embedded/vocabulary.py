@@ -31,11 +31,15 @@ class Domain:
     topics: tuple[Topic, ...]
 
 
+def read_text(name: str) -> str:
+    """Return the file `texts/<name>` of this package."""
+    return (resources.files("fedpeft_simulations.embedded") / "texts" / name).read_text(encoding="utf-8")
+
+
 @cache
-def read_text(name: str) -> dict[str, Any]:
+def read_table(name: str) -> dict[str, Any]:
     """Return the table `texts/<name>.toml` of this package."""
-    source = resources.files(__package__) / "texts" / f"{name}.toml"
-    return tomllib.loads(source.read_text(encoding="utf-8"))
+    return tomllib.loads(read_text(f"{name}.toml"))
 
 
 def _topic(table: dict[str, Any]) -> Topic:
@@ -53,20 +57,20 @@ def domains() -> tuple[Domain, ...]:
             tuple(table["actors"]),
             tuple(_topic(topic) for topic in table["topic"]),
         )
-        for table in read_text("vocabulary")["domain"]
+        for table in read_table("vocabulary")["domain"]
     )
 
 
 @cache
 def phrases_of_time() -> tuple[str, ...]:
     """Return the phrases that say since when something goes on."""
-    return tuple(read_text("vocabulary")["when"])
+    return tuple(read_table("vocabulary")["when"])
 
 
 @cache
 def roads() -> tuple[str, ...]:
     """Return the words that end the name of a road."""
-    return tuple(read_text("vocabulary")["roads"])
+    return tuple(read_table("vocabulary")["roads"])
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -90,4 +94,4 @@ def words(text: str) -> set[str]:
 def common_words() -> frozenset[str]:
     """Return every word of every template and phrase, public or private; no name may be one of them."""
     tables = ("vocabulary", "public", "houses")
-    return frozenset(word for name in tables for text in _strings(read_text(name)) for word in words(text))
+    return frozenset(word for name in tables for text in _strings(read_table(name)) for word in words(text))
