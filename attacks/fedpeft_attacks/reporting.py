@@ -21,8 +21,8 @@ LIMITS = (
     "It measures which tokens occur, not their order: whether whole sentences can be rebuilt was not tried.",
     "Memorisation is not measured here: whether a secret can be drawn out of the trained adapter, or whether "
     "a person's record was part of the training, is another question with other attacks.",
-    "Only the first layer that carries the adapter is read; where that is not layer 0, its inputs are known to "
-    "the attack only approximately. What later layers give away was not tried.",
+    "Only the first layer that carries the adapter is read; where that is not layer 0, its inputs are known "
+    "to the attack only approximately. What later layers give away was not tried.",
     "Rare tokens are judged only where another node's update was at hand to compare with: not in the mean.",
     "A malicious coordinator that sends a base or adapter of its own choice is not simulated, except in the "
     "undefended reference, whose adapter is warm as such a coordinator would send it.",
@@ -39,7 +39,7 @@ def assemble(store: RunStore, evidence: Evidence, taps: Sequence[Tap], findings:
     return Report(
         run=config.run.name,
         config_hash=config_hash(config),
-        base=evidence.base.name,
+        base=_short(evidence.base.name),
         base_sha256=evidence.base.sha256,
         adapter=findings[0].adapter if findings else config.adapter.method,
         exchange=tuple(evidence.stages),
@@ -54,6 +54,11 @@ def assemble(store: RunStore, evidence: Evidence, taps: Sequence[Tap], findings:
         limits=LIMITS,
         versions={name: _version(name) for name in _PACKAGES},
     )
+
+
+def _short(name: str) -> str:
+    """A base's name without the folders of the machine that it lies on."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def write_report(report: Report, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from fedpeft.privacy import Head, Ledger, Reservation
 from fedpeft.protocol import PROTOCOL, Hello, HelloReply, TrainReply, TrainTask, run_id
 from fedpeft.rng import stream
 from fedpeft.training import LocalPlan, train_local
-from fedpeft.training.types import Trainable
 from fedpeft.trust import Verifier
 from fedpeft_clients.desk import Desk, Held, plans, signer_of, trust
 from fedpeft_clients.examples import load_examples
@@ -138,7 +137,7 @@ def _train(desk: Desk, task: TrainTask, taps: Taps) -> float:
     rng = stream(home.config.run.seed, task.round, home.name, "batches")
     tap = taps.gradient if taps.folder else None
     started = time.monotonic()
-    train_local(cast(Trainable, desk.attached), examples, plan, rng, plans(home).privacy, tap)
+    train_local(desk.attached, examples, plan, rng, plans(home).privacy, tap)
     seconds = time.monotonic() - started
     taps.truth(examples.seen)
     return seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,12 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy import noise
 from fedpeft.privacy.per_example import clipped_sum
 from fedpeft.privacy.plan import PrivacyPlan
-from fedpeft.training.types import Trainable
+
+if TYPE_CHECKING:
+    from fedpeft.adapters import Attached
 
 
-def noisy_gradient(attached: Trainable, batches: Iterable[Batch], plan: PrivacyPlan) -> NDArray[np.float32]:
+def noisy_gradient(attached: Attached, batches: Iterable[Batch], plan: PrivacyPlan) -> NDArray[np.float32]:
     """``(sum of clipped gradients + noise) / expected batch size``, float32, shape ``(layout.size,)``.
 
     The noise is added once, in float64, to the sum over all physical batches and before any cast; without

@@ -25,10 +25,11 @@ from fedpeft.privacy.linear_hooks import LinearRecorder, NotBatchFirst, linear_o
 from fedpeft.training.batches import gather
 from fedpeft.training.loss import per_example_loss, task_of
 from fedpeft.training.modes import steady
-from fedpeft.training.types import Trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fedpeft.adapters import Attached
 
 FloatVector64 = NDArray[np.float64]
 
@@ -54,7 +55,7 @@ class Engine:
 _engines: WeakKeyDictionary[nn.Module, dict[bytes, Engine]] = WeakKeyDictionary()
 
 
-def clipped_sum(attached: Trainable, batch: Batch, clip: float) -> tuple[FloatVector64, FloatVector64]:
+def clipped_sum(attached: Attached, batch: Batch, clip: float) -> tuple[FloatVector64, FloatVector64]:
     """Sum of the per-example gradients, each clipped to L2 norm ``clip`` over all trainables.
 
     Adding or removing one example changes the sum by at most ``clip``. A non-finite gradient counts as zero.
@@ -82,7 +83,7 @@ def clipped_sum(attached: Trainable, batch: Batch, clip: float) -> tuple[FloatVe
     return total, np.concatenate(norms)
 
 
-def gradients(attached: Trainable, batch: Batch, engine: Engine | None = None) -> Tensor:
+def gradients(attached: Attached, batch: Batch, engine: Engine | None = None) -> Tensor:
     """The gradient of each example's loss, float32, shape ``(B, layout.size)``.
 
     Args:
@@ -97,7 +98,7 @@ def gradients(attached: Trainable, batch: Batch, engine: Engine | None = None) -
         return run(attached, batch)
 
 
-def engine_of(attached: Trainable) -> Engine:
+def engine_of(attached: Attached) -> Engine:
     """The engine for a model, decided once per model and layout by the three gates."""
     known = _engines.setdefault(attached.model, {})
     key = attached.layout.digest
@@ -106,20 +107,20 @@ def engine_of(attached: Trainable) -> Engine:
     return known[key]
 
 
-def _chunks(attached: Trainable, batch: Batch) -> Iterator[Tensor]:
+def _chunks(attached: Attached, batch: Batch) -> Iterator[Tensor]:
     rows = max(1, VALUES_AT_ONCE // max(attached.layout.size, 1))
     for start in range(0, len(batch), rows):
         yield gradients(attached, batch.part(start, start + rows))
 
 
-def _batched(attached: Trainable, batch: Batch) -> Tensor:
+def _batched(attached: Attached, batch: Batch) -> Tensor:
     recorder = LinearRecorder(attached.model, attached.parameters, len(batch))
     with recorder:
         per_example_loss(attached.model, batch).sum().backward()
     return recorder.matrix(attached.layout)
 
 
-def _loop(attached: Trainable, batch: Batch) -> Tensor:
+def _loop(attached: Attached, batch: Batch) -> Tensor:
     rows = [torch.zeros(0, attached.layout.size, device=batch.ids.device)]
     for index in range(len(batch)):
         _clear(attached)
@@ -134,25 +135,25 @@ def _trimmed(batch: Batch, length: int) -> Batch:
     return Batch(batch.ids[:, :length], batch.weights[:, :length], batch.lengths, batch.targets)
 
 
-def _flat_gradient(attached: Trainable) -> Tensor:
+def _flat_gradient(attached: Attached) -> Tensor:
     parameters = (attached.parameters[name] for name in attached.layout.names)
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     return torch.cat([part.reshape(-1).float() for part in parts])
 
 
-def _clear(attached: Trainable) -> None:
+def _clear(attached: Attached) -> None:
     for parameter in attached.parameters.values():
         parameter.grad = None
 
 
-def _refuse_strays(attached: Trainable) -> None:
+def _refuse_strays(attached: Attached) -> None:
     agreed = {id(parameter) for parameter in attached.parameters.values()}
     for name, parameter in attached.model.named_parameters():
         if parameter.requires_grad and id(parameter) not in agreed:
             raise PrivacyError(f"{name} is trainable but not exchanged, so no clip covers it; freeze it")
 
 
-def _choose(attached: Trainable) -> Engine:
+def _choose(attached: Attached) -> Engine:
     """Run the gates; anything but a clean pass means the loop."""
     if linear_owners(attached.model, attached.parameters) is None:
         return Engine("loop", "a trainable parameter is not in a plain linear layer")
@@ -165,7 +166,7 @@ def _choose(attached: Trainable) -> Engine:
             return Engine("loop", str(reason))
 
 
-def _gates(attached: Trainable) -> Engine:
+def _gates(attached: Attached) -> Engine:
     batched, loop = Engine("batched", ""), Engine("loop", "")
     probe, other = _probe(attached, seed=0), _probe(attached, seed=1)
     fast, slow = gradients(attached, probe, batched), gradients(attached, probe, loop)
@@ -188,7 +189,7 @@ def _close(given: Tensor, wanted: Tensor, tolerance: float) -> bool:
     return bool(((given - wanted).norm(dim=1, keepdim=True) <= tolerance * scale + 1e-12).all())
 
 
-def _probe(attached: Trainable, seed: int) -> Batch:
+def _probe(attached: Attached, seed: int) -> Batch:
     """Three made-up examples of different lengths; no record is ever used to test the engine."""
     rng = np.random.default_rng(seed)
     vocabulary = int(attached.model.config.get_text_config().vocab_size)
@@ -202,7 +203,7 @@ def _probe(attached: Trainable, seed: int) -> Batch:
 
 
 @contextmanager
-def _perturbed(attached: Trainable) -> Generator[None]:
+def _perturbed(attached: Attached) -> Generator[None]:
     """Made-up values in the trainables, as zeros (lora_B at the start) would hide an error; restored."""
     kept = {name: parameter.detach().clone() for name, parameter in attached.parameters.items()}
     generator = torch.Generator().manual_seed(0)

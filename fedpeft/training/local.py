@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from fedpeft.training.loss import per_example_loss
 from fedpeft.training.modes import steady
 from fedpeft.training.optimisers import optimiser
 from fedpeft.training.plan import LocalPlan
-from fedpeft.training.types import Trainable
+
+if TYPE_CHECKING:
+    from fedpeft.adapters import Attached
 
 FloatVector = NDArray[np.float32]
 GradientTap = Callable[[FloatVector, Batch], None]
@@ -47,7 +50,7 @@ class TrainResult:
 
 
 def train_local(
-    attached: Trainable,
+    attached: Attached,
     examples: Sequence[Example],
     plan: LocalPlan,
     rng: np.random.Generator,
@@ -94,7 +97,7 @@ def train_local(
 
 
 def _train_private(
-    attached: Trainable,
+    attached: Attached,
     examples: Sequence[Example],
     plan: LocalPlan,
     privacy: PrivacyPlan,
@@ -118,7 +121,7 @@ def _train_private(
 
 
 def _mean_gradient(
-    attached: Trainable, examples: Sequence[Example], plan: LocalPlan
+    attached: Attached, examples: Sequence[Example], plan: LocalPlan
 ) -> tuple[float, torch.Tensor]:
     """Mean loss of a batch and its gradient, float32, in layout order; cut into physical batches."""
     loss = 0.0
@@ -132,7 +135,7 @@ def _mean_gradient(
     return loss, gradient
 
 
-def _gradients(attached: Trainable) -> Iterator[torch.Tensor]:
+def _gradients(attached: Attached) -> Iterator[torch.Tensor]:
     for name in attached.layout.names:
         parameter = attached.parameters[name]
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -143,13 +146,13 @@ def _shrink(gradient: torch.Tensor, limit: float) -> float:
     return min(1.0, limit / max(float(gradient.norm()), 1e-12))
 
 
-def _values(attached: Trainable) -> torch.Tensor:
+def _values(attached: Attached) -> torch.Tensor:
     """A copy of the trainable values, float32, in layout order, on the model's device."""
     parts = [attached.parameters[name].detach().reshape(-1).float() for name in attached.layout.names]
     return torch.cat(parts).clone()
 
 
-def _store(attached: Trainable, values: torch.Tensor) -> None:
+def _store(attached: Attached, values: torch.Tensor) -> None:
     for name, part in zip(attached.layout.names, values.split(attached.layout.sizes.tolist()), strict=True):
         parameter = attached.parameters[name]
         parameter.data.copy_(part.reshape(parameter.shape))

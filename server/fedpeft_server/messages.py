@@ -142,4 +142,3 @@ class Inbox:
 def next_entries(entries: dict[str, int], accepted: dict[str, TrainReply]) -> dict[str, int]:
     """The newest ledger entry seen of each node."""
     return {**entries, **{name: reply.ledger_entry for name, reply in accepted.items()}}
-

@@ -50,7 +50,7 @@ def test_per_example_gradients_pass_their_gates_in_float32(on_gpu, quantisation)
     base = on_gpu(quantisation, dtype="float32")
     attached = attach(base, AdapterConfig(rank=4), seed=0)
     batch = collate(_examples(base)[:6], base.pad_id, base.device)
-    assert engine_of(attached, batch).name == "batched"
+    assert engine_of(attached).name == "batched"
     total, norms = clipped_sum(attached, batch, 0.5)
     single = sum(clipped_sum(attached, batch.part(i, i + 1), 0.5)[0] for i in range(6))
     assert np.allclose(total, single, rtol=1e-3, atol=1e-5)

@@ -7,7 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-WORDS = ["the", "patient", "asked", "for", "a", "letter", "to", "the", "heart", "team", "and", "the", "nurse", "wrote", "it", "down", "today"]
+WORDS = [
+    "the",
+    "patient",
+    "asked",
+    "for",
+    "a",
+    "letter",
+    "to",
+    "the",
+    "heart",
+    "team",
+    "and",
+    "the",
+    "nurse",
+    "wrote",
+    "it",
+    "down",
+    "today",
+]
 FEDERATION = {"nodes": 2, "rounds": 2, "local_steps": 2, "batch_size": 4}
 
 
