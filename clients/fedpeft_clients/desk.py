@@ -42,7 +42,7 @@ class Desk:
         Raises:
             FedPeftError: the base or the adapter cannot be made as agreed.
         """
-        base = load_base(home.config.base, len(home.labels) or None)
+        base = load_base(home.config.base, len(home.classes) if home.classes else None)
         attached = attach(base, home.config.adapter, home.config.run.seed, home.name)
         return cls(home, base, attached, run_id(home.config))
 

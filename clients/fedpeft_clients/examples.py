@@ -26,12 +26,12 @@ def load_examples(home: Home, base: Base) -> list[Example]:
         DataError: a record cannot be used; names its line, never its text.
     """
     stat = home.train.stat()
-    key = (home.train, stat.st_mtime_ns, stat.st_size, home.config.data, base.sha256, home.labels)
+    key = (home.train, stat.st_mtime_ns, stat.st_size, home.config.data, base.sha256, home.classes)
     if key in _kept:
         _kept.move_to_end(key)
         return _kept[key]
     records = read_records(home.train, _written(home.config.data))
-    examples = tokenise(records, base.tokenizer, home.config.data, base.task, home.labels or None)
+    examples = tokenise(records, base.tokenizer, home.config.data, base.task, home.classes)
     _kept[key] = examples
     while sum(map(_size, _kept.values())) > LIMIT_BYTES and len(_kept) > 1:
         _kept.popitem(last=False)

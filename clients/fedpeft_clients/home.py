@@ -30,7 +30,7 @@ class Home:
         train: its training records, JSONL.
         lineage: name of the data set in the privacy ledger.
         config: the config that the organisation agreed to.
-        labels: classes of a sequence-classification task, in agreed order.
+        labels: labels of the task, if it has some, in agreed order.
         tapped: whether updates are written down for the audit (simulation only).
         signing_seed: seed of a reproducible signing key, hexadecimal (simulation only).
         coordinator: the coordinator's public key, hexadecimal; None: believe the first one seen.
@@ -62,6 +62,11 @@ class Home:
         return self.path / "ledger.sqlite"
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The labels where they are the model's classes (sequence classification), else None."""
+        return self.labels if self.config.base.task == "sequence-classification" else None
+
+    @property
     def rank(self) -> int:
         """Adapter rank of this node."""
         return self.config.adapter.ranks.get(self.name, self.config.adapter.rank)
@@ -90,7 +95,7 @@ def create_home(
         records: its training records, which are written into the home.
         config: the config it agrees to.
         tapped: write updates down for the audit.
-        labels: classes of a sequence-classification task.
+        labels: labels of the task, if it has some, in agreed order.
 
     Raises:
         ConfigError: the name has other characters.

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from fedpeft.runstore import write_atomic
 
 KEPT = 2
 _RESIDUAL = "residual/"
+_INDEX = "answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def save_state(folder: Path, state: NodeState) -> None:
     np.savez(
         buffer,
         allow_pickle=False,
-        facts=np.frombuffer(_facts(state.answer), np.uint8),
+        facts=np.frombuffer(json.dumps(_facts(state.answer)).encode(), np.uint8),
         envelope=np.frombuffer(state.answer.envelope, np.uint8),
         values=state.values,
         **arrays,
@@ -85,7 +88,7 @@ def load_state(folder: Path, round: int) -> NodeState | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        answer = _answer(arrays["facts"].tobytes(), arrays["envelope"].tobytes())
+        answer = _answer(json.loads(arrays["facts"].tobytes()), arrays["envelope"].tobytes())
     except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
         raise RunError(f"cannot read the node's state {path.name}: {type(error).__name__}") from None
     residuals = {key.removeprefix(_RESIDUAL): arrays[key] for key in arrays if key.startswith(_RESIDUAL)}
@@ -98,27 +101,43 @@ def held_rounds(folder: Path) -> list[int]:
 
 
 def put_out(folder: Path, round: int, answer: Answer) -> None:
-    """Copy an answer to the outbox: ``rNN.fpd`` are the very bytes that leave, ``rNN.json`` the facts."""
+    """Copy an answer to the outbox: ``rNN.fpd`` are the bytes that leave, a line of the index the facts."""
     write_atomic(folder / f"r{round:02d}.fpd", answer.envelope)
-    write_atomic(folder / f"r{round:02d}.json", _facts(answer))
+    facts = json.dumps({"answered": round, **_facts(answer)}, allow_nan=False)
+    handle = os.open(folder / _INDEX, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(handle, f"\n{facts}\n".encode())
+    finally:
+        os.close(handle)
 
 
 def sent(folder: Path, round: int) -> Answer | None:
-    """The answer of a round that lies in the outbox."""
+    """The newest answer of a round that lies in the outbox."""
     try:
-        return _answer(
-            (folder / f"r{round:02d}.json").read_bytes(), (folder / f"r{round:02d}.fpd").read_bytes()
-        )
+        lines = (folder / _INDEX).read_bytes().splitlines()
+        envelope = (folder / f"r{round:02d}.fpd").read_bytes()
     except FileNotFoundError:
         return None
+    for line in reversed(lines):
+        facts = _parsed(line)
+        if facts.pop("answered", None) == round:
+            return _answer(facts, envelope)
+    return None
 
 
-def _facts(answer: Answer) -> bytes:
-    reply = {**asdict(answer.reply), "ledger": answer.reply.ledger.hex(), "digest": answer.digest.hex()}
-    return json.dumps(reply, allow_nan=False).encode()
+def _parsed(line: bytes) -> dict[str, Any]:
+    """One line of the index; nothing for a line that a kill has torn."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return {}
 
 
-def _answer(facts: bytes, envelope: bytes) -> Answer:
-    read = json.loads(facts)
+def _facts(answer: Answer) -> dict[str, Any]:
+    return {**asdict(answer.reply), "ledger": answer.reply.ledger.hex(), "digest": answer.digest.hex()}
+
+
+def _answer(facts: dict[str, Any], envelope: bytes) -> Answer:
+    read = dict(facts)
     digest, ledger = bytes.fromhex(read.pop("digest")), bytes.fromhex(read.pop("ledger"))
     return Answer(digest, TrainReply(ledger=ledger, **read), envelope)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,9 @@ def _work(desk: Desk, task: TrainTask, held: Held, before: NodeState | None) -> 
     envelope = _seal(
         desk, Update(desk.attached.layout, change, task.round, task.steps), residuals, task, taps
     )
-    head = ledger.released(reservation, hashlib.sha256(envelope).hexdigest())
+    head = reservation.head
+    if plans(home).privacy is not None:
+        head = ledger.released(reservation, hashlib.sha256(envelope).hexdigest())
     reply = TrainReply(
         round=task.round,
         steps=task.steps,
@@ -114,19 +117,28 @@ def _work(desk: Desk, task: TrainTask, held: Held, before: NodeState | None) -> 
     return NodeState(task.round, _values(held), answer, residuals)
 
 
+_ledgers: dict[Path, Ledger] = {}
+
+
 def _ledger(home: Home) -> Ledger:
-    """The node's ledger with the organisation's own budget."""
+    """The node's ledger with the organisation's own budget, made once per process."""
     privacy = home.config.privacy
-    return Ledger(home.ledger, (privacy.budget or privacy.epsilon) if privacy.unit != "none" else None)
+    if home.ledger not in _ledgers or not home.ledger.exists():
+        budget = (privacy.budget or privacy.epsilon) if privacy.unit != "none" else None
+        _ledgers[home.ledger] = Ledger(home.ledger, budget)
+    return _ledgers[home.ledger]
 
 
 def _reserve(home: Home, ledger: Ledger, task: TrainTask, before: NodeState | None) -> Reservation:
-    """Spend the round's privacy before any record is opened; without DP it is written down as not private."""
-    if before is not None:
+    """Spend the round's privacy before any record is opened; without DP it is written down as not private.
+
+    With DP the ledger must hold the entry that left with the last answer: it was not rolled back.
+    """
+    privacy = plans(home).privacy
+    if before is not None and privacy is not None:
         reply = before.answer.reply
         ledger.verify(Head(reply.ledger_entry, reply.ledger.hex()))
-    run = run_id(home.config).hex()
-    return ledger.reserve(home.lineage, run, task.round, plans(home).privacy, task.steps)
+    return ledger.reserve(home.lineage, run_id(home.config).hex(), task.round, privacy, task.steps)
 
 
 def _train(desk: Desk, task: TrainTask, taps: Taps) -> float:

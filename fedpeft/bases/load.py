@@ -81,11 +81,13 @@ def load_base(cfg: BaseConfig, num_labels: int | None = None) -> Base:
     Raises:
         BaseModelError: missing, not a model, of another hash, or not supported.
     """
-    if (cfg, num_labels) not in _loaded:
+    key = (cfg.model_copy(update={"sha256": None}), num_labels)
+    if key not in _loaded:
         base = load_apart(cfg, num_labels)
         _loaded.clear()
-        _loaded[cfg, num_labels] = base
-    return _loaded[cfg, num_labels]
+        _loaded[key] = base
+    _check_hash(cfg, _loaded[key].sha256)
+    return _loaded[key]
 
 
 def load_apart(cfg: BaseConfig, num_labels: int | None = None) -> Base:
@@ -99,10 +101,7 @@ def load_apart(cfg: BaseConfig, num_labels: int | None = None) -> Base:
     stored = stored_quantisation(read_model_config(folder))
     _check_quantisation(cfg, stored)
     sha256 = content_hash(folder, cfg.quantisation)
-    if cfg.sha256 is not None and cfg.sha256.lower() != sha256:
-        raise BaseModelError(
-            f"base.sha256 is {cfg.sha256} but {cfg.model!r} has {sha256}; get the agreed base"
-        )
+    _check_hash(cfg, sha256)
     return _load(cfg, folder, sha256, stored, num_labels)
 
 
@@ -116,6 +115,13 @@ def save_quantised(base: Base, folder: Path) -> None:
     with quiet():
         base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
+
+
+def _check_hash(cfg: BaseConfig, sha256: str) -> None:
+    if cfg.sha256 is not None and cfg.sha256.lower() != sha256:
+        raise BaseModelError(
+            f"base.sha256 is {cfg.sha256} but {cfg.model!r} has {sha256}; get the agreed base"
+        )
 
 
 def _check_quantisation(cfg: BaseConfig, stored: str) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from fedpeft.adapters import attach
 from fedpeft.bases import load_base
 from fedpeft.config import Config
+from fedpeft.errors import RunError
 from fedpeft.exchange import ExchangePlan, plan_from_config
 from fedpeft.protocol import COORDINATOR, run_id, state_digest
+from fedpeft.runstore import RunStore
 from fedpeft.trust import Signer
 from fedpeft_server.roster import Agreed
 from fedpeft_server.state import GlobalState, digest, initial_state
@@ -59,7 +61,7 @@ def prepare(run: Path, config: Config) -> Setup:
         FedPeftError: the base, the adapter or the exchange cannot be made as configured.
     """
     down = plan_from_config(config.exchange.down.model_copy(update={"error_feedback": False}), private=False)
-    base = load_base(config.base, _num_labels(run))
+    base = load_base(config.base, _num_labels(run, config))
     attached = attach(base, config.adapter, config.run.seed)
     state = initial_state(attached.law, attached.layout, attached.initial(), config.federation.server)
     start = digest(state) if attached.law else state_digest(attached.layout, attached.initial())
@@ -74,10 +76,14 @@ def prepare(run: Path, config: Config) -> Setup:
     return Setup(run, config, identity, signer, agreed, state, config.exchange.up.codec, down)
 
 
-def _num_labels(run: Path) -> int | None:
-    """Number of classes of a sequence-classification run, from the public ``RUN/labels.json``."""
-    path = run / "labels.json"
-    return len(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+def _num_labels(run: Path, config: Config) -> int | None:
+    """Number of classes of a sequence-classification run, from the run's public list of labels."""
+    if config.base.task != "sequence-classification":
+        return None
+    try:
+        return len(json.loads(RunStore(run).labels.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RunError(f"{run} has no file with the agreed classes; prepare the run again") from None
 
 
 __all__ = ["COORDINATOR", "KEY_FILE", "WHOLE", "Setup", "prepare"]

@@ -71,7 +71,9 @@ def _prepare(config: Config, out: Path, *, overwrite: bool) -> RunStore:
     config = config.model_copy(update={"federation": settings})
     if unknown := sorted(set(config.adapter.ranks) - set(names)):
         raise RunError(f"adapter.ranks names {unknown[0]!r}; the organisations are {', '.join(names)}")
-    load_run_base(config, _labels(federation))
+    base = load_run_base(config, _labels(federation))
+    agreed = config.base.model_copy(update={"sha256": base.sha256})
+    config = config.model_copy(update={"base": agreed})
     store = create_run(out, config, overwrite=overwrite)
     _fill(store, config, federation)
     return store

@@ -87,7 +87,8 @@ def test_a_spent_budget_refuses_the_round(organisation):
         train(home, coordinator.first_task(), b"")
 
 
-def test_a_rolled_back_ledger_is_noticed(organisation, federation_round_two):
+@pytest.mark.parametrize("federation_round_two", [PRIVATE], indirect=True)
+def test_a_rolled_back_ledger_is_noticed(federation_round_two):
     home, task, blob = federation_round_two
     home.ledger.unlink()
     for extra in home.path.glob("ledger.sqlite-*"):
@@ -96,8 +97,17 @@ def test_a_rolled_back_ledger_is_noticed(organisation, federation_round_two):
         train(home, task, blob)
 
 
+def test_old_answers_are_sent_again_from_the_outbox(federation_round_two):
+    home, task, blob = federation_round_two
+    reply, envelope = train(home, task, blob)
+    shutil.rmtree(home.states)
+    with (home.outbox / "answers.jsonl").open("ab") as index:
+        index.write(b'{"torn')
+    assert train(home, task, blob) == (reply, envelope)
+
+
 @pytest.fixture
-def federation_round_two(organisation):
+def federation_round_two(organisation, request):
     """A node after round 1, and the order for round 2."""
     from dataclasses import replace
 
@@ -105,7 +115,7 @@ def federation_round_two(organisation):
     from fedpeft.protocol import COORDINATOR, NO_STATE, run_id, state_digest
     from fedpeft_clients.desk import Desk
 
-    home, coordinator = organisation()
+    home, coordinator = organisation(**getattr(request, "param", {}))
     first = coordinator.first_task()
     train(home, first, b"")
     desk = Desk.of(home)
@@ -121,7 +131,7 @@ def test_a_whole_state_is_trained_from(federation_round_two):
     home, task, blob = federation_round_two
     reply, envelope = train(home, task, blob)
     assert reply.round == 2
-    assert reply.ledger_entry == 4
+    assert reply.ledger_entry == 2
     assert len(envelope) > 64
 
 
@@ -161,10 +171,10 @@ def test_an_untapped_home_writes_no_taps(organisation):
 def test_homes_are_validated(tmp_path, organisation):
     home, _ = organisation()
     assert open_home(home.path) == home
-    with pytest.raises(ConfigError, match="no node.json"):
+    with pytest.raises(ConfigError, match=r"no node\.json"):
         open_home(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="letters, digits"):
         create_home(tmp_path / "x", "../x", [], home.config)
     (home.path / "node.json").write_text('{"name": "clinic"}')
-    with pytest.raises(ConfigError, match=r"not a valid node.json"):
+    with pytest.raises(ConfigError, match=r"not a valid node\.json"):
         open_home(home.path)

@@ -14,7 +14,7 @@ from flwr.serverapp import ServerApp
 from fedpeft import flower
 from fedpeft.protocol import TrainReply, pack, unpack
 
-REPLY = TrainReply(round=3, steps=2, train_s=0.5, epsilon=0.0, ledger=b"")
+REPLY = TrainReply(round=3, steps=2, train_s=0.5, epsilon=0.0, ledger_entry=1, ledger=b"")
 
 
 def _client() -> ClientApp:
@@ -48,11 +48,6 @@ def _server(got: dict, nodes: int = 2) -> ServerApp:
         got["config"] = dict(context.run_config)
 
     return app
-
-
-def _outcomes(got: dict) -> list:
-    replies = [reply for key, reply in got.items() if key != "config"]
-    return sorted(r.error.reason if r.has_error() else unpack(r, TrainReply, 3)[1] for r in replies if True)
 
 
 def test_local_grid_serialises_and_hides_the_text_of_errors():

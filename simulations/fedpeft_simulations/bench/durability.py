@@ -39,7 +39,7 @@ def kills(count: int, seed: int = 0, report: Callable[[str], None] | None = None
     """Kill a run with SIGKILL at random moments, resume it each time, and compare with an undisturbed run.
 
     Args:
-        count: kills that must have struck before the run may end.
+        count: kills in all; when a run reaches its end before that, the next one is harried.
         seed: of the moments.
         report: receives a line for each kill.
 
@@ -48,22 +48,21 @@ def kills(count: int, seed: int = 0, report: Callable[[str], None] | None = None
     """
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        calm, harried = Path(folder) / "calm", Path(folder) / "harried"
+        calm = Path(folder) / "calm"
         settings = [*SMALL, "federation.rounds=40"]
         start = time.monotonic()
-        simulate(calm, settings)
-        length = time.monotonic() - start
-        struck = 0
+        work = simulate(calm, settings)["time"]["total_s"]
+        latest = time.monotonic() - start - work + 2 * work / count
+        struck, same = 0, {"adapter": True, "updates": True}
         while struck < count:
-            delay = moments.uniform(0.3, 0.6) * length if struck % 2 else moments.uniform(0.05, 0.4) * length
-            if not _killed_after(harried, settings, delay):
-                break
-            struck += 1
-            if report:
-                report(f"kill {struck} after {delay:.1f} s")
-        _finish(harried, settings)
-        same = {name: _hash(calm / name) == _hash(harried / name) for name in ("adapter", "updates")}
-    return {"kills": struck, **{f"same_{name}": equal for name, equal in same.items()}}
+            harried = Path(folder) / f"harried-{struck}"
+            while struck < count and _killed_after(harried, settings, delay := moments.uniform(0.2, latest)):
+                struck += 1
+                if report:
+                    report(f"kill {struck} after {delay:.1f} s")
+            _finish(harried, settings)
+            same = {part: same[part] and _hash(calm / part) == _hash(harried / part) for part in same}
+    return {"kills": struck, **{f"same_{part}": equal for part, equal in same.items()}}
 
 
 def _arguments(out: Path, settings: list[str]) -> list[str]:
