@@ -104,7 +104,7 @@ class TrainReply:
         round: the round asked for.
         steps: optimiser steps done.
         train_s: seconds of local training.
-        epsilon: privacy spent by this node in this run so far; 0 without DP.
+        epsilon: privacy spent on this node's records so far; 0 says that no DP is claimed.
         ledger_entry: number of the newest entry of the node's ledger; only ever grows.
         ledger: hash of that entry, 32 bytes.
     """

@@ -69,3 +69,18 @@ def test_help_takes_less_than_half_a_second():
         times.append(time.perf_counter() - start)
     assert "simulate" in shown.stdout and "audit" in shown.stdout
     assert min(times) < 0.5
+
+
+def test_private_names_of_flower_stay_in_one_place():
+    public = ("flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation")
+    wrong = []
+    for path in SOURCES:
+        if "flower" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            wrong += [
+                f"{path.name}: {name}" for name in names if f"{name}.".startswith("flwr.") and name not in public
+            ]
+    assert not wrong

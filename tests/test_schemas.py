@@ -1,4 +1,4 @@
-"""The schemas in ``docs/schemas`` are those of the code (write them with ``python tests/test_schemas.py``)."""
+"""The schemas in ``docs/schemas`` are those of the code; ``python tests/test_schemas.py`` writes them."""
 
 import json
 from pathlib import Path

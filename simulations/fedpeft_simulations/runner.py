@@ -72,11 +72,18 @@ def _prepare(config: Config, out: Path, *, overwrite: bool) -> RunStore:
     if unknown := sorted(set(config.adapter.ranks) - set(names)):
         raise RunError(f"adapter.ranks names {unknown[0]!r}; the organisations are {', '.join(names)}")
     base = load_run_base(config, _labels(federation))
-    agreed = config.base.model_copy(update={"sha256": base.sha256})
+    agreed = config.base.model_copy(update={"sha256": base.sha256, "threads": _threads(config)})
     config = config.model_copy(update={"base": agreed})
     store = create_run(out, config, overwrite=overwrite)
     _fill(store, config, federation)
     return store
+
+
+def _threads(config: Config) -> int:
+    """The thread count that results depend on: as configured, or what torch chose on this machine."""
+    import torch
+
+    return config.base.threads or torch.get_num_threads()
 
 
 def _labels(federation: Federation) -> list[str]:

@@ -47,7 +47,7 @@ def test_unknown_key_names_the_nearest(key, nearest):
 def test_unknown_key_in_a_file_names_the_nearest(tmp_path):
     path = tmp_path / "scenario.toml"
     path.write_text("[federation]\nlocal_step = 3\n")
-    with pytest.raises(ConfigError, match="'federation.local_step'.*'federation.local_steps'"):
+    with pytest.raises(ConfigError, match=r"'federation\.local_step'.*'federation\.local_steps'"):
         load_config(path)
 
 
