@@ -8,7 +8,7 @@ from typing import Any
 from fedpeft_attacks.findings import Finding, Power, ViewScore
 from fedpeft_attacks.gathering import Observed
 from fedpeft_attacks.registry import Attack
-from fedpeft_attacks.scoring import Score, measure, recall, score, verdict_of
+from fedpeft_attacks.scoring import Control, Score, measure, recall, score, verdict_of
 from fedpeft_attacks.views import THREAT_MODELS, Guess, NotApplicable
 
 Place = tuple[str, int]
@@ -32,7 +32,7 @@ def find(
         reasons = [answer.reason for answer in answers.values() if isinstance(answer, NotApplicable)]
         return Finding(**_head(name, group), **_NOTHING, reason=reasons[0])
     read = [one for one in group if (one.node, one.round) in guesses]
-    scores = [_score(one, guesses) for one in read]
+    scores = [_score(one, read, guesses) for one in read]
     every, claimed = measure([part.all for part in scores]), sum(part.claimed for part in scores)
     verdict, reason = verdict_of(scores, threshold)
     rows = zip(read, scores, strict=True)
@@ -75,11 +75,11 @@ def _head(name: str, group: Sequence[Observed]) -> dict[str, Any]:
     }
 
 
-def _score(one: Observed, guesses: Mapping[Place, Guess]) -> Score:
+def _score(one: Observed, group: Sequence[Observed], guesses: Mapping[Place, Guess]) -> Score:
     """Compare with the truth; the control is the same attack on the next other node of the same round."""
-    others = sorted(node for node, number in guesses if number == one.round and node != one.node)
-    later = [node for node in others if node > one.node] + others
-    control = guesses[later[0], one.round] if later else None
+    others = sorted((x for x in group if x.round == one.round and x.node != one.node), key=lambda x: x.node)
+    later = [other for other in others if other.node > one.node] + others
+    control = Control(guesses[later[0].node, one.round], frozenset(later[0].truth)) if later else None
     known = one.view.knowledge
     return score(guesses[one.node, one.round], one.truth, known.prior, known.given, control)
 

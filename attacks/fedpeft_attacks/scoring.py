@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -27,14 +27,31 @@ class Counts:
         hits: how many of them are among as many guesses.
         chance: hits that random guesses would have, an expectation.
         prior: hits of the base's most frequent tokens.
-        control: hits of the same attack on other data; -1 where there is no control.
+        control: hits of the same attack on other data, see `Control`; -1 where there is no control.
     """
 
     tokens: int
     hits: int
     chance: float
     prior: int
-    control: int = -1
+    control: float = -1
+
+
+@dataclass(frozen=True)
+class Control:
+    """The same attack on the update of other data, against which a reading has to be specific.
+
+    A guess may hit because it suits any data (it then hits the other data as well), or because these data
+    are easily guessed (the other guess then hits them as well). Only what exceeds both was read from the
+    update.
+
+    Attributes:
+        guess: what the attack read from the other update.
+        truth: distinct true tokens behind the other update.
+    """
+
+    guess: Guess
+    truth: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ def score(
     truth: Collection[int],
     prior: NDArray[np.float64],
     given: Collection[int],
-    control: Guess | None = None,
+    control: Control | None = None,
 ) -> Score:
     """Count hits of a guess and of its baselines against the true token set.
 
@@ -68,21 +85,31 @@ def score(
         truth: distinct true tokens without the given ones.
         prior: shape ``(tokens,)``, how often the base writes each token.
         given: special tokens, which nobody has to guess.
-        control: what the same attack read from the update of other data.
+        control: the same attack on other data.
     """
     size, rare = len(truth), rare_tokens(prior) - set(given)
     ranked = [int(token) for token in np.argsort(-prior, kind="stable") if int(token) not in given]
-    tops = [set(guess.ranking[:size]), set(ranked[:size])]
-    tops += [set(control.ranking[:size])] if control is not None else []
+    top, common = set(guess.ranking[:size]), set(ranked[:size])
     share = size / max(len(ranked), 1)
 
-    def counts(wanted: set[int]) -> Counts:
-        return Counts(
-            len(wanted), len(wanted & tops[0]), share * len(wanted), *(len(wanted & t) for t in tops[1:])
-        )
+    def counts(kind: Set[int]) -> Counts:
+        wanted = set(truth) & kind
+        hits = (len(wanted & top), share * len(wanted), len(wanted & common))
+        return Counts(len(wanted), *hits, _control_hits(guess, control, wanted, kind, size))
 
     claimed = set(guess.ranking[: guess.claimed])
-    return Score(counts(set(truth)), counts(set(truth) & rare), len(claimed), len(claimed & set(truth)))
+    return Score(counts(set(range(len(prior)))), counts(rare), len(claimed), len(claimed & set(truth)))
+
+
+def _control_hits(
+    guess: Guess, control: Control | None, wanted: Set[int], kind: Set[int], size: int
+) -> float:
+    """The better of the other guess on these data and this guess on the other data, as hits among these."""
+    if control is None:
+        return -1
+    other = set(control.truth) & kind
+    crossed = len(other & set(guess.ranking[: len(control.truth)])) / max(len(other), 1)
+    return max(len(wanted & set(control.guess.ranking[:size])), crossed * len(wanted))
 
 
 def pool(parts: Sequence[Counts]) -> Counts:

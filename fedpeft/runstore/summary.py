@@ -83,6 +83,7 @@ class TimeFacts(Facts):
 class AuditFacts(Facts):
     """The audit in one line; the rest is in ``audit/report.json``."""
 
+    verdict: str = Field(description="on what really left the nodes: envelopes and the mean")
     verdicts: dict[str, int]
 
 

@@ -70,15 +70,15 @@ def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluati
 
 
 def complete(
-    summary: RunSummary, arms: dict[str, Any], verdicts: dict[str, int] | None, command_s: float
+    summary: RunSummary, arms: dict[str, Any], audit: AuditFacts | None, command_s: float
 ) -> RunSummary:
-    """A summary with the results of the arms, the audit's verdicts and the time of the command."""
+    """A summary with the results of the arms, of the audit and the time of the command."""
     return summary.model_copy(
         update={
             "loss": summary.loss | {arm: result["loss"] for arm, result in arms.items()},
             "accuracy": summary.accuracy | {arm: result["accuracy"] for arm, result in arms.items()},
             "arms": arms,
-            "audit": None if verdicts is None else AuditFacts(verdicts=verdicts),
+            "audit": audit,
             "time": summary.time.model_copy(update={"command_s": command_s}),
         }
     )
@@ -138,7 +138,10 @@ def _audit_statement(summary: RunSummary) -> str:
     if summary.audit is None:
         return "No audit was run."
     counts = "; ".join(f"{verdict}: {count}" for verdict, count in summary.audit.verdicts.items())
-    return f"Findings of the built-in audit by verdict: {counts}. The report is in the run directory."
+    return (
+        f"What left the nodes: {summary.audit.verdict}. Findings of the built-in audit at all stages, by verdict: "
+        f"{counts}. The report is in the run directory."
+    )
 
 
 def envelopes(store: RunStore, direction: str) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ from fedpeft.config import Config
 from fedpeft.data import write_records
 from fedpeft.errors import RunError
 from fedpeft.runstore import RunStore, check_free, create_run, write_json
-from fedpeft.runstore.summary import RunSummary
+from fedpeft.runstore.summary import AuditFacts, RunSummary
 from fedpeft_attacks.suite import audit_run
 from fedpeft_clients.home import create_home
 from fedpeft_simulations.arms import companion, results
@@ -55,8 +56,8 @@ def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
     with companion(store):
         _federate(store, report)
         summary = _judge(store, report)
-        verdicts = _audit(store)
-    summary = complete(summary, results(store), verdicts, time.monotonic() - started)
+        audit = _audit(store)
+    summary = complete(summary, results(store), audit, time.monotonic() - started)
     write_card(store.adapter, card_facts(store, summary))
     plot_run(store)
     write_json(store.path / "run.json", summary.model_dump(mode="json"))
@@ -124,10 +125,9 @@ def _judge(store: RunStore, report: Progress) -> RunSummary:
     return summarise(store, attached, scores)
 
 
-def _audit(store: RunStore) -> dict[str, int] | None:
+def _audit(store: RunStore) -> AuditFacts | None:
     if not store.config.audit.enabled:
         return None
-    verdicts: dict[str, int] = {}
-    for finding in audit_run(store.path).findings:
-        verdicts[finding.verdict] = verdicts.get(finding.verdict, 0) + 1
-    return verdicts
+    report = audit_run(store.path)
+    verdicts = Counter(finding.verdict for finding in report.findings)
+    return AuditFacts(verdict=report.verdict, verdicts=dict(verdicts))

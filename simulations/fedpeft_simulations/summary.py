@@ -65,8 +65,8 @@ def _audit(facts: dict[str, Any]) -> list[str]:
     audit = facts.get("audit")
     if audit is None:
         return ["audit: not run (audit.enabled = false)"]
-    verdicts = ", ".join(f"{count} × {verdict}" for verdict, count in audit["verdicts"].items())
-    return [f"audit: {verdicts}"]
+    counts = ", ".join(f"{count} × {verdict}" for verdict, count in audit["verdicts"].items())
+    return [f"audit of what left the nodes: {audit['verdict']} (findings at all stages: {counts})"]
 
 
 def _time(facts: dict[str, Any]) -> list[str]:

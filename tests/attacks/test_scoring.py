@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedpeft_attacks.scoring import (
+    Control,
     Counts,
     Score,
     bootstrap,
@@ -25,11 +26,17 @@ def test_rare_tokens_lie_outside_the_commonest_ninety_percent():
 
 
 def test_score_counts_hits_of_attack_prior_and_control():
-    guess, control = Guess([1, 5, 6, 2, 3, 4, 7], 2, ""), Guess([7, 6, 5, 4, 3, 2, 1], 0, "")
-    found = score(guess, {1, 5, 7}, PRIOR, {0}, control)
+    guess, other = Guess([1, 5, 6, 2, 3, 4, 7], 2, ""), Guess([7, 6, 5, 4, 3, 2, 1], 0, "")
+    found = score(guess, {1, 5, 7}, PRIOR, {0}, Control(other, frozenset({3, 7})))
     assert found.all == Counts(tokens=3, hits=2, chance=pytest.approx(9 / 7), prior=1, control=2)
     assert found.rare == Counts(tokens=2, hits=1, chance=pytest.approx(6 / 7), prior=0, control=2)
     assert (found.claimed, found.claimed_hits) == (2, 2)
+
+
+def test_a_guess_that_suits_other_data_as_well_is_no_reading():
+    popular, poor = Guess([5, 6, 7, 1, 2, 3, 4], 0, ""), Guess([1, 2, 3, 4, 5, 6, 7], 0, "")
+    found = score(popular, {5, 6}, PRIOR, {0}, Control(poor, frozenset({5, 6})))
+    assert (found.all.hits, found.all.control) == (2, 2)
 
 
 def test_wilson_matches_known_values_and_covers():
