@@ -139,8 +139,8 @@ def _audit_statement(summary: RunSummary) -> str:
         return "No audit was run."
     counts = "; ".join(f"{verdict}: {count}" for verdict, count in summary.audit.verdicts.items())
     return (
-        f"What left the nodes: {summary.audit.verdict}. Findings of the built-in audit at all stages, by verdict: "
-        f"{counts}. The report is in the run directory."
+        f"What left the nodes: {summary.audit.verdict}. Findings of the built-in audit at all stages, by "
+        f"verdict: {counts}. The report is in the run directory."
     )
 
 
