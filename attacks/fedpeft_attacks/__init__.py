@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""The audit: views, attacks, baselines, verdicts, and the report that a privacy officer reads."""

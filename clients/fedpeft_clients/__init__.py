@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""The node that an organisation runs: home folder, local training, outbox, ClientApp."""

@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import json
 import tomllib
-import types
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -132,13 +131,3 @@ def _validation_message(error: ValidationError) -> str:
     path = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"setting {path!r} cannot be {first['input']!r}: {first['msg'].lower()}{more}"
-
-
-def describe(annotation: Any) -> str:
-    """A short name of a setting's type for tables."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return " | ".join(str(choice) for choice in typing.get_args(annotation))
-    if isinstance(annotation, types.UnionType):
-        parts = [describe(part) for part in typing.get_args(annotation) if part is not type(None)]
-        return " | ".join(parts)
-    return getattr(annotation, "__name__", str(annotation))

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""The coordinator: round loop, aggregation, checkpoints, ServerApp."""

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Whole federations on one machine: organisations, runner, comparison arms, benchmarks."""
