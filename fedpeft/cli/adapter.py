@@ -75,6 +75,8 @@ def evaluate(
     from fedpeft.adapters.evaluation import evaluate_folder, evaluate_run
     from fedpeft.config.models import DataConfig
 
+    if not adapter.is_dir():
+        raise ConfigError(f"{str(adapter)!r} is no folder; give a run directory or an adapter folder")
     if (adapter / "config.toml").is_file():
         result = evaluate_run(adapter)
     elif data is None:

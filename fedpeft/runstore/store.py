@@ -104,12 +104,17 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
     Raises:
         RunError: something else is there, or a run and ``overwrite`` was not asked for.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and all(_is_torn(item) for item in path.iterdir())):
         return
     if not (path / "config.toml").is_file():
         raise RunError(f"{str(path)!r} exists and is not a run; choose another --out")
     if not overwrite:
         raise RunError(f"{str(path)!r} exists; --resume continues it, --overwrite replaces it")
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file is what a run leaves that is killed while it writes its config."""
+    return path.name.startswith(".config.toml.")
 
 
 def create_run(path: Path, config: Config, *, overwrite: bool = False) -> RunStore:

@@ -86,6 +86,7 @@ def base_info(
     base = load_base(BaseConfig(model=EMBEDDED if model is None else str(model)))
     facts = {
         "name": base.name,
+        "folder": str(base.folder),
         "sha256": base.sha256,
         "parameters": base.parameters,
         "quantisation": base.quantisation,

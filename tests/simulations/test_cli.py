@@ -81,3 +81,25 @@ def test_data_show_prints_samples_of_each_organisation():
 def test_version_is_printed_from_any_folder(tmp_path):
     done = subprocess.run([FEDPEFT, "--version"], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.startswith("fedpeft ")
+
+
+def test_adapter_commands_on_a_packed_adapter(tmp_path, tiny_adapter):
+    from fedpeft.adapters.export import export
+
+    export(tiny_adapter, tmp_path / "adapter")
+    packed = json.loads(
+        _fedpeft("adapter", "pack", tmp_path / "adapter", "-o", tmp_path / "a.fpa", "--json").stdout
+    )
+    assert (tmp_path / "a.fpa").stat().st_size == packed["bytes_total"]
+    assert json.loads(_fedpeft("adapter", "info", tmp_path / "a.fpa", "--json").stdout) == packed
+    assert _fedpeft("adapter", "unpack", tmp_path / "a.fpa", "-o", tmp_path / "back").returncode == 0
+    assert (tmp_path / "back" / "adapter_model.safetensors").is_file()
+    again = _fedpeft("adapter", "unpack", tmp_path / "a.fpa", "-o", tmp_path / "back")
+    assert again.returncode == 2 and "exists" in again.stderr
+
+
+def test_eval_names_what_is_missing(tmp_path):
+    for command in ("eval", "merge"):
+        options = () if command == "eval" else ("-o", tmp_path / "out")
+        done = _fedpeft("adapter", command, tmp_path / "absent", *options)
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
