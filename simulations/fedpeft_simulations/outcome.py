@@ -12,6 +12,7 @@ from fedpeft.adapters.card import CardFacts
 from fedpeft.adapters.methods import method_key
 from fedpeft.config import Config, config_hash
 from fedpeft.config.models import EMBEDDED
+from fedpeft.errors import RunError
 from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.measure import entropy_bits
@@ -28,7 +29,7 @@ from fedpeft.runstore.summary import (
     RunSummary,
     TimeFacts,
 )
-from fedpeft_server.checkpoints import load_arrays
+from fedpeft_server.checkpoints import latest, load_arrays
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -46,6 +47,19 @@ def load_final(store: RunStore, attached: Attached) -> FloatVector | FactorState
     """
     arrays, _ = load_arrays(store.path / "state" / "final.npz")
     return arrays["values"] if attached.law is None else attached.law.from_tensors(arrays)
+
+
+def load_checkpoint(store: RunStore, attached: Attached) -> FloatVector | FactorState:
+    """The federation's state at its newest checkpoint.
+
+    Raises:
+        RunError: there is no checkpoint yet.
+    """
+    if (found := latest(store.path)) is None:
+        raise RunError(f"{str(store.path)!r} has no checkpoint yet")
+    if attached.law is None:
+        return found.arrays["exact"].astype("float32")
+    return attached.law.from_tensors(found.arrays)
 
 
 def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluation]) -> RunSummary:

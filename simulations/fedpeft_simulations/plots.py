@@ -49,7 +49,8 @@ def _picture(store: RunStore, name: str, draw: Callable[[Any], bool]) -> Path | 
 def _loss(axis: Any, evaluations: list[dict[str, Any]]) -> bool:
     if not evaluations:
         return False
-    axis.plot([e["round"] for e in evaluations], [e["loss"] for e in evaluations], "o-", color=ACCENT)
+    points = sorted((event["round"], event["loss"]) for event in evaluations)
+    axis.plot(*zip(*points, strict=True), "o-", color=ACCENT)
     axis.set(xlabel="round", ylabel="held-out loss (nats)", title="Global held-out loss")
     return True
 

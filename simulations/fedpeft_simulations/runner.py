@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fedpeft.adapters import FactorState, attach
+from fedpeft.adapters import Attached, FactorState, attach
 from fedpeft.adapters.card import write_card
 from fedpeft.adapters.export import export
 from fedpeft.config import Config
 from fedpeft.data import write_records
 from fedpeft.errors import RunError
+from fedpeft.exchange.layout import FloatVector
 from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import AuditFacts, RunSummary
 from fedpeft_attacks.suite import audit_run
@@ -21,12 +23,14 @@ from fedpeft_simulations.arms import companion, results
 from fedpeft_simulations.backends import run_federation
 from fedpeft_simulations.judge import Judge, classes, load_run_base
 from fedpeft_simulations.organisations import Federation, load_federation
-from fedpeft_simulations.outcome import card_facts, complete, load_final, summarise
+from fedpeft_simulations.outcome import card_facts, complete, load_checkpoint, load_final, summarise
 from fedpeft_simulations.plots import plot_run
 
 if TYPE_CHECKING:
+    from fedpeft.training import Evaluation
     from fedpeft_simulations.progress import Progress
 
+State = FloatVector | FactorState
 Mode = Literal["new", "resume", "overwrite"]
 
 
@@ -104,7 +108,37 @@ def _fill(store: RunStore, config: Config, federation: Federation) -> None:
 
 
 def _federate(store: RunStore, report: Progress) -> None:
-    run_federation(store.path, store.homes, store.config.federation.backend, report)
+    """Run all rounds; at checkpoints that `federation.evaluate_every` divides, judge the state so far."""
+    config = store.config
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["event"] != "checkpoint":
+            report(event)
+        elif _is_judged(config, event["round"]):
+            _, score = _score_state(store, load_checkpoint)
+            _tell(store, report, "federated", event["round"], score)
+
+    run_federation(store.path, store.homes, config.federation.backend, watch)
+
+
+def _is_judged(config: Config, round: int) -> bool:
+    every = config.federation.evaluate_every
+    return bool(every) and round % every == 0 and round < config.federation.rounds
+
+
+def _score_state(store: RunStore, load: Callable[[RunStore, Attached], State]) -> tuple[State, Evaluation]:
+    judge, config = Judge.of(store), store.config
+    attached = attach(judge.base, config.adapter, config.run.seed)
+    state = load(store, attached)
+    attached.begin(state)
+    return state, judge.score(attached)
+
+
+def _tell(store: RunStore, report: Progress, arm: str, round: int, score: Evaluation) -> None:
+    facts = {"loss": score.loss, "accuracy": score.accuracy}
+    event = {"event": "evaluation", "arm": arm, "round": round, **facts}
+    store.append(event)
+    report(event)
 
 
 def _judge(store: RunStore, report: Progress) -> RunSummary:
@@ -112,15 +146,9 @@ def _judge(store: RunStore, report: Progress) -> RunSummary:
     judge, config = Judge.of(store), store.config
     attached = attach(judge.base, config.adapter, config.run.seed)
     scores = {"base": judge.score(attached)}
-    final = load_final(store, attached)
-    attached.begin(final)
-    scores["federated"] = judge.score(attached)
+    final, scores["federated"] = _score_state(store, load_final)
     for arm, score in scores.items():
-        facts = {"loss": score.loss, "accuracy": score.accuracy}
-        round = config.federation.rounds if arm == "federated" else 0
-        event = {"event": "evaluation", "arm": arm, "round": round, **facts}
-        store.append(event)
-        report(event)
+        _tell(store, report, arm, config.federation.rounds if arm == "federated" else 0, score)
     export(attached, store.adapter, final if isinstance(final, FactorState) else None)
     return summarise(store, attached, scores)
 

@@ -203,6 +203,23 @@ def test_private_runs_do_not_repeat_their_noise(tiny_model_folder, tmp_path):
     assert not set(first.summary["updates"]) & set(second.summary["updates"])
 
 
+@pytest.mark.parametrize("aggregation", ["frozen_a", "reproject"])
+def test_the_state_is_judged_on_the_way_and_the_run_is_the_same(tiny_model_folder, tmp_path, aggregation):
+    settings = (
+        *_own(tmp_path, tiny_model_folder()),
+        "federation.rounds=4",
+        f"adapter.aggregation={aggregation}",
+        "exchange.down.codec=dense-fp32",
+    )
+    plain = _simulate(tmp_path / "plain", *settings)
+    watched = _simulate(tmp_path / "watched", *settings, "federation.evaluate_every=1")
+    events = [e for e in watched.events("evaluation") if e["arm"] == "federated"]
+    assert [event["round"] for event in events] == [1, 2, 3, 4]
+    assert len({event["loss"] for event in events}) == 4
+    weights = [(store.adapter / "adapter_model.safetensors").read_bytes() for store in (plain, watched)]
+    assert weights[0] == weights[1]
+
+
 def test_a_finished_run_is_not_run_again(embedded_run):
     before = (embedded_run.path / "run.json").stat().st_mtime_ns
     store = run(load_config(), embedded_run.path, "resume", lambda event: None)
