@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from fedpeft.training import Evaluation
 
 BROADCAST = "broadcast"
+WHOLE = "broadcast-full"
+"""The dense envelope for a node that has missed a round."""
 SUFFIX = ".fpd"
 
 
@@ -212,6 +214,8 @@ def _coded(store: RunStore, config: Config, layout: Layout) -> tuple[float | Non
         if codec != "ternary" or config.adapter.ranks:
             continue
         for path in envelopes(store, direction):
+            if path.stem == WHOLE:
+                continue
             data = path.read_bytes()
             bits += 8 * len(data)
             bound += entropy_bits(decode_body(data[:-SIGNATURE_BYTES], layout, codec), layout)

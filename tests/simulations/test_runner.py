@@ -225,3 +225,18 @@ def test_a_finished_run_is_not_run_again(embedded_run):
     store = run(load_config(), embedded_run.path, "resume", lambda event: None)
     assert isinstance(store, RunStore)
     assert (embedded_run.path / "run.json").stat().st_mtime_ns == before
+
+
+def test_a_dense_resync_is_not_taken_for_a_compressed_envelope(embedded_run, tmp_path):
+    import shutil
+
+    from fedpeft.adapters import attach
+    from fedpeft_simulations.judge import Judge
+    from fedpeft_simulations.outcome import summarise
+
+    copy = RunStore(tmp_path / "run")
+    shutil.copytree(embedded_run.path, copy.path)
+    (copy.path / "updates" / "r02" / "broadcast-full.fpd").write_bytes(b"a dense envelope")
+    attached = attach(Judge.of(copy).base, copy.config.adapter, copy.config.run.seed)
+    sent = summarise(copy, attached, {}).bytes
+    assert sent.bits_per_parameter == embedded_run.summary["bytes"]["bits_per_parameter"]
