@@ -48,11 +48,16 @@ def read_records(path: Path, cfg: DataConfig) -> list[Record]:
 def read_folder(path: Path, cfg: DataConfig) -> dict[str, list[Record]]:
     """The records of each file of a folder, by the file's name without its ending, sorted by name.
 
+    The file of ``cfg.test`` may lie in the folder; it is left out.
+
     Raises:
         DataError: the folder holds no data files, two of one name, or a file that cannot be read.
     """
     found: dict[str, Path] = {}
+    test = Path(cfg.test).resolve() if cfg.test else None
     for entry in sorted(path.iterdir()) if path.is_dir() else []:
+        if entry.resolve() == test:
+            continue
         if entry.suffix.lower() in _SUFFIXES or _is_dataset(entry):
             if entry.stem in found:
                 raise DataError(

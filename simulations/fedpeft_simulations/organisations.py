@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpeft.config.models import EMBEDDED, Config, DataConfig
-from fedpeft.data import Record, partition, read_records, split
+from fedpeft.config.models import EMBEDDED, Config
+from fedpeft.data import Record, is_record_source, partition, read_folder, read_records, split
 from fedpeft.errors import DataError
 from fedpeft.rng import stream
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -65,31 +63,18 @@ def _embedded(config: Config) -> Federation:
 
 def _groups(config: Config) -> dict[str, list[Record]]:
     data, source = config.data, Path(config.data.source)
+    if not source.exists():
+        raise DataError(f"no data at {str(source)!r}; data.source is a folder, a file, or 'embedded'")
+    if data.partition == "file" and is_record_source(source):
+        raise DataError(
+            f"{str(source)!r} is one data set, and data.partition = 'file' wants a folder with one file for "
+            "each organisation; choose data.partition = 'iid', 'dirichlet', 'pathological' or 'natural'"
+        )
     if data.partition == "file":
-        return {path.stem: read_records(path, data) for path in _files(source, data)}
+        return read_folder(source, data)
     parts = partition(read_records(source, data), data, config.federation.nodes, config.run.seed)
     width = len(str(max(len(parts) - 1, 1)))
     return {f"node-{index:0{width}d}": part for index, part in enumerate(parts)}
-
-
-def _files(source: Path, data: DataConfig) -> list[Path]:
-    if source.is_file():
-        raise DataError(
-            f"{str(source)!r} is one file, and data.partition = 'file' wants a folder with one file for each "
-            "organisation; choose data.partition = 'iid', 'dirichlet', 'pathological' or 'natural'"
-        )
-    if not source.is_dir():
-        raise DataError(f"no data at {str(source)!r}; data.source is a folder, a file, or 'embedded'")
-    suffixes = SUFFIXES if data.format == "auto" else (f".{data.format}",)
-    test = Path(data.test).resolve() if data.test else None
-    files = sorted(
-        path for path in source.iterdir() if path.suffix.lower() in suffixes and path.resolve() != test
-    )
-    if not files:
-        raise DataError(f"{str(source)!r} holds no {', '.join(suffixes)} file")
-    if len({path.stem for path in files}) < len(files):
-        raise DataError(f"{str(source)!r} has two files of one name; names become organisations")
-    return files
 
 
 def _organisation(name: str, records: Sequence[Record], config: Config) -> Organisation:

@@ -49,7 +49,7 @@ def test_one_data_set_is_partitioned_without_loss(tmp_path):
     [
         (["data.source={f}/absent"], "no data at"),
         (["data.source={f}/one.jsonl"], r"data\.partition"),
-        (["data.source={f}/empty"], "holds no"),
+        (["data.source={f}/empty"], "not a folder of data files"),
         (["data.source={f}", "data.validation=0.6", "data.test_share=0.4"], "nothing to train"),
     ],
 )
@@ -70,3 +70,16 @@ def test_the_embedded_federation_follows_its_seed():
     )
     assert first == second != other
     assert len({item.name for item in first.organisations}) == 5
+
+
+def test_a_datasets_folder_is_partitioned_and_taken_as_an_organisation(tmp_path):
+    from datasets import Dataset
+
+    rows = [{"prompt": f"question {i}?", "completion": " yes"} for i in range(20)]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "folder" / "clinic")
+    _write(tmp_path / "folder", "bank", 20)
+    federation = load_federation(load_config(overrides=[f"data.source={tmp_path / 'folder'}"]))
+    assert [item.name for item in federation.organisations] == ["bank", "clinic"]
+    settings = [f"data.source={tmp_path / 'folder' / 'clinic'}", "data.partition=iid", "federation.nodes=2"]
+    federation = load_federation(load_config(overrides=settings))
+    assert [len(item.train) for item in federation.organisations] == [8, 8]
