@@ -19,7 +19,8 @@ def print_summary(store: RunStore) -> None:
     table("what was sent (all envelopes, all nodes)", ("", "bytes", "against dense fp32"), _bytes(facts))
     for text in (*_privacy(facts), *_audit(facts), *_time(facts)):
         typer.echo(text)
-    typer.echo(f"adapter: {store.adapter}   report: {store.path / 'audit' / 'report.html'}")
+    report = f"   report: {store.path / 'audit' / 'report.html'}" if facts["audit"] else ""
+    typer.echo(f"adapter: {store.adapter}{report}")
 
 
 def _quality(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
