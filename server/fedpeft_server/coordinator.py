@@ -42,7 +42,7 @@ def run_rounds(
     Args:
         grid: how nodes are reached.
         run: a run directory with its ``config.toml``.
-        report: receives each event that is written to ``metrics.jsonl``, and when a checkpoint is made.
+        report: receives each event that is written to ``metrics.jsonl``.
         stop: ends the run when it is set, also while it waits for nodes.
 
     Raises:
@@ -93,7 +93,6 @@ class Coordinator:
             every = self.setup.config.run.checkpoint_every
             if number % every == 0 or number == rounds:
                 self._checkpoint()
-                self.report({"event": "checkpoint", "round": number})
         facts = {"round": self.done, "method": self.state.method}
         save_arrays(self.setup.run / "state" / "final.npz", self.state.result(), facts)
         self._tell({"event": "done", "rounds": self.done, "text": f"{self.done} rounds done"})

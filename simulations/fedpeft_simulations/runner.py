@@ -19,6 +19,7 @@ from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import AuditFacts, RunSummary
 from fedpeft_attacks.suite import audit_run
 from fedpeft_clients.home import create_home
+from fedpeft_server.checkpoints import latest
 from fedpeft_simulations.arms import companion, results
 from fedpeft_simulations.backends import run_federation
 from fedpeft_simulations.judge import Judge, classes, load_run_base
@@ -108,22 +109,25 @@ def _fill(store: RunStore, config: Config, federation: Federation) -> None:
 
 
 def _federate(store: RunStore, report: Progress) -> None:
-    """Run all rounds; at checkpoints that `federation.evaluate_every` divides, judge the state so far."""
+    """Run all rounds; judge the state that `federation.evaluate_every` names when the next round is done."""
     config = store.config
 
     def watch(event: dict[str, Any]) -> None:
-        if event["event"] != "checkpoint":
-            report(event)
-        elif _is_judged(config, event["round"]):
+        report(event)
+        if event["event"] == "round" and _is_judged(store, config, before := event["round"] - 1):
             _, score = _score_state(store, load_checkpoint)
-            _tell(store, report, "federated", event["round"], score)
+            _tell(store, report, "federated", before, score)
 
     run_federation(store.path, store.homes, config.federation.backend, watch)
 
 
-def _is_judged(config: Config, round: int) -> bool:
+def _is_judged(store: RunStore, config: Config, round: int) -> bool:
+    """Whether a round is to be judged and the newest checkpoint is still its own."""
     every = config.federation.evaluate_every
-    return bool(every) and round % every == 0 and round < config.federation.rounds
+    if not every or round == 0 or round % every:
+        return False
+    found = latest(store.path)
+    return found is not None and found.round == round
 
 
 def _score_state(store: RunStore, load: Callable[[RunStore, Attached], State]) -> tuple[State, Evaluation]:
