@@ -13,7 +13,7 @@ from fedpeft.adapters.card import write_card
 from fedpeft.adapters.export import export
 from fedpeft.config import Config
 from fedpeft.data import write_records
-from fedpeft.errors import RunError
+from fedpeft.errors import ConfigError
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import AuditFacts, RunSummary
@@ -56,7 +56,7 @@ def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
     store = RunStore.open(out) if mode == "resume" else _prepare(config, out, overwrite=mode == "overwrite")
     if (out / "run.json").exists():
         return store
-    if mode == "resume":
+    if not store.labels.exists():
         _fill(store, store.config, load_federation(store.config))
     with companion(store):
         _federate(store, report)
@@ -76,7 +76,7 @@ def _prepare(config: Config, out: Path, *, overwrite: bool) -> RunStore:
     settings = config.federation.model_copy(update={"nodes": len(names)})
     config = config.model_copy(update={"federation": settings})
     if unknown := sorted(set(config.adapter.ranks) - set(names)):
-        raise RunError(f"adapter.ranks names {unknown[0]!r}; the organisations are {', '.join(names)}")
+        raise ConfigError(f"adapter.ranks names {unknown[0]!r}; the organisations are {', '.join(names)}")
     base = load_run_base(config, _labels(federation))
     agreed = config.base.model_copy(update={"sha256": base.sha256, "threads": _threads(config)})
     config = config.model_copy(update={"base": agreed})
@@ -98,14 +98,13 @@ def _labels(federation: Federation) -> list[str]:
 
 
 def _fill(store: RunStore, config: Config, federation: Federation) -> None:
-    """Write test records, labels and one home per organisation; doing it twice changes nothing."""
+    """Write one home per organisation, the test records and, as the sign that all is there, the labels."""
     labels = _labels(federation)
-    write_records(store.test, federation.test)
-    write_json(store.labels, labels)
     for index, organisation in enumerate(federation.organisations):
         home, tapped = store.path / "nodes" / organisation.name, index < config.audit.nodes
-        if not (home / "node.json").exists():
-            create_home(home, organisation.name, organisation.train, config, tapped=tapped, labels=labels)
+        create_home(home, organisation.name, organisation.train, config, tapped=tapped, labels=labels)
+    write_records(store.test, federation.test)
+    write_json(store.labels, labels)
 
 
 def _federate(store: RunStore, report: Progress) -> None:

@@ -220,6 +220,28 @@ def test_the_state_is_judged_on_the_way_and_the_run_is_the_same(tiny_model_folde
     assert weights[0] == weights[1]
 
 
+def test_a_run_goes_on_without_the_files_it_was_made_from(tiny_model_folder, tmp_path):
+    import shutil
+
+    store = _simulate(tmp_path / "run", *_own(tmp_path, tiny_model_folder()))
+    before = (store.adapter / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "records")
+    for name in ("adapter", "state", "checkpoints", "updates"):
+        shutil.rmtree(store.path / name)
+    (store.path / "run.json").unlink()
+    run(load_config(), store.path, "resume", lambda event: None)
+    assert (store.adapter / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_run_that_was_killed_before_its_homes_were_made_makes_them(tiny_model_folder, tmp_path):
+    store = _simulate(tmp_path / "run", *_own(tmp_path, tiny_model_folder()))
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    (fresh / "config.toml").write_bytes((store.path / "config.toml").read_bytes())
+    resumed = run(load_config(), fresh, "resume", lambda event: None)
+    assert resumed.summary["updates"] == store.summary["updates"]
+
+
 def test_a_finished_run_is_not_run_again(embedded_run):
     before = (embedded_run.path / "run.json").stat().st_mtime_ns
     store = run(load_config(), embedded_run.path, "resume", lambda event: None)
