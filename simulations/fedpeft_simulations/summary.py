@@ -37,10 +37,14 @@ def _quality(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ..
 
 def _bytes(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     sent = facts["bytes"]
+    rows = {
+        "up": (sent["up"], sent["dense_up"]),
+        "down": (sent["down"], sent["dense_down"]),
+        "together": (sent["up"] + sent["down"], sent["dense_up"] + sent["dense_down"]),
+    }
     return [
-        ("up", quantity(sent["up"]), f"{sent['ratio_up']:.1f}x fewer"),
-        ("down", quantity(sent["down"]), f"{sent['dense_down'] / sent['down']:.1f}x fewer"),
-        ("together", quantity(sent["up"] + sent["down"]), f"{sent['ratio_total']:.1f}x fewer"),
+        (name, quantity(bytes_), f"{dense / bytes_:.1f}x fewer" if bytes_ else "nothing sent")
+        for name, (bytes_, dense) in rows.items()
     ]
 
 

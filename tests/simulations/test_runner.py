@@ -242,6 +242,17 @@ def test_a_run_that_was_killed_before_its_homes_were_made_makes_them(tiny_model_
     assert resumed.summary["updates"] == store.summary["updates"]
 
 
+def test_the_summary_is_printed_from_run_json_alone(embedded_run, tiny_model_folder, tmp_path, capsys):
+    from fedpeft_simulations.summary import print_summary
+
+    print_summary(embedded_run)
+    shown = capsys.readouterr().out
+    assert "local_only" in shown and "over Shannon" in shown and "report.html" in shown
+    print_summary(_simulate(tmp_path / "run", *_own(tmp_path, tiny_model_folder()), "federation.rounds=1"))
+    shown = capsys.readouterr().out
+    assert "nothing sent" in shown and "report.html" not in shown
+
+
 def test_a_finished_run_is_not_run_again(embedded_run):
     before = (embedded_run.path / "run.json").stat().st_mtime_ns
     store = run(load_config(), embedded_run.path, "resume", lambda event: None)
