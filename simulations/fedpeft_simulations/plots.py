@@ -62,8 +62,9 @@ def _bytes(axis: Any, rounds: list[dict[str, Any]]) -> bool:
     up, down = ([r[key] / 1000 for r in rounds] for key in ("bytes_up", "bytes_down"))
     axis.bar(numbers, up, color=ACCENT, label="up")
     axis.bar(numbers, down, bottom=up, color=MUTED, label="down")
-    axis.set(xlabel="round", ylabel="kB, all nodes", title="Bytes of all envelopes")
-    axis.legend(frameon=False)
+    axis.set(xlabel="round", ylabel="kB, all nodes")
+    axis.set_title("Bytes of all envelopes", loc="left")
+    axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return True
 
 
