@@ -6,12 +6,10 @@ from collections import OrderedDict
 from typing import Any
 
 from fedpeft.bases import Base
-from fedpeft.config.models import DataConfig
-from fedpeft.data import Example, read_records, tokenise
+from fedpeft.data import Example, read_written, tokenise
 from fedpeft_clients.home import Home
 
 LIMIT_BYTES = 64 * 2**20
-_COLUMNS = {"format": "jsonl", "prompt": "prompt", "completion": "completion", "partition_column": None}
 
 _kept: OrderedDict[tuple[Any, ...], list[Example]] = OrderedDict()
 
@@ -30,17 +28,12 @@ def load_examples(home: Home, base: Base) -> list[Example]:
     if key in _kept:
         _kept.move_to_end(key)
         return _kept[key]
-    records = read_records(home.train, _written(home.config.data))
+    records = read_written(home.train, home.config.data)
     examples = tokenise(records, base.tokenizer, home.config.data, base.task, home.classes)
     _kept[key] = examples
     while sum(map(_size, _kept.values())) > LIMIT_BYTES and len(_kept) > 1:
         _kept.popitem(last=False)
     return examples
-
-
-def _written(cfg: DataConfig) -> DataConfig:
-    """How `write_records` lays records out, whatever the columns of the original file were."""
-    return cfg.model_copy(update={**_COLUMNS, "messages": cfg.messages and "messages"})
 
 
 def _size(examples: list[Example]) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.adapters.merge import load_adapter, merge
 from fedpeft.bases.load import load_apart
 from fedpeft.config.models import BaseConfig, DataConfig
-from fedpeft.data import label_set, tokenise
-from fedpeft.data.read import read_records
+from fedpeft.data import Record, label_set, read_records, read_written, tokenise
 from fedpeft.errors import ConfigError
 from fedpeft.runstore import RunStore
 
@@ -27,10 +27,8 @@ def evaluate_run(run: Path) -> Evaluation:
     """
     store = RunStore.open(run)
     config, labels = store.config, json.loads(store.labels.read_text())
-    data = config.data.model_copy(
-        update={"format": "jsonl", "prompt": "prompt", "completion": "completion", "messages": None}
-    )
-    return _evaluate(store.adapter, store.test, config.base, data, labels)
+    rows = read_written(store.test, config.data)
+    return _evaluate(store.adapter, rows, config.base, config.data, labels)
 
 
 def evaluate_folder(folder: Path, records: Path, base: str | None, data: DataConfig) -> Evaluation:
@@ -46,7 +44,9 @@ def evaluate_folder(folder: Path, records: Path, base: str | None, data: DataCon
         ConfigError: no adapter in the folder, or one that does not fit the base.
         DataError, BaseModelError: records or base cannot be read.
     """
-    return _evaluate(folder, records, BaseConfig(model=base or named_base(folder)), data, None)
+    chosen = BaseConfig(model=base or named_base(folder))
+    rows = read_records(records, data)
+    return _evaluate(folder, rows, chosen, data, label_set(rows))
 
 
 def merge_folder(folder: Path, out: Path, base: str | None) -> None:
@@ -70,14 +70,11 @@ def named_base(folder: Path) -> str:
 
 
 def _evaluate(
-    folder: Path, records: Path, base: BaseConfig, data: DataConfig, labels: list[str] | None
+    folder: Path, rows: Sequence[Record], base: BaseConfig, data: DataConfig, labels: list[str]
 ) -> Evaluation:
     from fedpeft.training import evaluate
 
     named_base(folder)
-    rows = read_records(records, data)
-    labels = label_set(rows) if labels is None else labels
-    classes = len(labels) if base.task == "sequence-classification" else None
-    loaded = load_apart(base, classes)
+    loaded = load_apart(base, len(labels) if base.task == "sequence-classification" else None)
     examples = tokenise(rows, loaded.tokenizer, data, base.task, labels or None)
     return evaluate(load_adapter(loaded.model, folder), examples, labels or None, loaded.tokenizer)

@@ -1,7 +1,7 @@
 """Records of organisations: reading, partitioning and tokenising them."""
 
 from fedpeft.data.partition import partition
-from fedpeft.data.read import is_record_source, read_folder, read_records
+from fedpeft.data.read import is_record_source, read_folder, read_records, read_written
 from fedpeft.data.records import Record, label_set, split, write_records
 from fedpeft.data.tokens import Batch, Example, collate, tokenise
 
@@ -15,6 +15,7 @@ __all__ = [
     "partition",
     "read_folder",
     "read_records",
+    "read_written",
     "split",
     "tokenise",
     "write_records",

@@ -45,6 +45,16 @@ def read_records(path: Path, cfg: DataConfig) -> list[Record]:
     return records
 
 
+def read_written(path: Path, cfg: DataConfig) -> list[Record]:
+    """Records as `write_records` wrote them, whatever the columns of the original files were.
+
+    Raises:
+        DataError: as `read_records`.
+    """
+    columns = {"format": "jsonl", "prompt": "prompt", "completion": "completion", "partition_column": None}
+    return read_records(path, cfg.model_copy(update={**columns, "messages": cfg.messages and "messages"}))
+
+
 def read_folder(path: Path, cfg: DataConfig) -> dict[str, list[Record]]:
     """The records of each file of a folder, by the file's name without its ending, sorted by name.
 

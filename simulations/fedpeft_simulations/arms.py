@@ -127,12 +127,11 @@ def _private(store: RunStore) -> dict[str, Any]:
 
 
 def _node_data(store: RunStore, judge: Judge) -> Iterator[tuple[str, Sequence[Example]]]:
-    from fedpeft.config.models import DataConfig
-    from fedpeft.data import read_records
+    from fedpeft.data import read_written
     from fedpeft_simulations.judge import tokens
 
     for home in store.homes:
-        records = read_records(home / "train.jsonl", DataConfig(format="jsonl"))
+        records = read_written(home / "train.jsonl", judge.config.data)
         yield home.name, tokens(records, judge.base, judge.config, judge.labels)
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedpeft.bases import Base, load_base
 from fedpeft.config import Config
-from fedpeft.config.models import DataConfig
-from fedpeft.data import Example, Record, label_set, read_records, tokenise
+from fedpeft.data import Example, Record, label_set, read_written, tokenise
 from fedpeft.runstore import RunStore
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class Judge:
         """The judge of a prepared run."""
         config, labels = store.config, json.loads(store.labels.read_text())
         base = load_run_base(config, labels)
-        records = read_records(store.test, DataConfig(format="jsonl"))
+        records = read_written(store.test, config.data)
         return cls(base, config, tokens(records, base, config, labels), labels)
 
     def score(self, attached: Attached) -> Evaluation:

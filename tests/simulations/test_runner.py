@@ -242,6 +242,30 @@ def test_a_run_that_was_killed_before_its_homes_were_made_makes_them(tiny_model_
     assert resumed.summary["updates"] == store.summary["updates"]
 
 
+def test_chats_are_judged_through_the_template_they_are_trained_with(tiny_model_folder, tmp_path):
+    from fedpeft.adapters.evaluation import evaluate_run
+    from fedpeft_simulations.judge import Judge
+
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    for name in ("clinic", "bank"):
+        talks = [
+            {
+                "chat": [
+                    {"role": "user", "content": f"{name} asked for letter {i}"},
+                    {"role": "assistant", "content": COLOURS[i % 3]},
+                ]
+            }
+            for i in range(20)
+        ]
+        _write(folder / f"{name}.jsonl", talks)
+    settings = (f"base.model={tiny_model_folder()}", f"data.source={folder}", "data.messages=chat")
+    store = _simulate(tmp_path / "run", *QUIET, *settings)
+    judge = Judge.of(store)
+    assert "<|user|>" in judge.base.tokenizer.decode(judge.examples[0].ids)
+    assert evaluate_run(store.path).loss == pytest.approx(store.summary["loss"]["federated"], rel=1e-4)
+
+
 def test_the_summary_is_printed_from_run_json_alone(embedded_run, tiny_model_folder, tmp_path, capsys):
     from fedpeft_simulations.summary import print_summary
 
