@@ -73,9 +73,8 @@ class Home:
 
     def taps(self, round: int) -> Path | None:
         """Where a round's update is written down for the audit, or None if it is not."""
-        audit, rounds = self.config.audit, self.config.federation.rounds
-        wanted = {rounds + 1 + entry if entry < 0 else entry for entry in audit.rounds}
-        return self.path / "taps" / f"r{round:02d}" if self.tapped and round in wanted else None
+        wanted = self.tapped and self.config.audit.taps(round, self.config.federation.rounds)
+        return self.path / "taps" / f"r{round:02d}" if wanted else None
 
 
 def create_home(

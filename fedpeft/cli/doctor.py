@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -44,45 +44,23 @@ def doctor(as_json: bool = JSON_OPTION) -> None:
 
 def examine() -> dict[str, Any]:
     """Facts about this machine; sizes in bytes, base sizes in parameters."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    devices: list[dict[str, Any]] = [
-        {"name": "cpu", "kind": platform.processor() or platform.machine(), "memory": memory}
-    ]
-    devices += _cuda_devices()
+    from fedpeft.bases import describe_devices
+
+    devices = describe_devices()
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "bf16_on_cpu": _cpu_has_bf16(),
-        "devices": devices,
+        "cores": devices[0].cores,
+        "bf16_on_cpu": devices[0].bfloat16,
+        "devices": [asdict(device) for device in devices],
         "versions": {name: _version(name) for name in PACKAGES},
         "largest_base": {
-            device["name"]: {
-                kind: int(BASE_SHARE * device["memory"] / size) for kind, size in BYTES_PER_PARAMETER.items()
+            device.name: {
+                kind: int(BASE_SHARE * device.memory / size) for kind, size in BYTES_PER_PARAMETER.items()
             }
             for device in devices
         },
     }
-
-
-def _cuda_devices() -> list[dict[str, Any]]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return [
-        {"name": f"cuda:{index}", "kind": item.name, "memory": item.total_memory}
-        for index, item in enumerate(properties)
-    ]
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return "avx512_bf16" in file.read()
-    except OSError:
-        return False
 
 
 def _version(package: str) -> str | None:
@@ -95,7 +73,7 @@ def _version(package: str) -> str | None:
 def _show(facts: dict[str, Any]) -> None:
     bf16 = "with" if facts["bf16_on_cpu"] else "without"
     typer.echo(f"Python {facts['python']} on {facts['platform']}, {facts['cores']} cores, {bf16} bf16 on CPU")
-    rows = [(d["name"], d["kind"], quantity(d["memory"])) for d in facts["devices"]]
+    rows = [(d["name"], d["model"], quantity(d["memory"])) for d in facts["devices"]]
     table("devices", ("device", "kind", "memory"), rows)
     table(
         "versions", ("package", "version"), ((k, v or "not installed") for k, v in facts["versions"].items())

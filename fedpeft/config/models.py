@@ -169,6 +169,10 @@ class AuditConfig(Section):
         default=0.1, ge=0, le=1, description="excess over the better baseline that counts as a leak"
     )
 
+    def taps(self, round: int, rounds: int) -> bool:
+        """Whether a 1-based round of a run of ``rounds`` is tapped."""
+        return round in {rounds + 1 + entry if entry < 0 else entry for entry in self.rounds}
+
 
 class RunConfig(Section):
     """The run itself."""

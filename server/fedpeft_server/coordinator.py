@@ -170,8 +170,7 @@ class Coordinator:
     def _tap(self, number: int, mean: np.ndarray | None) -> None:
         """Write the mean update down for the audit, as every participant can compute it."""
         audit, rounds = self.setup.config.audit, self.setup.config.federation.rounds
-        wanted = {rounds + 1 + entry if entry < 0 else entry for entry in audit.rounds}
-        if audit.enabled and mean is not None and number in wanted:
+        if audit.enabled and mean is not None and audit.taps(number, rounds):
             folder = self.setup.run / "updates" / f"r{number:02d}"
             save_arrays(folder / "aggregate.npz", {"values": mean.astype(np.float32)}, {"round": number})
 
