@@ -78,9 +78,10 @@ class TrainTask:
         round: 1-based round.
         steps: optimiser steps asked for; the node refuses more than its config agrees to.
         lr: local learning rate asked for; likewise.
-        broadcast: how the blob changes the state: not at all, as a delta to the state of round - 1, or
+        broadcast: how the blob changes the state: not at all, by the deltas of the rounds after ``since``, or
             as the whole state.
-        before: digest of the state that a delta applies to, 32 bytes.
+        since: round whose state the first delta applies to; 1 is the agreed starting state.
+        sizes: bytes of each envelope in the blob, in order.
         state: digest of the state to train from, 32 bytes.
         ranks: rank of each module in a factor state, in order of name; empty for vectors.
         expires: seconds since the epoch after which the work is useless.
@@ -90,7 +91,8 @@ class TrainTask:
     steps: int
     lr: float
     broadcast: str
-    before: bytes
+    since: int
+    sizes: list[int]
     state: bytes
     ranks: list[int]
     expires: float

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from fedpeft.adapters import Attached, FactorState, attach
 from fedpeft.bases import Base, load_base
-from fedpeft.errors import EnvelopeError, FederationError
-from fedpeft.exchange import Context, ExchangePlan, FloatVector, Layout, open_envelope, plan_from_config
+from fedpeft.errors import FederationError
+from fedpeft.exchange import (
+    Codec,
+    Context,
+    Decoded,
+    DenseFp32,
+    ExchangePlan,
+    FloatVector,
+    Layout,
+    bound,
+    codec_from_config,
+    open_envelope,
+    plan_from_config,
+)
 from fedpeft.privacy import PrivacyPlan
 from fedpeft.privacy import plan_from_config as privacy_plan
 from fedpeft.protocol import COORDINATOR, NO_STATE, TrainTask, run_id, state_digest
 from fedpeft.runstore import write_atomic
 from fedpeft.trust import Signer, Verifier
 from fedpeft_clients.home import Home
-from fedpeft_clients.state import NodeState
+from fedpeft_clients.state import load_state
 
 Held = FloatVector | FactorState
+
+
+@dataclass(frozen=True)
+class Received:
+    """The state to train from, and the newest delta that led to it, if one did."""
+
+    held: Held
+    released: Decoded | None
 
 
 @dataclass(frozen=True)
@@ -59,39 +80,61 @@ class Desk:
         values = held.values if isinstance(held, FactorState) else held
         return state_digest(self.layout_of(held), values)
 
-    def receive(self, task: TrainTask, blob: bytes, before: NodeState | None) -> Held:
-        """The state to train from; ``before`` is what this node holds of the round before.
+    def receive(self, task: TrainTask, blob: bytes) -> Received:
+        """The state to train from.
 
         Raises:
             FederationError: it is not the state that the coordinator announced, or this node lacks the
                 state that a delta applies to.
             EnvelopeError: the broadcast does not verify or decode.
         """
-        held = self._read(task, blob, before)
-        if self.digest_of(held) != task.state:
+        received = self._read(task, self._links(task, blob))
+        if self.digest_of(received.held) != task.state:
             raise FederationError(f"round {task.round}: the state received is not the one announced")
-        return held
+        return received
 
-    def _read(self, task: TrainTask, blob: bytes, before: NodeState | None) -> Held:
+    def _links(self, task: TrainTask, blob: bytes) -> list[bytes]:
+        """The envelopes of an order, as many as its kind needs."""
+        needed = {"none": 0, "full": 1}.get(task.broadcast, max(1, task.round - task.since))
+        if len(task.sizes) != needed or sum(task.sizes) != len(blob):
+            raise FederationError(f"round {task.round}: the broadcast's envelopes do not fit its order")
+        ends = list(accumulate(task.sizes, initial=0))
+        return [blob[start:end] for start, end in pairwise(ends)]
+
+    def _read(self, task: TrainTask, links: list[bytes]) -> Received:
         if task.broadcast == "none":
-            return self.initial()
-        codec = "dense-fp32" if task.broadcast == "full" else self.home.config.exchange.down.codec
-        layout = self._state_layout(task.ranks)
-        context = Context(self.run, task.round, COORDINATOR, task.before, "down")
-        values = open_envelope(blob, layout, codec, context, Verifier(coordinator_key(self.home)))
+            return Received(self.initial(), None)
         if task.broadcast == "full":
-            return self._whole(values, layout, task.before)
-        if before is None or before.answer.digest != task.before or before.values.shape != values.shape:
-            raise FederationError(
-                f"round {task.round}: this node does not hold the state of the round before"
-            )
-        return before.values + values
+            layout = self._state_layout(task.ranks)
+            values = self._open(links[0], DenseFp32(), task.round, NO_STATE, layout).dense()
+            law = self.attached.law
+            return Received(law.from_tensors(layout.split(values)) if law else values, None)
+        return self._follow(task, links)
 
-    def _whole(self, values: FloatVector, layout: Layout, before: bytes) -> Held:
-        if before != NO_STATE:
-            raise EnvelopeError("a whole state applies to no state before it")
-        law = self.attached.law
-        return law.from_tensors(layout.split(values)) if law else values
+    def _follow(self, task: TrainTask, links: list[bytes]) -> Received:
+        """Apply the deltas of the rounds after the one whose state this node holds."""
+        values, delta, layout = self._held(task.since).copy(), None, self.attached.layout
+        for number, link in enumerate(links, task.since + 1):
+            before = state_digest(layout, values)
+            delta = self._open(link, plans(self.home).down, number, before, layout)
+            delta.add_to(values)
+        return Received(values, delta)
+
+    def _held(self, round: int) -> FloatVector:
+        """The state of an earlier round: the agreed start, or what this node has trained from."""
+        if self.attached.law is not None:
+            raise FederationError("factors are sent whole; a delta does not apply")
+        stored = load_state(self.home.states, round)
+        if stored is not None:
+            return stored.values
+        if round != 1:
+            raise FederationError(f"this node does not hold the state of round {round}")
+        return self.attached.initial()
+
+    def _open(self, data: bytes, codec: Codec, round: int, before: bytes, layout: Layout) -> Decoded:
+        context = Context(self.run, round, COORDINATOR, before, "down")
+        verifier = Verifier(coordinator_key(self.home))
+        return open_envelope(data, layout, bound(codec, context, None), context, verifier)
 
     def _state_layout(self, ranks: list[int]) -> Layout:
         law = self.attached.law
@@ -109,6 +152,7 @@ class Plans:
     """What a config says about leaving the node; solved once per process."""
 
     up: ExchangePlan
+    down: Codec
     privacy: PrivacyPlan | None
 
 
@@ -120,7 +164,9 @@ def plans(home: Home) -> Plans:
     key = run_id(home.config)
     if key not in _plans:
         privacy = privacy_plan(home.config)
-        _plans[key] = Plans(plan_from_config(home.config.exchange.up, privacy is not None), privacy)
+        exchange = home.config.exchange
+        up = plan_from_config(exchange.up, privacy is not None)
+        _plans[key] = Plans(up, codec_from_config(exchange.down), privacy)
     return _plans[key]
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from fedpeft.errors import FederationError
-from fedpeft.exchange import Context, FloatVector, Update, open_envelope, seal
+from fedpeft.exchange import Context, ExchangePlan, FloatVector, Update, open_envelope, seal
+from fedpeft.exchange.device import fits_device, run_on_device
 from fedpeft.privacy import Head, Ledger, Reservation
 from fedpeft.protocol import PROTOCOL, Hello, HelloReply, TrainReply, TrainTask, run_id
 from fedpeft.rng import stream
 from fedpeft.training import LocalPlan, train_local
 from fedpeft.trust import Verifier
-from fedpeft_clients.desk import Desk, Held, plans, signer_of, trust
+from fedpeft_clients.desk import Desk, Held, Received, plans, signer_of, trust
 from fedpeft_clients.examples import load_examples
 from fedpeft_clients.home import Home
 from fedpeft_clients.state import Answer, NodeState, held_rounds, load_state, put_out, save_state, sent
@@ -61,8 +62,8 @@ def train(home: Home, task: TrainTask, blob: bytes) -> tuple[TrainReply, bytes]:
     _check_order(home, task)
     answer = _answered(home, task)
     if answer is None:
-        desk, before = Desk.of(home), load_state(home.states, task.round - 1)
-        state = _work(desk, task, desk.receive(task, blob, before), before)
+        desk = Desk.of(home)
+        state = _work(desk, task, desk.receive(task, blob), _newest(home, task.round))
         save_state(home.states, state)
         answer = state.answer
     put_out(home.outbox, task.round, answer)
@@ -90,18 +91,26 @@ def _answered(home: Home, task: TrainTask) -> Answer | None:
     return answer if answer is not None and answer.digest == task.state else None
 
 
-def _work(desk: Desk, task: TrainTask, held: Held, before: NodeState | None) -> NodeState:
+def _newest(home: Home, round: int) -> NodeState | None:
+    """What this node kept of the last round before this one that it took part in."""
+    earlier = [held for held in held_rounds(home.states) if held < round]
+    return load_state(home.states, earlier[-1]) if earlier else None
+
+
+def _work(desk: Desk, task: TrainTask, received: Received, before: NodeState | None) -> NodeState:
     home, ledger = desk.home, _ledger(desk.home)
     reservation = _reserve(home, ledger, task, before)
-    start = desk.attached.begin(held, task.round, home.name)
+    start = desk.attached.begin(received.held, task.round, home.name)
     taps = Taps(home.taps(task.round))
     seconds = _train(desk, task, taps)
-    change = desk.attached.get() - start
-    taps.stage("update", change)
     residuals: dict[str, Any] = dict(before.residuals) if before else {}
-    envelope = _seal(
-        desk, Update(desk.attached.layout, change, task.round, task.steps), residuals, task, taps
+    context = Context(desk.run, task.round, home.name, task.state, "up")
+    plan = plans(home).up.at(context, received.released)
+    final = _compressed(
+        desk, Update(desk.attached.layout, start, task.round, task.steps), plan, residuals, taps
     )
+    envelope = _seal(home, final, plan, context, taps)
+    taps.finish(task.lr, task.steps)
     head = reservation.head
     if plans(home).privacy is not None:
         head = ledger.released(reservation, hashlib.sha256(envelope).hexdigest())
@@ -114,7 +123,7 @@ def _work(desk: Desk, task: TrainTask, held: Held, before: NodeState | None) -> 
         ledger=bytes.fromhex(head.hash),
     )
     answer = Answer(task.state, reply, envelope)
-    return NodeState(task.round, _values(held), answer, residuals)
+    return NodeState(task.round, _values(received.held), answer, residuals)
 
 
 _ledgers: dict[Path, Ledger] = {}
@@ -155,16 +164,26 @@ def _train(desk: Desk, task: TrainTask, taps: Taps) -> float:
     return seconds
 
 
-def _seal(desk: Desk, update: Update, residuals: dict[str, Any], task: TrainTask, taps: Taps) -> bytes:
-    """Pass the update through the exchange plan and sign what is left of it."""
-    plan, signer = plans(desk.home).up, signer_of(desk.home)
-    final, _ = plan.run(update, residuals, taps.update if taps.folder else None)
-    context = Context(desk.run, task.round, desk.home.name, task.state, "up")
-    envelope = seal(final, plan, context, signer)
+def _compressed(
+    desk: Desk, start: Update, plan: ExchangePlan, residuals: dict[str, Any], taps: Taps
+) -> Update:
+    """The change since the start, passed through the plan: on the GPU where it can be and nobody taps."""
+    attached = desk.attached
+    if not taps.folder and fits_device(plan, desk.base.device):
+        return run_on_device(plan, attached.moved_from(start.values), start, residuals)
+    change = attached.get() - start.values
+    taps.stage("update", change)
+    final, _ = plan.run(start.with_values(change), residuals, taps.update if taps.folder else None)
+    return final
+
+
+def _seal(home: Home, update: Update, plan: ExchangePlan, context: Context, taps: Taps) -> bytes:
+    """Sign what is left of the update; what a reader finds in the envelope is tapped."""
+    signer = signer_of(home)
+    envelope = seal(update, plan, context, signer)
     if taps.folder:
-        opened = open_envelope(envelope, final.layout, plan.codec, context, Verifier(signer.public))
-        taps.stage("envelope", opened)
-        taps.finish(task.lr, task.steps)
+        opened = open_envelope(envelope, update.layout, plan.codec, context, Verifier(signer.public))
+        taps.stage("envelope", opened.dense())
     return envelope
 
 

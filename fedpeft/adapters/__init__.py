@@ -4,7 +4,7 @@ from fedpeft.adapters.attach import Attached, attach, detach
 from fedpeft.adapters.card import CardFacts, write_card
 from fedpeft.adapters.export import export
 from fedpeft.adapters.factors import FactorLaw, FactorState
-from fedpeft.adapters.mean import mean_step, naive_warning, product_error
+from fedpeft.adapters.mean import Contribution, mean_step, naive_warning, product_error, weighted_sum
 from fedpeft.adapters.merge import merge
 from fedpeft.adapters.methods import METHODS, AdapterMethod, Traits, method_of, rank_of
 
@@ -13,6 +13,7 @@ __all__ = [
     "AdapterMethod",
     "Attached",
     "CardFacts",
+    "Contribution",
     "FactorLaw",
     "FactorState",
     "Traits",
@@ -25,5 +26,6 @@ __all__ = [
     "naive_warning",
     "product_error",
     "rank_of",
+    "weighted_sum",
     "write_card",
 ]

@@ -74,6 +74,13 @@ class Attached:
         """A copy of the trainable values, float32, shape ``(layout.size,)``."""
         return self.layout.flatten(self.parameters)
 
+    def moved_from(self, start: FloatVector) -> torch.Tensor:
+        """The trainable values less these, on the device, float32, shape ``(layout.size,)``."""
+        import torch
+
+        values = torch.cat([tensor.detach().float().reshape(-1) for tensor in self.parameters.values()])
+        return values - torch.from_numpy(start).to(values.device)
+
     def load(self, values: FloatVector) -> None:
         """Set the trainable values; nothing else of the model changes.
 

@@ -152,7 +152,7 @@ class FactorLaw:
         parts: dict[str, list[Factors]] = {module: [] for module, _ in self.shapes}
         for node, weight, delta in normalised(contributions):
             start = self.start(state, round, node)
-            change = self.layout(node).split(np.asarray(delta, np.float32))
+            change = self.layout(node).split(delta.dense())
             for module, (a0, b0) in start.items():
                 parts[module] += self._terms(lr * weight, (a0, b0), change, module)
         return self._combine(state, parts)

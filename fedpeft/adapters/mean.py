@@ -12,30 +12,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.errors import ExchangeError
+from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.layout import FloatVector, Layout
 
-Contribution = tuple[str, float, FloatVector]
+Contribution = tuple[str, float, Decoded]
 Wide = NDArray[np.float64]
 
 
-def mean_step(size: int, contributions: Iterable[Contribution]) -> Wide:
-    """The weighted mean of flat vectors, float64, shape ``(size,)``.
+def weighted_sum(size: int, contributions: Iterable[Contribution]) -> tuple[FloatVector, float]:
+    """The sum of weight times values, float32, shape ``(size,)``, and the sum of the weights.
 
-    Contributions are (node, weight, vector) in strictly rising order of node, and are read one at a time:
-    one accumulator is held, whatever the number of nodes. The same contributions give the same bits.
+    Contributions are (node, weight, values) in strictly rising order of node. They are read one at a time and
+    added where they are not zero: memory is one vector and one envelope's values, whatever the number of
+    nodes. The same contributions give the same bits; `Decoded.add_to` says when the sum is exact.
 
     Raises:
         ExchangeError: nothing to aggregate, a bad weight, a wrong order or a vector that does not fit.
     """
-    total, weights = np.zeros(size), 0.0
+    total, weights = np.zeros(size, np.float32), 0.0
     for _, weight, values in _checked(contributions):
-        if values.shape != (size,):
-            raise ExchangeError(f"expected {size} values, got shape {values.shape}")
-        total += weight * values.astype(np.float64)
+        if values.layout.size != size:
+            raise ExchangeError(f"expected {size} values, got {values.layout.size}")
+        values.add_to(total, weight)
         weights += weight
     if not weights:
         raise ExchangeError("there is nothing to aggregate: no node contributed")
-    return total / weights
+    return total, weights
+
+
+def mean_step(size: int, contributions: Iterable[Contribution]) -> Wide:
+    """The weighted mean, float64, shape ``(size,)``; see `weighted_sum`."""
+    total, weights = weighted_sum(size, contributions)
+    return total.astype(np.float64) / weights
 
 
 def normalised(contributions: Iterable[Contribution]) -> list[Contribution]:
@@ -53,7 +61,8 @@ def product_error(layout: Layout, start: FloatVector, contributions: Iterable[Co
     Relative Frobenius norm over all modules, ``|mean(B) mean(A) - mean(B A)| / |mean(B A)|``, computed
     from factors only: no matrix of the size of a weight is formed.
     """
-    parts = [(weight, layout.split(start + delta)) for _, weight, delta in normalised(contributions)]
+    changes = normalised(contributions)
+    parts = [(weight, layout.split(start + delta.dense())) for _, weight, delta in changes]
     off = whole = 0.0
     for name in (name for name in layout.names if name.endswith(".lora_A.weight")):
         partner = name.removesuffix("lora_A.weight") + "lora_B.weight"

@@ -22,6 +22,7 @@ from fedpeft.errors import ConfigError, ExchangeError
 from fedpeft.exchange.codecs import codec_named
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.plan import ExchangePlan
+from fedpeft.exchange.ternary import Ternary
 from fedpeft.exchange.transforms import Quantise, Sparsify, Ternarise, l2
 from fedpeft.exchange.update import Update
 from fedpeft.runstore.files import write_atomic
@@ -101,9 +102,9 @@ def pack(
         name: value - np.float32(start_of(name) or 0) for name, value in tensors.items() if name in chosen
     }
     others = {name: value for name, value in tensors.items() if name not in chosen}
-    rounding = () if dense_codec == "dense-fp32" else (Quantise(dense_codec),)
-    coded, ternary, ternary_error = _coded(changes, ExchangePlan((Sparsify(density), Ternarise()), "ternary"))
-    rounded, dense, dense_error = _coded(others, ExchangePlan(rounding, dense_codec))
+    rounding = () if dense_codec == "dense-fp32" else (Quantise(codec_named(dense_codec)),)
+    coded, ternary, ternary_error = _coded(changes, ExchangePlan((Sparsify(density), Ternarise()), Ternary()))
+    rounded, dense, dense_error = _coded(others, ExchangePlan(rounding, codec_named(dense_codec)))
     header = Header(
         config=config,
         dense_codec=dense_codec,
@@ -184,7 +185,7 @@ def _coded(tensors: Tensors, plan: ExchangePlan) -> tuple[Layout, bytes, float]:
     values = layout.flatten(tensors)
     fitted = plan.run(Update(layout, values, round=0, steps=0), {})[0].values
     norm = l2(values)
-    payload = codec_named(plan.codec).encode(fitted, layout)
+    payload = plan.codec.encode(fitted, layout)
     return layout, payload, l2(values - fitted) / norm if norm else 0.0
 
 

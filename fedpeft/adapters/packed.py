@@ -109,8 +109,8 @@ def parse(data: bytes, name: str) -> Packed:
     middle = start + length + codec.max_bytes(dense)
     return Packed(
         header,
-        dense.split(codec.decode(body[start + length : middle], dense)),
-        ternary.split(codec_named("ternary").decode(body[middle:], ternary)),
+        dense.split(codec.decode(body[start + length : middle], dense).dense()),
+        ternary.split(codec_named("ternary").decode(body[middle:], ternary).dense()),
         len(data),
         codec.max_bytes(dense),
         len(body) - middle,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from fedpeft.cli.output import JSON_OPTION, emit
+from fedpeft.cli.output import JSON_OPTION, emit, table
 
 
 def register(app: typer.Typer) -> None:
@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Settings: schema and resolved scenarios.", no_args_is_help=True)
     group.command("schema")(schema)
     group.command("show")(show)
+    group.command("profiles")(profiles)
     app.add_typer(group, name="config")
 
 
@@ -35,3 +36,23 @@ def show(
 
     config = load_config(scenario, set_)
     emit(config.model_dump(mode="json"), as_json, lambda: typer.echo(dump_config(config), nl=False))
+
+
+def profiles(as_json: bool = JSON_OPTION) -> None:
+    """List the bandwidth profiles: when to use each, what it sets, and what it was measured to keep."""
+    from dataclasses import asdict
+
+    from fedpeft.config.profiles import PROFILES
+
+    rows = [
+        (
+            name,
+            item.purpose,
+            "\n".join(f"{key} = {value}" for key, value in item.settings.items()),
+            item.measured,
+        )
+        for name, item in PROFILES.items()
+    ]
+    header = ("exchange.profile", "for", "sets", "measured")
+    facts = {name: asdict(item) for name, item in PROFILES.items()}
+    emit(facts, as_json, lambda: table("bandwidth profiles", header, rows))

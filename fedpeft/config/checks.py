@@ -20,6 +20,7 @@ def check(config: Config) -> None:
 
 def _problems(config: Config) -> Iterator[str]:
     yield from _adapter(config)
+    yield from _exchange(config)
     yield from _federation(config)
     yield from _privacy(config)
 
@@ -41,6 +42,20 @@ def _adapter(config: Config) -> Iterator[str]:
         yield (
             "adapter.aggregation = 'stack' starts new factors each round, so a residual has no meaning: "
             "set exchange.up.error_feedback = false"
+        )
+
+
+def _exchange(config: Config) -> Iterator[str]:
+    for way, direction in (("up", config.exchange.up), ("down", config.exchange.down)):
+        if direction.codec == "stochastic-ternary" and direction.error_feedback:
+            yield (
+                f"exchange.{way}.codec = 'stochastic-ternary' is right on average and keeps no residual: "
+                f"set exchange.{way}.error_feedback = false"
+            )
+    if config.exchange.down.support != "seed":
+        yield (
+            "a broadcast cannot take its support from a broadcast that its readers may have missed: "
+            f"set exchange.down.support = 'seed' (given: {config.exchange.down.support!r})"
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
 import tomllib
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,30 @@ from pydantic import BaseModel, ValidationError
 
 from fedpeft.config.checks import check
 from fedpeft.config.models import Config
+from fedpeft.config.profiles import PROFILES
 from fedpeft.errors import ConfigError
 
 
 def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
     """Read a scenario file and apply ``key.path=value`` overrides, in that order over the defaults.
 
+    A profile among the overrides is applied before the other overrides.
+
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown (the nearest valid one is named),
             a value is out of range, or two settings contradict each other.
     """
-    settings = _read(path) if path else {}
-    for override in overrides:
+    settings, given = _read(path) if path else {}, list(overrides)
+    for name in (text.partition("=")[2].strip() for text in given if text.startswith("exchange.profile=")):
+        for key, value in _profile(name).items():
+            _put(settings, key.split("."), value)
+    for override in given:
         _apply(settings, override)
     return build_config(settings)
 
 
 def build_config(settings: dict[str, Any]) -> Config:
-    """Validate nested settings into a `Config`.
+    """Validate nested settings into a `Config`; its profile fills in what they leave open.
 
     Raises:
         ConfigError: as `load_config`.
@@ -41,6 +48,8 @@ def build_config(settings: dict[str, Any]) -> Config:
         raise ConfigError(_unknown_message(key))
     try:
         config = Config.model_validate(settings)
+        if filled := _profile(config.exchange.profile):
+            config = Config.model_validate(_filled(settings, filled))
     except ValidationError as error:
         raise ConfigError(_validation_message(error)) from None
     check(config)
@@ -78,12 +87,33 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set needs key=value, for example run.seed=7; got {override!r}")
     if key.strip() not in (known := list(_paths(Config))) and not any(key.startswith(f"{k}.") for k in known):
         raise ConfigError(_unknown_message(key.strip()))
+    _put(settings, parts, _value(text.strip()))
+
+
+def _put(settings: dict[str, Any], parts: list[str], value: Any) -> None:
     table = settings
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"{key.strip()!r} is not a setting: {part!r} is a value, not a table")
-    table[parts[-1]] = _value(text.strip())
+            raise ConfigError(f"{'.'.join(parts)!r} is not a setting: {part!r} is a value, not a table")
+    table[parts[-1]] = value
+
+
+def _profile(name: str) -> Mapping[str, Any]:
+    """The settings of a profile; none for a name that is none, which validation refuses."""
+    return PROFILES[name].settings if name in PROFILES else {}
+
+
+def _filled(settings: dict[str, Any], profile: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, and those of the profile that they leave open."""
+    result = copy.deepcopy(settings)
+    for key, value in profile.items():
+        *parts, last = key.split(".")
+        table = result
+        for part in parts:
+            table = table.setdefault(part, {})
+        table.setdefault(last, value)
+    return result
 
 
 def _value(text: str) -> Any:

@@ -13,7 +13,18 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Task = Literal["causal-lm", "sequence-classification"]
 Method = Literal["lora", "miss", "ia3"]
 Aggregation = Literal["frozen_a", "stack", "reproject", "naive"]
-CodecName = Literal["ternary", "dense-fp32", "dense-bf16", "int8"]
+CodecName = Literal[
+    "auto",
+    "ternary",
+    "sign",
+    "masked-sign",
+    "dead-zone",
+    "stochastic-ternary",
+    "int8",
+    "dense-bf16",
+    "dense-fp32",
+]
+Profile = Literal["none", "drop-in", "thin", "private"]
 Arm = Literal["local_only", "centralised", "private"]
 
 
@@ -125,14 +136,33 @@ class FederationConfig(Section):
 class DirectionConfig(Section):
     """How one direction is compressed."""
 
-    codec: CodecName = Field(default="ternary", description="envelope codec")
-    density: float = Field(default=0.2, gt=0, le=1, description="share of values kept by ternary")
+    codec: CodecName = Field(
+        default="ternary", description="envelope codec; auto: the most energy per bit, round by round"
+    )
+    density: float = Field(
+        default=0.2,
+        gt=0,
+        le=1,
+        description="share of values sent (auto: of ternary, whose bytes it keeps to)",
+    )
+    support: Literal["seed", "released"] = Field(
+        default="seed",
+        description="masked-sign: values drawn from the seed, or largest in the last broadcast",
+    )
     error_feedback: bool = Field(default=True, description="carry what was not sent into the next round")
 
 
 class ExchangeConfig(Section):
     """Both directions of the exchange."""
 
+    profile: Profile = Field(
+        default="none", description="named settings for a bandwidth; settings given beside it win"
+    )
+    cache_rounds: int = Field(
+        default=64,
+        ge=0,
+        description="broadcasts kept for nodes that missed rounds; 0: the whole state instead",
+    )
     up: DirectionConfig = Field(default_factory=DirectionConfig)
     down: DirectionConfig = Field(default_factory=DirectionConfig)
 

@@ -1,18 +1,25 @@
 """What leaves a node and what comes back: updates, transforms, plans, codecs and envelopes."""
 
-from fedpeft.exchange.codecs import CODECS, Codec, codec_named
-from fedpeft.exchange.envelope import OVERHEAD_BYTES, Context, open_envelope, seal
+from fedpeft.exchange.codecs import CODECS, AnyOf, Codec, bound, codec_named
+from fedpeft.exchange.context import Context
+from fedpeft.exchange.decoded import Decoded
+from fedpeft.exchange.dense import DenseBf16, DenseFp32, Int8
+from fedpeft.exchange.envelope import OVERHEAD_BYTES, codec_of, open_envelope, seal
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.measure import entropy_bits
-from fedpeft.exchange.plan import ExchangePlan, plan_from_config
+from fedpeft.exchange.plan import ExchangePlan, codec_from_config, plan_from_config
+from fedpeft.exchange.signs import MaskedSign, Sign
+from fedpeft.exchange.ternary import DeadZone, Ternary
 from fedpeft.exchange.transforms import (
     AddResidual,
+    Choose,
     Clip,
     KeepResidual,
     Metrics,
     Quantise,
     Sparsify,
     State,
+    StochasticTernarise,
     Ternarise,
     Transform,
 )
@@ -22,21 +29,35 @@ __all__ = [
     "CODECS",
     "OVERHEAD_BYTES",
     "AddResidual",
+    "AnyOf",
+    "Choose",
     "Clip",
     "Codec",
     "Context",
+    "DeadZone",
+    "Decoded",
+    "DenseBf16",
+    "DenseFp32",
     "ExchangePlan",
     "FloatVector",
+    "Int8",
     "KeepResidual",
     "Layout",
+    "MaskedSign",
     "Metrics",
     "Quantise",
+    "Sign",
     "Sparsify",
     "State",
+    "StochasticTernarise",
     "Ternarise",
+    "Ternary",
     "Transform",
     "Update",
+    "bound",
+    "codec_from_config",
     "codec_named",
+    "codec_of",
     "entropy_bits",
     "open_envelope",
     "plan_from_config",

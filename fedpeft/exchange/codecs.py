@@ -6,20 +6,25 @@ decodes hostile bytes in memory that the layout bounds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-
 from fedpeft.errors import EnvelopeError, ExchangeError
+from fedpeft.exchange.context import Context
+from fedpeft.exchange.decoded import Decoded, Positions
+from fedpeft.exchange.dense import DenseBf16, DenseFp32, Int8
 from fedpeft.exchange.layout import FloatVector, Layout
-from fedpeft.exchange.ternary import TernaryCodec
-
-_MAX = float(np.finfo(np.float32).max)
-_TINY = float(np.finfo(np.float32).tiny)
+from fedpeft.exchange.signs import MaskedSign, Sign
+from fedpeft.exchange.ternary import DeadZone, Ternary
 
 
 class Codec(Protocol):
-    """Values to bytes and back; ``decode(encode(fit(x))) == fit(x)`` bit for bit."""
+    """Values to bytes and back; ``decode(encode(fit(x))) == fit(x)`` bit for bit.
+
+    ``support`` holds the positions of all values that are not zero, where the caller knows them: it saves a
+    search. A negative zero is sent as zero where zeros are not sent.
+    """
 
     @property
     def name(self) -> str:
@@ -31,15 +36,15 @@ class Codec(Protocol):
         """Number in the envelope's header, 0 to 255."""
         ...
 
-    def fit(self, values: FloatVector, layout: Layout) -> FloatVector:
+    def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """The values that are carried in place of these; idempotent."""
         ...
 
-    def encode(self, values: FloatVector, layout: Layout) -> bytes:
+    def encode(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> bytes:
         """The canonical bytes; raises `ExchangeError` for values that are not carried exactly."""
         ...
 
-    def decode(self, payload: bytes, layout: Layout) -> FloatVector:
+    def decode(self, payload: bytes, layout: Layout) -> Decoded:
         """The values; raises `EnvelopeError` for bytes that `encode` does not make."""
         ...
 
@@ -48,126 +53,57 @@ class Codec(Protocol):
         ...
 
 
-class DenseFp32:
-    """Every value as little-endian float32: the baseline, 32 bits per value."""
+@dataclass(frozen=True)
+class AnyOf:
+    """Several codecs; an envelope takes the one that is shortest for its values and says which."""
 
-    name = "dense-fp32"
-    id = 0
+    members: tuple[Codec, ...]
 
-    def fit(self, values: FloatVector, layout: Layout) -> FloatVector:
-        """The values themselves."""
+    name = "auto"
+    id = 255
+
+    def at(self, context: Context, released: Decoded | None) -> AnyOf:
+        """All members for one message."""
+        return replace(self, members=tuple(bound(member, context, released) for member in self.members))
+
+    def choose(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> Codec:
+        """The member whose bytes are fewest; of equals the first.
+
+        Raises:
+            ExchangeError: none carries these values.
+        """
+        sizes: dict[int, int] = {}
+        for index, member in enumerate(self.members):
+            try:
+                sizes[index] = len(member.encode(values, layout, support))
+            except ExchangeError:
+                continue
+        if not sizes:
+            names = ", ".join(member.name for member in self.members)
+            raise ExchangeError(f"none of {names} carries these values; put Choose() before")
+        return self.members[min(sizes, key=sizes.__getitem__)]
+
+    def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
+        """The values themselves: `Choose` fits them."""
         return values
 
-    def encode(self, values: FloatVector, layout: Layout) -> bytes:
-        """Four bytes per value."""
-        _require_finite(values)
-        return values.astype("<f4").tobytes()
+    def encode(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> bytes:
+        """The shortest member's bytes."""
+        return self.choose(values, layout, support).encode(values, layout, support)
 
-    def decode(self, payload: bytes, layout: Layout) -> FloatVector:
-        """Exact values; every one must be finite."""
-        _require_length(payload, self.max_bytes(layout))
-        return _finite(np.frombuffer(payload, "<f4").astype(np.float32))
+    def decode(self, payload: bytes, layout: Layout) -> Decoded:
+        """Not possible: the header says which member decodes."""
+        raise EnvelopeError("auto is no codec of an envelope; its header names one")
 
     def max_bytes(self, layout: Layout) -> int:
-        """Four bytes per value."""
-        return 4 * layout.size
+        """What the longest member may take."""
+        return max(member.max_bytes(layout) for member in self.members)
 
 
-class DenseBf16:
-    """Every value as little-endian bfloat16, rounded to nearest even: 16 bits per value."""
-
-    name = "dense-bf16"
-    id = 1
-
-    def fit(self, values: FloatVector, layout: Layout) -> FloatVector:
-        """Values rounded to 8 significant bits.
-
-        Raises:
-            ExchangeError: a value rounds to infinity.
-        """
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        result = rounded.astype(np.uint32).view(np.float32)
-        _require_finite(result)
-        return result
-
-    def encode(self, values: FloatVector, layout: Layout) -> bytes:
-        """Two bytes per value."""
-        _require_finite(values)
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        if np.any(bits & 0xFFFF):
-            raise ExchangeError(
-                "dense-bf16 cannot carry these values exactly; put Quantise('dense-bf16') before"
-            )
-        return (bits >> 16).astype("<u2").tobytes()
-
-    def decode(self, payload: bytes, layout: Layout) -> FloatVector:
-        """Exact bfloat16 values as float32; every one must be finite."""
-        _require_length(payload, self.max_bytes(layout))
-        bits = np.frombuffer(payload, "<u2").astype(np.uint32) << 16
-        return _finite(bits.view(np.float32))
-
-    def max_bytes(self, layout: Layout) -> int:
-        """Two bytes per value."""
-        return 2 * layout.size
-
-
-class Int8:
-    """Eight bits per value and one float32 scale per tensor, symmetric, rounded to nearest.
-
-    The scale is the largest magnitude over 127, rounded up to 16 significant bits, so that ``127 * scale``
-    is exact and the scale can be read back from the values. In a tensor that is not zero some code is 127
-    or -127.
-    """
-
-    name = "int8"
-    id = 2
-
-    def fit(self, values: FloatVector, layout: Layout) -> FloatVector:
-        """Multiples of each tensor's scale; a tensor too small for a normal scale becomes zero.
-
-        Raises:
-            ExchangeError: a scale is too large for float32.
-        """
-        result = np.empty_like(values)
-        for tensor in _slices(layout):
-            scale = _int8_scale(values[tensor])
-            result[tensor] = np.rint(values[tensor] / scale) * scale if scale else 0
-        result += np.float32(0)
-        return result
-
-    def encode(self, values: FloatVector, layout: Layout) -> bytes:
-        """Scales of all tensors, then codes of all values."""
-        _require_finite(values)
-        codes = np.empty(layout.size, np.int8)
-        scales = np.zeros(len(layout.names), "<f4")
-        for index, tensor in enumerate(_slices(layout)):
-            scales[index] = scale = _int8_scale(values[tensor])
-            codes[tensor] = np.rint(values[tensor] / scale) if scale else 0
-            if not np.array_equal(codes[tensor] * scale, values[tensor]):
-                raise ExchangeError("int8 cannot carry these values exactly; put Quantise('int8') before")
-        return scales.tobytes() + codes.tobytes()
-
-    def decode(self, payload: bytes, layout: Layout) -> FloatVector:
-        """Codes times scales."""
-        _require_length(payload, self.max_bytes(layout))
-        count = len(layout.names)
-        scales = np.frombuffer(payload, "<f4", count).astype(np.float32)
-        codes = np.frombuffer(payload, np.int8, offset=4 * count)
-        values = np.empty(layout.size, np.float32)
-        for scale, tensor in zip(scales, _slices(layout), strict=True):
-            peak = max(int(codes[tensor].max()), -int(codes[tensor].min()))
-            if peak != (127 if scale else 0) or not _is_int8_scale(scale):
-                raise EnvelopeError("an int8 tensor has a scale that its codes do not imply")
-            values[tensor] = codes[tensor] * scale
-        return _finite(values)
-
-    def max_bytes(self, layout: Layout) -> int:
-        """One byte per value and four per tensor."""
-        return layout.size + 4 * len(layout.names)
-
-
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (DenseFp32(), DenseBf16(), Int8(), TernaryCodec())}
+CODECS: Mapping[str, Codec] = {
+    codec.name: codec for codec in (DenseFp32(), DenseBf16(), Int8(), Ternary(), Sign(), DeadZone())
+}
+"""The codecs that need to know nothing of the message; `MaskedSign` and `AnyOf` are made as configured."""
 
 
 def codec_named(name: str) -> Codec:
@@ -181,38 +117,24 @@ def codec_named(name: str) -> Codec:
     return CODECS[name]
 
 
-def _slices(layout: Layout) -> list[slice]:
-    return [slice(start, end) for start, end in zip(layout.offsets[:-1], layout.offsets[1:], strict=True)]
+def bound(codec: Codec, context: Context, released: Decoded | None) -> Codec:
+    """The codec of one message."""
+    return codec.at(context, released) if isinstance(codec, MaskedSign | AnyOf) else codec
 
 
-def _int8_scale(values: FloatVector) -> np.float32:
-    """Largest magnitude over 127, rounded up to 16 significant bits; 0 below the normal range."""
-    exact = float(np.abs(values).max(initial=0)) / 127
-    fraction, exponent = np.frexp(exact)
-    scale = np.ldexp(np.ceil(np.ldexp(fraction, 16)), exponent - 16)
-    if scale * 127 > _MAX:
-        raise ExchangeError("a value is too large for int8; clip the update before")
-    return np.float32(scale if scale >= _TINY else 0)
+def chosen(codec: Codec, values: FloatVector, layout: Layout, support: Positions | None = None) -> Codec:
+    """The codec that writes these values: itself, or the member that is shortest."""
+    return codec.choose(values, layout, support) if isinstance(codec, AnyOf) else codec
 
 
-def _is_int8_scale(scale: np.float32) -> bool:
-    """Not negative (nor -0), zero or normal, at most 16 significant bits, 127 times it is finite."""
-    if np.isnan(scale) or np.signbit(scale) or float(scale) * 127 > _MAX:
-        return False
-    return not int(scale.view(np.uint32)) & 0xFF and bool(scale == 0 or scale >= _TINY)
+def numbered(codec: Codec, number: int) -> Codec:
+    """The codec that a header's number stands for, of those agreed on.
 
-
-def _require_finite(values: FloatVector) -> None:
-    if not np.isfinite(values).all():
-        raise ExchangeError("values to send must be finite; refuse or zero NaN and infinity before")
-
-
-def _require_length(payload: bytes, expected: int) -> None:
-    if len(payload) != expected:
-        raise EnvelopeError(f"payload has {len(payload)} bytes, this layout and codec need {expected}")
-
-
-def _finite(values: FloatVector) -> FloatVector:
-    if not np.isfinite(values).all():
-        raise EnvelopeError("payload holds a value that is not finite")
-    return values
+    Raises:
+        EnvelopeError: it is another one.
+    """
+    members = codec.members if isinstance(codec, AnyOf) else (codec,)
+    found = next((member for member in members if member.id == number), None)
+    if found is None:
+        raise EnvelopeError(f"envelope uses codec number {number}, this run agreed on {codec.name}")
+    return found

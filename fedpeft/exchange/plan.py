@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.errors import ExchangeError, PlanError
-from fedpeft.exchange.codecs import codec_named
+from fedpeft.exchange.codecs import AnyOf, Codec, bound, codec_named
+from fedpeft.exchange.context import Context
+from fedpeft.exchange.decoded import Decoded
+from fedpeft.exchange.signs import MaskedSign, Sign
 from fedpeft.exchange.transforms import (
     RESIDUAL,
     AddResidual,
+    Choose,
     Clip,
     KeepResidual,
     Metrics,
     Quantise,
     Sparsify,
     State,
+    StochasticTernarise,
     Ternarise,
     Transform,
 )
@@ -35,7 +40,8 @@ Tap = Callable[[str, Update], None]
 PRIVATE = "residual_private"
 """State: present when the residual comes from private outputs only."""
 
-_POST_PROCESSING = (AddResidual, Clip, KeepResidual, Quantise, Sparsify, Ternarise)
+_POST_PROCESSING = (AddResidual, Choose, Clip, KeepResidual, Quantise, Sparsify, Ternarise)
+_FINAL = (Choose, Quantise, StochasticTernarise, Ternarise)
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,10 @@ class ExchangePlan:
     """
 
     transforms: tuple[Transform, ...]
-    codec: str
+    codec: Codec
     private: bool = False
 
     def __post_init__(self) -> None:
-        codec_named(self.codec)
         _check_order(self.transforms)
         _check_feedback(self.transforms)
         _check_codec(self.transforms, self.codec)
@@ -65,12 +70,22 @@ class ExchangePlan:
     def describe(self) -> list[str]:
         """One line per step, the codec last, as printed in reports."""
         basis = ["input: output of a differentially private mechanism"] if self.private else []
-        return [*basis, *(repr(transform) for transform in self.transforms), f"codec: {self.codec}"]
+        return [*basis, *(repr(transform) for transform in self.transforms), f"codec: {self.codec.name}"]
 
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the description, 32 bytes; equal plans have equal digests."""
         return hashlib.sha256(b"fedpeft-plan-1\0" + "\n".join(self.describe()).encode()).digest()
+
+    def at(self, context: Context, released: Decoded | None = None) -> ExchangePlan:
+        """The plan for one message: supports that both ends share and random draws follow from it.
+
+        Args:
+            context: what both ends know of the message.
+            released: the newest broadcast delta that the sender has read, if it has.
+        """
+        steps = tuple(_step_at(step, context, released) for step in self.transforms)
+        return replace(self, transforms=steps, codec=bound(self.codec, context, released))
 
     def run(self, update: Update, state: State, tap: Tap | None = None) -> tuple[Update, Metrics]:
         """Pass an update through all transforms.
@@ -109,6 +124,17 @@ class ExchangePlan:
         return update, metrics
 
 
+def codec_from_config(direction: DirectionConfig) -> Codec:
+    """The codec of one direction of a run; see `plan_from_config`."""
+    if direction.codec == "masked-sign":
+        return MaskedSign(direction.density, direction.support)
+    if direction.codec == "auto":
+        share = _ternary_bits(direction.density)
+        dense = Sign() if share >= 1 else MaskedSign(share, direction.support)
+        return AnyOf((codec_named("ternary"), codec_named("dead-zone"), dense))
+    return codec_named("ternary" if direction.codec == "stochastic-ternary" else direction.codec)
+
+
 def plan_from_config(direction: DirectionConfig, private: bool) -> ExchangePlan:
     """The plan of one direction of a run.
 
@@ -116,28 +142,47 @@ def plan_from_config(direction: DirectionConfig, private: bool) -> ExchangePlan:
         direction: codec, density and error feedback.
         private: whether the updates come out of DP-SGD; see `ExchangePlan`.
     """
-    steps: tuple[Transform, ...]
-    if direction.codec == "ternary":
-        steps = (Sparsify(direction.density), Ternarise())
-    elif direction.codec == "dense-fp32":
-        steps = ()
+    codec = codec_from_config(direction)
+    steps: dict[str, tuple[Transform, ...]] = {
+        "ternary": (Sparsify(direction.density), Ternarise()),
+        "dead-zone": (Sparsify(direction.density), Quantise(codec_named("dead-zone"))),
+        "stochastic-ternary": (StochasticTernarise(direction.density),),
+        "dense-fp32": (),
+    }
+    if isinstance(codec, AnyOf):
+        chain: tuple[Transform, ...] = (Choose(codec, direction.density),)
     else:
-        steps = (Quantise(direction.codec),)
-    if direction.error_feedback and steps:
-        steps = (AddResidual(), *steps, KeepResidual())
-    return ExchangePlan(steps, direction.codec, private)
+        chain = steps[direction.codec] if direction.codec in steps else (Quantise(codec),)
+    if direction.error_feedback and chain:
+        chain = (AddResidual(), *chain, KeepResidual())
+    return ExchangePlan(chain, codec, private)
+
+
+def _ternary_bits(density: float) -> float:
+    """Entropy of a symbol that is plus or minus with this probability, in bits."""
+    shares = np.array([density / 2, density / 2, 1 - density])
+    shares = shares[shares > 0]
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def _step_at(step: Transform, context: Context, released: Decoded | None) -> Transform:
+    if isinstance(step, StochasticTernarise):
+        return step.at(context)
+    if isinstance(step, Quantise):
+        return Quantise(bound(step.codec, context, released))
+    return Choose(step.codec.at(context, released), step.density) if isinstance(step, Choose) else step
 
 
 def _check_order(transforms: tuple[Transform, ...]) -> None:
     names = [transform.name for transform in transforms]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise PlanError(f"{repeated[0]} occurs {names.count(repeated[0])} times in the plan; use it once")
-    last = next((i for i, step in enumerate(transforms) if isinstance(step, Ternarise | Quantise)), None)
+    last = next((i for i, step in enumerate(transforms) if isinstance(step, _FINAL)), None)
     if last is None:
         return
     final = names[last]
     for step in transforms[last + 1 :]:
-        if isinstance(step, Sparsify) and final == "ternarise":
+        if isinstance(step, Sparsify) and final.endswith("ternarise"):
             raise PlanError(
                 "ternarise comes before sparsify: all magnitudes of a tensor are then equal and position "
                 "would decide what is kept; sparsify first"
@@ -177,25 +222,30 @@ def _check_feedback(transforms: tuple[Transform, ...]) -> None:
         )
 
 
-def _check_codec(transforms: tuple[Transform, ...], codec: str) -> None:
-    if codec == "dense-fp32":
+def _check_codec(transforms: tuple[Transform, ...], codec: Codec) -> None:
+    if codec.name == "dense-fp32":
         return
-    made = {
-        step.codec if isinstance(step, Quantise) else "ternary"
-        for step in transforms
-        if isinstance(step, Quantise | Ternarise)
-    }
-    if codec not in made:
-        needed = "ternarise" if codec == "ternary" else f"quantise({codec!r})"
-        given = f"values made for {made.pop()}" if made else "unrounded values"
+    made = [_made_for(step) for step in transforms if isinstance(step, _FINAL)]
+    if made != [codec]:
+        step = {"ternary": "ternarise", "auto": "choose"}.get(codec.name, f"quantise({codec!r})")
+        given = f"values made for {made[0].name}" if made else "unrounded values"
         raise PlanError(
-            f"codec {codec} cannot carry {given}: what is decoded would differ from what was sent; "
-            f"end with {needed}"
+            f"codec {codec.name} cannot carry {given}: what is decoded would differ from what was sent; "
+            f"end with {step}"
         )
+
+
+def _made_for(step: Transform) -> Codec:
+    return step.codec if isinstance(step, Quantise | Choose) else codec_named("ternary")
 
 
 def _check_private(transforms: tuple[Transform, ...]) -> None:
     for step in transforms:
+        if isinstance(step, StochasticTernarise):
+            raise PlanError(
+                "stochastic_ternarise makes updates longer: a norm that a private mechanism has bounded no "
+                "longer holds after it; use ternarise or sign"
+            )
         if not isinstance(step, _POST_PROCESSING):
             raise PlanError(
                 f"{step.name} is not known to be post-processing: in a private plan a step may read only the "

@@ -1,19 +1,17 @@
-"""The entropy-coded ternary codec: Golomb-coded positions, one bit per sign, one small scale per tensor.
+"""Sparse codecs at the entropy of their symbols: ternary, and the dead-zone code of seven levels.
 
 Payload, one bit string padded once to whole bytes::
 
-    exponent     8 bits   biased binary exponent of the largest scale; 0 when every value is zero
-    spare        5 bits   leading bits that no count below uses
-    counts       per tensor the number of nonzero values, in the bits its size needs less the spare ones
-    scales       per tensor with nonzero values: 4 bits octaves below the largest, 6 bits significand
-    remainders   per tensor the truncated binary remainders of its gaps
+    counts       of each tensor's nonzero values (dead-zone: then of those above the first level, above the
+                 second)
+    scales       of the tensors with nonzero values
+    marks        where the nonzero values are (dead-zone: then which of them are above a level)
     signs        1 for negative, per nonzero value
     quotients    the unary parts of all gaps; the last bit that is one ends the payload
 
-Golomb parameters follow from the counts by integer arithmetic, and a tensor with more than half of its
-values set codes its zeros, so that there is exactly one payload per vector and only integers in the entropy
-model. The cost over the entropy of the symbols is below 1 % up to a density of 30 % of a tensor (at most
-3.1 % near 38 %).
+The fields are those of `fedpeft.exchange.fields`, the streams those of `fedpeft.exchange.marks`. Everything
+but the values follows from the layout and the counts by integer arithmetic: there is exactly one payload per
+vector.
 """
 
 from __future__ import annotations
@@ -23,202 +21,251 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft.errors import EnvelopeError, ExchangeError
-from fedpeft.exchange.bits import BitReader, Bits, field_bits, to_bytes
+from fedpeft.exchange.bits import BitReader, Bits, to_bytes
+from fedpeft.exchange.decoded import Decoded, Positions
+from fedpeft.exchange.fields import (
+    count_bits,
+    fitting,
+    read_counts,
+    read_scales,
+    scale_bits,
+    write_counts,
+    write_scales,
+)
 from fedpeft.exchange.layout import FloatVector, Layout
-from fedpeft_kernels import golomb
-from fedpeft_kernels.ternary import mean_magnitudes, round_down, with_magnitudes
+from fedpeft.exchange.marks import Marks
+from fedpeft_kernels.golomb import Integers
+from fedpeft_kernels.ternary import group_sums, magnitude_sums, mean_magnitudes
 
-_BIAS = 127
-_OCTAVE_BITS = 4
-_FRACTION_BITS = 6
-_SCALE_BITS = _OCTAVE_BITS + _FRACTION_BITS
-_SPARE_BITS = 5
-_LOWEST = -126  # exponent of the smallest normal float32
+MAX_VALUES = 1 << 30
+_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class _Count:
-    """How many values of a tensor are set, and what both ends derive from it."""
-
-    size: int
-    nonzero: int
-
-    @property
-    def inverted(self) -> bool:
-        return 2 * self.nonzero > self.size
-
-    @property
-    def events(self) -> int:
-        return self.size - self.nonzero if self.inverted else self.nonzero
-
-    @property
-    def modulus(self) -> int:
-        return golomb.parameter(self.size, self.events)
-
-
-class TernaryCodec:
+class Ternary:
     """Vectors with at most one magnitude per tensor, near the entropy of their symbols."""
 
     name = "ternary"
     id = 3
+    levels = 1
 
-    def fit(self, values: FloatVector, layout: Layout) -> FloatVector:
+    def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """Give every nonzero value its tensor's mean magnitude, rounded down to 7 significant bits.
 
         The result's norm is never larger, per tensor. A tensor whose scale lies more than 15 octaves below
         the largest, or below the normal float32 range, becomes zero.
         """
-        scales = round_down(mean_magnitudes(values, layout.offsets))
-        exponents = np.frexp(scales)[1] - 1
-        highest = int(exponents[scales > 0].max(initial=_LOWEST))
-        kept = exponents >= max(_LOWEST, highest - (1 << _OCTAVE_BITS) + 1)
-        return with_magnitudes(values, layout.offsets, np.where(kept, scales, 0).astype(np.float32))
+        support, counts = _support(values, layout, support)
+        numbers = values[support]
+        scales = fitting(mean_magnitudes(np.abs(numbers), counts))
+        return _placed(layout, support, np.copysign(np.repeat(scales, counts), numbers))
 
-    def encode(self, values: FloatVector, layout: Layout) -> bytes:
+    def encode(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> bytes:
         """The canonical payload.
 
         Raises:
             ExchangeError: a tensor has two magnitudes, or one that the scale field cannot hold.
         """
-        marked = values != 0
-        rest: list[Bits] = []
-        unary: list[Bits] = []
-        counts: list[_Count] = []
-        scales: list[float] = []
-        for name, start, end in zip(layout.names, layout.offsets[:-1], layout.offsets[1:], strict=True):
-            part = marked[start:end]
-            count = _Count(int(end - start), int(np.count_nonzero(part)))
-            planes, ends = golomb.pack(np.flatnonzero(part != count.inverted), count.modulus)
-            rest += planes
-            unary.append(ends)
-            counts.append(count)
-            if count.nonzero:
-                scales.append(_magnitude(values[start:end][part], name))
-        signs = np.signbit(values[marked]).view(np.uint8)
-        return to_bytes([_head(counts, scales), *rest, signs, *unary])
+        support, counts = _support(values, layout, support)
+        numbers = values[support]
+        scales = _first_of_each(np.abs(numbers), counts)
+        if not np.array_equal(np.abs(numbers), np.repeat(scales, counts)):
+            raise ExchangeError(
+                "ternary carries one magnitude per tensor, a tensor has several; put Ternarise() before"
+            )
+        return _written(Marks(layout.sizes, counts), [(layout.sizes, counts)], scales, support, numbers)
 
-    def decode(self, payload: bytes, layout: Layout) -> FloatVector:
+    def decode(self, payload: bytes, layout: Layout) -> Decoded:
         """The values; memory is bounded by the layout, and every accepted payload is the canonical one."""
-        if len(payload) > self.max_bytes(layout):
-            raise EnvelopeError(
-                f"payload has {len(payload)} bytes, at most {self.max_bytes(layout)} are possible"
-            )
-        reader = BitReader.of(payload)
-        counts, scales = _read_head(reader, layout)
-        rest = [_read_remainders(reader, count) for count in counts]
-        signs = reader.take(sum(count.nonzero for count in counts))
-        ends = _read_ends(reader, sum(count.events for count in counts))
-        values = np.zeros(layout.size, np.float32)
-        bit = mark = sign = 0
-        for index, count in enumerate(counts):
-            own = ends[mark : mark + count.events] - bit
-            part = values[layout.offsets[index] : layout.offsets[index + 1]]
-            _fill(
-                part, _positions(own, rest[index], count), signs[sign : sign + count.nonzero], scales[index]
-            )
-            mark += count.events
-            sign += count.nonzero
-            bit += int(own[-1]) + 1 if own.size else 0
-        return values
+        reader = _opened(payload, self.max_bytes(layout))
+        counts = read_counts(reader, layout.sizes)
+        scales = _read_scales(reader, counts)
+        marks = Marks(layout.sizes, counts)
+        positions, signs = _read_streams(reader, marks, int(counts.sum()))
+        return Decoded(layout, _signed(np.repeat(scales, counts), signs), positions)
 
     def max_bytes(self, layout: Layout) -> int:
         """Fields, and at most three bits per value."""
-        fields = sum(int(size).bit_length() + _SCALE_BITS for size in layout.sizes)
-        return (8 + _SPARE_BITS + fields + 3 * layout.size + 7) // 8
+        fields = count_bits(layout.sizes) + scale_bits(len(layout.names))
+        return (fields + 3 * layout.size + 7) // 8
 
 
-def _magnitude(values: FloatVector, name: str) -> float:
-    """The one magnitude of these nonzero values."""
-    scale = np.abs(values[0])
-    if not np.isfinite(scale) or np.any(np.abs(values) != scale):
-        raise ExchangeError(
-            f"ternary carries one magnitude per tensor, {name!r} has several; put Ternarise() before"
-        )
-    return float(scale)
+@dataclass(frozen=True)
+class DeadZone:
+    """Seven levels per tensor: 0 and plus or minus one, two or four times a scale.
+
+    For heavy-tailed vectors, whose few largest values one magnitude serves badly.
+    """
+
+    name = "dead-zone"
+    id = 5
+
+    def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
+        """Round every nonzero value to one, two or four times its tensor's scale.
+
+        The scale starts at the least magnitude of the tensor and is then twice set to its optimum in L2 for
+        the levels chosen, rounded down, so that the result's norm is never larger, per tensor. Tensors whose
+        scale the fields cannot hold become zero.
+
+        Raises:
+            ExchangeError: a level is too large for float32.
+        """
+        support, counts = _support(values, layout, support)
+        numbers = values[support]
+        magnitudes = np.abs(numbers)
+        scales, factors = _levels(magnitudes, counts, _least(magnitudes, counts))
+        scales, factors = _levels(magnitudes, counts, scales)
+        least = _least(factors, counts)  # the least level that is used becomes the first
+        scales, factors = fitting(scales * least), factors // np.repeat(least, counts)
+        levels = np.repeat(scales, counts) * factors
+        if levels.max(initial=0) > _MAX:
+            raise ExchangeError("a value is too large for dead-zone; clip the update before")
+        return _placed(layout, support, np.copysign(levels, numbers))
+
+    def encode(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> bytes:
+        """The canonical payload.
+
+        Raises:
+            ExchangeError: a tensor holds other magnitudes than one, two and four times its least.
+        """
+        support, counts = _support(values, layout, support)
+        numbers = values[support]
+        scales = _least(np.abs(numbers), counts)
+        wide = np.repeat(scales, counts)
+        factors = _factors(np.abs(numbers), wide)
+        if not np.array_equal(np.abs(numbers), wide * factors):
+            raise ExchangeError(
+                "dead-zone carries one, two and four times one magnitude per tensor; put Quantise() before"
+            )
+        upper = np.flatnonzero(factors > 1)
+        top = np.flatnonzero(factors[upper] > 2)
+        second = group_sums((factors > 1).astype(np.int64), counts)
+        third = group_sums((factors[upper] > 2).astype(np.int64), second)
+        groups = [(layout.sizes, counts), (counts, second), (second, third)]
+        marks = _stacked(groups)
+        start = layout.size
+        positions = np.concatenate([support, start + upper, start + support.size + top])
+        return _written(marks, groups, scales, positions, numbers)
+
+    def decode(self, payload: bytes, layout: Layout) -> Decoded:
+        """The values; memory is bounded by the layout, and every accepted payload is the canonical one."""
+        reader = _opened(payload, self.max_bytes(layout))
+        counts = read_counts(reader, layout.sizes)
+        second = read_counts(reader, counts)
+        third = read_counts(reader, second)
+        if np.any((counts > 0) & (second == counts)):
+            raise EnvelopeError("a tensor uses no value of its first level")
+        scales = _read_scales(reader, counts)
+        total = int(counts.sum())
+        marks = _stacked([(layout.sizes, counts), (counts, second), (second, third)])
+        positions, signs = _read_streams(reader, marks, total)
+        support, upper, top = np.split(positions, np.cumsum([total, int(second.sum())]))
+        factors = np.ones(total, np.float32)
+        factors[upper - layout.size] = 2
+        factors[(upper - layout.size)[top - layout.size - total]] = 4
+        with np.errstate(over="ignore"):
+            numbers = np.repeat(scales, counts) * factors
+        if not np.isfinite(numbers).all():
+            raise EnvelopeError("a value is outside the range of float32")
+        return Decoded(layout, _signed(numbers, signs), support)
+
+    def max_bytes(self, layout: Layout) -> int:
+        """Fields, and at most seven bits per value."""
+        fields = 3 * count_bits(layout.sizes) + scale_bits(len(layout.names))
+        return (fields + 7 * layout.size + 7) // 8
 
 
-def _head(counts: list[_Count], scales: list[float]) -> Bits:
-    fractions, exponents = np.frexp(np.array(scales))
-    significands = np.ldexp(fractions, _FRACTION_BITS + 1)
-    highest = int(exponents.max(initial=_LOWEST))
-    octaves = highest - exponents
-    fits = (significands == np.floor(significands)) & (octaves < 1 << _OCTAVE_BITS) & (exponents > _LOWEST)
-    if not fits.all():
-        raise ExchangeError("a scale does not fit its field of 7 significant bits; put Ternarise() before")
-    biased = highest - 1 + _BIAS if scales else 0
-    fields = (octaves << _FRACTION_BITS) + significands.astype(np.int64) - (1 << _FRACTION_BITS)
-    spare = _spare(counts)
-    numbers = [biased, spare, *(count.nonzero for count in counts), *fields.tolist()]
-    widths = [_width(count.size, spare) for count in counts]
-    return field_bits(numbers, [8, _SPARE_BITS, *widths, *[_SCALE_BITS] * len(scales)])
+def _support(values: FloatVector, layout: Layout, support: Positions | None) -> tuple[Positions, Integers]:
+    """Positions of the nonzero values and how many each tensor has."""
+    if layout.size > MAX_VALUES:
+        raise ExchangeError(f"a layout of {layout.size} values is too large; {MAX_VALUES} are possible")
+    if support is None:
+        support = np.flatnonzero(values)
+    return support, np.diff(np.searchsorted(support, layout.offsets))
 
 
-def _width(size: int, spare: int) -> int:
-    """Bits of the count field of a tensor."""
-    return max(1, size.bit_length() - spare)
+def _placed(layout: Layout, support: Positions, numbers: FloatVector) -> FloatVector:
+    """Numbers at their positions, zero elsewhere, no negative zero."""
+    values = np.zeros(layout.size, np.float32)
+    values[support] = numbers + np.float32(0)
+    return values
 
 
-def _spare(counts: list[_Count]) -> int:
-    """The most leading bits that can be left out of every count field."""
-    free = [c.size.bit_length() - c.nonzero.bit_length() for c in counts if c.nonzero > 1]
-    return min([*free, (1 << _SPARE_BITS) - 1])
+def _signed(magnitudes: FloatVector, signs: Bits) -> FloatVector:
+    """Magnitudes with their sign bits set."""
+    return (magnitudes.view(np.uint32) | (signs.astype(np.uint32) << 31)).view(np.float32)
 
 
-def _read_head(reader: BitReader, layout: Layout) -> tuple[list[_Count], FloatVector]:
-    """Counts, and the scale of every tensor (0 where nothing is set)."""
-    sizes = [int(size) for size in layout.sizes]
-    biased, spare = reader.fields([8, _SPARE_BITS])
-    numbers = reader.fields([_width(size, spare) for size in sizes])
-    counts = [_Count(*pair) for pair in zip(sizes, numbers, strict=True)]
-    if any(count.nonzero > count.size for count in counts) or spare != _spare(counts):
-        raise EnvelopeError("a tensor claims more nonzero values than it has, or a count field is too wide")
-    active = np.flatnonzero(np.array(numbers, np.int64))
-    fields = np.array(reader.fields([_SCALE_BITS] * len(active)), np.int64)
-    octaves = fields >> _FRACTION_BITS
-    if octaves.min(initial=1 << _OCTAVE_BITS) != (0 if active.size else 1 << _OCTAVE_BITS):
-        raise EnvelopeError("no scale has the exponent of the largest")
-    if not (biased == 0 if not active.size else octaves.max() < biased < 2 * _BIAS + 1):
-        raise EnvelopeError("a scale is outside the normal range of float32")
-    significands = (fields & ((1 << _FRACTION_BITS) - 1)) + (1 << _FRACTION_BITS)
-    scales = np.zeros(len(sizes), np.float32)
-    scales[active] = np.ldexp(significands.astype(np.float64), biased - _BIAS - _FRACTION_BITS - octaves)
-    return counts, scales
+def _first_of_each(magnitudes: FloatVector, counts: Integers) -> FloatVector:
+    """The first magnitude of each tensor, 0 where there is none."""
+    firsts = np.zeros(counts.size, np.float32)
+    firsts[counts > 0] = magnitudes[(np.cumsum(counts) - counts)[counts > 0]]
+    return firsts
 
 
-def _read_remainders(reader: BitReader, count: _Count) -> golomb.Positions:
-    try:
-        rest, read = golomb.remainders(reader.rest, count.events, count.modulus)
-    except ValueError as error:
-        raise EnvelopeError(f"envelope is cut off: {error}") from None
-    reader.take(read)
-    return rest
+def _least(numbers: np.ndarray, counts: Integers) -> np.ndarray:
+    """The least number of each tensor, 0 where there is none."""
+    least = np.zeros(counts.size, numbers.dtype)
+    if (filled := counts > 0).any():
+        least[filled] = np.minimum.reduceat(numbers, (np.cumsum(counts) - counts)[filled])
+    return least
 
 
-def _read_ends(reader: BitReader, events: int) -> golomb.Positions:
+def _levels(magnitudes: FloatVector, counts: Integers, scales: FloatVector) -> tuple[FloatVector, Integers]:
+    """Each magnitude's level at these scales, and the scales that are optimal in L2 for the levels."""
+    factors = _factors(magnitudes, np.repeat(scales, counts))
+    weights = np.maximum(group_sums(factors * factors, counts), 1)
+    return fitting(magnitude_sums(magnitudes * factors.astype(np.float64), counts) / weights), factors
+
+
+def _factors(magnitudes: FloatVector, scales: np.ndarray) -> Integers:
+    """The nearest of one, two and four for each magnitude over its scale."""
+    with np.errstate(over="ignore"):
+        return 1 + (magnitudes >= 1.5 * scales) + 2 * (magnitudes >= 3.0 * scales).astype(np.int64)
+
+
+def _stacked(groups: list[tuple[Integers, Integers]]) -> Marks:
+    sizes, counts = (np.concatenate(parts) for parts in zip(*groups, strict=True))
+    return Marks(sizes, counts)
+
+
+def _written(
+    marks: Marks,
+    groups: list[tuple[Integers, Integers]],
+    scales: FloatVector,
+    positions: Positions,
+    numbers: FloatVector,
+) -> bytes:
+    streams, unary = marks.write(positions)
+    fields = [write_counts(sizes, counts) for sizes, counts in groups]
+    signs = np.signbit(numbers).view(np.uint8)
+    return to_bytes([*fields, write_scales(scales[groups[0][1] > 0]), *streams, signs, unary])
+
+
+def _opened(payload: bytes, longest: int) -> BitReader:
+    if len(payload) > longest:
+        raise EnvelopeError(f"payload has {len(payload)} bytes, at most {longest} are possible")
+    return BitReader.of(payload)
+
+
+def _read_scales(reader: BitReader, counts: Integers) -> FloatVector:
+    scales = np.zeros(counts.size, np.float32)
+    scales[counts > 0] = read_scales(reader, int(np.count_nonzero(counts)))
+    return scales
+
+
+def _read_streams(reader: BitReader, marks: Marks, signs: int) -> tuple[Positions, Bits]:
+    read = marks.read(reader)
+    return marks.positions(read, _read_ends(reader, (bits := reader.take(signs)), marks)), bits
+
+
+def _read_ends(reader: BitReader, signs: Bits, marks: Marks) -> Integers:
     """Positions of the ones in the last stream; they must be as many as announced and end the payload."""
-    bits = reader.rest
+    bits, gaps = reader.rest, int(marks.gaps.sum())
     ends = np.flatnonzero(bits)
     used = int(ends[-1]) + 1 if ends.size else 0
-    if ends.size != events or bits.size - used > 7:
+    if ends.size != gaps or bits.size - used > 7:
         raise EnvelopeError(
-            f"the payload ends with {ends.size} gaps and {bits.size - used} free bits, not {events} gaps"
+            f"the payload ends with {ends.size} gaps and {bits.size - used} free bits, not {gaps} gaps"
         )
     return ends
-
-
-def _positions(ends: golomb.Positions, rest: golomb.Positions, count: _Count) -> golomb.Positions:
-    try:
-        return golomb.positions(ends, rest, count.modulus, count.size)
-    except ValueError as error:
-        raise EnvelopeError(str(error)) from None
-
-
-def _fill(part: FloatVector, positions: golomb.Positions, signs: Bits, scale: np.float32) -> None:
-    """Write one tensor's values, in place."""
-    values = np.where(signs, -scale, scale)
-    if _Count(part.size, signs.size).inverted:
-        marked = np.ones(part.size, np.bool_)
-        marked[positions] = False
-        part[marked] = values
-    else:
-        part[positions] = values

@@ -11,16 +11,23 @@ then a function of private outputs only.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.errors import ExchangeError
-from fedpeft.exchange.codecs import codec_named
+from fedpeft.exchange.codecs import AnyOf, Codec
+from fedpeft.exchange.context import Context
+from fedpeft.exchange.decoded import Positions
+from fedpeft.exchange.fields import fitting
+from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft.exchange.ternary import Ternary
 from fedpeft.exchange.update import Update
+from fedpeft_kernels.ternary import SIGNIFICAND_BITS, mean_magnitudes
 from fedpeft_kernels.threshold import largest
 
 Metrics = dict[str, float]
@@ -127,15 +134,14 @@ class Sparsify:
         return "sparsify"
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ExchangeError(f"density is {self.density}; it must be above 0 and at most 1")
+        _check_density(self.density)
 
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
         """Set all other values to zero."""
         size = update.values.size
-        count = min(size, max(1, round(self.density * size)))
-        values = np.where(largest(update.values, count), update.values, np.float32(0))
-        return update.with_values(values), {"density": np.count_nonzero(values) / max(1, size)}
+        support = largest(update.values, min(size, max(1, round(self.density * size))))
+        values, support = _kept(update.values, support)
+        return update.with_values(values, support), {"density": support.size / max(1, size)}
 
 
 @dataclass(frozen=True)
@@ -149,14 +155,69 @@ class Ternarise:
 
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
         """Measure ``error``: the L2 norm of the change over that of the input."""
-        return _fitted("ternary", update)
+        return _fitted(Ternary(), update)
+
+
+@dataclass(frozen=True)
+class StochasticTernarise:
+    """Give every tensor one magnitude at random, right on average: no residual is needed.
+
+    A value ``x`` becomes ``sign(x) s`` with probability ``|x| / s``, else 0, where ``s`` is the tensor's
+    largest magnitude or, if that is more, its mean magnitude over ``density``: the expected share of nonzero
+    values is at most the density. ``s`` is rounded up to 7 significant bits; a tensor more than 15 octaves
+    below the largest becomes zero. Source: TernGrad (Wen et al.
+    2017, arXiv 1705.07878), with a bound on the density.
+
+    The draws are reproducible: they come from the run, the round and the sender. The norm grows, by
+    ``sqrt(s / mean magnitude)`` in the square mean, so that a clip before it bounds nothing.
+
+    Attributes:
+        density: bound on the expected share of nonzero values, per tensor.
+        context: what both ends know of the message; set by `at`.
+    """
+
+    density: float
+    context: Context | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the step."""
+        return "stochastic_ternarise"
+
+    def __post_init__(self) -> None:
+        _check_density(self.density)
+
+    def __repr__(self) -> str:
+        return f"StochasticTernarise(density={self.density})"
+
+    def at(self, context: Context) -> StochasticTernarise:
+        """The step for one message."""
+        return replace(self, context=context)
+
+    def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
+        """Measure the ``density`` that came out."""
+        if self.context is None:
+            raise ExchangeError("stochastic_ternarise needs the message's context: bind the plan with at()")
+        key = hashlib.sha256(b"fedpeft-ternarise-1\0" + self.context.encode()).digest()
+        draws = np.random.Generator(np.random.PCG64(np.random.SeedSequence(int.from_bytes(key, "little"))))
+        layout, magnitudes = update.layout, np.abs(update.values)
+        scales = np.repeat(self._scales(magnitudes, layout), layout.sizes)
+        support = np.flatnonzero((draws.random(layout.size, np.float32) * scales < magnitudes) & (scales > 0))
+        values = np.zeros(layout.size, np.float32)
+        values[support] = np.copysign(scales[support], update.values[support])
+        return update.with_values(values, support), {"density": support.size / max(1, layout.size)}
+
+    def _scales(self, magnitudes: FloatVector, layout: Layout) -> FloatVector:
+        means = mean_magnitudes(magnitudes, layout.sizes)
+        peaks = np.maximum.reduceat(magnitudes, layout.offsets[:-1]) if layout.size else means
+        return fitting(np.maximum(peaks, means / self.density) * (1 + 2.0 ** (1 - SIGNIFICAND_BITS)))
 
 
 @dataclass(frozen=True)
 class Quantise:
-    """Round to what a dense codec carries, so that the residual is taken from what the receiver decodes."""
+    """Round to what a codec carries, so that the residual is taken from what the receiver decodes."""
 
-    codec: str
+    codec: Codec
 
     @property
     def name(self) -> str:
@@ -164,20 +225,86 @@ class Quantise:
         return "quantise"
 
     def __post_init__(self) -> None:
-        if codec_named(self.codec).name == "ternary":
-            raise ExchangeError("Quantise is for dense codecs; use Ternarise() for the ternary codec")
+        if isinstance(self.codec, Ternary | AnyOf):
+            step = "Ternarise()" if isinstance(self.codec, Ternary) else "Choose()"
+            raise ExchangeError(f"Quantise is not for the {self.codec.name} codec; use {step}")
 
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
         """Measure ``error``: the L2 norm of the change over that of the input."""
         return _fitted(self.codec, update)
 
 
+@dataclass(frozen=True)
+class Choose:
+    """Take the codec with the most energy per bit for this very vector.
+
+    Every member carries the vector at about the cost of ternary at ``density``; energy is the share of the
+    vector's squared norm that is decoded, bits are those of the bytes written.
+
+    Attributes:
+        codec: the members to choose from.
+        density: of ternary; sets the budget.
+    """
+
+    codec: AnyOf
+    density: float
+
+    @property
+    def name(self) -> str:
+        """Name of the step."""
+        return "choose"
+
+    def __post_init__(self) -> None:
+        _check_density(self.density)
+
+    def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
+        """Measure ``codec``, the number of the choice, and each member's ``energy_per_bit``."""
+        results = [(member, *self._tried(member, update)) for member in self.codec.members]
+        best = max(results, key=lambda result: result[2])
+        energy = {f"energy_per_bit.{member.name}": score for member, _, score in results}
+        return best[1], {"codec": float(best[0].id), **energy}
+
+    def _tried(self, codec: Codec, update: Update) -> tuple[Update, float]:
+        sparse = update
+        if share := _SHARES.get(codec.name):
+            sparse, _ = Sparsify(self.density * share).apply(update, {})
+        fitted, _ = _fitted(codec, sparse)
+        bits = 8 * len(codec.encode(fitted.values, fitted.layout, fitted.support))
+        whole, lost = l2(update.values) ** 2, l2(update.values - fitted.values) ** 2
+        return fitted, (1 - lost / whole) * update.layout.size / bits if whole else 0.0
+
+
+_SHARES = {"ternary": 1.0, "dead-zone": 0.75}
+"""Density of the sparse members of `Choose` over ternary's: seven levels take more bits per value."""
+
+
 def l2(values: NDArray[np.float32]) -> float:
     """L2 norm, summed in float64."""
-    return float(np.sqrt(np.square(values, dtype=np.float64).sum()))
+    return float(np.sqrt(np.einsum("i,i", values, values, dtype=np.float64)))
 
 
-def _fitted(codec: str, update: Update) -> tuple[Update, Metrics]:
-    values = codec_named(codec).fit(update.values, update.layout)
-    norm = l2(update.values)
-    return update.with_values(values), {"error": l2(update.values - values) / norm if norm else 0.0}
+def _kept(values: FloatVector, support: Positions) -> tuple[FloatVector, Positions]:
+    """Values outside of the support set to zero, and the support without zeros."""
+    numbers = values[support]
+    if not numbers.all():
+        support, numbers = support[numbers != 0], numbers[numbers != 0]
+    result = np.zeros_like(values)
+    result[support] = numbers
+    return result, support
+
+
+def _check_density(density: float) -> None:
+    if not 0 < density <= 1:
+        raise ExchangeError(f"density is {density}; it must be above 0 and at most 1")
+
+
+def _fitted(codec: Codec, update: Update) -> tuple[Update, Metrics]:
+    """The update as the codec carries it, and the relative error."""
+    values = codec.fit(update.values, update.layout, update.support)
+    if update.support is None:
+        before, after, support = update.values, values, None
+    else:
+        before, after = update.values[update.support], values[update.support]
+        support = update.support[after != 0]
+    norm = l2(before)
+    return update.with_values(values, support), {"error": l2(before - after) / norm if norm else 0.0}

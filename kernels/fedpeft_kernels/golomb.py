@@ -1,136 +1,98 @@
-"""Golomb codes of the gaps between marked positions, as vectorised bit arrays.
+"""Golomb codes of the gaps between marked positions, for many segments at once, as vectorised bit arrays.
 
 A gap ``g`` is written as its quotient ``g // M`` in unary (zeros, then a one) and its remainder in truncated
-binary. Quotients and remainders go to separate streams, which makes decoding a few numpy calls instead of
-a loop over bits. Source: Golomb 1966, "Run-length encodings"; Gallager and van Voorhis 1975 for the optimal
-parameter, here approximated in integers. Bits are uint8 arrays of 0 and 1.
+binary, where ``M`` belongs to the segment. Quotients and each bit plane of the remainders go to streams of
+their own, which makes both directions a few numpy calls over all gaps instead of a loop over bits. Source:
+Golomb 1966, "Run-length encodings"; Gallager and van Voorhis 1975 for the optimal parameter, here
+approximated in integers. Bits are uint8 arrays of 0 and 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bits = NDArray[np.uint8]
-Positions = NDArray[np.int64]
+Integers = NDArray[np.int64]
 
 
-def parameter(size: int, events: int) -> int:
-    """Golomb parameter for ``events`` marked positions among ``size``: ``floor(ln 2 / p + 1/6)``, at least 1.
+def parameters(sizes: Integers, events: Integers) -> Integers:
+    """Golomb parameter per segment with ``events`` of ``sizes`` positions marked.
 
-    ``p`` is the share of marked positions. Only integers are used, so that all platforms agree.
+    ``floor(ln 2 / p + 1/6)``, at least 1, where ``p`` is the share of marked positions; 1 where there are
+    none. Only integers are used, so that all platforms agree. Sizes are below 2^31.
     """
-    return max(1, (45426 * size + 10922 * events) // (65536 * events)) if events else 1
+    safe = np.maximum(events, 1)
+    return np.where(events > 0, np.maximum(1, (45426 * sizes + 10922 * safe) // (65536 * safe)), 1)
 
 
 @dataclass(frozen=True)
-class Remainder:
-    """The truncated binary code of numbers below ``modulus``.
+class Code:
+    """The codes of all gaps, in order of segment.
 
-    Numbers below ``cut`` take ``low`` bits, all others one more.
+    Attributes:
+        moduli: Golomb parameter of each gap, int64, shape ``(K,)``.
+        low: bits that every remainder of that segment takes.
+        cut: remainders from here on take one more.
     """
 
-    modulus: int
+    moduli: Integers
+    low: Integers
+    cut: Integers
+
+    @classmethod
+    def of(cls, moduli: Integers, events: Integers) -> Code:
+        """From one parameter and one number of gaps per segment."""
+        width = np.frexp(moduli - 1.0)[1].astype(np.int64)
+        low = np.maximum(width - 1, 0)
+        cut = np.where(moduli == 1, 1, (np.int64(1) << width) - moduli)
+        return cls(*(np.repeat(law, events) for law in (moduli, low, cut)))
 
     @property
-    def low(self) -> int:
-        """Bits that every number takes."""
-        return max(0, (self.modulus - 1).bit_length() - 1)
+    def planes(self) -> int:
+        """Number of bit planes: as many as the longest remainder has."""
+        return int(self.low.max(initial=0))
 
-    @property
-    def cut(self) -> int:
-        """The numbers below take no further bit."""
-        return (1 << (self.modulus - 1).bit_length()) - self.modulus
+    def pack(self, gaps: Integers) -> tuple[list[Bits], Bits]:
+        """Code the gaps, int64, shape ``(K,)``.
+
+        Returns:
+            The remainder streams (a plane for each bit, then the further bits) and the unary stream.
+        """
+        quotients, rest = np.divmod(gaps.astype(np.uint32), self.moduli.astype(np.uint32))
+        longer = rest >= self.cut
+        folded = rest + self.cut
+        high = np.where(longer, folded >> 1, rest)
+        planes = [((high >> p) & 1).astype(np.uint8)[self.low > p] for p in range(self.planes)]
+        return [*planes, (folded[longer] & 1).astype(np.uint8)], _unary(quotients)
+
+    def remainders(self, take: Callable[[int], Bits]) -> Integers:
+        """Read the remainder streams; every bit pattern is a valid code.
+
+        Args:
+            take: the next so many bits; raises when there are fewer.
+
+        Returns:
+            Remainders below the moduli, int64, shape ``(K,)``.
+        """
+        high = np.zeros(self.low.size, np.int64)
+        for plane in range(self.planes):
+            has = self.low > plane
+            high[has] |= take(int(np.count_nonzero(has))).astype(np.int64) << plane
+        longer = np.flatnonzero(high >= self.cut)
+        high[longer] = 2 * high[longer] + take(longer.size) - self.cut[longer]
+        return high
+
+    def gaps(self, ends: Integers, rest: Integers) -> Integers:
+        """Gaps from the ends of the unary codes in their stream and the remainders, int64, shape ``(K,)``."""
+        return (np.diff(ends, prepend=-1) - 1) * self.moduli + rest
 
 
-def pack(positions: Positions, modulus: int) -> tuple[list[Bits], Bits]:
-    """Code increasing positions of one tensor.
-
-    Args:
-        positions: strictly increasing, from 0, shape ``(K,)``.
-        modulus: the Golomb parameter.
-
-    Returns:
-        The remainder stream as parts (``low`` planes of ``K`` bits, then the further bits) and the unary
-        stream.
-    """
-    if modulus == 1:
-        return [], _marks(positions)
-    gaps = np.diff(positions, prepend=-1) - 1
-    quotients = gaps // modulus
-    code = Remainder(modulus)
-    rest = gaps - quotients * modulus
-    longer = rest >= code.cut
-    high = np.where(longer, (rest + code.cut) >> 1, rest)
-    planes = [((high >> plane) & 1).astype(np.uint8) for plane in range(code.low)]
-    further = ((rest[longer] + code.cut) & 1).astype(np.uint8)
-    return [*planes, further], _marks(np.cumsum(quotients + 1) - 1)
-
-
-def _marks(positions: Positions) -> Bits:
-    bits = np.zeros(int(positions[-1]) + 1 if positions.size else 0, np.uint8)
-    bits[positions] = 1
+def _unary(quotients: Integers) -> Bits:
+    ends = np.cumsum(quotients + 1)
+    bits = np.zeros(int(ends[-1]) if ends.size else 0, np.uint8)
+    bits[ends - 1] = 1
     return bits
-
-
-def remainders(bits: Bits, events: int, modulus: int) -> tuple[Positions, int]:
-    """Read the remainder stream of one tensor from the start of ``bits``.
-
-    Every bit pattern is a valid code, so that only the length can be wrong.
-
-    Returns:
-        Remainders below the modulus, shape ``(events,)``, and the number of bits read.
-
-    Raises:
-        ValueError: there are too few bits.
-    """
-    if modulus == 1:
-        return np.zeros(events, np.int64), 0
-    code = Remainder(modulus)
-    read = code.low * events
-    if read > bits.size:
-        raise ValueError("the remainder stream is cut off")
-    high = np.zeros(events, np.int64)
-    for plane in range(code.low):
-        high |= bits[plane * events : (plane + 1) * events].astype(np.int64) << plane
-    longer = np.flatnonzero(high >= code.cut)
-    if read + longer.size > bits.size:
-        raise ValueError("the remainder stream is cut off")
-    further = bits[read : read + longer.size]
-    high[longer] = 2 * high[longer] + further - code.cut
-    return high, read + longer.size
-
-
-def positions(ends: Positions, rest: Positions, modulus: int, size: int) -> Positions:
-    """Positions from the ends of the unary codes and the remainders, checked against the tensor's size.
-
-    Args:
-        ends: index of the one of each unary code, counted from the first bit of the tensor, shape ``(K,)``.
-        rest: remainders, shape ``(K,)``.
-        modulus: the Golomb parameter.
-        size: number of positions of the tensor.
-
-    Returns:
-        Strictly increasing positions below ``size``, shape ``(K,)``.
-
-    Raises:
-        ValueError: a position is outside the tensor.
-    """
-    if not ends.size:
-        return ends
-    events = ends.size
-    quotients = int(ends[-1]) + 1 - events
-    if quotients * modulus + events > size:
-        raise ValueError("a position lies outside its tensor")
-    if modulus == 1:
-        return ends
-    steps = np.diff(ends, prepend=-1) - 1
-    steps *= modulus
-    steps += rest
-    steps += 1
-    result = np.cumsum(steps) - 1
-    if int(result[-1]) >= size:
-        raise ValueError("a position lies outside its tensor")
-    return result

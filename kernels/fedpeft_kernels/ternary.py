@@ -1,36 +1,51 @@
-"""Mean magnitudes of tensors and vectors of one magnitude per tensor."""
+"""Mean magnitudes of tensors, and their rounding to the significand that a scale is sent with."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 SIGNIFICAND_BITS = 7
 """Bits of a scale's significand, the leading one included."""
+SUM_BITS = 31
+"""Bits of a magnitude when magnitudes are summed."""
 
 
-def mean_magnitudes(values: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean magnitude of the nonzero values of each tensor, 0 for a tensor of zeros.
+def mean_magnitudes(magnitudes: NDArray[np.floating], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean of each tensor's magnitudes, 0 for a tensor without any.
 
     This is the scale that is optimal in L2 for given signs and support (STC, Sattler et al. 2019,
     arXiv 1903.02891). A vector with this one magnitude never has a larger L2 norm than the vector it was
     made from, because a mean is at most the root of the mean square.
 
     Args:
-        values: float32, shape ``(N,)``.
-        offsets: starts of the tensors and the end, shape ``(T + 1,)``.
+        magnitudes: not negative, finite, shape ``(K,)``, in order of tensor.
+        counts: how many belong to each tensor, shape ``(T,)``, summing to ``K``.
 
     Returns:
-        float64, shape ``(T,)``; sums are float64.
+        float64, shape ``(T,)``.
     """
-    means = np.zeros(len(offsets) - 1)
-    for index, (start, end) in enumerate(pairwise(offsets)):
-        part = values[start:end]
-        if count := np.count_nonzero(part):
-            means[index] = np.abs(part).sum(dtype=np.float64) / count
-    return means
+    return magnitude_sums(magnitudes, counts) / np.maximum(counts, 1)
+
+
+def magnitude_sums(magnitudes: NDArray[np.floating], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sum of each tensor's magnitudes, float64, shape ``(T,)``; arguments as in `mean_magnitudes`.
+
+    Magnitudes are cut off to integers of 31 bits below the largest of all, so that the sums are exact: the
+    result does not depend on the order of addition, nor on the device.
+    """
+    exponent = int(np.frexp(magnitudes.max(initial=0))[1])
+    whole = (magnitudes * np.ldexp(1.0, SUM_BITS - exponent)).astype(np.int64)
+    return np.ldexp(group_sums(whole, counts).astype(np.float64), exponent - SUM_BITS)
+
+
+def group_sums(numbers: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sums of runs of numbers: the first ``counts[0]``, the next ``counts[1]`` and so on; 0 if empty."""
+    sums = np.zeros(counts.size, np.int64)
+    starts = np.cumsum(counts) - counts
+    if (filled := counts > 0).any():
+        sums[filled] = np.add.reduceat(numbers, starts[filled])
+    return sums
 
 
 def round_down(scales: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -41,23 +56,3 @@ def round_down(scales: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     fraction, exponent = np.frexp(scales)
     return np.ldexp(np.floor(np.ldexp(fraction, SIGNIFICAND_BITS)), exponent - SIGNIFICAND_BITS)
-
-
-def with_magnitudes(
-    values: NDArray[np.float32], offsets: NDArray[np.int64], scales: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Replace each nonzero value by its sign times the tensor's scale; zeros become +0.
-
-    Args:
-        values: float32, shape ``(N,)``.
-        offsets: starts of the tensors and the end, shape ``(T + 1,)``.
-        scales: magnitude per tensor, float32, shape ``(T,)``; 0 clears the tensor.
-
-    Returns:
-        float32, shape ``(N,)``.
-    """
-    result = np.sign(values)
-    for scale, start, end in zip(scales, offsets[:-1], offsets[1:], strict=True):
-        result[start:end] *= scale
-    result += np.float32(0.0)
-    return result

@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedpeft.adapters import naive_warning, product_error
+from fedpeft.adapters import Contribution, naive_warning, product_error
 from fedpeft.errors import FederationError
 from fedpeft.protocol import TRAIN
 from fedpeft.runstore import RunStore
@@ -23,7 +23,7 @@ from fedpeft_server.collect import Question, ask
 from fedpeft_server.messages import Inbox, Orders, next_entries
 from fedpeft_server.roster import Roster, sample
 from fedpeft_server.setup import Setup, prepare
-from fedpeft_server.state import Contribution, GlobalState
+from fedpeft_server.state import GlobalState, digest
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -120,10 +120,11 @@ class Coordinator:
             self.roster.keys, self.setup.config.federation.participation, self.setup.config.run.seed, number
         )
         asked = [name for name in chosen if name in self.roster.members]
-        self.state, release = self.state.publish(self.setup.down, number)
+        context = self.setup.down_context(number, digest(self.state))
+        self.state, release = self.state.publish(self.setup.down.at(context), number)
         orders = Orders(self.setup, self.state, release, number)
         replies = self._ask(grid, asked, orders)
-        inbox = Inbox(self.setup, self.state, number, self.entries)
+        inbox = Inbox(self.setup, self.state, number, orders.released, self.entries)
         inbox.refused |= {name: "not online" for name in chosen if name not in self.roster.members}
         measured = self._absorb(asked, replies, inbox)
         self.roster.settle(asked, inbox.accepted, number)
@@ -220,6 +221,7 @@ def _event(
         "applied": False,
         "replies": len(accepted),
         "refused": dict(sorted(inbox.refused.items())),
+        "codecs": dict(sorted(inbox.codecs.items())),
         "bytes_up": inbox.bytes_up,
         "bytes_down": orders.bytes_down,
         "values_up": inbox.values,

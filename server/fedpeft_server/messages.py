@@ -5,29 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 from flwr.app import Message, RecordDict
 
 from fedpeft.errors import FederationError, FedPeftError
 from fedpeft.exchange import (
     OVERHEAD_BYTES,
     Context,
-    FloatVector,
+    Decoded,
     Update,
-    codec_named,
+    bound,
+    codec_of,
     entropy_bits,
     open_envelope,
     seal,
 )
-from fedpeft.protocol import COORDINATOR, NO_STATE, TrainReply, TrainTask, pack, unpack
+from fedpeft.protocol import NO_STATE, Broadcast, TrainReply, TrainTask, pack, unpack
 from fedpeft.runstore import write_atomic
 from fedpeft.training import LocalPlan
 from fedpeft.trust import Verifier
+from fedpeft_server.broadcasts import START
 from fedpeft_server.roster import Member
 from fedpeft_server.setup import WHOLE, Setup
 from fedpeft_server.state import GlobalState, Release, digest
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one member is sent: the kind of broadcast, the round it starts from, and the envelopes."""
+
+    kind: Broadcast
+    since: int
+    links: list[bytes]
 
 
 @dataclass
@@ -39,43 +48,65 @@ class Orders:
     release: Release
     round: int
     bytes_down: int = 0
-    _made: dict[str, bytes] = field(default_factory=dict)
+    _made: dict[int, Order] = field(default_factory=dict[int, Order])
+    _followed: set[str] = field(default_factory=set[str])
+
+    def __post_init__(self) -> None:
+        if self.release.kind == "delta" and self.release.update is not None:
+            context = self.setup.down_context(self.round, self.release.before)
+            data = seal(self.release.update, self.release.plan, context, self.setup.signer)
+            self.setup.broadcasts.put(self.round, data)
 
     def content(self, member: Member) -> RecordDict:
-        """The order for one member: a delta if it holds the round before, else the whole state."""
-        kind = self.release.kind
-        if kind == "delta" and self.round - 1 not in member.versions:
-            kind = "full"
-        if kind not in self._made:
-            self._made[kind] = self._envelope(kind)
-        blob = self._made[kind]
+        """The order for one member: the broadcasts it has missed, or the whole state if that is shorter."""
+        order = self._order(max((v for v in member.versions if v < self.round), default=START))
+        if order.kind == "delta":
+            self._followed.add(member.name)
+        blob = b"".join(order.links)
         self.bytes_down += len(blob)
-        return pack(self._task(kind), blob)
+        return pack(self._task(order), blob)
 
-    def _task(self, kind: str) -> TrainTask:
+    def released(self, name: str) -> Decoded | None:
+        """The newest broadcast delta, if this member was sent it."""
+        update = self.release.update
+        if update is None or name not in self._followed:
+            return None
+        return Decoded(update.layout, update.values)
+
+    def _order(self, since: int) -> Order:
+        if since not in self._made:
+            self._made[since] = self._write(since)
+        return self._made[since]
+
+    def _write(self, since: int) -> Order:
+        if self.release.kind == "none":
+            return Order("none", 0, [])
+        whole = OVERHEAD_BYTES + WHOLE.codec.max_bytes(self.state.layout)
+        if self.release.kind == "delta":
+            links = self.setup.broadcasts.chain(since, self.round, whole)
+            if links is not None:
+                return Order("delta", since, links)
+        return Order("full", 0, [self._whole()])
+
+    def _task(self, order: Order) -> TrainTask:
         federation = self.setup.config.federation
         return TrainTask(
             round=self.round,
             steps=federation.local_steps,
             lr=LocalPlan.of(federation, self.round).lr,
-            broadcast=kind,
-            before=self.release.before if kind == "delta" else NO_STATE,
+            broadcast=order.kind,
+            since=order.since,
+            sizes=[len(link) for link in order.links],
             state=digest(self.state),
             ranks=self.state.ranks,
             expires=time.time() + federation.deadline,
         )
 
-    def _envelope(self, kind: str) -> bytes:
-        if kind == "none" or self.release.update is None:
-            return b""
-        plan, update, before = self.setup.down, self.release.update, self.release.before
-        if kind == "full":
-            plan, before = WHOLE, NO_STATE
-            update = Update(self.state.layout, self.state.held, self.round, 0)
-        context = Context(self.setup.run_id, self.round, COORDINATOR, before, "down")
-        data = seal(update, plan, context, self.setup.signer)
-        name = "broadcast" if kind == self.release.kind else "broadcast-full"
-        write_atomic(self.setup.run / "updates" / f"r{self.round:02d}" / f"{name}.fpd", data)
+    def _whole(self) -> bytes:
+        path = self.setup.run / "updates" / f"r{self.round:02d}" / "broadcast-full.fpd"
+        update = Update(self.state.layout, self.state.held, self.round, 0)
+        data = seal(update, WHOLE, self.setup.down_context(self.round, NO_STATE), self.setup.signer)
+        write_atomic(path, data)
         return data
 
 
@@ -86,22 +117,24 @@ class Inbox:
     setup: Setup
     state: GlobalState
     round: int
+    released: Callable[[str], Decoded | None]
     entries: dict[str, int]
     accepted: dict[str, TrainReply] = field(default_factory=dict)
+    codecs: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
     kept: int = 0
     values: int = 0
     entropy: float = 0.0
 
-    def open(self, member: Member, message: Message | None) -> FloatVector | None:
+    def open(self, member: Member, message: Message | None) -> Decoded | None:
         """The values of one member's update, or None with the cause in ``refused``."""
         if message is None:
             self.refused[member.name] = "no reply before the deadline"
             return None
         return self._isolated(member.name, lambda: self._open(member, message))
 
-    def _isolated(self, name: str, work: Callable[[], FloatVector]) -> FloatVector | None:
+    def _isolated(self, name: str, work: Callable[[], Decoded]) -> Decoded | None:
         try:
             return work()
         except FedPeftError as error:
@@ -110,17 +143,18 @@ class Inbox:
             self.refused[name] = f"unreadable reply ({type(error).__name__})"
         return None
 
-    def _open(self, member: Member, message: Message) -> FloatVector:
-        layout = self.state.node_layout(member.name)
-        limit = OVERHEAD_BYTES + codec_named(self.setup.up).max_bytes(layout)
-        reply, blob = unpack(message, TrainReply, limit)
+    def _open(self, member: Member, message: Message) -> Decoded:
+        layout, codec = self.state.node_layout(member.name), self.setup.up
+        reply, blob = unpack(message, TrainReply, OVERHEAD_BYTES + codec.max_bytes(layout))
         self.bytes_up += len(blob)
         self._check(reply, member.name)
         context = Context(self.setup.run_id, self.round, member.name, digest(self.state), "up")
-        values = open_envelope(blob, layout, self.setup.up, context, Verifier(member.key))
+        codec = bound(codec, context, self.released(member.name))
+        values = open_envelope(blob, layout, codec, context, Verifier(member.key))
         folder = self.setup.run / "updates" / f"r{self.round:02d}"
         write_atomic(folder / f"{member.name}.fpd", blob)
-        self._measure(values, layout)
+        self._measure(values)
+        self.codecs[member.name] = codec_of(blob, codec)
         self.accepted[member.name] = reply
         return values
 
@@ -132,11 +166,11 @@ class Inbox:
         if len(reply.ledger) != 32 or reply.ledger_entry <= self.entries.get(name, 0):
             raise FederationError("its privacy ledger went back: it was rolled back or replaced")
 
-    def _measure(self, values: FloatVector, layout: Any) -> None:
-        self.values += values.size
-        self.kept += int(np.count_nonzero(values))
-        if self.setup.up == "ternary":
-            self.entropy += entropy_bits(values, layout)
+    def _measure(self, values: Decoded) -> None:
+        self.values += values.layout.size
+        self.kept += values.nonzero
+        if self.setup.up.name == "ternary":
+            self.entropy += entropy_bits(values, values.layout)
 
 
 def next_entries(entries: dict[str, int], accepted: dict[str, TrainReply]) -> dict[str, int]:

@@ -10,15 +10,16 @@ from fedpeft.adapters import attach
 from fedpeft.bases import load_base
 from fedpeft.config import Config
 from fedpeft.errors import RunError
-from fedpeft.exchange import ExchangePlan, plan_from_config
+from fedpeft.exchange import Codec, Context, DenseFp32, ExchangePlan, codec_from_config, plan_from_config
 from fedpeft.protocol import COORDINATOR, run_id, state_digest
 from fedpeft.runstore import RunStore
 from fedpeft.trust import Signer
+from fedpeft_server.broadcasts import Broadcasts
 from fedpeft_server.roster import Agreed
 from fedpeft_server.state import GlobalState, digest, initial_state
 
 KEY_FILE = "coordinator.key"
-WHOLE = ExchangePlan((), "dense-fp32")
+WHOLE = ExchangePlan((), DenseFp32())
 """How a state travels when a node holds nothing that a delta could change."""
 
 
@@ -35,6 +36,7 @@ class Setup:
         initial: the state before round 1.
         up: codec of the updates.
         down: plan of the broadcast, without a residual: the exact state is the residual.
+        broadcasts: those of earlier rounds.
     """
 
     run: Path
@@ -43,8 +45,13 @@ class Setup:
     signer: Signer
     agreed: Agreed
     initial: GlobalState
-    up: str
+    up: Codec
     down: ExchangePlan
+    broadcasts: Broadcasts
+
+    def down_context(self, round: int, before: bytes) -> Context:
+        """What both ends know of a broadcast that applies to the state of digest ``before``."""
+        return Context(self.run_id, round, COORDINATOR, before, "down")
 
     @property
     def quorum(self) -> int:
@@ -63,7 +70,7 @@ def prepare(run: Path, config: Config) -> Setup:
     down = plan_from_config(config.exchange.down.model_copy(update={"error_feedback": False}), private=False)
     base = load_base(config.base, _num_labels(run, config))
     attached = attach(base, config.adapter, config.run.seed)
-    state = initial_state(attached.law, attached.layout, attached.initial(), config.federation.server)
+    state = initial_state(config, attached.law, attached.layout, attached.initial())
     start = digest(state) if attached.law else state_digest(attached.layout, attached.initial())
     signer, identity = Signer.load_or_create(run / KEY_FILE), run_id(config)
     agreed = Agreed(
@@ -73,7 +80,9 @@ def prepare(run: Path, config: Config) -> Setup:
         state=start,
         key=signer.public,
     )
-    return Setup(run, config, identity, signer, agreed, state, config.exchange.up.codec, down)
+    exchange = config.exchange
+    up, kept = codec_from_config(exchange.up), Broadcasts(run / "updates", exchange.cache_rounds)
+    return Setup(run, config, identity, signer, agreed, state, up, down, kept)
 
 
 def _num_labels(run: Path, config: Config) -> int | None:
@@ -84,6 +93,3 @@ def _num_labels(run: Path, config: Config) -> int | None:
         return len(json.loads(RunStore(run).labels.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise RunError(f"{run} has no file with the agreed classes; prepare the run again") from None
-
-
-__all__ = ["COORDINATOR", "KEY_FILE", "WHOLE", "Setup", "prepare"]

@@ -11,14 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedpeft.adapters import FactorLaw, FactorState, mean_step
-from fedpeft.config.models import ServerOptimiserConfig
+from fedpeft.adapters import Contribution, FactorLaw, FactorState, mean_step
+from fedpeft.config.models import Config, ServerOptimiserConfig
 from fedpeft.errors import ConfigError
 from fedpeft.exchange import ExchangePlan, FloatVector, Layout, Update
 from fedpeft.protocol import Broadcast, state_digest
 from fedpeft_server.optimisers import Moments, Vector, step
-
-Contribution = tuple[str, float, FloatVector]
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,13 @@ class Release:
     Attributes:
         kind: not at all (the agreed starting state), by a delta, or as a whole.
         update: the delta or the whole, as the codec carries it; None for the starting state.
+        plan: what a delta has passed.
         before: digest of the state that a delta applies to.
     """
 
     kind: Broadcast
     update: Update | None
+    plan: ExchangePlan
     before: bytes
 
 
@@ -64,7 +64,7 @@ class GlobalState(Protocol):
         ...
 
     def publish(self, plan: ExchangePlan, round: int) -> tuple[GlobalState, Release]:
-        """Bring what nodes hold up to the exact state, as far as the plan carries it."""
+        """Bring what nodes hold up to the exact state, as far as the plan (of this round) carries it."""
         ...
 
     def absorb(self, round: int, contributions: Iterable[Contribution]) -> tuple[GlobalState, dict[str, Any]]:
@@ -94,7 +94,7 @@ class VectorState:
     """Values that are averaged: the exact ones and those that nodes hold.
 
     The broadcast is what the plan carries of ``exact - held``; what it does not carry stays in the
-    difference and is sent later: error feedback without a residual of its own.
+    difference and is sent later: error feedback without a residual of its own. Without feedback it is lost.
 
     Attributes:
         layout: the exchanged tensors.
@@ -102,6 +102,7 @@ class VectorState:
         exact: float64, shape ``(layout.size,)``.
         held: float32, same shape.
         moments: what the optimiser remembers.
+        feedback: whether what a broadcast does not carry is sent later.
     """
 
     layout: Layout
@@ -109,6 +110,7 @@ class VectorState:
     exact: Vector
     held: FloatVector
     moments: Moments = field(default_factory=Moments)
+    feedback: bool = True
 
     @property
     def ranks(self) -> list[int]:
@@ -128,10 +130,12 @@ class VectorState:
         """A delta from the second round on."""
         before = digest(self)
         if round == 1:
-            return self, Release("none", None, before)
+            return self, Release("none", None, plan, before)
         missing = (self.exact - self.held).astype(np.float32)
         update, _ = plan.run(Update(self.layout, missing, round, 0), {})
-        return replace(self, held=self.held + update.values), Release("delta", update, before)
+        held = self.held + update.values
+        exact = self.exact if self.feedback else held.astype(np.float64)
+        return replace(self, held=held, exact=exact), Release("delta", update, plan, before)
 
     def absorb(self, round: int, contributions: Iterable[Contribution]) -> tuple[VectorState, dict[str, Any]]:
         """The optimiser's step along the mean, float64 in order of name."""
@@ -194,8 +198,8 @@ class FactorsState:
     def publish(self, plan: ExchangePlan, round: int) -> tuple[FactorsState, Release]:
         """The factors as they are, once there are some."""
         if not any(self.ranks):
-            return self, Release("none", None, digest(self))
-        return self, Release("full", Update(self.layout, self.held, round, 0), digest(self))
+            return self, Release("none", None, plan, digest(self))
+        return self, Release("full", Update(self.layout, self.held, round, 0), plan, digest(self))
 
     def absorb(
         self, round: int, contributions: Iterable[Contribution]
@@ -217,16 +221,15 @@ class FactorsState:
         return self.arrays()
 
 
-def initial_state(
-    law: FactorLaw | None, layout: Layout, values: FloatVector, optimiser: ServerOptimiserConfig
-) -> GlobalState:
+def initial_state(config: Config, law: FactorLaw | None, layout: Layout, values: FloatVector) -> GlobalState:
     """The state before round 1.
 
     Raises:
         ConfigError: an optimiser with moments was asked for factors, which have no fixed coordinates.
     """
+    optimiser, feedback = config.federation.server, config.exchange.down.error_feedback
     if law is None:
-        return VectorState(layout, optimiser, values.astype(np.float64), values)
+        return VectorState(layout, optimiser, values.astype(np.float64), values, feedback=feedback)
     if optimiser.name != "mean":
         raise ConfigError(
             f"federation.server.name = {optimiser.name!r} needs a fixed vector; with adapter.aggregation = "

@@ -13,6 +13,7 @@ from fedpeft.adapters.methods import method_key
 from fedpeft.config import Config, config_hash
 from fedpeft.config.models import EMBEDDED
 from fedpeft.errors import RunError
+from fedpeft.exchange.codecs import codec_named
 from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.measure import entropy_bits
@@ -218,7 +219,7 @@ def _coded(store: RunStore, config: Config, layout: Layout) -> tuple[float | Non
                 continue
             data = path.read_bytes()
             bits += 8 * len(data)
-            bound += entropy_bits(decode_body(data[:-SIGNATURE_BYTES], layout, codec), layout)
+            bound += entropy_bits(decode_body(data[:-SIGNATURE_BYTES], layout, codec_named(codec)), layout)
             count += layout.size
     return (bits / count, bound / count) if count else (None, None)
 

@@ -28,12 +28,12 @@ class Coordinator:
     def first_task(self, **changes):
         import time
 
-        from fedpeft.protocol import NO_STATE, TrainTask
+        from fedpeft.protocol import TrainTask
         from fedpeft_clients.tasks import greet
 
         state = greet(self.home, self.hello()).state
         lr = self.home.config.federation.lr
-        task = TrainTask(1, 2, lr, "none", NO_STATE, state, [], time.time() + 600)
+        task = TrainTask(1, 2, lr, "none", 0, [], state, [], time.time() + 600)
         return replace(task, **changes)
 
 

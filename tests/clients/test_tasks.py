@@ -55,7 +55,11 @@ def test_a_repeated_order_sends_the_stored_bytes_and_spends_nothing(organisation
         ({"lr": 1.0}, "learning rate 1 exceeds"),
         ({"expires": 1.0}, "has expired"),
         ({"state": bytes(32)}, "not the one announced"),
-        ({"broadcast": "delta", "round": 2, "lr": 1e-4}, "has 0 bytes"),
+        ({"broadcast": "delta", "since": 1, "round": 2, "lr": 1e-4}, "do not fit its order"),
+        ({"broadcast": "delta", "since": 2, "round": 2, "lr": 1e-4}, "do not fit its order"),
+        ({"broadcast": "delta", "since": 3, "round": 2, "lr": 1e-4}, "do not fit its order"),
+        ({"broadcast": "full", "round": 2, "lr": 1e-4}, "do not fit its order"),
+        ({"sizes": [0]}, "do not fit its order"),
         ({"broadcast": "surprise"}, "unknown kind"),
     ],
 )
@@ -111,7 +115,7 @@ def federation_round_two(organisation, request):
     """A node after round 1, and the order for round 2."""
     from dataclasses import replace
 
-    from fedpeft.exchange import Context, ExchangePlan, Update, seal
+    from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Update, seal
     from fedpeft.protocol import COORDINATOR, NO_STATE, run_id, state_digest
     from fedpeft_clients.desk import Desk
 
@@ -122,9 +126,10 @@ def federation_round_two(organisation, request):
     values = desk.attached.initial() + np.float32(0.01)
     update = Update(desk.attached.layout, values, 2, 0)
     context = Context(run_id(home.config), 2, COORDINATOR, NO_STATE, "down")
-    blob = seal(update, ExchangePlan((), "dense-fp32"), context, coordinator.signer)
+    blob = seal(update, ExchangePlan((), DenseFp32()), context, coordinator.signer)
     state = state_digest(desk.attached.layout, values)
-    return home, replace(first, round=2, lr=1e-4, broadcast="full", state=state), blob
+    task = replace(first, round=2, lr=1e-4, broadcast="full", sizes=[len(blob)], state=state)
+    return home, task, blob
 
 
 def test_a_whole_state_is_trained_from(federation_round_two):
@@ -141,6 +146,87 @@ def test_changed_broadcast_bytes_are_refused(federation_round_two):
     home, task, blob = federation_round_two
     with pytest.raises(EnvelopeError, match="does not verify"):
         train(home, task, blob[:-1] + bytes([blob[-1] ^ 1]))
+
+
+class Chain:
+    """A coordinator's broadcasts of random deltas, and the orders that send them."""
+
+    def __init__(self, home, coordinator):
+        from fedpeft_clients.desk import Desk
+
+        self.coordinator, self.desk = coordinator, Desk.of(home)
+        self.states = {1: self.desk.attached.initial()}
+        self.links = {}
+        for round in (2, 3):
+            self._broadcast(round)
+
+    def _broadcast(self, round):
+        from fedpeft.exchange import Context, Update, plan_from_config, seal
+        from fedpeft.protocol import COORDINATOR, state_digest
+
+        layout, before = self.desk.attached.layout, self.states[round - 1]
+        down = self.desk.home.config.exchange.down.model_copy(update={"error_feedback": False})
+        plan = plan_from_config(down, private=False)
+        noise = np.random.default_rng(round).normal(size=layout.size).astype(np.float32)
+        update, _ = plan.run(Update(layout, noise, round, 0), {})
+        context = Context(self.desk.run, round, COORDINATOR, state_digest(layout, before), "down")
+        self.links[round] = seal(update, plan, context, self.coordinator.signer)
+        self.states[round] = before + update.values
+
+    def order(self, round, since):
+        from fedpeft.protocol import state_digest
+
+        links = [self.links[number] for number in range(since + 1, round + 1)]
+        state = state_digest(self.desk.attached.layout, self.states[round])
+        sizes = [len(link) for link in links]
+        facts = {
+            "round": round,
+            "lr": 1e-4,
+            "broadcast": "delta",
+            "since": since,
+            "sizes": sizes,
+            "state": state,
+        }
+        return self.coordinator.first_task(**facts), b"".join(links)
+
+
+def test_a_node_that_missed_rounds_follows_their_broadcasts_and_keeps_its_residual(organisation):
+    from fedpeft_clients.state import load_state
+
+    home, coordinator = organisation()
+    train(home, coordinator.first_task(), b"")
+    first = load_state(home.states, 1)
+    chain = Chain(home, coordinator)
+    train(home, *chain.order(3, since=1))
+    third = load_state(home.states, 3)
+    assert np.array_equal(third.values, chain.states[3])
+    assert not load_state(home.states, 2)
+
+    stranger, other = organisation("newcomer")
+    other.first_task()
+    train(stranger, *chain.order(3, since=1))
+    assert np.array_equal(load_state(stranger.states, 3).values, chain.states[3])
+    alone = load_state(stranger.states, 3).residuals["residual"]
+    assert first.residuals["residual"].any()
+    assert not np.array_equal(third.residuals["residual"], alone)
+
+
+def test_links_of_another_chain_are_refused(organisation):
+    from dataclasses import replace
+
+    from fedpeft.errors import EnvelopeError
+
+    home, coordinator = organisation()
+    train(home, coordinator.first_task(), b"")
+    chain = Chain(home, coordinator)
+    task, blob = chain.order(3, since=1)
+    swapped = chain.links[3] + chain.links[2]
+    with pytest.raises(EnvelopeError, match=r"does not verify|has \d+ bytes"):
+        train(home, replace(task, sizes=task.sizes[::-1]), swapped)
+    with pytest.raises(FederationError, match="does not hold the state of round 2"):
+        train(home, *chain.order(3, since=2))
+    with pytest.raises(FederationError, match="not the one announced"):
+        train(home, replace(task, state=bytes(32)), blob)
 
 
 @pytest.mark.parametrize("privacy", [{}, PRIVATE])

@@ -9,7 +9,7 @@ from fedpeft.errors import FederationError
 from fedpeft.protocol import Hello, TrainReply, TrainTask, pack, run_id, unpack
 
 REPLY = TrainReply(round=2, steps=3, train_s=1.5, epsilon=0.0, ledger_entry=2, ledger=b"x" * 32)
-TASK = TrainTask(1, 2, 0.1, "none", bytes(32), bytes(32), [0, 3], 5.0)
+TASK = TrainTask(1, 2, 0.1, "delta", 1, [40, 2], bytes(32), [0, 3], 5.0)
 
 
 def message(content) -> Message:

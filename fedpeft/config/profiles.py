@@ -1,0 +1,58 @@
+"""Bandwidth profiles: named settings that belong together, for ``exchange.profile``.
+
+A profile fills in settings that are not given: in a file those of the file win, and a profile given with
+``--set`` wins over the file but not over other ``--set`` options. What each was measured to keep of the gain
+of dense exchange stands beside it, from ``fedpeft bench federation`` (docs/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Settings for a bandwidth.
+
+    Attributes:
+        purpose: when to choose it.
+        measured: bytes and quality on the embedded federation, against dense fp32 exchange.
+        settings: dotted keys and values.
+    """
+
+    purpose: str
+    measured: str
+    settings: Mapping[str, Any]
+
+
+def _both_ways(**settings: Any) -> dict[str, Any]:
+    return {f"exchange.{way}.{key}": value for way in ("up", "down") for key, value in settings.items()}
+
+
+PROFILES: Mapping[str, Profile] = {
+    "drop-in": Profile(
+        purpose="nodes train with AdamW as they would alone; nothing to tune",
+        measured="",
+        settings={
+            "federation.optimiser": "adamw",
+            **_both_ways(codec="ternary", density=0.2, error_feedback=True),
+        },
+    ),
+    "thin": Profile(
+        purpose="slow lines: SGD with momentum makes updates that few values carry; Adam at the coordinator",
+        measured="",
+        settings={
+            "federation.optimiser": "sgd",
+            "federation.momentum": 0.9,
+            "federation.server.name": "adam",
+            **_both_ways(codec="ternary", density=0.05, error_feedback=True),
+        },
+    ),
+    "private": Profile(
+        purpose="after DP-SGD: noise is dense, so every value is sent as its sign",
+        measured="",
+        settings=_both_ways(codec="sign", error_feedback=True),
+    ),
+}
