@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.fedpeft-setup
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow test-gpu lint bench clean
+.PHONY: setup demo test test-slow test-gpu fuzz lint bench clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ test-slow: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]' -c constraints.txt
+	$(BIN)/python tests/fuzz/fuzz_envelopes.py --runs 1000000
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ weights. For ``lora/naive`` it is not, and `product_error` measures by how much.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,14 @@ def weighted_sum(size: int, contributions: Iterable[Contribution]) -> tuple[Floa
         ExchangeError: nothing to aggregate, a bad weight, a wrong order or a vector that does not fit.
     """
     total, weights = np.zeros(size, np.float32), 0.0
-    for _, weight, values in _checked(contributions):
+    last: str | None = None
+    for node, weight, values in contributions:
+        last = _checked(node, weight, last)
         if values.layout.size != size:
             raise ExchangeError(f"expected {size} values, got {values.layout.size}")
         values.add_to(total, weight)
         weights += weight
+        del values  # before the next one is decoded
     if not weights:
         raise ExchangeError("there is nothing to aggregate: no node contributed")
     return total, weights
@@ -48,11 +51,14 @@ def mean_step(size: int, contributions: Iterable[Contribution]) -> Wide:
 
 def normalised(contributions: Iterable[Contribution]) -> list[Contribution]:
     """The contributions with weights that sum to 1, checked as in `mean_step`."""
-    checked = list(_checked(contributions))
-    if not checked:
+    given = list(contributions)
+    if not given:
         raise ExchangeError("there is nothing to aggregate: no node contributed")
-    total = sum(weight for _, weight, _ in checked)
-    return [(node, weight / total, values) for node, weight, values in checked]
+    last: str | None = None
+    for node, weight, _ in given:
+        last = _checked(node, weight, last)
+    total = sum(weight for _, weight, _ in given)
+    return [(node, weight / total, values) for node, weight, values in given]
 
 
 def product_error(layout: Layout, start: FloatVector, contributions: Iterable[Contribution]) -> float:
@@ -91,14 +97,10 @@ def _product_norm(b: Sequence[Wide], a: Sequence[Wide]) -> float:
     return float(np.linalg.norm(left @ right.T))
 
 
-def _checked(contributions: Iterable[Contribution]) -> Iterator[Contribution]:
-    last: str | None = None
-    for node, weight, values in contributions:
-        if last is not None and node <= last:
-            raise ExchangeError(
-                f"contributions must come in rising order of node; {node!r} came after {last!r}"
-            )
-        if not np.isfinite(weight) or weight <= 0:
-            raise ExchangeError(f"the weight of {node!r} is {weight}; it must be positive")
-        last = node
-        yield node, float(weight), values
+def _checked(node: str, weight: float, last: str | None) -> str:
+    """The node, if it comes after the last one and its weight counts."""
+    if last is not None and node <= last:
+        raise ExchangeError(f"contributions must come in rising order of node; {node!r} came after {last!r}")
+    if not np.isfinite(weight) or weight <= 0:
+        raise ExchangeError(f"the weight of {node!r} is {weight}; it must be positive")
+    return node

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from fedpeft.exchange.layout import FloatVector, Layout
 
-Positions = NDArray[np.intp]
+Positions = NDArray[np.integer]
+
+_RUN = 1 << 16  # positions that are widened at a time
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ class Decoded:
         numbers = self.numbers if weight == 1.0 else self.numbers * np.float32(weight)
         if self.positions is None:
             total += numbers
-        else:
-            total[self.positions] += numbers
+            return
+        for start in range(0, self.positions.size, _RUN):
+            run = slice(start, start + _RUN)
+            np.add.at(total, self.positions[run].astype(np.intp), numbers[run])
 
     @property
     def nonzero(self) -> int:

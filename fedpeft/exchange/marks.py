@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fedpeft.errors import EnvelopeError
 from fedpeft.exchange.bits import BitReader, Bits
 from fedpeft.exchange.decoded import Positions
-from fedpeft_kernels.golomb import Code, Integers, parameters
+from fedpeft_kernels.golomb import Code, Integers, Small, parameters
 
 Flags = NDArray[np.bool_]
 
@@ -36,7 +36,7 @@ _TRIPLE_BITS = ((_TRIPLES[:, None] >> np.array([2, 1, 0])) & 1).astype(np.uint8)
 class Read:
     """What a payload says of marks before its last stream: remainders, and the segments coded bit by bit."""
 
-    rest: Integers
+    rest: Small
     triples: Bits
     bitmap: Bits
 
@@ -46,7 +46,7 @@ class Marks:
     """The code for one number of marks per segment.
 
     Attributes:
-        sizes: positions of each segment, int64, shape ``(S,)``; together below 2^30.
+        sizes: positions of each segment, int64, shape ``(S,)``; together at most 2^29.
         counts: marked ones, same shape, each at most its size.
     """
 
@@ -97,7 +97,7 @@ class Marks:
             triples, bitmap = (self._cut_out(flags, kind) for kind in self._kinds[1:])
             positions = np.flatnonzero(flags)
         starts, first = self.offsets[:-1][self.gaps > 0], (np.cumsum(self.gaps) - self.gaps)[self.gaps > 0]
-        gaps = np.diff(positions, prepend=-1) - 1
+        gaps = np.diff(positions.astype(np.int32), prepend=np.int32(-1)) - np.int32(1)
         gaps[first] = positions[first] - starts
         planes, unary = self._code.pack(gaps)
         return [*planes, *_huffman(triples), bitmap], unary
@@ -113,17 +113,17 @@ class Marks:
         triples = _unhuffman(reader, int(widths.sum()) // 3)
         return Read(rest, triples, reader.take(int(self._padded(self._kinds[2]).sum())))
 
-    def positions(self, read: Read, ends: Integers) -> Positions:
+    def positions(self, read: Read, ends: Small) -> Positions:
         """The positions that `write` was given.
 
         Args:
             read: from `read`.
-            ends: index of each one in the unary stream, as many as there are gaps.
+            ends: index of each one in the unary stream, as many as there are gaps, int32.
 
         Raises:
             EnvelopeError: a position lies outside its segment, or a segment has another number of marks.
         """
-        found = self._resolved(self._code.gaps(ends, read.rest))
+        found = self._resolved(read.rest, ends)
         if self._plain:
             return found
         flags = np.zeros(int(self.offsets[-1]), np.bool_)
@@ -133,15 +133,23 @@ class Marks:
         self._flip(flags)
         return np.flatnonzero(flags)
 
-    def _resolved(self, gaps: Integers) -> Integers:
-        """Positions from gaps, checked against the sizes."""
-        reach = np.cumsum(gaps + 1)
+    def _resolved(self, rest: Small, ends: Small) -> Small:
+        """Positions from remainders and unary codes, checked against the sizes."""
         last = np.cumsum(self.gaps)
-        before = np.concatenate([[0], reach])[last - self.gaps]
-        after = np.concatenate([[0], reach])[last]
-        if np.any(after - before > self.sizes):
+        first = last - self.gaps
+        quotients = _before(ends, last, -1) - _before(ends, first, -1) - self.gaps
+        if np.any(quotients * parameters(self.sizes, self.gaps) + self.gaps > self.sizes):
             raise EnvelopeError("a position lies outside its tensor")
-        return reach - 1 + np.repeat(self.offsets[:-1] - before, self.gaps)
+        gaps = np.diff(ends, prepend=np.int32(-1)) - np.int32(1)
+        gaps *= self._code.moduli
+        gaps += rest
+        gaps += 1
+        reach = np.cumsum(gaps, out=gaps)
+        before = _before(reach, first, 0)
+        if np.any(_before(reach, last, 0) - before > self.sizes):
+            raise EnvelopeError("a position lies outside its tensor")
+        reach += np.repeat((self.offsets[:-1] - before - 1).astype(np.int32), self.gaps)
+        return reach
 
     def _flipped(self, positions: Positions) -> Flags:
         """Flags of the positions to code."""
@@ -183,6 +191,12 @@ class Marks:
                 raise EnvelopeError("a tensor has another number of marks than it claims")
             flags[part] = own[:size]
             start += width
+
+
+def _before(numbers: Small, places: Integers, at_start: int) -> Integers:
+    """The number before each place, as int64."""
+    found = numbers[np.maximum(places - 1, 0)] if numbers.size else np.zeros(places.size)
+    return np.where(places > 0, found, at_start).astype(np.int64)
 
 
 def _huffman(bits: Bits) -> list[Bits]:

@@ -34,10 +34,10 @@ from fedpeft.exchange.fields import (
 )
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.marks import Marks
-from fedpeft_kernels.golomb import Integers
+from fedpeft_kernels.golomb import Integers, Small
 from fedpeft_kernels.ternary import group_sums, magnitude_sums, mean_magnitudes
 
-MAX_VALUES = 1 << 30
+MAX_VALUES = 1 << 29
 _MAX = float(np.finfo(np.float32).max)
 
 
@@ -255,11 +255,11 @@ def _read_scales(reader: BitReader, counts: Integers) -> FloatVector:
 
 
 def _read_streams(reader: BitReader, marks: Marks, signs: int) -> tuple[Positions, Bits]:
-    read = marks.read(reader)
-    return marks.positions(read, _read_ends(reader, (bits := reader.take(signs)), marks)), bits
+    read, bits = marks.read(reader), reader.take(signs)
+    return marks.positions(read, _read_ends(reader, marks)), bits
 
 
-def _read_ends(reader: BitReader, signs: Bits, marks: Marks) -> Integers:
+def _read_ends(reader: BitReader, marks: Marks) -> Small:
     """Positions of the ones in the last stream; they must be as many as announced and end the payload."""
     bits, gaps = reader.rest, int(marks.gaps.sum())
     ends = np.flatnonzero(bits)
@@ -268,4 +268,4 @@ def _read_ends(reader: BitReader, signs: Bits, marks: Marks) -> Integers:
         raise EnvelopeError(
             f"the payload ends with {ends.size} gaps and {bits.size - used} free bits, not {gaps} gaps"
         )
-    return ends
+    return ends.astype(np.int32)
