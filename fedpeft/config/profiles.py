@@ -34,25 +34,34 @@ def _both_ways(**settings: Any) -> dict[str, Any]:
 PROFILES: Mapping[str, Profile] = {
     "drop-in": Profile(
         purpose="nodes train with AdamW as they would alone; nothing to tune",
-        measured="",
+        measured="see docs/benchmarks.md",
         settings={
             "federation.optimiser": "adamw",
             **_both_ways(codec="ternary", density=0.2, error_feedback=True),
         },
     ),
     "thin": Profile(
-        purpose="slow lines: SGD with momentum makes updates that few values carry; Adam at the coordinator",
-        measured="",
+        purpose="slow lines: SGD with momentum makes updates that few values carry; tune both learning rates",
+        measured="see docs/benchmarks.md",
         settings={
             "federation.optimiser": "sgd",
             "federation.momentum": 0.9,
+            "federation.lr": 1.5,
             "federation.server.name": "adam",
-            **_both_ways(codec="ternary", density=0.05, error_feedback=True),
+            "federation.server.lr": 0.3,
+            "federation.server.momentum": 0.0,  # the residuals delay as momentum does: both overshoot
+            "federation.server.epsilon": 0.1,  # a small one makes all steps alike, and nothing stands out
+            **_both_ways(codec="ternary", density=0.0455, error_feedback=True),
         },
     ),
     "private": Profile(
-        purpose="after DP-SGD: noise is dense, so every value is sent as its sign",
-        measured="",
-        settings=_both_ways(codec="sign", error_feedback=True),
+        purpose="after DP-SGD: noise fills every value, and a residual would send it twice",
+        measured="see docs/benchmarks.md",
+        settings={
+            "exchange.up.codec": "sign",
+            "exchange.up.error_feedback": False,
+            "exchange.down.codec": "sign",
+            "exchange.down.error_feedback": True,
+        },
     ),
 }

@@ -15,7 +15,8 @@ Bits = NDArray[np.uint8]
 
 def field_bits(values: Sequence[int], widths: Sequence[int]) -> Bits:
     """Unsigned integers as bits, most significant first, field after field; each must fit its width."""
-    text = "".join(format(value, f"0{width}b") for value, width in zip(values, widths, strict=True))
+    pairs = zip(values, widths, strict=True)
+    text = "".join(format(value, f"0{width}b") for value, width in pairs if width)
     return np.frombuffer(text.encode(), np.uint8) - ord("0")
 
 
@@ -53,12 +54,12 @@ class BitReader:
         return self.bits[self.cursor - count : self.cursor]
 
     def fields(self, widths: Sequence[int]) -> list[int]:
-        """The next unsigned integers of the given widths (each at least 1)."""
+        """The next unsigned integers of the given widths; one without bits is 0."""
         text = (self.take(sum(widths)) + np.uint8(ord("0"))).tobytes().decode()
         result: list[int] = []
         start = 0
         for width in widths:
-            result.append(int(text[start : start + width], 2))
+            result.append(int(text[start : start + width], 2) if width else 0)
             start += width
         return result
 

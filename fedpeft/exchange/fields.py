@@ -1,14 +1,17 @@
 """The small fields in front of the streams: how many values of each tensor, and at which scale.
 
-Counts::
+Counts, as exponential Golomb codes of order ``k`` (Teuhola 1978) with their parts side by side::
 
-    spare    5 bits   leading bits that no count below uses
-    counts   per tensor, in the bits its size needs less the spare ones (at least one)
+    order    4 bits   k: the order, the least of those that take the fewest bits
+    lengths  per tensor the length of ``(count >> k) + 1`` in unary, less one: zeros, then a one
+    heads    per tensor that number without its leading bit
+    tails    per tensor the ``k`` low bits of the count
 
 Scales, of the tensors that have one::
 
     exponent 8 bits   biased binary exponent of the largest scale; 0 when there is none
-    scales   4 bits octaves below the largest, 6 bits significand
+    width    3 bits   bits of an octave: as few as the largest needs
+    scales   per tensor the octaves below the largest, and 6 bits of significand
 """
 
 from __future__ import annotations
@@ -22,40 +25,51 @@ from fedpeft_kernels.golomb import Integers
 from fedpeft_kernels.ternary import SIGNIFICAND_BITS, round_down
 
 _BIAS = 127
-_OCTAVE_BITS = 4
+_OCTAVES = 16
+_WIDTH_BITS = 3
 _FRACTION_BITS = SIGNIFICAND_BITS - 1
-_SCALE_BITS = _OCTAVE_BITS + _FRACTION_BITS
-_SPARE_BITS = 5
+_ORDER_BITS = 4
+_LONGEST = 32  # bits of a length in unary: counts are below 2^31
 _LOWEST = -126  # exponent of the smallest normal float32
 
 
 def write_counts(sizes: Integers, counts: Integers) -> Bits:
     """The fields of counts, each at most its size; a tensor without positions takes no bit."""
-    open_sizes, open_counts = sizes[sizes > 0].tolist(), counts[sizes > 0].tolist()
-    spare = _spare(open_sizes, open_counts)
-    widths = [_width(size, spare) for size in open_sizes]
-    return field_bits([spare, *open_counts], [_SPARE_BITS, *widths])
+    given = counts[sizes > 0]
+    order = _order(given)
+    numbers = (given >> order) + 1
+    lengths = _lengths(numbers)
+    unary = np.zeros(int(lengths.sum()), np.uint8)
+    unary[np.cumsum(lengths) - 1] = 1
+    heads = field_bits((numbers - (1 << (lengths - 1))).tolist(), (lengths - 1).tolist())
+    tails = field_bits((given & ((1 << order) - 1)).tolist(), [order] * given.size)
+    return np.concatenate([field_bits([order], [_ORDER_BITS]), unary, heads, tails])
 
 
 def read_counts(reader: BitReader, sizes: Integers) -> Integers:
     """The inverse of `write_counts`.
 
     Raises:
-        EnvelopeError: a count exceeds its size, or the fields are wider than they must be.
+        EnvelopeError: a count exceeds its size, or the order is not the best one.
     """
-    open_sizes = sizes[sizes > 0].tolist()
-    spare = reader.fields([_SPARE_BITS])[0]
-    numbers = reader.fields([_width(size, spare) for size in open_sizes])
+    some = sizes > 0
+    (order,) = reader.fields([_ORDER_BITS])
+    lengths = _read_lengths(reader, int(np.count_nonzero(some)))
+    heads = reader.fields((lengths - 1).tolist())
+    tails = reader.fields([order] * lengths.size)
+    given = ((np.array(heads, np.int64) + (np.int64(1) << (lengths - 1)) - 1) << order) + np.array(
+        tails, np.int64
+    )
     counts = np.zeros(sizes.size, np.int64)
-    counts[sizes > 0] = numbers
-    if np.any(counts > sizes) or spare != _spare(open_sizes, numbers):
-        raise EnvelopeError("a tensor claims more values than it has, or a count field is too wide")
+    counts[some] = given
+    if np.any(counts > sizes) or order != _order(given):
+        raise EnvelopeError("a tensor claims more values than it has, or a count is not written shortest")
     return counts
 
 
 def count_bits(sizes: Integers) -> int:
-    """The most bits that `write_counts` takes."""
-    return _SPARE_BITS + sum(int(size).bit_length() for size in sizes)
+    """The most bits that `write_counts` takes: no more than at order 0."""
+    return _ORDER_BITS + int((2 * _lengths(sizes + 1) - 1).sum())
 
 
 def fitting(means: np.ndarray) -> FloatVector:
@@ -66,7 +80,7 @@ def fitting(means: np.ndarray) -> FloatVector:
     scales = round_down(means)
     exponents = np.frexp(scales)[1] - 1
     highest = int(exponents[scales > 0].max(initial=_LOWEST))
-    kept = exponents >= max(_LOWEST, highest - (1 << _OCTAVE_BITS) + 1)
+    kept = exponents >= max(_LOWEST, highest - _OCTAVES + 1)
     return np.where(kept, scales, 0).astype(np.float32)
 
 
@@ -81,27 +95,31 @@ def write_scales(scales: FloatVector) -> Bits:
     fractions, exponents = np.frexp(scales.astype(np.float64))
     significands = np.ldexp(fractions, _FRACTION_BITS + 1)
     highest = int(exponents.max(initial=_LOWEST))
-    octaves = highest - exponents
-    fits = (significands == np.floor(significands)) & (octaves < 1 << _OCTAVE_BITS) & (exponents > _LOWEST)
+    octaves = (highest - exponents).astype(np.int64)
+    fits = (significands == np.floor(significands)) & (octaves < _OCTAVES) & (exponents > _LOWEST)
     if not (fits & (scales > 0)).all():
         raise ExchangeError("a scale does not fit its field of 7 significant bits; fit the values before")
     biased = highest - 1 + _BIAS if scales.size else 0
+    width = int(octaves.max(initial=0)).bit_length()
     fields = (octaves << _FRACTION_BITS) + significands.astype(np.int64) - (1 << _FRACTION_BITS)
-    return field_bits([biased, *fields.tolist()], [8, *[_SCALE_BITS] * scales.size])
+    widths = [8, _WIDTH_BITS, *[width + _FRACTION_BITS] * scales.size]
+    return field_bits([biased, width, *fields.tolist()], widths)
 
 
 def read_scales(reader: BitReader, count: int) -> FloatVector:
     """The inverse of `write_scales`, for a number of scales.
 
     Raises:
-        EnvelopeError: no scale has the largest exponent, or one is outside the normal range.
+        EnvelopeError: octaves do not start at the largest, are wider than they must be, or leave the
+            normal range.
     """
-    biased, *numbers = reader.fields([8, *[_SCALE_BITS] * count])
-    fields = np.array(numbers, np.int64)
+    biased, width = reader.fields([8, _WIDTH_BITS])
+    fields = np.array(reader.fields([width + _FRACTION_BITS] * count), np.int64)
     octaves = fields >> _FRACTION_BITS
-    if count and octaves.min() != 0:
-        raise EnvelopeError("no scale has the exponent of the largest")
-    if not (octaves.max() < biased < 2 * _BIAS + 1 if count else biased == 0):
+    lowest = int(octaves.max(initial=0))
+    if (count and octaves.min() != 0) or width != lowest.bit_length() or lowest >= _OCTAVES:
+        raise EnvelopeError("the octaves of the scales do not start at the largest, or are too wide")
+    if not (lowest < biased < 2 * _BIAS + 1 if count else biased == 0):
         raise EnvelopeError("a scale is outside the normal range of float32")
     significands = (fields & ((1 << _FRACTION_BITS) - 1)) + (1 << _FRACTION_BITS)
     scales = np.ldexp(significands.astype(np.float64), biased - _BIAS - _FRACTION_BITS - octaves)
@@ -109,16 +127,28 @@ def read_scales(reader: BitReader, count: int) -> FloatVector:
 
 
 def scale_bits(count: int) -> int:
-    """The bits that `write_scales` takes for a number of scales."""
-    return 8 + _SCALE_BITS * count
+    """The most bits that `write_scales` takes for a number of scales."""
+    return 8 + _WIDTH_BITS + (_OCTAVES.bit_length() - 1 + _FRACTION_BITS) * count
 
 
-def _width(size: int, spare: int) -> int:
-    return max(1, size.bit_length() - spare)
+def _order(counts: Integers) -> int:
+    """The least order that takes the fewest bits."""
+    orders = range(1 << _ORDER_BITS)
+    return min(orders, key=lambda order: int((2 * _lengths((counts >> order) + 1) + order).sum()))
 
 
-def _spare(sizes: list[int], counts: list[int]) -> int:
-    """The most leading bits that can be left out of every count field."""
-    pairs = zip(sizes, counts, strict=True)
-    free = [size.bit_length() - count.bit_length() for size, count in pairs if count > 1]
-    return min([*free, (1 << _SPARE_BITS) - 1])
+def _lengths(numbers: Integers) -> Integers:
+    """Bits of positive numbers."""
+    return np.frexp(numbers.astype(np.float64))[1].astype(np.int64)
+
+
+def _read_lengths(reader: BitReader, count: int) -> Integers:
+    """So many lengths in unary."""
+    ends = np.flatnonzero(reader.rest[: _LONGEST * count])[:count]
+    if ends.size != count:
+        raise EnvelopeError("envelope is cut off in its counts, or one is too large")
+    reader.take(int(ends[-1]) + 1 if count else 0)
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max(initial=0) > _LONGEST - 1:
+        raise EnvelopeError("a count is too large")
+    return lengths

@@ -46,7 +46,7 @@ class Marks:
     """The code for one number of marks per segment.
 
     Attributes:
-        sizes: positions of each segment, int64, shape ``(S,)``; together at most 2^29.
+        sizes: positions of each segment, int64, shape ``(S,)``; together below 2^30.
         counts: marked ones, same shape, each at most its size.
     """
 
@@ -64,17 +64,20 @@ class Marks:
         return np.minimum(self.counts, self.sizes - self.counts)
 
     @cached_property
-    def _kinds(self) -> tuple[Flags, Flags, Flags]:
-        """Segments in Golomb code, in triples, and bit by bit."""
-        share = 100 * self.events
-        golomb, triples = share < 34 * self.sizes, share < 43 * self.sizes
-        golomb |= self.sizes == 0
-        return golomb, triples & ~golomb, ~triples & ~golomb
+    def _golomb(self) -> Flags:
+        """Segments in Golomb code."""
+        return (100 * self.events < 34 * self.sizes) | (self.sizes == 0)
+
+    @cached_property
+    def _bitwise(self) -> tuple[tuple[Flags, int], tuple[Flags, int]]:
+        """The other segments, each kind with the positions that make a unit: in triples, and bit by bit."""
+        triples = ~self._golomb & (100 * self.events < 43 * self.sizes)
+        return (triples, 3), (~self._golomb & ~triples, 1)
 
     @cached_property
     def gaps(self) -> Integers:
         """How many gaps each segment sends in Golomb code; 0 for the others."""
-        return np.where(self._kinds[0], self.events, 0)
+        return np.where(self._golomb, self.events, 0)
 
     @cached_property
     def _code(self) -> Code:
@@ -83,7 +86,7 @@ class Marks:
     @cached_property
     def _plain(self) -> bool:
         """Whether all segments send the gaps of their marked positions."""
-        return bool(self._kinds[0].all() and (self.events == self.counts).all())
+        return bool(self._golomb.all() and (self.events == self.counts).all())
 
     def write(self, positions: Positions) -> tuple[list[Bits], Bits]:
         """Code increasing positions over all segments, counted from the first segment's start.
@@ -94,7 +97,7 @@ class Marks:
         triples = bitmap = np.zeros(0, np.uint8)
         if not self._plain:
             flags = self._flipped(positions)
-            triples, bitmap = (self._cut_out(flags, kind) for kind in self._kinds[1:])
+            triples, bitmap = (self._cut_out(flags, *kind) for kind in self._bitwise)
             positions = np.flatnonzero(flags)
         starts, first = self.offsets[:-1][self.gaps > 0], (np.cumsum(self.gaps) - self.gaps)[self.gaps > 0]
         gaps = np.diff(positions.astype(np.int32), prepend=np.int32(-1)) - np.int32(1)
@@ -109,9 +112,8 @@ class Marks:
             EnvelopeError: bits are missing, or free bits of a triple are set.
         """
         rest = self._code.remainders(reader.take)
-        widths = self._padded(self._kinds[1])
-        triples = _unhuffman(reader, int(widths.sum()) // 3)
-        return Read(rest, triples, reader.take(int(self._padded(self._kinds[2]).sum())))
+        triples, bitmap = (int(self._widths(*kind).sum()) for kind in self._bitwise)
+        return Read(rest, _unhuffman(reader, triples // 3), reader.take(bitmap))
 
     def positions(self, read: Read, ends: Small) -> Positions:
         """The positions that `write` was given.
@@ -128,8 +130,8 @@ class Marks:
             return found
         flags = np.zeros(int(self.offsets[-1]), np.bool_)
         flags[found] = True
-        for kind, bits in zip(self._kinds[1:], (read.triples, read.bitmap), strict=True):
-            self._put_back(flags, kind, bits)
+        for kind, bits in zip(self._bitwise, (read.triples, read.bitmap), strict=True):
+            self._put_back(flags, bits, *kind)
         self._flip(flags)
         return np.flatnonzero(flags)
 
@@ -166,25 +168,25 @@ class Marks:
         for index in np.flatnonzero(chosen):
             yield slice(self.offsets[index], self.offsets[index + 1])
 
-    def _padded(self, kind: Flags) -> Integers:
-        """Bits that each segment of a kind takes: whole triples, or its size."""
-        sizes = self.sizes[kind]
-        return -(-sizes // 3) * 3 if kind is self._kinds[1] else sizes
+    def _widths(self, kind: Flags, unit: int) -> Integers:
+        """Bits that each segment of a kind takes: its size, filled up to whole units."""
+        return -(-self.sizes[kind] // unit) * unit
 
-    def _cut_out(self, flags: Flags, kind: Flags) -> Bits:
+    def _cut_out(self, flags: Flags, kind: Flags, unit: int) -> Bits:
         """Move the bits of the segments of a kind out of the flags."""
-        bits = np.zeros(int(self._padded(kind).sum()), np.uint8)
+        widths = self._widths(kind, unit)
+        bits = np.zeros(int(widths.sum()), np.uint8)
         start = 0
-        for part, width in zip(self._parts(kind), self._padded(kind), strict=True):
+        for part, width in zip(self._parts(kind), widths, strict=True):
             bits[start : start + part.stop - part.start] = flags[part]
             flags[part] = False
             start += width
         return bits
 
-    def _put_back(self, flags: Flags, kind: Flags, bits: Bits) -> None:
+    def _put_back(self, flags: Flags, bits: Bits, kind: Flags, unit: int) -> None:
         """The inverse of `_cut_out`, checked."""
         start = 0
-        parts = zip(self._parts(kind), self._padded(kind), self.events[kind], strict=True)
+        parts = zip(self._parts(kind), self._widths(kind, unit), self.events[kind], strict=True)
         for part, width, events in parts:
             own, size = bits[start : start + width], part.stop - part.start
             if own[size:].any() or np.count_nonzero(own) != events:

@@ -37,7 +37,7 @@ from fedpeft.exchange.marks import Marks
 from fedpeft_kernels.golomb import Integers, Small
 from fedpeft_kernels.ternary import group_sums, magnitude_sums, mean_magnitudes
 
-MAX_VALUES = 1 << 29
+MAX_VALUES = 1 << 28
 _MAX = float(np.finfo(np.float32).max)
 
 

@@ -6,6 +6,7 @@ from fedpeft.adapters import METHODS, CardFacts, attach, detach, export, merge, 
 from fedpeft.adapters.methods import shard_sum
 from fedpeft.config.models import AdapterConfig, BaseConfig
 from fedpeft.errors import ConfigError, ExchangeError
+from fedpeft.exchange import Decoded
 from fedpeft.rng import stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -111,7 +112,8 @@ def test_nodes_of_another_rank_start_from_the_same_function(tiny_llama, aggregat
     cfg = AdapterConfig(aggregation=aggregation, rank=4, ranks={"small": 2, "big": 6})
     law = attach(tiny_llama, cfg, 0).law
     state = law.initial()
-    deltas = [(node, 1.0, _noise(law.layout(node), seed)) for seed, node in enumerate(("big", "small"))]
+    layouts = [(node, law.layout(node)) for node in ("big", "small")]
+    deltas = [(node, 1.0, Decoded(at, _noise(at, seed))) for seed, (node, at) in enumerate(layouts)]
     state = law.step(state, 1, deltas)
     shown = attach(tiny_llama, cfg, 0)
     shown.begin(state)
@@ -157,7 +159,7 @@ def test_architectures(tiny_base, tmp_path, architecture, key):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in attached.parameters.values())
     state = None
     if (law := attached.law) is not None:
-        state = law.step(law.initial(), 1, [("a", 1.0, _noise(law.layout("a")))])
+        state = law.step(law.initial(), 1, [("a", 1.0, Decoded(law.layout("a"), _noise(law.layout("a"))))])
         attached.begin(state)
     expected = _logits(attached.model)
     export(attached, tmp_path / "a", state)
@@ -174,7 +176,7 @@ def test_adapters_stay_float32_on_a_bfloat16_base(tiny_base, tmp_path, aggregati
     attached = attach(base, AdapterConfig(rank=4, aggregation=aggregation), 0)
     state = None
     if (law := attached.law) is not None:
-        state = law.step(law.initial(), 1, [("a", 1.0, _noise(law.layout("a")))])
+        state = law.step(law.initial(), 1, [("a", 1.0, Decoded(law.layout("a"), _noise(law.layout("a"))))])
         attached.begin(state)
     held = [p for name, p in attached.model.named_parameters() if "lora_" in name]
     assert all(p.dtype == torch.float32 for p in held)

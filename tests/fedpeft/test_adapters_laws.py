@@ -4,7 +4,7 @@ import pytest
 from fedpeft.adapters import FactorLaw, mean_step, naive_warning, product_error
 from fedpeft.adapters.factors import compact
 from fedpeft.errors import ExchangeError
-from fedpeft.exchange.layout import Layout
+from fedpeft.exchange import Decoded, Layout
 from fedpeft.rng import stream
 
 SHAPES = (("x.a", (7, 12)), ("x.b", (10, 5)))
@@ -17,7 +17,11 @@ def _law(kind, **more):
 
 def _deltas(law, nodes, round):
     rng = stream(RNG_SEED, round, "", "deltas")
-    return [(n, w, rng.standard_normal(law.layout(n).size).astype(np.float32)) for n, w in nodes]
+    return [(n, w, _sent(law.layout(n), rng.standard_normal(law.layout(n).size))) for n, w in nodes]
+
+
+def _sent(layout, values):
+    return Decoded(layout, np.asarray(values, np.float32))
 
 
 def _naive_twin(law, state, round, contributions, lr):
@@ -25,7 +29,7 @@ def _naive_twin(law, state, round, contributions, lr):
     total = sum(weight for _, weight, _ in contributions)
     dense = {module: state.dense(module) for module, _ in SHAPES}
     for node, weight, delta in contributions:
-        start, change = law.start(state, round, node), law.layout(node).split(delta)
+        start, change = law.start(state, round, node), law.layout(node).split(delta.dense())
         for module, (a0, b0) in start.items():
             a = a0.astype(float) + change[f"{module}.lora_A.weight"]
             b = b0.astype(float) + change[f"{module}.lora_B.weight"]
@@ -72,7 +76,7 @@ def test_both_ends_start_alike_and_a_start_changes_nothing(kind):
     first, second = law.start_values(state, 2, "a"), law.start_values(state, 2, "a")
     assert np.array_equal(first, second) and first.dtype == np.float32
     assert kind == "reproject" or not np.array_equal(first, law.start_values(state, 2, "b"))
-    still = law.step(state, 2, [("a", 1.0, np.zeros_like(first)), ("b", 1.0, np.zeros_like(first))])
+    still = law.step(state, 2, [(n, 1.0, _sent(law.layout(n), np.zeros(first.size))) for n in ("a", "b")])
     for module, _ in SHAPES:
         assert np.allclose(still.dense(module), state.dense(module), atol=1e-5)
 
@@ -121,11 +125,12 @@ def test_mean_is_the_weighted_mean_and_streams():
     def lazily():
         for name, weight, vector in zip("abc", weights, vectors, strict=True):
             read.append(name)
-            yield name, weight, vector
+            yield name, weight, _sent(Layout(("x",), ((50,),)), vector)
 
     got = mean_step(50, lazily())
     assert read == ["a", "b", "c"] and got.dtype == np.float64
-    assert np.allclose(got, np.average(np.stack(vectors).astype(float), axis=0, weights=weights), rtol=1e-12)
+    expected = np.average(np.stack(vectors).astype(float), axis=0, weights=weights)
+    assert np.allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +145,12 @@ def test_mean_is_the_weighted_mean_and_streams():
     ],
 )
 def test_the_mean_refuses(contributions, pattern):
+    sent = (
+        (node, weight, _sent(Layout(("x",), ((size,),)), np.zeros(size)))
+        for node, weight, size in contributions
+    )
     with pytest.raises(ExchangeError, match=pattern):
-        mean_step(2, ((node, weight, np.zeros(size, np.float32)) for node, weight, size in contributions))
+        mean_step(2, sent)
 
 
 def test_the_error_of_naive_averaging_is_measured():
@@ -149,10 +158,8 @@ def test_the_error_of_naive_averaging_is_measured():
     layout = Layout.of(names)
     rng = stream(1, 0, "", "naive")
     start = rng.standard_normal(layout.size).astype(np.float32)
-    deltas = [
-        (n, w, rng.standard_normal(layout.size).astype(np.float32)) for n, w in (("a", 1.0), ("b", 2.0))
-    ]
-    ends = [layout.split(start + delta) for _, _, delta in deltas]
+    deltas = [(n, w, _sent(layout, rng.standard_normal(layout.size))) for n, w in (("a", 1.0), ("b", 2.0))]
+    ends = [layout.split(start + delta.dense()) for _, _, delta in deltas]
     a = [end["m.lora_A.weight"].astype(float) for end in ends]
     b = [end["m.lora_B.weight"].astype(float) for end in ends]
     true = (b[0] @ a[0] + 2 * b[1] @ a[1]) / 3

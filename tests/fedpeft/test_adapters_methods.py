@@ -8,6 +8,7 @@ from fedpeft.adapters import METHODS, attach, export, mean_step, merge
 from fedpeft.adapters.attach import linear_modules_under
 from fedpeft.config.models import AdapterConfig, BaseConfig, DataConfig
 from fedpeft.data import Record, collate, tokenise
+from fedpeft.exchange import Decoded
 from fedpeft.rng import stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -57,7 +58,7 @@ def aggregate(attached):
         start = attached.begin(state, 1, node)
         end = trained(attached, start, node)
         attached.load(end)
-        contributions.append((node, weight, end - start))
+        contributions.append((node, weight, Decoded(attached.layout, end - start)))
         for name, value in effective_weights(attached).items():
             mean[name] = mean.get(name, 0) + value * weight / sum(WEIGHTS)
     after = state + mean_step(state.size, contributions) if law is None else law.step(state, 1, contributions)
@@ -137,7 +138,8 @@ def _exported(attached, folder, as_lora=False):
         for round in (1, 2):
             starts = {node: law.start_values(state, round, node) for node in NODES[:2]}
             deltas = [
-                (n, 1.0, trained(attached, start, f"{n}{round}") - start) for n, start in starts.items()
+                (n, 1.0, Decoded(law.layout(n), trained(attached, start, f"{n}{round}") - start))
+                for n, start in starts.items()
             ]
             state = law.step(state, round, deltas)
         attached.begin(state)

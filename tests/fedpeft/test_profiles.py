@@ -29,7 +29,7 @@ def test_a_file_wins_over_its_profile(tmp_path):
     path = tmp_path / "scenario.toml"
     path.write_text('[exchange]\nprofile = "thin"\n[exchange.up]\ndensity = 0.07\n')
     config = load_config(path)
-    assert (config.exchange.up.density, config.exchange.down.density) == (0.07, 0.05)
+    assert (config.exchange.up.density, config.exchange.down.density) == (0.07, 0.0455)
     assert load_config(path, ["exchange.down.density=0.09"]).exchange.down.density == 0.09
 
 
@@ -39,7 +39,7 @@ def test_a_profile_on_the_command_line_wins_over_the_file_but_not_over_other_opt
     options = ["exchange.down.density=0.01", "exchange.profile=thin"]
     config = load_config(path, options)
     assert config.federation.optimiser == "sgd"
-    assert (config.exchange.up.density, config.exchange.down.density) == (0.05, 0.01)
+    assert (config.exchange.up.density, config.exchange.down.density) == (0.0455, 0.01)
 
 
 def test_the_resolved_config_is_not_changed_by_its_profile(tmp_path):

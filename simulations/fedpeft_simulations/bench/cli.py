@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, quantity, table
@@ -13,6 +15,8 @@ def register(app: typer.Typer) -> None:
     group.command("simulate")(simulate)
     group.command("memory")(memory)
     group.command("resume")(resume)
+    group.command("exchange")(exchange)
+    group.command("aggregate")(aggregate)
     group.command("all")(everything)
     app.add_typer(group, name="bench")
 
@@ -59,8 +63,48 @@ def resume(
         raise typer.Exit(1)
 
 
+def exchange(
+    large: bool = typer.Option(False, "--large", help="Also on 21 million values; takes minutes more."),
+    real: bool = typer.Option(True, "--real/--no-real", help="Also on deltas of real rounds, trained here."),
+    plots: Path | None = typer.Option(None, "--plots", help="Folder for rate.svg and bound.svg."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Our envelopes against the codecs of others on the same tensors: bytes, MB/s of one core, error."""
+    from fedpeft_simulations.bench.timing import one_core
+
+    one_core()
+    from fedpeft_simulations.bench import exchange_report
+    from fedpeft_simulations.bench.exchange_plots import draw
+
+    def report(line: str) -> None:
+        typer.echo(line, err=True)
+
+    facts = exchange_report.run(large, real, report)
+    if plots:
+        facts["plots"] = [str(path) for path in draw(facts, plots)]
+    emit(facts, as_json, lambda: exchange_report.show(facts))
+
+
+def aggregate(
+    nodes: int = typer.Option(100, min=1, help="How many updates are summed."),
+    distinct: int = typer.Option(10, min=1, help="How many of them differ; they are taken in turn."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """One core averages the signed updates of many nodes, 21 million values each."""
+    from fedpeft_simulations.bench.timing import one_core
+
+    one_core()
+    from fedpeft_simulations.bench import aggregate as benchmark
+
+    facts = benchmark.aggregate(nodes, min(nodes, distinct))
+    title = f"aggregation ({facts['machine']})"
+    emit(facts, as_json, lambda: table(title, ("what", "value"), benchmark.rows(facts)))
+
+
 def everything() -> None:
     """Run all benchmarks, one after the other."""
     simulate([0, 1, 2], False)
     memory(False)
     resume(20, False)
+    exchange(large=False, real=True, plots=None, as_json=False)
+    aggregate(nodes=100, distinct=10, as_json=False)
