@@ -139,6 +139,8 @@ class Sparsify:
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
         """Set all other values to zero."""
         size = update.values.size
+        if self.density == 1:
+            return update, {"density": np.count_nonzero(update.values) / max(1, size)}
         support = largest(update.values, min(size, max(1, round(self.density * size))))
         values, support = _kept(update.values, support)
         return update.with_values(values, support), {"density": support.size / max(1, size)}

@@ -35,16 +35,17 @@ def magnitude_sums(magnitudes: NDArray[np.floating], counts: NDArray[np.int64]) 
     result does not depend on the order of addition, nor on the device.
     """
     exponent = int(np.frexp(magnitudes.max(initial=0))[1])
-    whole = (magnitudes * np.ldexp(1.0, SUM_BITS - exponent)).astype(np.int64)
+    wide = np.float64 if SUM_BITS - exponent > 127 else magnitudes.dtype  # where the factor is no float32
+    whole = (magnitudes * np.ldexp(np.ones((), wide), SUM_BITS - exponent)).astype(np.int32)
     return np.ldexp(group_sums(whole, counts).astype(np.float64), exponent - SUM_BITS)
 
 
-def group_sums(numbers: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def group_sums(numbers: NDArray[np.integer], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sums of runs of numbers: the first ``counts[0]``, the next ``counts[1]`` and so on; 0 if empty."""
     sums = np.zeros(counts.size, np.int64)
     starts = np.cumsum(counts) - counts
     if (filled := counts > 0).any():
-        sums[filled] = np.add.reduceat(numbers, starts[filled])
+        sums[filled] = np.add.reduceat(numbers, starts[filled], dtype=np.int64)
     return sums
 
 
