@@ -207,6 +207,11 @@ def _check_feedback(transforms: tuple[Transform, ...]) -> None:
         )
     if not adds:
         return
+    if "stochastic_ternarise" in names:
+        raise PlanError(
+            "add_residual with stochastic_ternarise: its error is longer than its input, and the residual "
+            "would grow without bound; leave error feedback out"
+        )
     if names.index("add_residual") > names.index("keep_residual"):
         raise PlanError("keep_residual comes before add_residual: the residual would be taken from nothing")
     if names[-1] != "keep_residual":

@@ -25,6 +25,7 @@ from fedpeft.exchange.context import Context
 from fedpeft.exchange.decoded import Positions
 from fedpeft.exchange.fields import fitting
 from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft.exchange.signs import MaskedSign, Sign
 from fedpeft.exchange.ternary import Ternary
 from fedpeft.exchange.update import Update
 from fedpeft_kernels.ternary import SIGNIFICAND_BITS, mean_magnitudes
@@ -156,8 +157,8 @@ class Ternarise:
         return "ternarise"
 
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
-        """Measure ``error``: the L2 norm of the change over that of the input."""
-        return _fitted(Ternary(), update)
+        """Measure nothing."""
+        return _fitted(Ternary(), update), {}
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,10 @@ class StochasticTernarise:
     def _scales(self, magnitudes: FloatVector, layout: Layout) -> FloatVector:
         means = mean_magnitudes(magnitudes, layout.sizes)
         peaks = np.maximum.reduceat(magnitudes, layout.offsets[:-1]) if layout.size else means
-        return fitting(np.maximum(peaks, means / self.density) * (1 + 2.0 ** (1 - SIGNIFICAND_BITS)))
+        scales = np.maximum(peaks, means / self.density) * (1 + 2.0 ** (1 - SIGNIFICAND_BITS))
+        if scales.max(initial=0) > np.finfo(np.float32).max:
+            raise ExchangeError("a value is too large for stochastic ternary; clip the update before")
+        return fitting(scales)
 
 
 @dataclass(frozen=True)
@@ -232,8 +236,8 @@ class Quantise:
             raise ExchangeError(f"Quantise is not for the {self.codec.name} codec; use {step}")
 
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
-        """Measure ``error``: the L2 norm of the change over that of the input."""
-        return _fitted(self.codec, update)
+        """Measure nothing."""
+        return _fitted(self.codec, update), {}
 
 
 @dataclass(frozen=True)
@@ -260,17 +264,18 @@ class Choose:
         _check_density(self.density)
 
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
-        """Measure ``codec``, the number of the choice, and each member's ``energy_per_bit``."""
-        results = [(member, *self._tried(member, update)) for member in self.codec.members]
-        best = max(results, key=lambda result: result[2])
-        energy = {f"energy_per_bit.{member.name}": score for member, _, score in results}
-        return best[1], {"codec": float(best[0].id), **energy}
+        """Measure ``codec``, the number of what is written, and each member's ``energy_per_bit``."""
+        results = {member.name: self._tried(member, update) for member in self.codec.members}
+        best, _ = max(results.values(), key=lambda result: result[1])
+        energy = {f"energy_per_bit.{name}": score for name, (_, score) in results.items()}
+        written = self.codec.choose(best.values, best.layout, best.support)
+        return best, {"codec": float(written.id), **energy}
 
     def _tried(self, codec: Codec, update: Update) -> tuple[Update, float]:
         sparse = update
         if share := _SHARES.get(codec.name):
             sparse, _ = Sparsify(self.density * share).apply(update, {})
-        fitted, _ = _fitted(codec, sparse)
+        fitted = _fitted(codec, sparse)
         bits = 8 * len(codec.encode(fitted.values, fitted.layout, fitted.support))
         whole, lost = l2(update.values) ** 2, l2(update.values - fitted.values) ** 2
         return fitted, (1 - lost / whole) * update.layout.size / bits if whole else 0.0
@@ -300,13 +305,12 @@ def _check_density(density: float) -> None:
         raise ExchangeError(f"density is {density}; it must be above 0 and at most 1")
 
 
-def _fitted(codec: Codec, update: Update) -> tuple[Update, Metrics]:
-    """The update as the codec carries it, and the relative error."""
+def _fitted(codec: Codec, update: Update) -> Update:
+    """The update as the codec carries it."""
     values = codec.fit(update.values, update.layout, update.support)
-    if update.support is None:
-        before, after, support = update.values, values, None
-    else:
-        before, after = update.values[update.support], values[update.support]
-        support = update.support[after != 0]
-    norm = l2(before)
-    return update.with_values(values, support), {"error": l2(before - after) / norm if norm else 0.0}
+    if update.support is None or isinstance(codec, Sign | MaskedSign):  # these also fill zeros
+        return update.with_values(values)
+    support = update.support
+    if not (carried := values[support] != 0).all():
+        support = support[carried]
+    return update.with_values(values, support)

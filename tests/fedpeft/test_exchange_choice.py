@@ -91,7 +91,9 @@ def test_the_reported_energy_per_bit_is_what_is_measured_and_its_maximum_wins(na
     }
     for codec, score in scores.items():
         assert metrics[f"choose.energy_per_bit.{codec}"] == pytest.approx(score, rel=1e-4)
-    assert choice == max(scores, key=scores.__getitem__)
+    # A dead-zone vector that uses one level only is a ternary vector, and written as one.
+    best = max(scores, key=scores.__getitem__)
+    assert choice == best or (choice, best) == ("ternary", "dead-zone")
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -102,8 +104,7 @@ def test_the_envelope_names_the_choice_and_opens_to_the_same_bits(name, density)
     data = seal(sent, plan, CONTEXT, SIGNER)
     named = codec_of(data, plan.codec)
     assert named == plan.codec.choose(sent.values, LAYOUT).name
-    # A dead-zone vector that uses one level only is a ternary vector, and written as one; zeros fit all.
-    assert named == choice or (choice, named) == ("dead-zone", "ternary") or not sent.values.any()
+    assert named == choice
     decoded = open_envelope(data, LAYOUT, plan.codec, CONTEXT, Verifier(SIGNER.public))
     assert np.array_equal(decoded.dense().view(np.uint32), sent.values.view(np.uint32))
 

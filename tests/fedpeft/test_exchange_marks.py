@@ -123,6 +123,12 @@ def test_counts_survive_in_the_announced_bits(pairs):
     assert np.array_equal(read_counts(reader, sizes), counts) and not reader.rest.size
 
 
+def test_counts_are_written_part_by_part():
+    """Seven, none and one: orders 0, 1 and 2 take 11, 10 and 11 bits; lengths, heads and tails at order 1."""
+    bits = write_counts(np.array([9, 9, 0, 9]), np.array([7, 0, 0, 1]))
+    assert bits.tolist() == [0, 0, 0, 1, *(0, 0, 1, 1, 1), *(0, 0), *(1, 0, 1)]
+
+
 @pytest.mark.parametrize(
     ("order", "counts", "reason"),
     [

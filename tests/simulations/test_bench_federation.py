@@ -155,7 +155,9 @@ def test_every_arm_is_a_valid_config_and_stands_behind_its_dense_reference():
     assert all(arm.directions is None for arm in first.values())
     for arm in federation.arms():
         chosen = {"exchange.profile": arm.profile, **arm.settings}
-        load_config(embedded_scenario(), gain.options(chosen))
+        config = load_config(embedded_scenario(), gain.options(chosen))
+        optimiser = PROFILES[arm.profile].settings.get("federation.optimiser", "sgd")
+        assert (config.exchange.profile, config.federation.optimiser) == (arm.profile, optimiser)
 
 
 def test_two_of_eight_nodes_take_part_in_every_arm():

@@ -24,6 +24,7 @@ GOALS = {
     "encode up to 10 %, MB/s": ("at least", 500),
     "decode up to 10 %, MB/s": ("at least", 900),
     "encode at any density, MB/s": ("at least", 300),
+    "of it coding and signing alone, MB/s": ("at least", 300),
     "decode at any density, MB/s": ("at least", 300),
 }
 FORMULA_GOAL = 0.75
@@ -95,7 +96,8 @@ def goals(vectors: Iterable[dict[str, Any]], rounds: Iterable[Row]) -> list[Row]
     measured = (
         max(r["excess"] for r in usual),
         max(r["excess"] for r in some),
-        *(min(r[way] for r in rows) for rows in (few, some) for way in ("encode", "decode")),
+        *(min(r[way] for r in few) for way in ("encode", "decode")),
+        *(min(r[way] for r in some) for way in ("encode", "seal", "decode")),
     )
     result = [_judged(name, *GOALS[name], value) for name, value in zip(GOALS, measured, strict=True)]
     worst: dict[str, float] = {}

@@ -73,7 +73,7 @@ def arms() -> list[Arm]:
         *_baselines(),
         Arm("dense, DP-SGD", "private", {**private, **DENSE}),
         Arm("private", "private", private),
-        Arm("private, signs down too", "private", {**private, "exchange.down.codec": "sign"}),
+        Arm("private, int8 down", "private", {**private, "exchange.down.codec": "int8"}),
     ]
 
 

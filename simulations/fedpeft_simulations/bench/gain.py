@@ -75,7 +75,7 @@ def platform(settings: Iterable[str]) -> Figures:
 
 def options(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Dotted keys and values as ``--set`` takes them."""
-    return tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
+    return tuple(f"{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in settings.items())
 
 
 def row(arm: str, seed: int, found: Figures, dense: Figures) -> Row:
