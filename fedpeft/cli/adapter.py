@@ -1,23 +1,33 @@
-"""``fedpeft adapter``: pack, unpack and look at adapter files; evaluate and merge adapters."""
+"""``fedpeft adapter``: pack, unpack, list and compare adapter files; evaluate and merge adapters."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fedpeft.cli.output import JSON_OPTION, emit, quantity, table
+from fedpeft.cli.output import JSON_OPTION, emit, quantity
 from fedpeft.errors import ConfigError
 
+if TYPE_CHECKING:
+    from fedpeft.adapters.pack import PackInfo
+    from fedpeft.cli.packing import Prepared
+
 OUT_OPTION = typer.Option(..., "-o", "--out", help="What to write; never overwritten.")
+EITHER = "An adapter folder or a packed adapter."
+PROMPT = typer.Option("prompt", help="Column with the prompt.")
+COMPLETION = typer.Option("completion", help="Column with the completion or label.")
+BASE = typer.Option(None, help="Base; default: the one the adapter names.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the ``adapter`` commands."""
     group = typer.Typer(help="Adapter files and folders of any PEFT method.", no_args_is_help=True)
-    for command in (pack, unpack, info, evaluate, merge):
-        group.command({"evaluate": "eval"}.get(command.__name__, command.__name__))(command)
+    names = {"evaluate": "eval", "show_list": "list"}
+    for command in (pack, unpack, info, show_list, diff, evaluate, merge):
+        group.command(names.get(command.__name__, command.__name__))(command)
     app.add_typer(group, name="adapter")
 
 
@@ -28,15 +38,65 @@ def _fresh(path: Path) -> Path:
 
 
 def pack(
-    folder: Path = typer.Argument(help="A PEFT adapter folder."),
-    out: Path = OUT_OPTION,
-    density: float = typer.Option(0.2, help="Share of the compressed values that is kept."),
+    adapter: Path = typer.Argument(help="A PEFT adapter folder, or a run directory."),
+    out: Path | None = typer.Option(None, "-o", "--out", help="File to write; never overwritten."),
+    target_size: str | None = typer.Option(None, help="Longest file, such as 300kB."),
+    ratio: float | None = typer.Option(None, help="Least ratio of weights file to packed file."),
+    max_loss_change: str | None = typer.Option(None, help="Largest rise of the held-out loss, such as 1%."),
+    step: float | None = typer.Option(None, help="Coarseness of levels, in a tensor's r.m.s. Default: 0.5."),
+    density: float | None = typer.Option(None, help="Ternarise changes and keep this share of them."),
+    alpha: float | None = typer.Option(None, help="Ternarise all as ComPEFT does, with this alpha."),
+    alpha_grid: bool = typer.Option(False, "--alpha-grid", help="Take the best of ComPEFT's grid."),
+    codec: str | None = typer.Option(None, help="levels (default) or ternary: what a goal is searched with."),
+    dense: str = typer.Option(
+        "levels", help="Factors that start at random: levels, int8, dense-bf16 or dense-fp32."
+    ),
+    keep: list[str] = typer.Option([], help="Keep tensors with this in their name in 16 bits; repeatable."),
+    seed: int | None = typer.Option(None, help="Seed of the fedpeft run; default: its run directory's."),
+    records: Path | None = typer.Option(None, "--eval", help="Held-out records, or a run with its own."),
+    prompt: str = PROMPT,
+    completion: str = COMPLETION,
+    base: str | None = BASE,
+    show_table: bool = typer.Option(False, "--table", help="Print size against quality."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Compress an adapter folder into one self-describing file."""
-    from fedpeft.adapters import pack as packing
+    """Compress an adapter folder into one self-describing file, for a size or a loss if you like."""
+    from fedpeft.cli.packing import Goal, HeldOut, prepare, recipe_of
 
-    _show_info(packing.pack(folder, _fresh(out), density), as_json)
+    goal = Goal(target_size, ratio, max_loss_change, alpha_grid)
+    goal.check(step, density)
+    recipe = replace(recipe_of(codec, step, density, alpha, dense), keep=tuple(keep), seed=seed)
+    if out is None and not show_table:
+        raise ConfigError("nothing to do: give -o FILE to pack, or --table for the choices")
+    if out is not None:
+        _fresh(out)
+    held_out = HeldOut(records, prompt, completion, base)
+    prepared = prepare(adapter, recipe, held_out, judged=goal.judged)
+    rows = _table(prepared, as_json) if show_table else None
+    facts = prepared.pack(goal, density, out) if out is not None else None
+    _report(rows, facts, as_json)
+
+
+def _table(prepared: Prepared, as_json: bool) -> list[dict[str, Any]]:
+    """Measure size against quality and, for people, print it."""
+    from fedpeft.adapters.search import table
+    from fedpeft.cli.packing_tables import show_points
+
+    points = list(table(prepared.files, prepared.recipe, prepared.judge))
+    if not as_json:
+        show_points(points, judged=prepared.judge is not None)
+    return [asdict(point) for point in points]
+
+
+def _report(rows: list[dict[str, Any]] | None, facts: PackInfo | None, as_json: bool) -> None:
+    """Print what was packed; for machines with the table, if there is one."""
+    from fedpeft.cli.packing_tables import show_info
+
+    payload = facts.as_json() if facts is not None else {}
+    if rows is not None:
+        payload["table"] = rows
+    if as_json or facts is not None:
+        emit(payload, as_json, lambda: None if facts is None else show_info(facts))
 
 
 def unpack(
@@ -52,23 +112,48 @@ def unpack(
 
 
 def info(file: Path = typer.Argument(help="A packed adapter."), as_json: bool = JSON_OPTION) -> None:
-    """Show what a packed adapter holds, after checking its digest."""
+    """Show what a packed adapter holds, after checking its digest and all of its content."""
     from fedpeft.adapters import pack as packing
+    from fedpeft.cli.packing_tables import show_info
 
-    _show_info(packing.info(file), as_json)
+    facts = packing.info(file)
+    emit(facts.as_json(), as_json, lambda: show_info(facts))
 
 
-def _show_info(facts: object, as_json: bool) -> None:
-    payload = asdict(facts)  # pyright: ignore[reportArgumentType]
-    emit(payload, as_json, lambda: table("packed adapter", ("what", "value"), payload.items()))
+def show_list(
+    folder: Path = typer.Argument(help="A folder with packed adapters."), as_json: bool = JSON_OPTION
+) -> None:
+    """List packed adapters by base, from their headers alone: digests are checked on info and unpack."""
+    from fedpeft.adapters.library import Library
+    from fedpeft.cli.packing_tables import library_json, show_library
+
+    library = Library(folder)
+    emit(library_json(library), as_json, lambda: show_library(library))
+
+
+def diff(
+    first: Path = typer.Argument(help=EITHER),
+    second: Path = typer.Argument(help=EITHER),
+    rows: int = typer.Option(10, help="How many tensors to print, those that differ most."),
+    exit_code: bool = typer.Option(False, "--exit-code", help="Exit with 1 if they differ."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Show what two adapters differ in: values, settings, and for LoRA the weight change."""
+    from fedpeft.adapters.differences import difference
+    from fedpeft.cli.packing_tables import show_difference
+
+    found = difference(first, second)
+    emit(asdict(found) | {"same": found.same}, as_json, lambda: show_difference(found, rows))
+    if exit_code and not found.same:
+        raise typer.Exit(1)
 
 
 def evaluate(
     adapter: Path = typer.Argument(help="A run directory or an adapter folder."),
     data: Path | None = typer.Option(None, help="Records; needed for an adapter folder."),
-    prompt: str = typer.Option("prompt", help="Column with the prompt."),
-    completion: str = typer.Option("completion", help="Column with the completion or label."),
-    base: str | None = typer.Option(None, help="Base; default: the one the adapter names."),
+    prompt: str = PROMPT,
+    completion: str = COMPLETION,
+    base: str | None = BASE,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Held-out loss and accuracy of an adapter, loaded by plain peft."""
@@ -95,7 +180,7 @@ def evaluate(
 def merge(
     adapter: Path = typer.Argument(help="A run directory or an adapter folder."),
     out: Path = OUT_OPTION,
-    base: str | None = typer.Option(None, help="Base; default: the one the adapter names."),
+    base: str | None = BASE,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write the base with the adapter merged into its (dequantised) weights."""
