@@ -126,7 +126,8 @@ def test_every_law_of_aggregation(federation, adapter, exchange):
 
 
 def test_participation_is_sampled_and_stale_nodes_get_the_whole_state(federation):
-    made = federation("part", federation={"nodes": 3, "rounds": 4, "participation": 0.5, "quorum": 1})
+    some = {"nodes": 3, "rounds": 4, "participation": 0.5, "quorum": 1}
+    made = federation("part", federation=some, exchange={"cache_rounds": 0})
     events = [event for event in made.go() if event["event"] == "round"]
     assert [event["replies"] for event in events] == [2, 2, 2, 2]
     whole = list((made.run / "updates").rglob("broadcast-full.fpd"))
