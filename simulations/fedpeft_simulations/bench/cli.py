@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, quantity, table
+
+if TYPE_CHECKING:
+    from fedpeft_simulations.bench.gain import Row
+
+
+SEEDS = typer.Option([0, 1, 2], "--seed", help="May be given many times.")
 
 
 def register(app: typer.Typer) -> None:
@@ -17,12 +24,14 @@ def register(app: typer.Typer) -> None:
     group.command("resume")(resume)
     group.command("exchange")(exchange)
     group.command("aggregate")(aggregate)
+    group.command("federation")(federation)
+    group.command("participation")(participation)
     group.command("all")(everything)
     app.add_typer(group, name="bench")
 
 
 def simulate(
-    seeds: list[int] = typer.Option([0, 1, 2], "--seed", help="May be given many times."),
+    seeds: list[int] = SEEDS,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Gain, bytes and overhead of the embedded federation over seeds, compressed against dense."""
@@ -76,10 +85,7 @@ def exchange(
     from fedpeft_simulations.bench import exchange_report
     from fedpeft_simulations.bench.exchange_plots import draw
 
-    def report(line: str) -> None:
-        typer.echo(line, err=True)
-
-    facts = exchange_report.run(large, real, report)
+    facts = exchange_report.run(large, real, _tell)
     if plots:
         facts["plots"] = [str(path) for path in draw(facts, plots)]
     emit(facts, as_json, lambda: exchange_report.show(facts))
@@ -101,10 +107,39 @@ def aggregate(
     emit(facts, as_json, lambda: table(title, ("what", "value"), benchmark.rows(facts)))
 
 
+def federation(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
+    """Bandwidth profiles against dense exchange, FLASC and top-k; a quarter of an hour per seed."""
+    from fedpeft_simulations.bench import federation as benchmark
+
+    _show_gain("profiles", benchmark.rows(seeds, _tell), as_json)
+
+
+def participation(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
+    """Two of eight nodes a round, with and without feedback and cache; a quarter of an hour per seed."""
+    from fedpeft_simulations.bench import participation as benchmark
+
+    _show_gain("two of eight nodes a round", benchmark.rows(seeds, report=_tell), as_json)
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _show_gain(title: str, rows: list[Row], as_json: bool) -> None:
+    from fedpeft_simulations.bench import gain
+    from fedpeft_simulations.bench.command import machine
+
+    found = gain.means(rows)
+    facts = {"machine": machine(), "rows": rows, "means": found}
+    emit(facts, as_json, lambda: table(f"{title} ({machine()})", gain.COLUMNS, map(gain.cells, found)))
+
+
 def everything() -> None:
-    """Run all benchmarks, one after the other."""
+    """Run all benchmarks, one after the other; two hours."""
     simulate([0, 1, 2], False)
     memory(False)
     resume(20, False)
     exchange(large=False, real=True, plots=None, as_json=False)
     aggregate(nodes=100, distinct=10, as_json=False)
+    federation([0, 1, 2], False)
+    participation([0, 1, 2], False)
