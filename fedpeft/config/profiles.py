@@ -34,7 +34,7 @@ def _both_ways(**settings: Any) -> dict[str, Any]:
 PROFILES: Mapping[str, Profile] = {
     "drop-in": Profile(
         purpose="nodes train with AdamW as they would alone; nothing to tune",
-        measured="see docs/benchmarks.md",
+        measured="34x fewer bytes each way, 99.4 % of the dense gain in loss, 99 % in accuracy",
         settings={
             "federation.optimiser": "adamw",
             **_both_ways(codec="ternary", density=0.2, error_feedback=True),
@@ -42,7 +42,7 @@ PROFILES: Mapping[str, Profile] = {
     ),
     "thin": Profile(
         purpose="slow lines: SGD with momentum makes updates that few values carry; tune both learning rates",
-        measured="see docs/benchmarks.md",
+        measured="101x fewer bytes each way, 97 % of the dense gain in loss, 96 % in accuracy",
         settings={
             "federation.optimiser": "sgd",
             "federation.momentum": 0.9,
@@ -56,7 +56,7 @@ PROFILES: Mapping[str, Profile] = {
     ),
     "private": Profile(
         purpose="after DP-SGD: noise fills every value, and a residual would send it twice",
-        measured="see docs/benchmarks.md",
+        measured="31x fewer bytes each way, 98 % of the dense gain in loss, 89 % in accuracy",
         settings={
             "exchange.up.codec": "sign",
             "exchange.up.error_feedback": False,

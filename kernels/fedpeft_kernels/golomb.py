@@ -63,7 +63,7 @@ class Code:
         Returns:
             The remainder streams (a plane for each bit, then the further bits) and the unary stream.
         """
-        quotients = gaps // self.moduli
+        quotients = (gaps / self.moduli).astype(np.int32)  # exact below 2^31, and faster than //
         rest = gaps - quotients * self.moduli
         longer = rest >= self.cut
         folded = rest + self.cut

@@ -46,10 +46,10 @@ def _narrowed(chosen: Positions, magnitudes: NDArray[np.float32], count: int, hi
     if near.size <= (surplus := chosen.size - count):
         near = magnitudes
     threshold = np.partition(near, surplus)[surplus]
-    chosen, magnitudes = chosen[magnitudes >= threshold], magnitudes[magnitudes >= threshold]
-    if surplus := chosen.size - count:
-        chosen = np.delete(chosen, np.flatnonzero(magnitudes == threshold)[-surplus:])
-    return chosen
+    kept = magnitudes >= threshold
+    if surplus := int(np.count_nonzero(kept)) - count:
+        kept[np.flatnonzero(magnitudes == threshold)[-surplus:]] = False
+    return chosen[kept]
 
 
 def _bracket(magnitudes: NDArray[np.float32], count: int) -> tuple[np.float32, np.float32]:

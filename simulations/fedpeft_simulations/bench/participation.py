@@ -21,6 +21,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "dense": DENSE,
     "feedback, cached": {},
     "feedback, not cached": RESYNC,
+    "feedback down only, cached": {"exchange.up.error_feedback": False},
     "no feedback, cached": FORGETFUL,
     "no feedback, not cached": {**FORGETFUL, **RESYNC},
 }
