@@ -122,11 +122,12 @@ class TrainReply:
 def run_id(config: Config) -> bytes:
     """The 16 bytes that name a run: both sides derive them from the config they agreed to.
 
-    How nodes are run (backend, deadline, threads) is not part of it: it does not change the result.
+    How nodes are run (backend, deadline, threads, engine) is not part of it: it does not change the result.
     """
     federation = config.federation.model_copy(update={"backend": "inprocess", "deadline": 1.0})
     base = config.base.model_copy(update={"threads": 0})
-    shared = config.model_copy(update={"federation": federation, "base": base})
+    run = config.run.model_copy(update={"engine": "auto", "tokens_at_once": 8192})
+    shared = config.model_copy(update={"federation": federation, "base": base, "run": run})
     return bytes.fromhex(config_hash(shared))[:16]
 
 

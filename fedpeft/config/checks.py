@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from fedpeft.config.models import EMBEDDED, Config
 from fedpeft.errors import ConfigError
 
+MOST_SECURE_NODES = 127
+"""A sum of 127 ternary values still fits 8 bits."""
+
 
 def check(config: Config) -> None:
     """Refuse a config whose settings contradict each other.
@@ -23,6 +26,7 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _exchange(config)
     yield from _federation(config)
     yield from _privacy(config)
+    yield from _secure(config)
 
 
 def _adapter(config: Config) -> Iterator[str]:
@@ -70,13 +74,99 @@ def _federation(config: Config) -> Iterator[str]:
 def _privacy(config: Config) -> Iterator[str]:
     privacy = config.privacy
     knobs = (privacy.epsilon, privacy.noise_multiplier)
-    if privacy.unit == "none" and any(knob is not None for knob in knobs):
-        yield "privacy.epsilon or noise_multiplier needs privacy.unit = 'record' (given: 'none')"
-    if privacy.unit == "record" and sum(knob is not None for knob in knobs) != 1:
-        yield "privacy.unit = 'record' needs exactly one of privacy.epsilon and privacy.noise_multiplier"
-    public = config.data.source == EMBEDDED or privacy.sampling_probability or privacy.public_records
-    if privacy.unit == "record" and not public:
+    if privacy.unit == "none":
+        if any(knob is not None for knob in knobs):
+            yield "privacy.epsilon or noise_multiplier needs privacy.unit = 'record' (given: 'none')"
+        return
+    if sum(knob is not None for knob in knobs) != 1:
         yield (
-            "privacy.unit = 'record' needs privacy.sampling_probability or privacy.public_records "
+            f"privacy.unit = {privacy.unit!r} needs exactly one of privacy.epsilon and "
+            "privacy.noise_multiplier"
+        )
+    yield from _nodes_unit(config) if privacy.unit == "node" else _records_unit(config)
+
+
+def _records_unit(config: Config) -> Iterator[str]:
+    privacy = config.privacy
+    if privacy.trust != "local":
+        yield (
+            f"privacy.trust = {privacy.trust!r} protects whole nodes: set privacy.unit = 'node', "
+            f"or privacy.trust = 'local' (given unit: {privacy.unit!r})"
+        )
+    public = config.data.source == EMBEDDED or privacy.sampling_probability or privacy.public_records
+    if not public:
+        yield (
+            f"privacy.unit = {privacy.unit!r} needs privacy.sampling_probability or privacy.public_records "
             "(public constants: never derived from the private record count)"
         )
+    if privacy.unit == "person" and config.data.person is None:
+        yield "privacy.unit = 'person' needs data.person: the column that says whose record it is"
+
+
+def _nodes_unit(config: Config) -> Iterator[str]:
+    privacy, federation = config.privacy, config.federation
+    if privacy.trust == "local":
+        yield (
+            "privacy.unit = 'node' needs privacy.trust = 'central' or 'distributed': noise that hides a node "
+            "by itself also hides what it learned"
+        )
+    if config.adapter.method == "lora" and config.adapter.aggregation in ("stack", "reproject"):
+        yield (
+            f"privacy.unit = 'node' needs a plain mean: adapter.aggregation = "
+            f"{config.adapter.aggregation!r} mixes factors; set 'frozen_a'"
+        )
+    if config.exchange.up.error_feedback:
+        yield (
+            "privacy.unit = 'node' needs exchange.up.error_feedback = false: a residual would carry a node's "
+            "data past the clip"
+        )
+    if federation.selection == "seeded" and federation.participation < 1:
+        yield (
+            "privacy.unit = 'node' with federation.participation < 1 needs federation.selection = 'poisson' "
+            "or 'cyclic': who a known seed draws is no secret"
+        )
+    if privacy.trust == "distributed":
+        yield from _distributed(config)
+    if privacy.bands > 1 and federation.selection != "cyclic":
+        yield f"privacy.bands = {privacy.bands} needs federation.selection = 'cyclic'"
+    period = int(1 / federation.participation + 1e-9)
+    if privacy.bands > period:
+        yield (
+            f"privacy.bands = {privacy.bands}, but a node takes part every {period} rounds "
+            f"(federation.participation = {federation.participation}); allowed are 1 to {period}"
+        )
+
+
+def _distributed(config: Config) -> Iterator[str]:
+    secure = config.exchange.secure
+    if not secure.enabled or secure.bits == 8:
+        yield (
+            "privacy.trust = 'distributed' adds noise inside secure aggregation: set "
+            "exchange.secure.enabled = true and exchange.secure.bits = 16 or 32"
+        )
+    if config.privacy.adaptive_clip or config.privacy.bands > 1:
+        yield "privacy.trust = 'distributed' has a fixed clip and independent noise; leave the others out"
+
+
+def _secure(config: Config) -> Iterator[str]:
+    secure, federation = config.exchange.secure, config.federation
+    if not secure.enabled:
+        return
+    if not 2 <= federation.nodes <= MOST_SECURE_NODES:
+        yield (
+            f"exchange.secure works for 2 to {MOST_SECURE_NODES} nodes; federation.nodes = {federation.nodes}"
+        )
+    if config.adapter.method == "lora" and config.adapter.aggregation in ("stack", "reproject"):
+        yield (
+            f"exchange.secure sums vectors; adapter.aggregation = {config.adapter.aggregation!r} does not: "
+            "set 'frozen_a'"
+        )
+    if config.exchange.up.codec not in ("ternary", "masked-sign"):
+        yield (
+            "exchange.secure carries ternary values on a public support: set exchange.up.codec = 'ternary' "
+            f"(all values) or 'masked-sign' (a share) (given: {config.exchange.up.codec!r})"
+        )
+    if secure.bits != 8 and config.privacy.trust != "distributed":
+        yield "exchange.secure.bits above 8 is for privacy.trust = 'distributed'; ternary sums fit 8 bits"
+    if federation.selection != "seeded":
+        yield "exchange.secure needs a roster that all nodes know: set federation.selection = 'seeded'"

@@ -25,6 +25,10 @@ CodecName = Literal[
     "dense-fp32",
 ]
 Profile = Literal["none", "drop-in", "thin", "private"]
+Selection = Literal["seeded", "poisson", "cyclic"]
+Unit = Literal["none", "record", "person", "node"]
+Trust = Literal["local", "central", "distributed"]
+Engine = Literal["auto", "batched", "loop"]
 Arm = Literal["local_only", "centralised", "private"]
 
 
@@ -82,6 +86,9 @@ class DataConfig(Section):
         default=None, description="column with chat messages; uses the chat template"
     )
     template: str = Field(default="{prompt}{completion}", description="how prompt and completion are joined")
+    person: str | None = Field(
+        default=None, description="column that says whose record it is; privacy.unit = 'person' needs it"
+    )
     max_length: int = Field(
         default=256, ge=8, description="tokens per record; longer records are cut on the left"
     )
@@ -115,6 +122,10 @@ class FederationConfig(Section):
     nodes: int = Field(default=4, ge=1, description="number of organisations")
     rounds: int = Field(default=10, ge=1, description="number of rounds")
     participation: float = Field(default=1.0, gt=0, le=1, description="share of nodes asked each round")
+    selection: Selection = Field(
+        default="seeded",
+        description="who is asked: a share drawn from the seed, each node by a secret coin, or in turns",
+    )
     quorum: int = Field(default=0, ge=0, description="valid replies needed to apply a round; 0: a majority")
     deadline: float = Field(default=3600.0, gt=0, description="seconds a round may take")
     local_steps: int = Field(default=10, ge=1, description="optimiser steps per round and node")
@@ -152,6 +163,17 @@ class DirectionConfig(Section):
     error_feedback: bool = Field(default=True, description="carry what was not sent into the next round")
 
 
+class SecureConfig(Section):
+    """Secure aggregation: the coordinator learns the sum of the updates and nothing else of them."""
+
+    enabled: bool = Field(default=False, description="mask every update; needs the ternary codec up")
+    threshold: float = Field(
+        default=0.67, gt=0.5, le=1, description="share of the roster that must survive and unmask"
+    )
+    least_nodes: int = Field(default=3, ge=2, description="no sum of fewer nodes is ever released")
+    bits: Literal[8, 16, 32] = Field(default=8, description="bits of one masked value; 8 for ternary")
+
+
 class ExchangeConfig(Section):
     """Both directions of the exchange."""
 
@@ -165,24 +187,52 @@ class ExchangeConfig(Section):
     )
     up: DirectionConfig = Field(default_factory=DirectionConfig)
     down: DirectionConfig = Field(default_factory=DirectionConfig)
+    secure: SecureConfig = Field(default_factory=SecureConfig)
 
 
 class PrivacyConfig(Section):
-    """Differential privacy in the node; off by default and then said so everywhere."""
+    """Differential privacy; off by default and then said so everywhere."""
 
-    unit: Literal["none", "record"] = Field(default="none", description="what is protected; none: no DP")
+    unit: Unit = Field(default="none", description="what is protected; none: no DP")
+    trust: Trust = Field(
+        default="local", description="who adds the noise: the node, the coordinator, or all nodes together"
+    )
     epsilon: float | None = Field(default=None, gt=0, description="target; solves for the noise multiplier")
     delta: float = Field(default=1e-5, gt=0, lt=1, description="failure probability of the guarantee")
     noise_multiplier: float | None = Field(default=None, gt=0, description="noise / clip; instead of epsilon")
-    clip: float = Field(default=1.0, gt=0, description="L2 bound of one record's gradient")
+    clip: float = Field(
+        default=1.0, gt=0, description="L2 bound of one unit's gradient, or of a node's update"
+    )
     sampling_probability: float | None = Field(
         default=None, gt=0, le=1, description="public Poisson rate; default batch_size / public_records"
     )
     public_records: int | None = Field(
-        default=None, ge=1, description="public lower bound on a node's records"
+        default=None, ge=1, description="public lower bound on a node's records, or persons"
+    )
+    records_per_person: int = Field(
+        default=1, ge=1, description="unit person: the most records of one person that are used"
+    )
+    bands: int = Field(
+        default=1, ge=1, description="trust central, selection cyclic: bands of the matrix mechanism"
+    )
+    adaptive_clip: bool = Field(default=False, description="trust central: follow a quantile of the norms")
+    clip_quantile: float = Field(
+        default=0.5, gt=0, lt=1, description="quantile that an adaptive clip follows"
+    )
+    clip_lr: float = Field(default=0.2, gt=0, description="step of an adaptive clip, in the logarithm")
+    most_noise: float = Field(
+        default=1.0,
+        gt=0,
+        description="refuse a plan whose noise over the run exceeds this multiple of the largest signal",
     )
     budget: float | None = Field(
         default=None, gt=0, description="the node's own limit on epsilon; default: epsilon"
+    )
+    yearly_budget: float | None = Field(
+        default=None, gt=0, description="the node's own limit on epsilon within 365 days"
+    )
+    randomness: Literal["system", "seeded"] = Field(
+        default="system", description="seeded: reproducible, and therefore marked as not private"
     )
 
 
@@ -218,6 +268,10 @@ class RunConfig(Section):
         default_factory=dict, description="settings that the private arm changes, as 'section.key' = value"
     )
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
+    engine: Engine = Field(
+        default="auto", description="per-example gradients: batched where it is right, or the thrifty loop"
+    )
+    tokens_at_once: int = Field(default=8192, ge=8, description="padded tokens of one forward pass")
 
 
 class Config(Section):

@@ -52,7 +52,8 @@ def read_written(path: Path, cfg: DataConfig) -> list[Record]:
         DataError: as `read_records`.
     """
     columns = {"format": "jsonl", "prompt": "prompt", "completion": "completion", "partition_column": None}
-    return read_records(path, cfg.model_copy(update={**columns, "messages": cfg.messages and "messages"}))
+    chats = {"messages": cfg.messages and "messages", "person": cfg.person and "person"}
+    return read_records(path, cfg.model_copy(update={**columns, **chats}))
 
 
 def read_folder(path: Path, cfg: DataConfig) -> dict[str, list[Record]]:
@@ -202,16 +203,22 @@ def _text(path: Path) -> str:
 
 def _record(path: Path, place: str, row: Row, cfg: DataConfig) -> Record:
     where = f"{path} {place}"
-    group = _group(where, row, cfg)
+    group, person = _group(where, row, cfg), _person(where, row, cfg)
     if cfg.messages is not None:
         messages = _messages(where, _column(where, row, cfg.messages, "data.messages"))
         prompt = "\n".join(content for _, content in messages[:-1])
-        return Record(prompt, messages[-1][1], group, messages)
+        return Record(prompt, messages[-1][1], group, messages, person)
     prompt = _string(where, cfg.prompt, _column(where, row, cfg.prompt, "data.prompt"))
     completion = _string(where, cfg.completion, _column(where, row, cfg.completion, "data.completion"))
     if not completion.strip():
         raise DataError(f"{where}: {cfg.completion!r} is empty; every record needs a completion")
-    return Record(prompt, completion, group)
+    return Record(prompt, completion, group, person=person)
+
+
+def _person(where: str, row: Row, cfg: DataConfig) -> str | None:
+    if cfg.person is None:
+        return None
+    return _string(where, cfg.person, _column(where, row, cfg.person, "data.person"))
 
 
 def _group(where: str, row: Row, cfg: DataConfig) -> str | None:

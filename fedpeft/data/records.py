@@ -24,16 +24,18 @@ class Record:
         completion: what it shall answer, or the label.
         group: value of the partition column: whose record it is, or its class.
         messages: (role, content) pairs of a chat, the last one the answer; None for plain records.
+        person: value of the person column: whose privacy the record is; None where none is named.
     """
 
     prompt: str
     completion: str
     group: str | None = None
     messages: tuple[tuple[str, str], ...] | None = None
+    person: str | None = None
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write records as JSONL with the columns prompt, completion, group and messages, atomically."""
+    """Write records as JSONL with the columns prompt, completion, group, messages and person, atomically."""
     lines = [json.dumps(_row(record), ensure_ascii=False) + "\n" for record in records]
     write_atomic(path, "".join(lines).encode())
 
@@ -44,6 +46,8 @@ def _row(record: Record) -> dict[str, Any]:
         row["group"] = record.group
     if record.messages is not None:
         row["messages"] = [{"role": role, "content": content} for role, content in record.messages]
+    if record.person is not None:
+        row["person"] = record.person
     return row
 
 

@@ -29,12 +29,14 @@ class Example:
             predicts it. All 0 for sequence classification.
         label_index: place of the completion among the labels, -1 without labels.
         prompt_length: number of leading tokens that belong to the prompt.
+        person: whose privacy the record is, where the data name it.
     """
 
     ids: NDArray[np.int64]
     weights: NDArray[np.float32]
     label_index: int = -1
     prompt_length: int = 0
+    person: str | None = None
 
     @property
     def target(self) -> int:
@@ -171,7 +173,8 @@ def _example(record: Record, number: int, frame: _Frame, task: Task, places: dic
     if task == "sequence-classification":
         ids = [*_cut(head, prompt, frame.max_length - len(frame.suffix)), *frame.suffix]
         return _checked(
-            Example(np.array(ids, np.int64), np.zeros(len(ids), np.float32), label, len(ids)), number
+            Example(np.array(ids, np.int64), np.zeros(len(ids), np.float32), label, len(ids), record.person),
+            number,
         )
     completion = completion[: frame.max_length - 1]
     head = _cut(head, prompt, frame.max_length - len(completion))
@@ -179,7 +182,7 @@ def _example(record: Record, number: int, frame: _Frame, task: Task, places: dic
     weights[: len(head)] = frame.prompt_weight
     weights[:1] = 0.0
     ids = np.array(head + completion, np.int64)
-    return _checked(Example(ids, weights, label, len(head)), number, needs_target=True)
+    return _checked(Example(ids, weights, label, len(head), record.person), number, needs_target=True)
 
 
 def _parts(record: Record, frame: _Frame) -> tuple[list[int], list[int], list[int]]:

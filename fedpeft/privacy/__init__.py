@@ -1,4 +1,4 @@
-"""Record-level differential privacy in the node: plan, sampling, clipping, noise, accounting, ledger.
+"""Differential privacy: plan, sampling, clipping, noise, accounting, ledger.
 
 The names below are loaded when they are first used, so that importing the package imports no torch.
 """
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedpeft.privacy.dpsgd import noisy_gradient
     from fedpeft.privacy.ledger import Head, Ledger, Reservation
-    from fedpeft.privacy.plan import PrivacyPlan, plan_from_config
+    from fedpeft.privacy.plan import PrivacyPlan
+    from fedpeft.privacy.planning import plan_from_config
 
 __all__ = ["Head", "Ledger", "PrivacyPlan", "Reservation", "noisy_gradient", "plan_from_config"]
 
@@ -19,7 +20,7 @@ _HOMES = {
     "PrivacyPlan": "plan",
     "Reservation": "ledger",
     "noisy_gradient": "dpsgd",
-    "plan_from_config": "plan",
+    "plan_from_config": "planning",
 }
 
 

@@ -2,7 +2,8 @@
 
 PLD is the tightest valid upper bound at hand (Doroshenko et al. 2022, arXiv:2207.04380); every
 discretisation is pessimistic, so a coarse one is safe and a fine one only tighter. GDP is not offered:
-it underestimates by up to a quarter.
+it underestimates by up to a quarter. Skellam noise has no PLD here; where it takes part, everything is
+composed by Rényi DP, which is valid and looser.
 """
 
 from __future__ import annotations
@@ -24,23 +25,52 @@ FINE = 1e-4
 
 
 class Steps(NamedTuple):
-    """A number of Poisson-sampled Gaussian steps with one rate and one noise multiplier."""
+    """Poisson-sampled Gaussian releases of one rate and one noise multiplier; no sampling is rate 1."""
 
     sampling_probability: float
     noise_multiplier: float
     repeats: int
 
 
-def epsilon(steps: Iterable[Steps], delta: float, interval: float = FINE) -> float:
-    """Joint epsilon of all steps on one data set; 0 without steps; inf without noise.
+class Skellam(NamedTuple):
+    """Releases of a sum of integer vectors with Skellam noise.
 
-    Steps of equal rate and noise are merged, so the order does not matter and calls are cached.
+    Attributes:
+        l1: sensitivity of the sum in L1, in grid steps.
+        l2: sensitivity of the sum in L2, in grid steps.
+        variance: of the noise in each value of the sum, in grid steps squared.
+        repeats: number of releases.
+    """
+
+    l1: float
+    l2: float
+    variance: float
+    repeats: int
+
+
+class Pure(NamedTuple):
+    """Releases that are ``epsilon``-differentially private, delta 0: noisy counts and the like."""
+
+    epsilon: float
+    repeats: int
+
+
+Event = Steps | Skellam | Pure
+
+
+def epsilon(events: Iterable[Event], delta: float, interval: float = FINE) -> float:
+    """Joint epsilon of all releases on one data set; 0 without releases; inf without noise.
+
+    Equal releases are merged, so the order does not matter and calls are cached.
     """
     merged: Counter[tuple[float, float]] = Counter()
-    for rate, noise, repeats in steps:
+    for event in events:
+        if not isinstance(event, Steps):
+            raise NotImplementedError(type(event).__name__)
+        rate, noise, repeats = event
         merged[rate, noise] += repeats
-    events = tuple(sorted(Steps(*key, repeats) for key, repeats in merged.items() if repeats > 0))
-    return _epsilon(events, delta, interval)
+    merged_events = tuple(sorted(Steps(*key, repeats) for key, repeats in merged.items() if repeats > 0))
+    return _epsilon(merged_events, delta, interval)
 
 
 @lru_cache(maxsize=512)

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accounting import COARSE, FINE, Steps, epsilon
+from fedpeft.privacy.accounting import COARSE, FINE
+
+if TYPE_CHECKING:
+    from fedpeft.privacy.plan import PrivacyPlan
 
 LEAST_NOISE, MOST_NOISE = 0.2, 1e4
 GRID = 1e-4
 """Noise multipliers are rounded up to this grid, so that they read well in plans and reports."""
 
 
-def noise_multiplier(target: float, delta: float, sampling_probability: float, steps: int) -> float:
-    """Smallest multiplier on the grid whose PLD epsilon after ``steps`` steps is at most ``target``.
+def noise_multiplier(plan: PrivacyPlan, target: float) -> float:
+    """Smallest multiplier on the grid with which the plan's whole run spends at most ``target``.
 
     Found by root search at the coarse discretisation and confirmed at the fine one: the returned value
     never exceeds the target, and lies within about 0.2 % of the smallest that would not.
 
+    Args:
+        plan: everything but the noise, whatever its present noise multiplier is.
+        target: epsilon at the plan's delta.
+
     Raises:
-        PrivacyError: no multiplier up to 10,000 reaches the target.
+        PrivacyError: no multiplier up to 10,000 reaches the target, or the plan guarantees nothing.
     """
+    if plan.reproducible:
+        return 1.0
 
     def spent(noise: float, interval: float = COARSE) -> float:
-        return epsilon([Steps(sampling_probability, noise, steps)], delta, interval)
+        return plan.with_noise(noise).epsilon(interval=interval)
 
     if (least := spent(MOST_NOISE)) > target:
         raise PrivacyError(
-            f"epsilon {target} cannot be reached with delta {delta} in {steps} steps (least: {least:.2g}); "
-            "raise privacy.epsilon, or train fewer steps"
+            f"epsilon {target} cannot be reached with delta {plan.delta} in {plan.steps} steps "
+            f"(least: {least:.2g}); raise privacy.epsilon, or train fewer steps"
         )
     noise = _round_up(_crossing(spent, target))
     while spent(noise, FINE) > target:

@@ -1,44 +1,85 @@
-"""One frozen object that owns sampler, clip, noise, accountant event, unit, adjacency and trust model."""
+"""One frozen object that owns sampler, clip, noise, accountant events, unit, adjacency and trust model."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accounting import FINE, Steps, epsilon
-from fedpeft.privacy.calibration import noise_multiplier
-
-if TYPE_CHECKING:
-    from dp_accounting import DpEvent
-
-    from fedpeft.config.models import Config
+from fedpeft.privacy.accounting import FINE, Event, Skellam, Steps, epsilon
 
 ACCOUNTANT = "PLD (dp-accounting)"
+RDP_ACCOUNTANT = "RDP (Skellam curve, dp-accounting)"
+
+TRUSTS = {"record": ("local",), "person": ("local",), "node": ("central", "distributed")}
+"""Who may add the noise for which unit. A single node's noise cannot hide the node at any useful scale."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers that stand for values in a secure sum.
+
+    Attributes:
+        size: number of values, which the rounding error depends on.
+        steps_per_clip: grid steps in one clip norm; the finer, the less rounding adds to the sensitivity.
+        least_nodes: nodes whose noise a released sum holds at least; each adds that share of the variance.
+    """
+
+    size: int
+    steps_per_clip: float
+    least_nodes: int
+
+
+@dataclass(frozen=True)
+class AdaptiveClip:
+    """A clip that follows a quantile of the norms (Andrew et al. 2021, arXiv:1905.03871).
+
+    Attributes:
+        quantile: share of nodes whose norm shall be below the clip.
+        lr: step in the logarithm of the clip.
+        count_noise: standard deviation of the noise in the count of nodes below the clip, of which every
+            node contributes -1/2 or +1/2.
+    """
+
+    quantile: float
+    lr: float
+    count_noise: float
 
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """DP-SGD of one node over a whole run; every field is public and none comes from private data.
+    """Everything that decides about privacy in a run; every field is public, none comes from private data.
 
-    Each step draws records by Poisson sampling, clips each record's gradient, adds Gaussian noise of
-    standard deviation ``noise_multiplier * clip`` to the sum and divides by ``expected_batch_size``
-    (Abadi et al. 2016, arXiv:1607.00133, algorithm 1). The released steps are
-    ``epsilon(steps)``-``delta`` differentially private for one record added or removed, against anyone
-    who sees what leaves the node.
+    Trust ``local``: DP-SGD in the node. Each local step draws units (records or persons) by Poisson sampling,
+    clips each unit's gradient, adds Gaussian noise of standard deviation ``noise_multiplier * clip`` to the
+    sum and divides by ``expected_batch_size`` (Abadi et al. 2016, arXiv:1607.00133, algorithm 1). It holds
+    against anyone who sees what leaves the node, the coordinator included.
+
+    Trust ``central``: each round draws nodes, clips each node's update, and the coordinator adds the noise
+    to the sum (McMahan et al. 2018, arXiv:1710.06963). It holds against all who see released models, not
+    against the coordinator. With ``bands`` above 1 the noise of rounds is correlated (matrix mechanism) and
+    a node takes part at most every ``bands`` rounds.
+
+    Trust ``distributed``: as central, but the nodes add shares of Skellam noise to integers under secure
+    aggregation (Agarwal et al. 2021, arXiv:2110.04995). It holds against the coordinator too.
 
     Attributes:
-        sampling_probability: rate of inclusion of each record in each step, in (0, 1].
-        noise_multiplier: noise standard deviation / clip; positive.
-        clip: L2 bound of one record's gradient.
-        expected_batch_size: public divisor of the noisy sum.
-        steps_per_round: local steps of one round.
+        sampling_probability: rate of inclusion of each unit in each step, in (0, 1].
+        noise_multiplier: noise standard deviation of the sum / clip; positive.
+        clip: L2 bound of one unit's gradient, or of a node's update.
+        expected_batch_size: public divisor of the noisy sum: records, persons or nodes of one step.
+        steps_per_round: noisy releases of one round: local steps, or 1 for nodes.
         rounds: rounds of the run.
         delta: failure probability of the guarantee.
         unit: what one added or removed unit is.
+        trust: who adds the noise, and so who is trusted with what came before it.
+        records_per_unit: the most records of one person that are used; 1 where the unit is no person.
+        bands: bands of the matrix mechanism; 1: independent noise in each round.
+        adaptive: how the clip follows the norms; None: it is fixed.
+        grid: the integers of the distributed mechanism; None for the others.
+        reproducible: noise and sampling come from the configured seed: nothing is guaranteed then.
         adjacency: the neighbouring relation.
-        trust: who is trusted with the raw data: only the node itself.
 
     Raises:
         PrivacyError: a value with which the guarantee would be empty.
@@ -51,97 +92,77 @@ class PrivacyPlan:
     steps_per_round: int
     rounds: int
     delta: float
-    unit: Literal["record"] = "record"
+    unit: Literal["record", "person", "node"] = "record"
+    trust: Literal["local", "central", "distributed"] = "local"
+    records_per_unit: int = 1
+    bands: int = 1
+    adaptive: AdaptiveClip | None = None
+    grid: Grid | None = None
+    reproducible: bool = False
     adjacency: Literal["add-or-remove-one"] = "add-or-remove-one"
-    trust: Literal["local"] = "local"
 
     def __post_init__(self) -> None:
         _require(0 < self.sampling_probability <= 1, "sampling_probability", self, "in (0, 1]")
         for name in ("noise_multiplier", "clip"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, self, "finite and above 0")
-        for name in ("expected_batch_size", "steps_per_round", "rounds"):
+        for name in ("expected_batch_size", "steps_per_round", "rounds", "records_per_unit", "bands"):
             _require(getattr(self, name) >= 1, name, self, "at least 1")
-        _require(0 < self.delta < 0.1, "delta", self, "in (0, 0.1), best below 1 / records")
+        _require(0 < self.delta < 0.1, "delta", self, "in (0, 0.1), best below 1 / units")
+        allowed = TRUSTS[self.unit]
+        _require(self.trust in allowed, "trust", self, f"{' or '.join(allowed)} for unit {self.unit}")
+        central = self.trust == "central"
+        _require(central or self.bands == 1, "bands", self, "1 unless trust is central")
+        _require(central or self.adaptive is None, "adaptive", self, "None unless trust is central")
+        alone = self.adaptive is None and self.sampling_probability == 1
+        _require(self.bands == 1 or alone, "bands", self, "1 with sampled nodes or an adaptive clip")
+        distributed = self.trust == "distributed"
+        _require(distributed == (self.grid is not None), "grid", self, "given exactly for trust distributed")
 
     @property
     def steps(self) -> int:
-        """Local steps of the whole run."""
+        """Noisy releases of the whole run."""
         return self.steps_per_round * self.rounds
 
     @property
-    def dp_event(self) -> DpEvent:
-        """The whole run as dp-accounting describes it."""
-        from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+    def accountant(self) -> str:
+        """What computes epsilon."""
+        return RDP_ACCOUNTANT if self.grid else ACCOUNTANT
 
-        step = PoissonSampledDpEvent(self.sampling_probability, GaussianDpEvent(self.noise_multiplier))
-        return SelfComposedDpEvent(step, self.steps)
+    def event(self, steps: int | None = None) -> Event:
+        """What the accountant composes for a number of releases; default: the whole run.
 
-    def events(self, steps: int | None = None) -> Steps:
-        """The accountant's view of a number of steps; default: the whole run."""
+        A banded run is one release of the whole matrix: of its rounds each unit is in at most every
+        ``bands``-th, and ``n`` participations weigh as ``n`` releases (Choquette-Choo et al. 2023,
+        arXiv:2306.08153, theorem 2). Without a guarantee the event has no noise, and so infinite epsilon.
+        """
         count = self.steps if steps is None else steps
+        if self.reproducible:
+            return Steps(1.0, 0.0, count)
+        if self.grid is not None:
+            return _skellam(self, self.grid, count)
+        if self.bands > 1:
+            return Steps(1.0, self.noise_multiplier, math.ceil(count / self.bands))
         return Steps(self.sampling_probability, self.noise_multiplier, count)
 
     def epsilon(self, steps: int | None = None, interval: float = FINE) -> float:
-        """Epsilon at ``delta`` after ``steps`` steps (default: the whole run), as upper bound by PLD."""
-        return epsilon([self.events(steps)], self.delta, interval)
+        """Epsilon at ``delta`` after ``steps`` releases (default: the whole run), an upper bound."""
+        return epsilon([self.event(steps)], self.delta, interval)
+
+    def with_noise(self, noise_multiplier: float) -> PrivacyPlan:
+        """The same plan with another noise multiplier."""
+        return replace(self, noise_multiplier=noise_multiplier)
 
     def describe(self) -> dict[str, Any]:
         """All fields and the run's epsilon, for reports."""
-        return asdict(self) | {"epsilon": self.epsilon(), "accountant": ACCOUNTANT}
+        return asdict(self) | {"epsilon": self.epsilon(), "accountant": self.accountant}
 
 
-def plan_from_config(config: Config) -> PrivacyPlan | None:
-    """The privacy plan that a configuration asks for; None where it asks for no DP.
-
-    With ``privacy.epsilon`` the noise multiplier is solved for, so that the whole run never exceeds it.
-
-    Raises:
-        PrivacyError: noise and epsilon both or neither given, no public sampling rate, or nonsense values.
-    """
-    privacy, federation = config.privacy, config.federation
-    if privacy.unit == "none":
-        return None
-    if (privacy.epsilon is None) == (privacy.noise_multiplier is None):
-        raise PrivacyError("set exactly one of privacy.epsilon and privacy.noise_multiplier")
-    rate = sampling_probability(config)
-    noise = privacy.noise_multiplier
-    if noise is None:
-        steps = federation.local_steps * federation.rounds
-        noise = noise_multiplier(privacy.epsilon or 0.0, privacy.delta, rate, steps)
-    return PrivacyPlan(
-        sampling_probability=rate,
-        noise_multiplier=noise,
-        clip=privacy.clip,
-        expected_batch_size=federation.batch_size,
-        steps_per_round=federation.local_steps,
-        rounds=federation.rounds,
-        delta=privacy.delta,
-    )
-
-
-def sampling_probability(config: Config) -> float:
-    """The public Poisson rate: as given, or batch size over a public record count; never from private data.
-
-    The embedded federation's ``data.samples`` is a public constant and serves as that count.
-
-    Raises:
-        PrivacyError: no public figure is configured, or it is below the batch size.
-    """
-    privacy, batch = config.privacy, config.federation.batch_size
-    if privacy.sampling_probability is not None:
-        return privacy.sampling_probability
-    records = privacy.public_records
-    if records is None and config.data.source == "embedded":
-        records = config.data.samples
-    if records is None:
-        raise PrivacyError(
-            "the sampling rate must be public, not derived from the private number of records: set "
-            "privacy.sampling_probability, or privacy.public_records to a public lower bound"
-        )
-    if batch > records:
-        raise PrivacyError(f"federation.batch_size {batch} is above the {records} public records; lower it")
-    return batch / records
+def _skellam(plan: PrivacyPlan, grid: Grid, count: int) -> Skellam:
+    """Sensitivities with rounding to the grid (Kairouz et al. 2021, arXiv:2102.06387, section 4.1)."""
+    whole, root = grid.steps_per_clip, math.sqrt(grid.size)
+    l2 = whole + root
+    return Skellam(min(root * l2, l2 * l2), l2, (plan.noise_multiplier * whole) ** 2, count)
 
 
 def _require(holds: bool, name: str, plan: PrivacyPlan, allowed: str) -> None:

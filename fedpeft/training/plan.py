@@ -9,7 +9,32 @@ from typing import TYPE_CHECKING, Literal
 from fedpeft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedpeft.config.models import FederationConfig
+    from fedpeft.config.models import Engine, FederationConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class PerformanceFlags:
+    """What changes speed and memory and nothing else: no result and no privacy depends on it.
+
+    Attributes:
+        engine: per-example gradients: ``batched`` where it is right, the thrifty ``loop``, or ``auto``.
+        tokens_at_once: padded tokens of one forward pass; a larger batch is cut, never truncated.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    engine: Engine = "auto"
+    tokens_at_once: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.tokens_at_once < 1:
+            raise ConfigError(f"run.tokens_at_once = {self.tokens_at_once} must be at least 1")
+
+    @classmethod
+    def of(cls, run: RunConfig) -> PerformanceFlags:
+        """The flags of a configuration."""
+        return cls(run.engine, run.tokens_at_once)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.measure import entropy_bits
 from fedpeft.privacy import Ledger, PrivacyPlan, plan_from_config
-from fedpeft.privacy.plan import ACCOUNTANT
 from fedpeft.runstore import RunStore
 from fedpeft.runstore.summary import (
     AdapterFacts,
@@ -238,7 +237,7 @@ def privacy_facts(store: RunStore) -> PrivacyFacts:
         trust=plan.trust,
         epsilon=max(node.epsilon or 0.0 for node in nodes),
         delta=plan.delta,
-        accountant=ACCOUNTANT,
+        accountant=plan.accountant,
         nodes=nodes,
     )
 
