@@ -161,10 +161,15 @@ def _secure(config: Config) -> Iterator[str]:
             f"exchange.secure sums vectors; adapter.aggregation = {config.adapter.aggregation!r} does not: "
             "set 'frozen_a'"
         )
-    if config.exchange.up.codec not in ("ternary", "masked-sign"):
+    if config.exchange.up.codec != "ternary":
         yield (
-            "exchange.secure carries ternary values on a public support: set exchange.up.codec = 'ternary' "
-            f"(all values) or 'masked-sign' (a share) (given: {config.exchange.up.codec!r})"
+            "exchange.secure sums ternary values on a public support (exchange.secure.share): set "
+            f"exchange.up.codec = 'ternary' (given: {config.exchange.up.codec!r})"
+        )
+    if federation.nodes < secure.least_nodes:
+        yield (
+            f"exchange.secure.least_nodes = {secure.least_nodes} exceeds federation.nodes = "
+            f"{federation.nodes}"
         )
     if secure.bits != 8 and config.privacy.trust != "distributed":
         yield "exchange.secure.bits above 8 is for privacy.trust = 'distributed'; ternary sums fit 8 bits"

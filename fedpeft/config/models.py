@@ -171,6 +171,7 @@ class SecureConfig(Section):
         default=0.67, gt=0.5, le=1, description="share of the roster that must survive and unmask"
     )
     least_nodes: int = Field(default=3, ge=2, description="no sum of fewer nodes is ever released")
+    share: float = Field(default=1.0, gt=0, le=1, description="share of the values that a round sums")
     bits: Literal[8, 16, 32] = Field(default=8, description="bits of one masked value; 8 for ternary")
 
 

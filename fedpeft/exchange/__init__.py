@@ -4,11 +4,20 @@ from fedpeft.exchange.codecs import CODECS, AnyOf, Codec, bound, codec_named
 from fedpeft.exchange.context import Context
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.dense import DenseBf16, DenseFp32, Int8
-from fedpeft.exchange.envelope import OVERHEAD_BYTES, codec_of, open_envelope, seal
+from fedpeft.exchange.envelope import (
+    OVERHEAD_BYTES,
+    codec_of,
+    open_envelope,
+    open_payload,
+    seal,
+    seal_payload,
+)
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.measure import entropy_bits
-from fedpeft.exchange.plan import ExchangePlan, codec_from_config, plan_from_config
+from fedpeft.exchange.plan import ExchangePlan, codec_from_config, plan_from_config, up_codec, up_plan
+from fedpeft.exchange.public_ternary import PublicTernary
 from fedpeft.exchange.signs import MaskedSign, Sign
+from fedpeft.exchange.support import PublicSupport
 from fedpeft.exchange.ternary import DeadZone, Ternary
 from fedpeft.exchange.transforms import (
     AddResidual,
@@ -45,6 +54,8 @@ __all__ = [
     "Layout",
     "MaskedSign",
     "Metrics",
+    "PublicSupport",
+    "PublicTernary",
     "Quantise",
     "Sign",
     "Sparsify",
@@ -60,6 +71,10 @@ __all__ = [
     "codec_of",
     "entropy_bits",
     "open_envelope",
+    "open_payload",
     "plan_from_config",
     "seal",
+    "seal_payload",
+    "up_codec",
+    "up_plan",
 ]

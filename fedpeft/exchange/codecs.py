@@ -15,6 +15,7 @@ from fedpeft.exchange.context import Context
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.dense import DenseBf16, DenseFp32, Int8
 from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft.exchange.public_ternary import PublicTernary
 from fedpeft.exchange.signs import MaskedSign, Sign
 from fedpeft.exchange.ternary import DeadZone, Ternary
 
@@ -103,7 +104,8 @@ class AnyOf:
 CODECS: Mapping[str, Codec] = {
     codec.name: codec for codec in (DenseFp32(), DenseBf16(), Int8(), Ternary(), Sign(), DeadZone())
 }
-"""The codecs that need to know nothing of the message; `MaskedSign` and `AnyOf` are made as configured."""
+"""The codecs that need to know nothing of the message; `MaskedSign`, `PublicTernary` and `AnyOf` are
+made as configured."""
 
 
 def codec_named(name: str) -> Codec:
@@ -119,7 +121,7 @@ def codec_named(name: str) -> Codec:
 
 def bound(codec: Codec, context: Context, released: Decoded | None) -> Codec:
     """The codec of one message."""
-    return codec.at(context, released) if isinstance(codec, MaskedSign | AnyOf) else codec
+    return codec.at(context, released) if isinstance(codec, MaskedSign | PublicTernary | AnyOf) else codec
 
 
 def chosen(codec: Codec, values: FloatVector, layout: Layout, support: Positions | None = None) -> Codec:

@@ -36,6 +36,8 @@ MAGIC = b"\x89F"
 VERSION = 1
 HEADER_BYTES = 4
 SIGNATURE_BYTES = 64
+MASKED = 8
+"""Codec number of a masked vector."""
 OVERHEAD_BYTES = HEADER_BYTES + SIGNATURE_BYTES
 """Bytes of an envelope that are not payload."""
 
@@ -50,6 +52,27 @@ def seal(update: Update, plan: ExchangePlan, context: Context, signer: Signer) -
         raise ExchangeError(f"an update of round {update.round} cannot be sealed for round {context.round}")
     body = encode_body(update, plan.codec)
     return body + signer.sign(_signed(body, update.layout, context))
+
+
+def seal_payload(payload: bytes, layout: Layout, context: Context, signer: Signer) -> bytes:
+    """Sign a masked vector: bytes that only the sum of all nodes' gives a meaning to."""
+    body = MAGIC + bytes([VERSION, MASKED]) + payload
+    return body + signer.sign(_signed(body, layout, context))
+
+
+def open_payload(data: bytes, size: int, layout: Layout, context: Context, verifier: Verifier) -> bytes:
+    """Verify an envelope of `seal_payload` and return its payload of exactly ``size`` bytes.
+
+    Raises:
+        EnvelopeError: anything is wrong with the bytes.
+    """
+    if len(data) != OVERHEAD_BYTES + size:
+        raise EnvelopeError(f"a masked envelope has {OVERHEAD_BYTES + size} bytes here, got {len(data)}")
+    body = bytes(data[:-SIGNATURE_BYTES])
+    if body[:HEADER_BYTES] != MAGIC + bytes([VERSION, MASKED]):
+        raise EnvelopeError("these bytes are not a masked fedpeft envelope")
+    _verify(data, body, layout, context, verifier)
+    return body[HEADER_BYTES:]
 
 
 def open_envelope(data: bytes, layout: Layout, codec: Codec, context: Context, verifier: Verifier) -> Decoded:
@@ -69,13 +92,9 @@ def open_envelope(data: bytes, layout: Layout, codec: Codec, context: Context, v
         raise EnvelopeError(
             f"envelope has {len(data)} bytes; {OVERHEAD_BYTES} to {longest} are possible for this layout"
         )
-    body, signature = bytes(data[:-SIGNATURE_BYTES]), bytes(data[-SIGNATURE_BYTES:])
+    body = bytes(data[:-SIGNATURE_BYTES])
     _codec_of(body, codec)
-    if not verifier.verify(signature, _signed(body, layout, context)):
-        raise EnvelopeError(
-            f"signature of {context.sender!r} for round {context.round} ({context.direction}) does not "
-            "verify: wrong key, round, run, state or layout, or changed bytes"
-        )
+    _verify(data, body, layout, context, verifier)
     return decode_body(body, layout, codec)
 
 
@@ -102,6 +121,14 @@ def _codec_of(body: bytes, codec: Codec) -> Codec:
     if len(body) < HEADER_BYTES or body[2] != VERSION:
         raise EnvelopeError(f"envelope is of a version that this fedpeft does not read; it reads {VERSION}")
     return numbered(codec, body[3])
+
+
+def _verify(data: bytes, body: bytes, layout: Layout, context: Context, verifier: Verifier) -> None:
+    if not verifier.verify(bytes(data[-SIGNATURE_BYTES:]), _signed(body, layout, context)):
+        raise EnvelopeError(
+            f"signature of {context.sender!r} for round {context.round} ({context.direction}) does not "
+            "verify: wrong key, round, run, state or layout, or changed bytes"
+        )
 
 
 def _signed(body: bytes, layout: Layout, context: Context) -> bytes:

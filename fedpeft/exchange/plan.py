@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,9 @@ from fedpeft.errors import ExchangeError, PlanError
 from fedpeft.exchange.codecs import AnyOf, Codec, bound, codec_named
 from fedpeft.exchange.context import Context
 from fedpeft.exchange.decoded import Decoded
+from fedpeft.exchange.public_ternary import PublicTernary
 from fedpeft.exchange.signs import MaskedSign, Sign
+from fedpeft.exchange.support import PublicSupport
 from fedpeft.exchange.transforms import (
     RESIDUAL,
     AddResidual,
@@ -33,7 +35,7 @@ from fedpeft.exchange.transforms import (
 from fedpeft.exchange.update import Update
 
 if TYPE_CHECKING:
-    from fedpeft.config.models import DirectionConfig
+    from fedpeft.config.models import DirectionConfig, ExchangeConfig
 
 Tap = Callable[[str, Update], None]
 
@@ -87,6 +89,15 @@ class ExchangePlan:
         steps = tuple(_step_at(step, context, released) for step in self.transforms)
         return replace(self, transforms=steps, codec=bound(self.codec, context, released))
 
+    def at_scales(self, exponents: Sequence[int]) -> ExchangePlan:
+        """The plan for one round's public scales, where its codec has some."""
+        codec = self.codec
+        if not isinstance(codec, PublicTernary):
+            return self
+        codec = codec.at_scales(exponents)
+        steps = tuple(Quantise(codec) if isinstance(step, Quantise) else step for step in self.transforms)
+        return replace(self, transforms=steps, codec=codec)
+
     def run(self, update: Update, state: State, tap: Tap | None = None) -> tuple[Update, Metrics]:
         """Pass an update through all transforms.
 
@@ -127,16 +138,42 @@ class ExchangePlan:
 def codec_from_config(direction: DirectionConfig) -> Codec:
     """The codec of one direction of a run; see `plan_from_config`."""
     if direction.codec == "masked-sign":
-        return MaskedSign(direction.density, direction.support)
+        return MaskedSign(PublicSupport(direction.density, direction.support))
     if direction.codec == "auto":
         share = _ternary_bits(direction.density)
-        dense = Sign() if share >= 1 else MaskedSign(share, direction.support)
+        dense = Sign() if share >= 1 else MaskedSign(PublicSupport(share, direction.support))
         return AnyOf((codec_named("ternary"), codec_named("dead-zone"), dense))
     return codec_named("ternary" if direction.codec == "stochastic-ternary" else direction.codec)
 
 
+def up_codec(exchange: ExchangeConfig) -> Codec:
+    """The codec of the updates: integers under secure aggregation, else as configured."""
+    if exchange.secure.enabled:
+        return PublicTernary(PublicSupport(exchange.secure.share, exchange.up.support))
+    return codec_from_config(exchange.up)
+
+
+def up_plan(exchange: ExchangeConfig, private: bool = False, clip: float | None = None) -> ExchangePlan:
+    """The plan of the updates.
+
+    Args:
+        exchange: the settings of both directions.
+        private: whether the updates come out of DP-SGD; see `ExchangePlan`.
+        clip: L2 bound of an update, where whole nodes are protected.
+    """
+    if not exchange.secure.enabled:
+        plan = plan_from_config(exchange.up, private)
+    else:
+        codec = up_codec(exchange)
+        rounded: tuple[Transform, ...] = (Quantise(codec),)
+        if exchange.up.error_feedback:
+            rounded = (AddResidual(), *rounded, KeepResidual())
+        plan = ExchangePlan(rounded, codec, private)
+    return plan if clip is None else replace(plan, transforms=(Clip(clip), *plan.transforms))
+
+
 def plan_from_config(direction: DirectionConfig, private: bool) -> ExchangePlan:
-    """The plan of one direction of a run.
+    """The plan of one direction of a run without secure aggregation.
 
     Args:
         direction: codec, density and error feedback.

@@ -12,9 +12,7 @@ feedback, EF-signSGD (Karimireddy et al. 2019, arXiv 1901.09847).
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,14 +22,9 @@ from fedpeft.exchange.context import Context
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.fields import fitting, read_scales, scale_bits, write_scales
 from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft.exchange.support import PublicSupport
 from fedpeft_kernels.golomb import Integers
 from fedpeft_kernels.ternary import mean_magnitudes
-from fedpeft_kernels.threshold import largest
-
-Source = Literal["seed", "released"]
-
-EXPLORED = 0.2
-"""Share of a support of the last release that the seed draws, so that every value is sent at times."""
 
 
 @dataclass(frozen=True)
@@ -60,83 +53,45 @@ class Sign:
 
 @dataclass(frozen=True)
 class MaskedSign:
-    """Signs of the values on a support that both ends derive for themselves: no position is sent.
+    """Signs of the values on a support that both ends derive for themselves: no position is sent."""
 
-    From ``seed`` the support is random and differs from round to round; it depends on no data and is the same
-    for all nodes of a round. From ``released`` most of it is where the newest broadcast that this node has
-    read was largest, so it costs no privacy that the broadcast has not cost; the seed draws the rest, and
-    more where the broadcast has few values. A node that was sent a whole state takes the seed's.
-
-    Attributes:
-        density: share of the values on the support.
-        source: where the support comes from.
-        context: what both ends know of the message; set by `at`.
-        released: the newest broadcast delta, float32, shape ``(layout.size,)``; set by `at`.
-    """
-
-    density: float
-    source: Source = "seed"
-    context: Context | None = None
-    released: Decoded | None = None
+    support: PublicSupport
 
     name = "masked-sign"
     id = 6
 
-    def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ExchangeError(f"density is {self.density}; it must be above 0 and at most 1")
-
     def __repr__(self) -> str:
-        return f"MaskedSign(density={self.density}, source={self.source!r})"
+        return f"MaskedSign(density={self.support.density}, source={self.support.source!r})"
 
     def at(self, context: Context, released: Decoded | None) -> MaskedSign:
         """The codec of one message."""
-        return replace(self, context=context, released=released if self.source == "released" else None)
+        return MaskedSign(self.support.at(context, released))
 
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """Signs times scales on the support, zero elsewhere."""
-        positions, counts = self._support(layout)
+        positions, counts = self._places(layout)
         return Decoded(layout, _fit(values[positions], counts), positions).dense()
 
     def encode(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> bytes:
         """The canonical payload; raises `ExchangeError` for values that `fit` does not make."""
-        positions, counts = self._support(layout)
+        positions, counts = self._places(layout)
         if np.count_nonzero(values) != np.count_nonzero(values[positions]):
             raise ExchangeError("masked-sign carries no value off its support; put Quantise() before")
         return _encode(values[positions], counts)
 
     def decode(self, payload: bytes, layout: Layout) -> Decoded:
         """The values; every accepted payload is the canonical one."""
-        positions, counts = self._support(layout)
+        positions, counts = self._places(layout)
         return Decoded(layout, _decode(payload, counts), positions)
 
     def max_bytes(self, layout: Layout) -> int:
         """At most what all signs take."""
         return _max_bytes(layout.sizes)
 
-    def _support(self, layout: Layout) -> tuple[Positions, Integers]:
+    def _places(self, layout: Layout) -> tuple[Positions, Integers]:
         """Positions of the support and how many each tensor has."""
-        if self.context is None:
-            raise ExchangeError("masked-sign needs the message's context: bind the plan with at() first")
-        key = hashlib.sha256(b"fedpeft-support-1\0" + layout.digest + self.context.shared()).digest()
-        if self.released is None:
-            chosen = _drawn(key, layout.size, self.density)
-        else:
-            count = round((1 - EXPLORED) * self.density * layout.size)
-            count = min(count, self.released.nonzero)
-            chosen = _drawn(key, layout.size, self.density - count / max(1, layout.size))
-            chosen[largest(self.released.dense(), count)] = True
-        positions = np.flatnonzero(chosen)
-        return positions, np.diff(np.searchsorted(positions, layout.offsets))
-
-
-def _drawn(key: bytes, size: int, density: float) -> np.ndarray:
-    """Flags of a random support: each value with this probability, to a multiple of 2^-16.
-
-    Only the raw output of the generator is used, which numpy keeps the same in all versions.
-    """
-    raw = np.random.PCG64(np.random.SeedSequence(int.from_bytes(key, "little"))).random_raw(-(-size // 4))
-    return raw.astype("<u8").view("<u2")[:size] < round(density * 65536)
+        positions = self.support.positions(layout)
+        return positions, self.support.counts(positions, layout)
 
 
 def _fit(values: FloatVector, sizes: Integers) -> FloatVector:

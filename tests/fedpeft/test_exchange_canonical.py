@@ -16,6 +16,7 @@ from fedpeft.exchange import (
     Decoded,
     Layout,
     MaskedSign,
+    PublicSupport,
     Update,
     codec_of,
 )
@@ -57,7 +58,7 @@ def codec_for(name: str, layout: Layout) -> Codec:
         return CODECS[name]
     numbers = np.random.default_rng(layout.size).standard_normal(layout.size).astype(np.float32)
     source = "released" if name.endswith("released") else "seed"
-    return MaskedSign(0.4, source).at(CONTEXT, Decoded(layout, numbers))
+    return MaskedSign(PublicSupport(0.4, source)).at(CONTEXT, Decoded(layout, numbers))
 
 
 def same_bits(left, right):

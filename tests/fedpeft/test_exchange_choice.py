@@ -14,6 +14,7 @@ from fedpeft.exchange import (
     ExchangePlan,
     Layout,
     MaskedSign,
+    PublicSupport,
     Sign,
     Sparsify,
     Ternary,
@@ -126,7 +127,7 @@ def test_the_choice_is_made_on_the_vector_with_the_residual():
 
 def test_the_coordinator_accepts_members_only():
     members = AnyOf((Ternary(), Sign()))
-    for codec in (*CODECS.values(), MaskedSign(0.3).at(CONTEXT, None)):
+    for codec in (*CODECS.values(), MaskedSign(PublicSupport(0.3)).at(CONTEXT, None)):
         values = codec.fit(update_of("normal").values, LAYOUT)
         body = encode_body(update_of("normal").with_values(values), codec)
         if codec in members.members:

@@ -16,6 +16,7 @@ from fedpeft.exchange import (
     Int8,
     Layout,
     MaskedSign,
+    PublicSupport,
     Sign,
     Sparsify,
     Ternary,
@@ -32,7 +33,7 @@ LAYOUTS = {
 }
 DENSITIES = (0.0, 0.01, 0.2, 0.38, 0.5, 0.8, 1.0)
 CONTEXT = Context(bytes(16), 3, "hospital", bytes(32), "up")
-EVERY = {**CODECS, "masked-sign": MaskedSign(0.3).at(CONTEXT, None)}
+EVERY = {**CODECS, "masked-sign": MaskedSign(PublicSupport(0.3)).at(CONTEXT, None)}
 ROUNDING = {name: codec for name, codec in EVERY.items() if name != "dense-fp32"}
 PER_TENSOR = {name: codec for name, codec in ROUNDING.items() if name != "dense-bf16"}
 

@@ -30,6 +30,7 @@ from fedpeft.exchange import (
     Int8,
     Layout,
     MaskedSign,
+    PublicSupport,
     Sign,
     Ternary,
     Update,
@@ -47,7 +48,7 @@ MANY = Layout(tuple(f"{index:04d}" for index in range(500)), ((40,),) * 500)
 CONTEXT = Context(bytes(16), 3, "hospital", bytes(32), "up")
 SIGNER = Signer.from_seed(b"hospital")
 VERIFIER = Verifier(SIGNER.public)
-EVERY = {**CODECS, "masked-sign": MaskedSign(0.3).at(CONTEXT, None)}
+EVERY = {**CODECS, "masked-sign": MaskedSign(PublicSupport(0.3)).at(CONTEXT, None)}
 SPARSE = {name: EVERY[name] for name in ("ternary", "dead-zone")}
 CODED = {name: EVERY[name] for name in ("ternary", "dead-zone", "sign", "masked-sign")}
 BYTES_PER_VALUE = 64

@@ -7,6 +7,7 @@ import pytest
 
 from fedpeft.exchange import Context, DeadZone, Layout, MaskedSign, Sign, Ternary
 from fedpeft.exchange.marks import Marks
+from fedpeft.exchange.support import PublicSupport
 
 LAYOUTS = {
     "none": Layout((), ()),
@@ -173,7 +174,7 @@ def test_sign_payloads_equal_the_naive_coder(layout, empty):
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.parametrize("density", [0.05, 0.4, 1.0])
 def test_masked_sign_payloads_are_those_of_the_values_on_the_support(layout, density):
-    codec = MaskedSign(density).at(CONTEXT, None)
+    codec = MaskedSign(PublicSupport(density)).at(CONTEXT, None)
     fitted = codec.fit(random_values(layout, 1.0), layout)
     support = codec.decode(codec.encode(fitted, layout), layout).positions
     ends = np.searchsorted(support, layout.offsets)

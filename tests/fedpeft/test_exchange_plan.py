@@ -22,6 +22,7 @@ from fedpeft.exchange import (
     KeepResidual,
     Layout,
     MaskedSign,
+    PublicSupport,
     Quantise,
     Sign,
     Sparsify,
@@ -77,8 +78,16 @@ UNSOUND = [
     ((Sparsify(0.2),), AUTO, "end with choose"),
     ((Ternarise(),), Int8(), "cannot carry values made for ternary"),
     ((Quantise(Int8()),), DenseBf16(), "cannot carry values made for int8"),
-    ((Quantise(MaskedSign(0.2)),), MaskedSign(0.3), "cannot carry values made for masked-sign"),
-    ((Quantise(MaskedSign(0.2)),), MaskedSign(0.2, "released"), "cannot carry values made for masked-sign"),
+    (
+        (Quantise(MaskedSign(PublicSupport(0.2))),),
+        MaskedSign(PublicSupport(0.3)),
+        "cannot carry values made for masked-sign",
+    ),
+    (
+        (Quantise(MaskedSign(PublicSupport(0.2))),),
+        MaskedSign(PublicSupport(0.2, "released")),
+        "cannot carry values made for masked-sign",
+    ),
     ((Choose(AUTO, 0.2),), AnyOf((Ternary(), DeadZone())), "cannot carry values made for auto"),
     ((), Int8(), r"end with quantise\(Int8\(\)\)"),
     ((), Sign(), r"end with quantise\(Sign\(\)\)"),
@@ -283,7 +292,11 @@ def test_descriptions_and_digests():
     plan = ExchangePlan(TERNARY, Ternary())
     assert plan.describe()[1:] == ["Sparsify(density=0.2)", "Ternarise()", "KeepResidual()", "codec: ternary"]
     assert plan.digest == ExchangePlan(TERNARY, Ternary()).digest
-    masked = [MaskedSign(0.2), MaskedSign(0.3), MaskedSign(0.2, "released")]
+    masked = [
+        MaskedSign(PublicSupport(0.2)),
+        MaskedSign(PublicSupport(0.3)),
+        MaskedSign(PublicSupport(0.2, "released")),
+    ]
     others = [
         ExchangePlan(TERNARY[1:3], Ternary()),
         ExchangePlan(TERNARY, Ternary(), private=True),
@@ -296,8 +309,8 @@ def test_descriptions_and_digests():
 
 def test_digests_do_not_change_between_versions():
     """Both ends compare digests: a change of a description is a change of the protocol."""
-    steps = (Choose(AnyOf((Ternary(), MaskedSign(0.5))), 0.2),)
-    plan = ExchangePlan(steps, AnyOf((Ternary(), MaskedSign(0.5))))
+    steps = (Choose(AnyOf((Ternary(), MaskedSign(PublicSupport(0.5)))), 0.2),)
+    plan = ExchangePlan(steps, AnyOf((Ternary(), MaskedSign(PublicSupport(0.5)))))
     assert plan.describe() == [
         "Choose(codec=AnyOf(members=(Ternary(), MaskedSign(density=0.5, source='seed'))), density=0.2)",
         "codec: auto",

@@ -15,6 +15,7 @@ from fedpeft.exchange import (
     Decoded,
     Layout,
     MaskedSign,
+    PublicSupport,
     Sign,
     Sparsify,
     Ternary,
@@ -23,7 +24,7 @@ from fedpeft.exchange import (
 
 LAYOUT = Layout(("a", "b", "c"), ((40, 10), (150,), (1,)))
 CONTEXT = Context(bytes(16), 3, "hospital", bytes(32), "up")
-EVERY = {**CODECS, "masked-sign": MaskedSign(0.3).at(CONTEXT, None)}
+EVERY = {**CODECS, "masked-sign": MaskedSign(PublicSupport(0.3)).at(CONTEXT, None)}
 
 
 def received(codec, seed, density=0.3, spread=0.0, layout=LAYOUT):

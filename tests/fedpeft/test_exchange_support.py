@@ -15,6 +15,7 @@ from fedpeft.exchange import (
     KeepResidual,
     Layout,
     MaskedSign,
+    PublicSupport,
     Quantise,
     Ternary,
     Update,
@@ -50,19 +51,19 @@ def naive_drawn(context, layout, density):
 
 @pytest.mark.parametrize("density", [1e-6, 0.01, 0.3, 0.99999, 1.0])
 def test_the_seed_gives_the_documented_support(density):
-    codec = MaskedSign(density).at(CONTEXT, RELEASED)
+    codec = MaskedSign(PublicSupport(density)).at(CONTEXT, RELEASED)
     assert support_of(codec).tolist() == naive_drawn(CONTEXT, LAYOUT, density)
 
 
 @pytest.mark.parametrize("density", [0.05, 0.5])
 def test_the_support_has_the_density_asked_for(density):
     layout = Layout(("a",), ((200_000,),))
-    share = support_of(MaskedSign(density).at(CONTEXT, None), layout).size / layout.size
+    share = support_of(MaskedSign(PublicSupport(density)).at(CONTEXT, None), layout).size / layout.size
     assert share == pytest.approx(density, rel=0.03)
 
 
 def test_it_follows_from_the_round_and_not_from_the_sender_or_the_state():
-    codec = MaskedSign(0.3)
+    codec = MaskedSign(PublicSupport(0.3))
     base = support_of(codec.at(CONTEXT, None)).tolist()
     for other in (replace(CONTEXT, sender="bank"), replace(CONTEXT, base_state=b"\1" * 32)):
         assert support_of(codec.at(other, None)).tolist() == base
@@ -74,13 +75,15 @@ def test_it_follows_from_the_round_and_not_from_the_sender_or_the_state():
 
 
 def test_every_value_is_sent_at_times():
-    rounds = [support_of(MaskedSign(0.2).at(replace(CONTEXT, round=r), None)) for r in range(60)]
+    rounds = [
+        support_of(MaskedSign(PublicSupport(0.2)).at(replace(CONTEXT, round=r), None)) for r in range(60)
+    ]
     times = np.bincount(np.concatenate(rounds), minlength=LAYOUT.size)
     assert times.min() > 0 and times.mean() == pytest.approx(12, rel=0.05)
 
 
 def test_the_last_release_gives_four_fifths_of_the_support_and_the_seed_the_rest():
-    codec = MaskedSign(0.25, "released").at(CONTEXT, RELEASED)
+    codec = MaskedSign(PublicSupport(0.25, "released")).at(CONTEXT, RELEASED)
     support = set(support_of(codec).tolist())
     count = round(0.8 * 0.25 * LAYOUT.size)
     order = sorted(range(LAYOUT.size), key=lambda index: -abs(float(RELEASED.numbers[index])))
@@ -93,11 +96,11 @@ def test_the_last_release_gives_four_fifths_of_the_support_and_the_seed_the_rest
 def test_the_seed_fills_up_what_a_sparse_release_lacks():
     positions = np.arange(100, 200)
     released = Decoded(LAYOUT, np.ones(100, np.float32), positions)
-    support = support_of(MaskedSign(0.25, "released").at(CONTEXT, released))
+    support = support_of(MaskedSign(PublicSupport(0.25, "released")).at(CONTEXT, released))
     drawn = naive_drawn(CONTEXT, LAYOUT, 0.25 - 100 / LAYOUT.size)
     assert set(support.tolist()) == set(positions.tolist()) | set(drawn)
     nothing = Decoded(LAYOUT, np.zeros(0, np.float32), np.zeros(0, np.int64))
-    empty = support_of(MaskedSign(0.25, "released").at(CONTEXT, nothing))
+    empty = support_of(MaskedSign(PublicSupport(0.25, "released")).at(CONTEXT, nothing))
     assert empty.tolist() == naive_drawn(CONTEXT, LAYOUT, 0.25)
 
 
@@ -106,7 +109,7 @@ def test_node_and_coordinator_derive_the_same(source):
     """The node has read the broadcast from bytes; the coordinator holds what it made them from."""
     broadcast = Ternary().fit(RELEASED.numbers, LAYOUT)
     read = Ternary().decode(Ternary().encode(broadcast, LAYOUT), LAYOUT)
-    codec = MaskedSign(0.25, source)
+    codec = MaskedSign(PublicSupport(0.25, source))
     plan = ExchangePlan((AddResidual(), Quantise(codec), KeepResidual()), codec).at(CONTEXT, read)
     sent, _ = plan.run(Update(LAYOUT, VALUES, round=3, steps=1), {})
     signer = Signer.from_seed(b"hospital")
@@ -118,7 +121,7 @@ def test_node_and_coordinator_derive_the_same(source):
 
 
 def test_only_signs_and_scales_travel():
-    codec = MaskedSign(0.25).at(CONTEXT, None)
+    codec = MaskedSign(PublicSupport(0.25)).at(CONTEXT, None)
     payload = codec.encode(codec.fit(VALUES, LAYOUT), LAYOUT)
     sizes = np.diff(np.searchsorted(support_of(codec), LAYOUT.offsets))
     fewest, most = (11 + bits * np.count_nonzero(sizes) for bits in (6, 10))
@@ -127,7 +130,7 @@ def test_only_signs_and_scales_travel():
 
 
 def test_values_off_the_support_are_refused_and_kept_for_later():
-    codec = MaskedSign(0.25).at(CONTEXT, None)
+    codec = MaskedSign(PublicSupport(0.25)).at(CONTEXT, None)
     with pytest.raises(ExchangeError, match="no value off its support"):
         codec.encode(np.ones(LAYOUT.size, np.float32), LAYOUT)
     plan, state = ExchangePlan((AddResidual(), Quantise(codec), KeepResidual()), codec), {}
@@ -137,7 +140,7 @@ def test_values_off_the_support_are_refused_and_kept_for_later():
 
 
 def test_an_unbound_codec_says_what_to_do():
-    codec = MaskedSign(0.25)
+    codec = MaskedSign(PublicSupport(0.25))
     steps = (
         lambda: codec.fit(VALUES, LAYOUT),
         lambda: codec.encode(VALUES, LAYOUT),
@@ -150,7 +153,7 @@ def test_an_unbound_codec_says_what_to_do():
 
 def test_a_tensor_without_support_may_not_claim_a_scale():
     layout = Layout(("a", "b"), ((1,), (500,)))
-    codec = MaskedSign(0.25).at(CONTEXT, None)
+    codec = MaskedSign(PublicSupport(0.25)).at(CONTEXT, None)
     support = support_of(codec, layout)
     assert support[0] > 0  # none in the first tensor
     claimed = write_scales(np.ones(2, np.float32))
@@ -162,4 +165,4 @@ def test_a_tensor_without_support_may_not_claim_a_scale():
 @pytest.mark.parametrize("density", [0, -0.1, 1.1, float("nan")])
 def test_densities_out_of_range_are_refused(density):
     with pytest.raises(ExchangeError, match="above 0 and at most 1"):
-        MaskedSign(density)
+        MaskedSign(PublicSupport(density))

@@ -24,6 +24,7 @@ import numpy as np
 from fedpeft.errors import EnvelopeError
 from fedpeft.exchange import CODECS, AnyOf, Codec, Context, Decoded, Layout, MaskedSign, Update, codec_of
 from fedpeft.exchange.envelope import decode_body, encode_body
+from fedpeft.exchange.support import PublicSupport
 
 BYTES_PER_VALUE = 64
 FIXED_BYTES = 1 << 16
@@ -220,7 +221,7 @@ def _codecs(layout: Layout) -> list[tuple[str, Codec]]:
     context = Context(bytes(16), 1, "node", bytes(32), "up")
     numbers = np.random.default_rng(0).standard_normal(layout.size).astype(np.float32)
     masked = {
-        f"masked-sign {source}": MaskedSign(0.4, source).at(context, Decoded(layout, numbers))
+        f"masked-sign {source}": MaskedSign(PublicSupport(0.4, source)).at(context, Decoded(layout, numbers))
         for source in ("seed", "released")
     }
     auto = AnyOf((CODECS["ternary"], CODECS["dead-zone"], masked["masked-sign seed"]))
