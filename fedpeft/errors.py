@@ -8,6 +8,7 @@ FedPeftError            exit 1
 │   ├── PlanError                an exchange plan that is not sound
 │   └── EnvelopeError            bytes that are not a valid envelope
 ├── PrivacyError        exit 6   plans, budgets, the ledger
+│   └── SecureAggregationError   terms, keys and shares of a secure sum (`fedpeft.secagg`)
 ├── FederationError     exit 7   rounds, quorum, messages
 ├── RunError            exit 8   the run directory
 └── AuditError          exit 9   views, attacks, reports

@@ -1,8 +1,9 @@
-"""What coordinator and node say to each other: two messages, each one packed blob and one table of facts.
+"""What coordinator and node say to each other: three messages, each one packed blob and one table of facts.
 
 ``hello`` (QUERY) lets both sides compare base, layout, starting state and config by hash before round 1.
-``train`` (TRAIN) carries the broadcast envelope down and the update's envelope up. Nothing that arrives is
-trusted: every fact is checked for presence, type and range, and an unexpected record is an error.
+``train`` (TRAIN) carries the broadcast envelope down and the update's envelope up. ``query.secure`` carries
+the phases of secure aggregation around it. Nothing that arrives is trusted: every fact is checked for
+presence, type and range, and an unexpected record is an error.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, cast
@@ -20,13 +22,16 @@ from fedpeft.config import Config, config_hash
 from fedpeft.errors import FederationError
 from fedpeft.exchange.layout import FloatVector, Layout
 
-PROTOCOL = 1
+PROTOCOL = 2
 STYPE = "fedpeft.blob.v1"
 HELLO = "query"
 TRAIN = "train"
+SECURE = "query.secure"
 COORDINATOR = "coordinator"
 NO_STATE = bytes(32)
 MAX_NAME = 64
+LARGEST_TABLE = 2**20
+"""No table of a phase of secure aggregation is longer, for 127 nodes."""
 
 Broadcast = Literal["none", "delta", "full"]
 Fact = int | float | str | bytes | list[int]
@@ -85,6 +90,10 @@ class TrainTask:
         state: digest of the state to train from, 32 bytes.
         ranks: rank of each module in a factor state, in order of name; empty for vectors.
         expires: seconds since the epoch after which the work is useless.
+        ledger_entry: the newest entry of the node's ledger that the coordinator has seen; 0: none yet.
+        ledger: hash of that entry, 32 bytes; empty: none yet.
+        attempt: of secure aggregation in this round; 0: the update is not masked.
+        inbox: bytes at the end of the blob that are the shares for this node.
     """
 
     round: int
@@ -96,6 +105,10 @@ class TrainTask:
     state: bytes
     ranks: list[int]
     expires: float
+    ledger_entry: int = 0
+    ledger: bytes = b""
+    attempt: int = 0
+    inbox: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +118,7 @@ class TrainReply:
     Attributes:
         round: the round asked for.
         steps: optimiser steps done.
-        train_s: seconds of local training.
+        train_s: seconds of local training; 0 under DP in the node, as they tell how many records were drawn.
         epsilon: privacy spent on this node's records so far; 0 says that no DP is claimed.
         ledger_entry: number of the newest entry of the node's ledger; only ever grows.
         ledger: hash of that entry, 32 bytes.
@@ -117,6 +130,78 @@ class TrainReply:
     epsilon: float
     ledger_entry: int
     ledger: bytes
+
+
+@dataclass(frozen=True)
+class SecureTask:
+    """One phase of secure aggregation around a round.
+
+    The blob is a table (`pack_table`) by node: of public keys in ``keys``, of advertisements in ``shares``,
+    of receipts of the survivors in ``agree``, of their signatures in ``reveal``.
+
+    Attributes:
+        phase: ``keys``, ``shares``, ``agree`` or ``reveal``.
+        round: 1-based round.
+        attempt: 1-based; a round that starts again after a failure has a new one.
+        state: digest of the state that the round trains from, 32 bytes.
+        threshold: nodes that must survive.
+        size: integers that each node adds: the values of the support, and one vote per tensor.
+        follows: 1 where the support follows the newest broadcast, which all nodes of the round have read.
+        scales: exponents of the public scales, per tensor; empty where there are none.
+    """
+
+    phase: str
+    round: int
+    attempt: int
+    state: bytes
+    threshold: int
+    size: int
+    follows: int
+    scales: list[int]
+
+    @property
+    def public(self) -> bytes:
+        """Digest of what the integers mean, 32 bytes."""
+        meaning = struct.pack(f"<B{len(self.scales)}I", self.follows, *self.scales)
+        return hashlib.sha256(b"fedpeft-secure-1\0" + meaning).digest()
+
+
+@dataclass(frozen=True)
+class SecureReply:
+    """A node's answer to a `SecureTask`; the blob is what its phase asks for."""
+
+    phase: str
+    round: int
+
+
+def pack_table(table: Mapping[str, bytes]) -> bytes:
+    """Named byte strings in order of name, injective."""
+    parts = [struct.pack("<I", len(table))]
+    for name in sorted(table):
+        encoded = name.encode()
+        parts += [struct.pack("<II", len(encoded), len(table[name])), encoded, table[name]]
+    return b"".join(parts)
+
+
+def unpack_table(blob: bytes) -> dict[str, bytes]:
+    """The inverse of `pack_table`; only its own bytes are accepted.
+
+    Raises:
+        FederationError: the bytes are no such table.
+    """
+    try:
+        (count,), place = struct.unpack_from("<I", blob), 4
+        table: dict[str, bytes] = {}
+        for _ in range(count):
+            size, length = struct.unpack_from("<II", blob, place)
+            name = blob[place + 8 : place + 8 + size].decode()
+            table[name] = blob[place + 8 + size : place + 8 + size + length]
+            place += 8 + size + length
+    except (struct.error, UnicodeDecodeError):
+        raise FederationError("a table of a message is cut off") from None
+    if pack_table(table) != blob:
+        raise FederationError("a table of a message is not in its one valid form")
+    return table
 
 
 def run_id(config: Config) -> bytes:

@@ -48,7 +48,7 @@ def assemble(store: RunStore, evidence: Evidence, taps: Sequence[Tap], findings:
         threshold=config.audit.threshold,
         verdict=verdict,
         summary=_summary(verdict, findings),
-        claim=_claim(config),
+        claim=_claim(config, store.values),
         findings=tuple(findings),
         envelopes=tuple(_envelopes(store, taps)),
         limits=LIMITS,
@@ -122,19 +122,27 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
-def _claim(config: Config) -> Claim:
+def _claim(config: Config, values: int) -> Claim:
+    from fedpeft.exchange import noisy_values
     from fedpeft.privacy import plan_from_config
 
-    plan = plan_from_config(config)
-    if plan is None:
+    plan = plan_from_config(config, noisy_values(config.exchange, values))
+    if plan is None or plan.reproducible:
         text = "This run claims no differential privacy."
         return Claim(unit="none", epsilon=None, delta=None, text=text)
     epsilon = plan.epsilon()
     text = (
         f"This run claims differential privacy with epsilon {epsilon:.3g} at delta {plan.delta:g} for each "
-        f"{plan.unit} ({plan.adjacency}); the noise is added in the node."
+        f"{plan.unit} ({plan.adjacency}); the noise is added {_ADDED[plan.trust]}."
     )
     return Claim(unit=plan.unit, epsilon=epsilon, delta=plan.delta, text=text)
+
+
+_ADDED = {
+    "local": "in the node",
+    "central": "by the coordinator, which sees updates without it",
+    "distributed": "by all nodes together, under secure aggregation",
+}
 
 
 def _envelopes(store: RunStore, taps: Sequence[Tap]) -> list[AuditedEnvelope]:

@@ -10,8 +10,8 @@ from flwr.clientapp import ClientApp
 
 from fedpeft.errors import ConfigError
 from fedpeft.exchange import OVERHEAD_BYTES
-from fedpeft.protocol import Hello, TrainTask, pack, unpack
-from fedpeft_clients import tasks
+from fedpeft.protocol import LARGEST_TABLE, Hello, SecureTask, TrainTask, pack, unpack
+from fedpeft_clients import secure, tasks
 from fedpeft_clients.home import Home, open_home
 
 LARGEST_BROADCAST = 2**31 - 1 + OVERHEAD_BYTES
@@ -27,6 +27,15 @@ def hello(message: Message, context: Context) -> Message:
     asked, _ = unpack(message, Hello, 0)
     with _turn:
         return Message(pack(tasks.greet(_home(context), asked)), reply_to=message)
+
+
+@app.query("secure")
+def secure_sum(message: Message, context: Context) -> Message:
+    """Answer one phase of secure aggregation."""
+    task, blob = unpack(message, SecureTask, LARGEST_TABLE)
+    with _turn:
+        reply, answer = secure.answer(_home(context), task, blob)
+    return Message(pack(reply, answer), reply_to=message)
 
 
 @app.train()

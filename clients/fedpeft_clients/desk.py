@@ -18,11 +18,13 @@ from fedpeft.exchange import (
     Layout,
     bound,
     codec_from_config,
+    noisy_values,
     open_envelope,
-    plan_from_config,
+    up_plan,
 )
 from fedpeft.privacy import PrivacyPlan
 from fedpeft.privacy import plan_from_config as privacy_plan
+from fedpeft.privacy.signal import check_signal
 from fedpeft.protocol import COORDINATOR, NO_STATE, TrainTask, run_id, state_digest
 from fedpeft.runstore import write_atomic
 from fedpeft.trust import Signer, Verifier
@@ -116,7 +118,7 @@ class Desk:
         values, delta, layout = self._held(task.since).copy(), None, self.attached.layout
         for number, link in enumerate(links, task.since + 1):
             before = state_digest(layout, values)
-            delta = self._open(link, plans(self.home).down, number, before, layout)
+            delta = self._open(link, plans(self).down, number, before, layout)
             delta.add_to(values)
         return Received(values, delta)
 
@@ -149,25 +151,49 @@ class Desk:
 
 @dataclass(frozen=True)
 class Plans:
-    """What a config says about leaving the node; solved once per process."""
+    """What a config says about leaving the node; solved once per process.
+
+    Attributes:
+        up: what an update passes.
+        down: codec of the broadcast.
+        privacy: the run's plan, whoever adds the noise; None: no DP.
+    """
 
     up: ExchangePlan
     down: Codec
     privacy: PrivacyPlan | None
 
+    @property
+    def dpsgd(self) -> PrivacyPlan | None:
+        """The plan of the node's own noise, if it adds some while it trains."""
+        return self.privacy if self.privacy is not None and self.privacy.trust == "local" else None
+
 
 _plans: dict[bytes, Plans] = {}
 
 
-def plans(home: Home) -> Plans:
-    """The plans of a node's own config, kept per process: calibrating noise takes a while."""
-    key = run_id(home.config)
+def plans(desk: Desk) -> Plans:
+    """The plans of a node's own config, kept per process: calibrating noise takes a while.
+
+    Raises:
+        PrivacyError: the noise of the plan would swamp whatever the run could learn.
+    """
+    key, config = desk.run, desk.home.config
     if key not in _plans:
-        privacy = privacy_plan(home.config)
-        exchange = home.config.exchange
-        up = plan_from_config(exchange.up, privacy is not None)
-        _plans[key] = Plans(up, codec_from_config(exchange.down), privacy)
+        size = noisy_values(config.exchange, desk.attached.layout.size)
+        privacy = privacy_plan(config, size)
+        if privacy is not None:
+            check_signal(privacy, size, config.federation.nodes, config.privacy.most_noise)
+        up = up_plan(config.exchange, privacy is not None and privacy.trust == "local", _own_clip(privacy))
+        _plans[key] = Plans(up, codec_from_config(config.exchange.down), privacy)
     return _plans[key]
+
+
+def _own_clip(privacy: PrivacyPlan | None) -> float | None:
+    """Where the node clips its update itself: not where an adaptive clip must see the norms as they are."""
+    if privacy is None or privacy.trust != "central" or privacy.adaptive is not None:
+        return None
+    return privacy.clip
 
 
 def signer_of(home: Home) -> Signer:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.protocol import MAX_NAME
 from fedpeft.rng import stream
 from fedpeft.runstore import write_json
+from fedpeft.trust import Signer
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -34,6 +35,8 @@ class Home:
         tapped: whether updates are written down for the audit (simulation only).
         signing_seed: seed of a reproducible signing key, hexadecimal (simulation only).
         coordinator: the coordinator's public key, hexadecimal; None: believe the first one seen.
+        roster: public keys of the nodes that this one sums with, hexadecimal by name; empty: believe the
+            first roster seen.
     """
 
     path: Path
@@ -45,6 +48,7 @@ class Home:
     tapped: bool = False
     signing_seed: str | None = None
     coordinator: str | None = None
+    roster: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def states(self) -> Path:
@@ -55,6 +59,16 @@ class Home:
     def outbox(self) -> Path:
         """Folder of envelopes as they left."""
         return self.path / "outbox"
+
+    @property
+    def times(self) -> Path:
+        """Seconds of training by round, which stay here."""
+        return self.path / "times.jsonl"
+
+    @property
+    def secure(self) -> Path:
+        """Folder of the secrets of secure sums, and of the record of what was let go."""
+        return self.path / "secure"
 
     @property
     def ledger(self) -> Path:
@@ -77,14 +91,27 @@ class Home:
         return self.path / "taps" / f"r{round:02d}" if wanted else None
 
 
+@dataclass(frozen=True)
+class Simulated:
+    """What only a simulation knows of an organisation.
+
+    Attributes:
+        tapped: write updates down for the audit.
+        labels: labels of the task, if it has some, in agreed order.
+        roster: names of all organisations whose updates are summed securely.
+    """
+
+    tapped: bool = False
+    labels: Sequence[str] = ()
+    roster: Sequence[str] = ()
+
+
 def create_home(
     path: Path,
     name: str,
     records: Iterable[Record],
     config: Config,
-    *,
-    tapped: bool = False,
-    labels: Sequence[str] = (),
+    simulated: Simulated = Simulated(),
 ) -> Home:
     """Make the home of a simulated organisation; making it again with the same things changes nothing.
 
@@ -93,8 +120,7 @@ def create_home(
         name: letters, digits, dot, dash and underscore, at most 64.
         records: its training records, which are written into the home.
         config: the config it agrees to.
-        tapped: write updates down for the audit.
-        labels: labels of the task, if it has some, in agreed order.
+        simulated: what else the simulation knows.
 
     Raises:
         ConfigError: the name has other characters.
@@ -102,17 +128,24 @@ def create_home(
     if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
         raise ConfigError(f"node name {name!r} may hold letters, digits and . _ - only, at most {MAX_NAME}")
     write_records(path / "train.jsonl", records)
+    keys = {other: Signer.from_seed(_signing_seed(config, other)).public for other in simulated.roster}
     facts: dict[str, Any] = {
         "name": name,
         "train": "train.jsonl",
         "lineage": name,
         "config": config.model_dump(mode="json"),
-        "labels": list(labels),
-        "tapped": tapped and config.audit.enabled,
-        "signing_seed": stream(config.run.seed, 0, name, "signing").bytes(32).hex(),
+        "labels": list(simulated.labels),
+        "tapped": simulated.tapped and config.audit.enabled,
+        "signing_seed": _signing_seed(config, name).hex(),
+        "roster": {other: key.hex() for other, key in keys.items()},
     }
     write_json(path / "node.json", facts)
     return open_home(path)
+
+
+def _signing_seed(config: Config, name: str) -> bytes:
+    """Of a simulated organisation: any of them can compute the others' keys."""
+    return stream(config.run.seed, 0, name, "signing").bytes(32)
 
 
 def open_home(path: Path) -> Home:

@@ -35,11 +35,13 @@ class Answer:
         digest: digest of the state that the round was trained from, 32 bytes.
         reply: the facts.
         envelope: the bytes.
+        attempt: of the round's secure sum that the bytes were masked for; 0: they are not masked.
     """
 
     digest: bytes
     reply: TrainReply
     envelope: bytes
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,12 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def _facts(answer: Answer) -> dict[str, Any]:
-    return {**asdict(answer.reply), "ledger": answer.reply.ledger.hex(), "digest": answer.digest.hex()}
+    fixed = {"ledger": answer.reply.ledger.hex(), "digest": answer.digest.hex(), "attempt": answer.attempt}
+    return {**asdict(answer.reply), **fixed}
 
 
 def _answer(facts: dict[str, Any], envelope: bytes) -> Answer:
     read = dict(facts)
     digest, ledger = bytes.fromhex(read.pop("digest")), bytes.fromhex(read.pop("ledger"))
-    return Answer(digest, TrainReply(ledger=ledger, **read), envelope)
+    attempt = int(read.pop("attempt"))
+    return Answer(digest, TrainReply(ledger=ledger, **read), envelope, attempt)

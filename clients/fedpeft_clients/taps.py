@@ -63,10 +63,13 @@ class Taps:
 
 
 class Watched(Sequence[Example]):
-    """A node's examples that remember which of them were read, with and without privacy."""
+    """A node's examples that remember which of them were taken by index, with and without privacy.
+
+    Looking through all of them, as grouping by person does, takes none.
+    """
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples, self._read = examples, set[int]()
+        self._examples, self._taken = examples, set[int]()
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -78,13 +81,13 @@ class Watched(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        self._read.add(int(index) % len(self._examples))
+        self._taken.add(int(index) % len(self._examples))
         return self._examples[index]
 
     def __iter__(self) -> Iterator[Example]:
-        return (self[place] for place in range(len(self)))
+        return iter(self._examples)
 
     @property
     def seen(self) -> list[Example]:
-        """The examples that were read, in their order."""
-        return [self._examples[place] for place in sorted(self._read)]
+        """The examples that were taken, in their order."""
+        return [self._examples[place] for place in sorted(self._taken)]

@@ -1,28 +1,17 @@
-"""What a node does when the coordinator speaks: introduce itself, or train one round."""
+"""What a node does when the coordinator speaks: introduce itself, or answer the order of a round."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from fedpeft.errors import FederationError
-from fedpeft.exchange import Context, ExchangePlan, FloatVector, Update, open_envelope, seal
-from fedpeft.exchange.device import fits_device, run_on_device
-from fedpeft.privacy import Head, Ledger, Reservation
-from fedpeft.protocol import PROTOCOL, Hello, HelloReply, TrainReply, TrainTask, run_id
-from fedpeft.rng import stream
-from fedpeft.training import LocalPlan, train_local
-from fedpeft.trust import Verifier
-from fedpeft_clients.desk import Desk, Held, Received, plans, signer_of, trust
-from fedpeft_clients.examples import load_examples
+from fedpeft.protocol import PROTOCOL, Hello, HelloReply, TrainReply, TrainTask
+from fedpeft.training import LocalPlan
+from fedpeft_clients.desk import Desk, plans, signer_of, trust
 from fedpeft_clients.home import Home
+from fedpeft_clients.local_round import INTEGERS, hidden, session_of, work
 from fedpeft_clients.state import Answer, NodeState, held_rounds, load_state, put_out, save_state, sent
-from fedpeft_clients.taps import Taps, Watched
 
 
 def greet(home: Home, hello: Hello) -> HelloReply:
@@ -30,12 +19,14 @@ def greet(home: Home, hello: Hello) -> HelloReply:
 
     Raises:
         FederationError: another protocol, or another coordinator than the trusted one.
+        PrivacyError: the noise of the agreed privacy plan would swamp whatever the run could learn.
         FedPeftError: the base or the adapter cannot be made as agreed.
     """
     if hello.protocol != PROTOCOL:
         raise FederationError(f"the coordinator speaks protocol {hello.protocol}, this node {PROTOCOL}")
     trust(home, hello.coordinator)
     desk = Desk.of(home)
+    plans(desk)
     return HelloReply(
         name=home.name,
         run=desk.run,
@@ -52,7 +43,8 @@ def train(home: Home, task: TrainTask, blob: bytes) -> tuple[TrainReply, bytes]:
     """Train one round and return the facts and the sealed envelope.
 
     A repeated order for the same round and state is answered with the stored bytes: nothing is trained or
-    spent again. The ledger is written before the records are opened, the answer before it leaves.
+    spent again. A new attempt of the round's secure sum hides the very same integers under new masks. The
+    ledger is written before the records are opened, the answer before it leaves.
 
     Raises:
         FederationError: the order exceeds what this node agreed to, came too late or does not fit.
@@ -62,12 +54,35 @@ def train(home: Home, task: TrainTask, blob: bytes) -> tuple[TrainReply, bytes]:
     _check_order(home, task)
     answer = _answered(home, task)
     if answer is None:
-        desk = Desk.of(home)
-        state = _work(desk, task, desk.receive(task, blob), _newest(home, task.round))
+        state = _masked_again(home, task, blob) or _trained(home, task, blob)
         save_state(home.states, state)
         answer = state.answer
     put_out(home.outbox, task.round, answer)
     return answer.reply, answer.envelope
+
+
+def _trained(home: Home, task: TrainTask, blob: bytes) -> NodeState:
+    desk = Desk.of(home)
+    broadcast, inbox = _cut(task, blob)
+    return work(desk, task, desk.receive(task, broadcast), inbox)
+
+
+def _masked_again(home: Home, task: TrainTask, blob: bytes) -> NodeState | None:
+    """The round as it was trained, for another attempt of its secure sum; None where it was not."""
+    state = load_state(home.states, task.round)
+    session = session_of(home, task)
+    if state is None or session is None or state.answer.digest != task.state:
+        return None
+    envelope = hidden(Desk.of(home), task, session, state.residuals[INTEGERS], _cut(task, blob)[1])
+    return replace(state, answer=Answer(task.state, state.answer.reply, envelope, task.attempt))
+
+
+def _cut(task: TrainTask, blob: bytes) -> tuple[bytes, bytes]:
+    """The broadcast, and the shares that other nodes dealt to this one."""
+    if task.inbox > len(blob):
+        raise FederationError(f"round {task.round}: the blob is shorter than its shares")
+    cut = len(blob) - task.inbox
+    return blob[:cut], blob[cut:]
 
 
 def _check_order(home: Home, task: TrainTask) -> None:
@@ -88,104 +103,5 @@ def _check_order(home: Home, task: TrainTask) -> None:
 def _answered(home: Home, task: TrainTask) -> Answer | None:
     state = load_state(home.states, task.round)
     answer = state.answer if state else sent(home.outbox, task.round)
-    return answer if answer is not None and answer.digest == task.state else None
-
-
-def _newest(home: Home, round: int) -> NodeState | None:
-    """What this node kept of the last round before this one that it took part in."""
-    earlier = [held for held in held_rounds(home.states) if held < round]
-    return load_state(home.states, earlier[-1]) if earlier else None
-
-
-def _work(desk: Desk, task: TrainTask, received: Received, before: NodeState | None) -> NodeState:
-    home, ledger = desk.home, _ledger(desk.home)
-    reservation = _reserve(home, ledger, task, before)
-    start = desk.attached.begin(received.held, task.round, home.name)
-    taps = Taps(home.taps(task.round))
-    seconds = _train(desk, task, taps)
-    residuals: dict[str, Any] = dict(before.residuals) if before else {}
-    context = Context(desk.run, task.round, home.name, task.state, "up")
-    plan = plans(home).up.at(context, received.released)
-    final = _compressed(
-        desk, Update(desk.attached.layout, start, task.round, task.steps), plan, residuals, taps
-    )
-    envelope = _seal(home, final, plan, context, taps)
-    taps.finish(task.lr, task.steps)
-    head = reservation.head
-    if plans(home).privacy is not None:
-        head = ledger.released(reservation, hashlib.sha256(envelope).hexdigest())
-    reply = TrainReply(
-        round=task.round,
-        steps=task.steps,
-        train_s=seconds,
-        epsilon=float(reservation.epsilon) if np.isfinite(reservation.epsilon) else 0.0,
-        ledger_entry=head.seq,
-        ledger=bytes.fromhex(head.hash),
-    )
-    answer = Answer(task.state, reply, envelope)
-    return NodeState(task.round, _values(received.held), answer, residuals)
-
-
-_ledgers: dict[Path, Ledger] = {}
-
-
-def _ledger(home: Home) -> Ledger:
-    """The node's ledger with the organisation's own budget, made once per process."""
-    privacy = home.config.privacy
-    if home.ledger not in _ledgers or not home.ledger.exists():
-        budget = (privacy.budget or privacy.epsilon) if privacy.unit != "none" else None
-        _ledgers[home.ledger] = Ledger(home.ledger, budget)
-    return _ledgers[home.ledger]
-
-
-def _reserve(home: Home, ledger: Ledger, task: TrainTask, before: NodeState | None) -> Reservation:
-    """Spend the round's privacy before any record is opened; without DP it is written down as not private.
-
-    With DP the ledger must hold the entry that left with the last answer: it was not rolled back.
-    """
-    privacy = plans(home).privacy
-    if before is not None and privacy is not None:
-        reply = before.answer.reply
-        ledger.verify(Head(reply.ledger_entry, reply.ledger.hex()))
-    return ledger.reserve(home.lineage, run_id(home.config).hex(), task.round, privacy, task.steps)
-
-
-def _train(desk: Desk, task: TrainTask, taps: Taps) -> float:
-    """Train in place; the seconds that took."""
-    home = desk.home
-    examples = Watched(load_examples(home, desk.base))
-    plan = replace(LocalPlan.of(home.config.federation, task.round), steps=task.steps, lr=task.lr)
-    rng = stream(home.config.run.seed, task.round, home.name, "batches")
-    tap = taps.gradient if taps.folder else None
-    started = time.monotonic()
-    train_local(desk.attached, examples, plan, rng, plans(home).privacy, tap)
-    seconds = time.monotonic() - started
-    taps.truth(examples.seen)
-    return seconds
-
-
-def _compressed(
-    desk: Desk, start: Update, plan: ExchangePlan, residuals: dict[str, Any], taps: Taps
-) -> Update:
-    """The change since the start, passed through the plan: on the GPU where it can be and nobody taps."""
-    attached = desk.attached
-    if not taps.folder and fits_device(plan, desk.base.device):
-        return run_on_device(plan, attached.moved_from(start.values), start, residuals)
-    change = attached.get() - start.values
-    taps.stage("update", change)
-    final, _ = plan.run(start.with_values(change), residuals, taps.update if taps.folder else None)
-    return final
-
-
-def _seal(home: Home, update: Update, plan: ExchangePlan, context: Context, taps: Taps) -> bytes:
-    """Sign what is left of the update; what a reader finds in the envelope is tapped."""
-    signer = signer_of(home)
-    envelope = seal(update, plan, context, signer)
-    if taps.folder:
-        opened = open_envelope(envelope, update.layout, plan.codec, context, Verifier(signer.public))
-        taps.stage("envelope", opened.dense())
-    return envelope
-
-
-def _values(held: Held) -> FloatVector:
-    return held if isinstance(held, np.ndarray) else held.values
+    fits = answer is not None and (answer.digest, answer.attempt) == (task.state, task.attempt)
+    return answer if fits else None

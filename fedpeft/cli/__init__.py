@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 import typer
 
 from fedpeft import __version__
-from fedpeft.cli import adapter, configuration, doctor
+from fedpeft.cli import adapter, configuration, doctor, privacy
 from fedpeft.errors import FedPeftError
 
 EXIT_INTERRUPTED = 130
@@ -43,7 +43,7 @@ def build_app() -> typer.Typer:
         del version
 
     app.callback()(root)
-    for module in (configuration, adapter, doctor):
+    for module in (configuration, adapter, doctor, privacy):
         module.register(app)
     for point in sorted(entry_points(group="fedpeft.commands"), key=lambda point: point.name):
         point.load()(app)

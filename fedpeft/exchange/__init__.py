@@ -1,6 +1,6 @@
 """What leaves a node and what comes back: updates, transforms, plans, codecs and envelopes."""
 
-from fedpeft.exchange.codecs import CODECS, AnyOf, Codec, bound, codec_named
+from fedpeft.exchange.codecs import CODECS, AnyOf, Codec, bound, codec_named, public_support
 from fedpeft.exchange.context import Context
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.dense import DenseBf16, DenseFp32, Int8
@@ -14,7 +14,14 @@ from fedpeft.exchange.envelope import (
 )
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.measure import entropy_bits
-from fedpeft.exchange.plan import ExchangePlan, codec_from_config, plan_from_config, up_codec, up_plan
+from fedpeft.exchange.plan import (
+    ExchangePlan,
+    codec_from_config,
+    noisy_values,
+    plan_from_config,
+    up_codec,
+    up_plan,
+)
 from fedpeft.exchange.public_ternary import PublicTernary
 from fedpeft.exchange.signs import MaskedSign, Sign
 from fedpeft.exchange.support import PublicSupport
@@ -70,9 +77,11 @@ __all__ = [
     "codec_named",
     "codec_of",
     "entropy_bits",
+    "noisy_values",
     "open_envelope",
     "open_payload",
     "plan_from_config",
+    "public_support",
     "seal",
     "seal_payload",
     "up_codec",

@@ -17,6 +17,7 @@ from fedpeft.exchange.dense import DenseBf16, DenseFp32, Int8
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.public_ternary import PublicTernary
 from fedpeft.exchange.signs import MaskedSign, Sign
+from fedpeft.exchange.support import PublicSupport
 from fedpeft.exchange.ternary import DeadZone, Ternary
 
 
@@ -122,6 +123,12 @@ def codec_named(name: str) -> Codec:
 def bound(codec: Codec, context: Context, released: Decoded | None) -> Codec:
     """The codec of one message."""
     return codec.at(context, released) if isinstance(codec, MaskedSign | PublicTernary | AnyOf) else codec
+
+
+def public_support(codec: Codec) -> PublicSupport | None:
+    """The share of the values that both ends know beforehand to be all that is sent; None: no such share."""
+    support = codec.support if isinstance(codec, MaskedSign | PublicTernary) else None
+    return support if support is not None and support.density < 1 else None
 
 
 def chosen(codec: Codec, values: FloatVector, layout: Layout, support: Positions | None = None) -> Codec:

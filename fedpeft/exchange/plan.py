@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.errors import ExchangeError, PlanError
-from fedpeft.exchange.codecs import AnyOf, Codec, bound, codec_named
+from fedpeft.exchange.codecs import AnyOf, Codec, bound, codec_named, public_support
 from fedpeft.exchange.context import Context
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.public_ternary import PublicTernary
@@ -170,6 +170,12 @@ def up_plan(exchange: ExchangeConfig, private: bool = False, clip: float | None 
             rounded = (AddResidual(), *rounded, KeepResidual())
         plan = ExchangePlan(rounded, codec, private)
     return plan if clip is None else replace(plan, transforms=(Clip(clip), *plan.transforms))
+
+
+def noisy_values(exchange: ExchangeConfig, size: int) -> int:
+    """How many of ``size`` exchanged values bear noise under DP: those of a public support, or all."""
+    support = public_support(up_codec(exchange))
+    return size if support is None else max(1, round(support.density * size))
 
 
 def plan_from_config(direction: DirectionConfig, private: bool) -> ExchangePlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from fedpeft.errors import PrivacyError
@@ -27,14 +28,18 @@ def noise_multiplier(plan: PrivacyPlan, target: float) -> float:
         plan: everything but the noise, whatever its present noise multiplier is.
         target: epsilon at the plan's delta.
 
+    Returns:
+        A multiple of `GRID`. A ``reproducible`` plan gets the noise of its private twin.
+
     Raises:
-        PrivacyError: no multiplier up to 10,000 reaches the target, or the plan guarantees nothing.
+        PrivacyError: the target is not above 0, or no multiplier up to 10,000 reaches it.
     """
-    if plan.reproducible:
-        return 1.0
+    if not target > 0:
+        raise PrivacyError(f"epsilon {target} must be above 0; raise privacy.epsilon")
+    private = replace(plan, reproducible=False)
 
     def spent(noise: float, interval: float = COARSE) -> float:
-        return plan.with_noise(noise).epsilon(interval=interval)
+        return private.with_noise(noise).epsilon(interval=interval)
 
     if (least := spent(MOST_NOISE)) > target:
         raise PrivacyError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,31 +12,60 @@ from numpy.typing import NDArray
 from fedpeft.data import Batch
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy import noise
-from fedpeft.privacy.per_example import clipped_sum
+from fedpeft.privacy.csprng import Randomness, words
+from fedpeft.privacy.gates import Engine
+from fedpeft.privacy.per_example import Positions, clipped_sum
 from fedpeft.privacy.plan import PrivacyPlan
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
 
+Units = NDArray[np.int64]
+"""The unit of each row of a physical batch, ascending."""
 
-def noisy_gradient(attached: Attached, batches: Iterable[Batch], plan: PrivacyPlan) -> NDArray[np.float32]:
+
+@dataclass(frozen=True)
+class Mechanism:
+    """How the steps of a round are made noisy.
+
+    Attributes:
+        plan: clip, noise multiplier and divisor.
+        support: the public positions that may move; noise is drawn there only. None: all.
+        source: of the random words; default: the operating system. Any other gives no guarantee.
+        engine: of the per-unit gradients; None: whatever is right for the model.
+    """
+
+    plan: PrivacyPlan
+    support: Positions | None = None
+    source: Randomness = words
+    engine: Engine | None = None
+
+
+def noisy_gradient(
+    attached: Attached, batches: Iterable[tuple[Batch, Units | None]], mechanism: Mechanism
+) -> NDArray[np.float32]:
     """``(sum of clipped gradients + noise) / expected batch size``, float32, shape ``(layout.size,)``.
 
     The noise is added once, in float64, to the sum over all physical batches and before any cast; without
     batches (an empty Poisson draw) the result is noise alone. The divisor is the plan's public constant.
+    Values off the support are 0.
 
     Args:
         attached: the model and its trainable parameters.
-        batches: the records of one Poisson draw, cut into physical batches of any size.
-        plan: clip, noise multiplier and divisor.
+        batches: one Poisson draw, cut into physical batches of whole units; None: each row is a unit.
+        mechanism: plan, support, randomness and engine.
 
     Raises:
         PrivacyError: a trainable parameter is not covered by the clip, or the noise is not finite.
     """
-    total = np.zeros(attached.layout.size, np.float64)
-    for batch in batches:
-        total += clipped_sum(attached, batch, plan.clip)[0]
-    total += plan.noise_multiplier * plan.clip * noise.gaussian(attached.layout.size)
+    plan, support = mechanism.plan, mechanism.support
+    size = attached.layout.size if support is None else len(support)
+    total = np.zeros(size, np.float64)
+    for batch, units in batches:
+        total += clipped_sum(attached, batch, plan.clip, units, support, mechanism.engine)[0]
+    total += plan.noise_multiplier * plan.clip * noise.gaussian(size, mechanism.source)
     if not np.isfinite(total).all():
         raise PrivacyError("the noisy gradient is not finite; lower privacy.clip or the noise multiplier")
-    return (total / plan.expected_batch_size).astype(np.float32)
+    gradient = np.zeros(attached.layout.size, np.float32)
+    gradient[slice(None) if support is None else support] = total / plan.expected_batch_size
+    return gradient

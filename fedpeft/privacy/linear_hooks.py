@@ -1,4 +1,4 @@
-"""Per-example gradients of plain linear layers, read from one backward pass."""
+"""Per-example gradients of plain linear layers and embeddings, read from one backward pass."""
 
 from __future__ import annotations
 
@@ -9,44 +9,54 @@ import torch
 from torch import nn
 
 from fedpeft.errors import PrivacyError
-from fedpeft.exchange.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class NotBatchFirst(PrivacyError):
-    """A layer saw something else than one row per example: flattened or routed tokens."""
+    """A layer saw something else than one row per example: flattened, routed or shared inputs."""
 
 
-def linear_owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[nn.Linear] | None:
-    """The plain ``nn.Linear`` layers that own all trainable parameters; None if there are others."""
+def owners_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[nn.Module] | None:
+    """The plain linear layers and embeddings that own all trainables; None if anything else owns one."""
     wanted = {id(parameter) for parameter in parameters.values()}
-    owners: list[nn.Linear] = []
+    owners: list[nn.Module] = []
     for module in model.modules():
         mine = {id(parameter) for parameter in module.parameters(recurse=False)} & wanted
-        if mine and type(module) is nn.Linear:
+        if mine and _is_plain(module):
             owners.append(module)
         elif mine:
             return None
     return owners
 
 
-class LinearRecorder:
-    """Collects ``dL_b/dW`` and ``dL_b/dbias`` of each example b while it is entered.
+def _is_plain(module: nn.Module) -> bool:
+    """Exact types only; an embedding that rescales weights or counts over the batch is not plain."""
+    if type(module) is nn.Embedding:
+        return module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
+    return type(module) is nn.Linear
 
-    For ``y = x W^T + c`` the gradient of example b is ``sum_t g[b,t] x[b,t]^T`` (Goodfellow 2015,
-    arXiv:1510.01799). The loss must be the sum over examples. A layer that is used twice is added up;
-    recomputation by gradient checkpointing is seen once, as only one of the passes receives gradients.
+
+class Recorder:
+    """Collects the gradient of each example b by the weights of plain layers while it is entered.
+
+    For ``y = x W^T + c`` it is ``sum_t g[b,t] x[b,t]^T`` (Goodfellow 2015, arXiv:1510.01799); for an
+    embedding, ``g[b,t]`` added to the row of token ``[b,t]``. The loss must be the sum over examples. A layer
+    that is used twice, and a weight that two layers share, is added up; recomputation by gradient
+    checkpointing is seen once, as only one of the passes receives gradients.
 
     Args:
-        model: the model whose trainables are all in plain linear layers.
+        model: the model whose trainables are all in plain layers.
         parameters: the trainables by name.
         batch_size: number of examples.
+
+    Attributes:
+        found: per name the gradients that arrived, float32, shape ``(B, *parameter.shape)``.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], batch_size: int) -> None:
-        self.owners = linear_owners(model, parameters) or []
+        self.owners = owners_of(model, parameters) or []
         self.parameters = parameters
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.batch_size = batch_size
@@ -67,33 +77,31 @@ class LinearRecorder:
         for parameter in self.parameters.values():
             parameter.requires_grad_(not frozen)
 
-    def matrix(self, layout: Layout) -> Tensor:
-        """All gradients in layout order, float32, shape ``(B, layout.size)``; zero where none arrived."""
-        parts = [self._part(name, int(size)) for name, size in zip(layout.names, layout.sizes, strict=True)]
-        return torch.cat(parts, dim=1)
-
-    def _part(self, name: str, size: int) -> Tensor:
-        if name in self.found:
-            return self.found[name].reshape(self.batch_size, size)
-        device = next(layer.weight.device for layer in self.owners)
-        return torch.zeros(self.batch_size, size, device=device)
-
     def _forward(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if not torch.is_grad_enabled():
             return
         source = inputs[0].detach()
         if source.dim() < 2 or source.shape[0] != self.batch_size:
             raise NotBatchFirst(f"a layer saw shape {tuple(source.shape)} for {self.batch_size} examples")
+        rule: Any = self._embedding if type(layer) is nn.Embedding else self._linear
         output.requires_grad_()
-        output.register_hook(lambda gradient: self._backward(layer, source, gradient))
+        output.register_hook(lambda gradient: rule(layer, source, gradient.detach()))
 
-    def _backward(self, layer: nn.Linear, source: Tensor, gradient: Tensor) -> None:
-        rows = gradient.detach().reshape(self.batch_size, -1, gradient.shape[-1])
+    def _linear(self, layer: nn.Linear, source: Tensor, gradient: Tensor) -> None:
+        rows = gradient.reshape(self.batch_size, -1, gradient.shape[-1])
         columns = source.reshape(self.batch_size, -1, source.shape[-1]).to(rows.dtype)
         if (name := self.names.get(id(layer.weight))) is not None:
             self._add(name, torch.bmm(rows.transpose(1, 2), columns))
         if (name := self.names.get(id(layer.bias))) is not None:
             self._add(name, rows.sum(1))
+
+    def _embedding(self, layer: nn.Embedding, source: Tensor, gradient: Tensor) -> None:
+        tokens = source.reshape(self.batch_size, -1, 1)
+        rows = gradient.reshape(self.batch_size, -1, gradient.shape[-1]).float()
+        if layer.padding_idx is not None:
+            rows = rows * (tokens != layer.padding_idx)
+        table = rows.new_zeros(self.batch_size, *layer.weight.shape)
+        self._add(self.names[id(layer.weight)], table.scatter_add_(1, tokens.expand_as(rows), rows))
 
     def _add(self, name: str, gradient: Tensor) -> None:
         gradient = gradient.float()

@@ -1,149 +1,174 @@
-"""Per-example gradients of the trainable parameters, clipped one by one and summed.
+"""Gradients of records or persons, clipped one by one and summed.
 
-Two engines give the same numbers. *batched* reads per-example gradients of plain ``nn.Linear`` layers from
-one backward pass through hooks; *loop* runs one backward pass per example and is right for every method.
-The batched engine serves a model only after three gates on made-up tokens: every layer sees the batch
-dimension first, its gradients equal the loop's, and a neighbour does not change an example's gradient.
+Two engines give the same numbers. *batched* reads the gradients of many units from one backward pass through
+hooks; *loop* runs one backward pass per record, holds one unit's gradient and is right for every method.
+`fedpeft.privacy.gates` says which one serves a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from fedpeft.data import Batch, Example
+from fedpeft.data import Batch
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.linear_hooks import LinearRecorder, NotBatchFirst, linear_owners
-from fedpeft.training.batches import gather
-from fedpeft.training.loss import per_example_loss, task_of
+from fedpeft.privacy.gates import Engine, engine_of
+from fedpeft.privacy.passes import Rows, batched_rows, bounds_of, unit_row
 from fedpeft.training.modes import steady
+from fedpeft_kernels.norms import squared_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedpeft.adapters import Attached
+    from fedpeft.exchange.layout import Layout
+
+__all__ = ["CLIP_MARGIN", "Engine", "clipped_sum", "engine_of"]
 
 FloatVector64 = NDArray[np.float64]
+Positions = NDArray[np.int64]
+"""Increasing positions in the flat vector of trainable values."""
 
 VALUES_AT_ONCE = 1 << 26
-"""Most per-example gradient values held at once (256 MiB in float32)."""
+"""Most gradient values of a batch held at once (256 MiB in float32)."""
 
 CLIP_MARGIN = 1e-6
 """Clipped norms end this much below the clip, above the rounding of float32 norms."""
 
-PROBE_LENGTHS = (9, 6, 4)
-PROBE_SPREAD = 0.02
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+def clipped_sum(
+    attached: Attached,
+    batch: Batch,
+    clip: float,
+    units: NDArray[np.int64] | None = None,
+    support: Positions | None = None,
+    engine: Engine | None = None,
+) -> tuple[FloatVector64, FloatVector64]:
+    """Sum of the units' gradients, each clipped to L2 norm ``clip`` over the support.
+
+    Adding or removing one unit changes the sum by at most ``clip``. A gradient that is not finite on the
+    support counts as zero. A unit alone in its batch is always computed record by record, so that its size
+    costs time, not memory.
+
+    Args:
+        attached: the model and its trainable parameters.
+        batch: any number of records, also none.
+        clip: L2 bound, above 0.
+        units: the unit of each row, ascending, shape ``(B,)``; all of a unit's records are in this batch.
+            None: each row is a unit.
+        support: the public positions that may move; gradients are cut down to them before the norm.
+            None: all.
+        engine: default: whatever `engine_of` says.
+
+    Returns:
+        The sum on the support, float64, shape ``(K,)`` (``(layout.size,)`` without a support), and the norms
+        before clipping, float64, shape ``(U,)``; inf or nan where a gradient was not finite. Both are private
+        until noise is added.
+
+    Raises:
+        PrivacyError: a parameter is trainable but not part of the layout, units are split, the support is
+            not increasing, or a layer turns out not to see one row per example.
+    """
+    _refuse_strays(attached)
+    bounds = bounds_of(units, len(batch))
+    total = _Total(places_of(attached.layout, support, batch.ids.device), clip, batch.ids.device)
+    chosen = engine or engine_of(attached)
+    with steady(attached.model):
+        for rows, count in _blocks(attached, batch, bounds, chosen):
+            total.add(rows, count)
+    return total.values.cpu().numpy(), np.concatenate([np.zeros(0, np.float64), *total.norms])
 
 
 @dataclass(frozen=True)
-class Engine:
-    """Which engine serves a model, and why."""
+class Place:
+    """The part of one tensor that is on the support.
 
-    name: Literal["batched", "loop"]
-    reason: str
+    Attributes:
+        start: where it begins in the sum.
+        end: where it ends.
+        inside: positions in the flattened tensor, int64, shape ``(end - start,)``; None: the whole tensor.
+    """
+
+    start: int
+    end: int
+    inside: Tensor | None
+
+    def cut(self, rows: Tensor) -> Tensor:
+        """The columns of ``(U, size)`` that are on the support."""
+        return rows if self.inside is None else rows.index_select(1, self.inside)
 
 
-_engines: WeakKeyDictionary[nn.Module, dict[bytes, Engine]] = WeakKeyDictionary()
-
-
-def clipped_sum(attached: Attached, batch: Batch, clip: float) -> tuple[FloatVector64, FloatVector64]:
-    """Sum of the per-example gradients, each clipped to L2 norm ``clip`` over all trainables.
-
-    Adding or removing one example changes the sum by at most ``clip``. A non-finite gradient counts as zero.
-
-    Args:
-        attached: the model and its trainable parameters.
-        batch: any number of examples, also none.
-        clip: L2 bound, above 0.
-
-    Returns:
-        The sum in layout order, float64, shape ``(layout.size,)``, and the norms before clipping, float64,
-        shape ``(B,)``; inf or nan where a gradient was not finite. Both are private until noise is added.
+def places_of(layout: Layout, support: Positions | None, device: torch.device) -> list[Place]:
+    """The place of each tensor of a layout.
 
     Raises:
-        PrivacyError: a parameter is trainable but not part of the layout.
+        PrivacyError: the support is not made of increasing positions of the flat vector.
     """
-    total, norms = np.zeros(attached.layout.size, np.float64), [np.zeros(0, np.float64)]
-    for gradients in _chunks(attached, batch):
-        size = gradients.norm(dim=1)
-        factors = torch.clamp(clip * (1 - CLIP_MARGIN) / size, max=1.0)
-        factors = torch.where(torch.isfinite(size), factors, torch.zeros_like(factors))
-        finite = torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
-        total += (factors @ finite).double().cpu().numpy()
-        norms.append(size.double().cpu().numpy())
-    return total, np.concatenate(norms)
+    offsets = layout.offsets.tolist()
+    if support is None:
+        return [Place(start, end, None) for start, end in pairwise(offsets)]
+    if support.ndim != 1 or (np.diff(support, prepend=-1, append=layout.size) <= 0).any():
+        raise PrivacyError(f"a support needs increasing positions below the {layout.size} trainable values")
+    cuts = np.searchsorted(support, layout.offsets)
+    inside = [support[a:b] - o for a, b, o in zip(cuts[:-1], cuts[1:], offsets[:-1], strict=True)]
+    places = zip(cuts[:-1].tolist(), cuts[1:].tolist(), inside, strict=True)
+    return [Place(start, end, torch.from_numpy(chosen).to(device)) for start, end, chosen in places]
 
 
-def gradients(attached: Attached, batch: Batch, engine: Engine | None = None) -> Tensor:
-    """The gradient of each example's loss, float32, shape ``(B, layout.size)``.
+@dataclass
+class _Total:
+    """The running sum of clipped gradients on the support, float64, on the device."""
 
-    Args:
-        attached: the model and its trainable parameters.
-        batch: the examples.
-        engine: default: whatever `engine_of` says.
-    """
-    _refuse_strays(attached)
-    chosen = engine or engine_of(attached)
-    with steady(attached.model):
-        run = _batched if chosen.name == "batched" else _loop
-        return run(attached, batch)
+    places: list[Place]
+    clip: float
+    device: torch.device
+    norms: list[FloatVector64] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.values = torch.zeros(self.places[-1].end, dtype=torch.float64, device=self.device)
 
-def engine_of(attached: Attached) -> Engine:
-    """The engine for a model, decided once per model and layout by the three gates."""
-    known = _engines.setdefault(attached.model, {})
-    key = attached.layout.digest
-    if key not in known:
-        known[key] = _choose(attached)
-    return known[key]
+    def add(self, rows: Rows, count: int) -> None:
+        """Clip the gradients of ``count`` units over all tensors together and add them up."""
+        given = zip(self.places, rows, strict=True)
+        parts = [
+            (place, place.cut(row)) for place, row in given if row is not None and place.end > place.start
+        ]
+        squares = torch.zeros(count, dtype=torch.float64, device=self.device)
+        for _, part in parts:
+            squares += squared_rows(part)
+        factors, lost = self._factors(squares.sqrt())
+        for place, part in parts:
+            finite = part if lost is None else part.masked_fill(lost[:, None], 0)
+            self.values[place.start : place.end] += factors @ finite
 
-
-def _chunks(attached: Attached, batch: Batch) -> Iterator[Tensor]:
-    rows = max(1, VALUES_AT_ONCE // max(attached.layout.size, 1))
-    for start in range(0, len(batch), rows):
-        yield gradients(attached, batch.part(start, start + rows))
-
-
-def _batched(attached: Attached, batch: Batch) -> Tensor:
-    recorder = LinearRecorder(attached.model, attached.parameters, len(batch))
-    with recorder:
-        per_example_loss(attached.model, batch).sum().backward()
-    return recorder.matrix(attached.layout)
+    def _factors(self, norms: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What each unit is multiplied by, float32, shape ``(U,)``, and which are not finite, if any."""
+        self.norms.append(norms.cpu().numpy())
+        factors = torch.clamp(self.clip * (1 - CLIP_MARGIN) / norms, max=1.0)
+        lost = ~torch.isfinite(norms)
+        return factors.masked_fill(lost, 0).float(), lost if bool(lost.any()) else None
 
 
-def _loop(attached: Attached, batch: Batch) -> Tensor:
-    rows = [torch.zeros(0, attached.layout.size, device=batch.ids.device)]
-    for index in range(len(batch)):
-        _clear(attached)
-        length = max(int(batch.lengths[index]), 1)
-        per_example_loss(attached.model, _trimmed(batch.part(index, index + 1), length)).sum().backward()
-        rows.append(_flat_gradient(attached)[None])
-    _clear(attached)
-    return torch.cat(rows)
-
-
-def _trimmed(batch: Batch, length: int) -> Batch:
-    return Batch(batch.ids[:, :length], batch.weights[:, :length], batch.lengths, batch.targets)
-
-
-def _flat_gradient(attached: Attached) -> Tensor:
-    parameters = (attached.parameters[name] for name in attached.layout.names)
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    return torch.cat([part.reshape(-1).float() for part in parts])
-
-
-def _clear(attached: Attached) -> None:
-    for parameter in attached.parameters.values():
-        parameter.grad = None
+def _blocks(
+    attached: Attached, batch: Batch, bounds: NDArray[np.int64], engine: Engine
+) -> Iterator[tuple[Rows, int]]:
+    """Gradients and number of units, of as many at once as the engine and the memory allow."""
+    most = 1 if engine.name == "loop" else max(1, VALUES_AT_ONCE // max(attached.layout.size, 1))
+    first = 0
+    while first < len(bounds) - 1:
+        last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + most, "right")) - 1)
+        part = batch.part(int(bounds[first]), int(bounds[last]))
+        if last == first + 1:
+            yield unit_row(attached, part), 1
+        else:
+            yield batched_rows(attached, part, bounds[first : last + 1] - bounds[first]), last - first
+        first = last
 
 
 def _refuse_strays(attached: Attached) -> None:
@@ -151,85 +176,3 @@ def _refuse_strays(attached: Attached) -> None:
     for name, parameter in attached.model.named_parameters():
         if parameter.requires_grad and id(parameter) not in agreed:
             raise PrivacyError(f"{name} is trainable but not exchanged, so no clip covers it; freeze it")
-
-
-def _choose(attached: Attached) -> Engine:
-    """Run the gates; anything but a clean pass means the loop."""
-    if linear_owners(attached.model, attached.parameters) is None:
-        return Engine("loop", "a trainable parameter is not in a plain linear layer")
-    if _couples_int8(attached.model):
-        return Engine("loop", "int8 with an outlier threshold couples the examples of a batch")
-    with _perturbed(attached):
-        try:
-            return _gates(attached)
-        except NotBatchFirst as reason:
-            return Engine("loop", str(reason))
-
-
-def _gates(attached: Attached) -> Engine:
-    batched, loop = Engine("batched", ""), Engine("loop", "")
-    probe, other = _probe(attached, seed=0), _probe(attached, seed=1)
-    fast, slow = gradients(attached, probe, batched), gradients(attached, probe, loop)
-    tolerance = TOLERANCE.get(_dtype(attached.model), TOLERANCE[torch.bfloat16])
-    if not _close(fast, slow, tolerance):
-        return Engine("loop", "batched gradients differ from the loop's on a probe")
-    pairs = zip(_parts(probe), _parts(other), strict=True)
-    neighbours = Batch(*(torch.cat([mine[:1], theirs[1:]]) for mine, theirs in pairs))
-    if not _close(gradients(attached, neighbours, batched)[:1], slow[:1], tolerance):
-        return Engine("loop", "a neighbour in the batch changes an example's gradient")
-    return Engine("batched", "plain linear layers; passed all gates")
-
-
-def _parts(batch: Batch) -> tuple[Tensor, ...]:
-    return batch.ids, batch.weights, batch.lengths, batch.targets
-
-
-def _close(given: Tensor, wanted: Tensor, tolerance: float) -> bool:
-    scale = wanted.norm(dim=1, keepdim=True)
-    return bool(((given - wanted).norm(dim=1, keepdim=True) <= tolerance * scale + 1e-12).all())
-
-
-def _probe(attached: Attached, seed: int) -> Batch:
-    """Three made-up examples of different lengths; no record is ever used to test the engine."""
-    rng = np.random.default_rng(seed)
-    vocabulary = int(attached.model.config.get_text_config().vocab_size)
-    is_classifier = task_of(attached.model) == "sequence-classification"
-    examples: list[Example] = []
-    for index, length in enumerate(PROBE_LENGTHS):
-        ids = rng.integers(1, vocabulary, length)
-        weights = np.ones(length, np.float32) * (np.arange(length) > 0)
-        examples.append(Example(ids, weights.astype(np.float32), index % 2 if is_classifier else -1))
-    return gather(attached.model, examples)
-
-
-@contextmanager
-def _perturbed(attached: Attached) -> Generator[None]:
-    """Made-up values in the trainables, as zeros (lora_B at the start) would hide an error; restored."""
-    kept = {name: parameter.detach().clone() for name, parameter in attached.parameters.items()}
-    generator = torch.Generator().manual_seed(0)
-    try:
-        for name in sorted(kept):
-            noise = torch.randn(kept[name].shape, generator=generator) * PROBE_SPREAD
-            attached.parameters[name].data.add_(noise.to(kept[name]))
-        yield
-    finally:
-        for name, parameter in attached.parameters.items():
-            parameter.data.copy_(kept[name])
-
-
-def _couples_int8(model: nn.Module) -> bool:
-    """Whether outlier columns are chosen over a whole batch; the training path on CPUs never does."""
-    return any(_threshold(module) > 0 and _device(module) != "cpu" for module in model.modules())
-
-
-def _threshold(module: Any) -> float:
-    is_int8 = type(module).__module__.startswith("bitsandbytes.") and type(module).__name__ == "Linear8bitLt"
-    return float(module.state.threshold) if is_int8 else 0.0
-
-
-def _device(module: nn.Module) -> str:
-    return next(module.parameters()).device.type
-
-
-def _dtype(model: Any) -> torch.dtype:
-    return model.dtype

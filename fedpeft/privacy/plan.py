@@ -12,6 +12,7 @@ from fedpeft.privacy.accounting import FINE, Event, Skellam, Steps, epsilon
 ACCOUNTANT = "PLD (dp-accounting)"
 RDP_ACCOUNTANT = "RDP (Skellam curve, dp-accounting)"
 
+COUNTS = ("expected_batch_size", "steps_per_round", "rounds", "records_per_unit", "separation", "bands")
 TRUSTS = {"record": ("local",), "person": ("local",), "node": ("central", "distributed")}
 """Who may add the noise for which unit. A single node's noise cannot hide the node at any useful scale."""
 
@@ -20,15 +21,36 @@ TRUSTS = {"record": ("local",), "person": ("local",), "node": ("central", "distr
 class Grid:
     """The integers that stand for values in a secure sum.
 
+    Stochastic rounding moves each value by less than one step, so a node's integer vector is at most
+    ``steps_per_clip + sqrt(size)`` steps long, always. (The tighter bound of Kairouz et al. 2021, section
+    4.1, holds only where rounding is repeated until it is met.)
+
     Attributes:
         size: number of values, which the rounding error depends on.
         steps_per_clip: grid steps in one clip norm; the finer, the less rounding adds to the sensitivity.
         least_nodes: nodes whose noise a released sum holds at least; each adds that share of the variance.
+
+    Raises:
+        PrivacyError: a grid without values, steps or nodes.
     """
 
     size: int
     steps_per_clip: float
     least_nodes: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.least_nodes < 1 or not 0 < self.steps_per_clip < math.inf:
+            raise PrivacyError(f"{self} needs at least 1 value, a step and a node; give the adapter's size")
+
+    @property
+    def l2(self) -> float:
+        """Length of one node's integer vector, in grid steps, at most."""
+        return self.steps_per_clip + math.sqrt(self.size)
+
+    @property
+    def l1(self) -> float:
+        """Its sum of magnitudes at most: ``|v|_1 <= sqrt(size) |v|_2``, and ``<= |v|_2^2`` for integers."""
+        return self.l2 * min(math.sqrt(self.size), self.l2)
 
 
 @dataclass(frozen=True)
@@ -40,11 +62,19 @@ class AdaptiveClip:
         lr: step in the logarithm of the clip.
         count_noise: standard deviation of the noise in the count of nodes below the clip, of which every
             node contributes -1/2 or +1/2.
+
+    Raises:
+        PrivacyError: a quantile outside (0, 1), or a step or noise that is not positive.
     """
 
     quantile: float
     lr: float
     count_noise: float
+
+    def __post_init__(self) -> None:
+        positive = 0 < self.lr < math.inf and 0 < self.count_noise < math.inf
+        if not (0 < self.quantile < 1 and positive):
+            raise PrivacyError(f"{self}: the quantile must be in (0, 1), step and noise above 0")
 
 
 @dataclass(frozen=True)
@@ -58,15 +88,16 @@ class PrivacyPlan:
 
     Trust ``central``: each round draws nodes, clips each node's update, and the coordinator adds the noise
     to the sum (McMahan et al. 2018, arXiv:1710.06963). It holds against all who see released models, not
-    against the coordinator. With ``bands`` above 1 the noise of rounds is correlated (matrix mechanism) and
-    a node takes part at most every ``bands`` rounds.
+    against the coordinator. Nodes that take turns take part at most every ``separation`` rounds; with
+    ``bands`` above 1 the noise of their rounds is correlated (matrix mechanism).
 
     Trust ``distributed``: as central, but the nodes add shares of Skellam noise to integers under secure
     aggregation (Agarwal et al. 2021, arXiv:2110.04995). It holds against the coordinator too.
 
     Attributes:
         sampling_probability: rate of inclusion of each unit in each step, in (0, 1].
-        noise_multiplier: noise standard deviation of the sum / clip; positive.
+        noise_multiplier: noise standard deviation of the sum / clip; positive. With an adaptive clip, that
+            of sum and count together: the sum's own noise is somewhat larger (`central.sum_multiplier`).
         clip: L2 bound of one unit's gradient, or of a node's update.
         expected_batch_size: public divisor of the noisy sum: records, persons or nodes of one step.
         steps_per_round: noisy releases of one round: local steps, or 1 for nodes.
@@ -75,7 +106,8 @@ class PrivacyPlan:
         unit: what one added or removed unit is.
         trust: who adds the noise, and so who is trusted with what came before it.
         records_per_unit: the most records of one person that are used; 1 where the unit is no person.
-        bands: bands of the matrix mechanism; 1: independent noise in each round.
+        separation: rounds from one participation of a node to its next, at least; 1: it may be in all.
+        bands: bands of the matrix mechanism, at most ``separation``; 1: independent noise in each round.
         adaptive: how the clip follows the norms; None: it is fixed.
         grid: the integers of the distributed mechanism; None for the others.
         reproducible: noise and sampling come from the configured seed: nothing is guaranteed then.
@@ -95,6 +127,7 @@ class PrivacyPlan:
     unit: Literal["record", "person", "node"] = "record"
     trust: Literal["local", "central", "distributed"] = "local"
     records_per_unit: int = 1
+    separation: int = 1
     bands: int = 1
     adaptive: AdaptiveClip | None = None
     grid: Grid | None = None
@@ -106,16 +139,18 @@ class PrivacyPlan:
         for name in ("noise_multiplier", "clip"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, self, "finite and above 0")
-        for name in ("expected_batch_size", "steps_per_round", "rounds", "records_per_unit", "bands"):
+        for name in COUNTS:
             _require(getattr(self, name) >= 1, name, self, "at least 1")
         _require(0 < self.delta < 0.1, "delta", self, "in (0, 0.1), best below 1 / units")
         allowed = TRUSTS[self.unit]
         _require(self.trust in allowed, "trust", self, f"{' or '.join(allowed)} for unit {self.unit}")
         central = self.trust == "central"
-        _require(central or self.bands == 1, "bands", self, "1 unless trust is central")
+        _require(central or self.separation == 1, "separation", self, "1 unless trust is central")
+        _require(self.bands <= self.separation, "bands", self, f"at most the separation {self.separation}")
         _require(central or self.adaptive is None, "adaptive", self, "None unless trust is central")
-        alone = self.adaptive is None and self.sampling_probability == 1
-        _require(self.bands == 1 or alone, "bands", self, "1 with sampled nodes or an adaptive clip")
+        turns = self.separation == 1 or self.sampling_probability == 1
+        _require(turns, "separation", self, "1 with nodes that are drawn by coins")
+        _require(self.bands == 1 or self.adaptive is None, "bands", self, "1 with an adaptive clip")
         distributed = self.trust == "distributed"
         _require(distributed == (self.grid is not None), "grid", self, "given exactly for trust distributed")
 
@@ -132,18 +167,16 @@ class PrivacyPlan:
     def event(self, steps: int | None = None) -> Event:
         """What the accountant composes for a number of releases; default: the whole run.
 
-        A banded run is one release of the whole matrix: of its rounds each unit is in at most every
-        ``bands``-th, and ``n`` participations weigh as ``n`` releases (Choquette-Choo et al. 2023,
-        arXiv:2306.08153, theorem 2). Without a guarantee the event has no noise, and so infinite epsilon.
+        Of rounds in turns each unit is in at most every ``separation``-th. That many independent releases
+        count, and a banded run, one release of the whole matrix, weighs as much (Choquette-Choo et al.
+        2023, arXiv:2306.08153, theorem 2). Without a guarantee the event has no noise: infinite epsilon.
         """
         count = self.steps if steps is None else steps
         if self.reproducible:
             return Steps(1.0, 0.0, count)
         if self.grid is not None:
             return _skellam(self, self.grid, count)
-        if self.bands > 1:
-            return Steps(1.0, self.noise_multiplier, math.ceil(count / self.bands))
-        return Steps(self.sampling_probability, self.noise_multiplier, count)
+        return Steps(self.sampling_probability, self.noise_multiplier, math.ceil(count / self.separation))
 
     def epsilon(self, steps: int | None = None, interval: float = FINE) -> float:
         """Epsilon at ``delta`` after ``steps`` releases (default: the whole run), an upper bound."""
@@ -159,10 +192,8 @@ class PrivacyPlan:
 
 
 def _skellam(plan: PrivacyPlan, grid: Grid, count: int) -> Skellam:
-    """Sensitivities with rounding to the grid (Kairouz et al. 2021, arXiv:2102.06387, section 4.1)."""
-    whole, root = grid.steps_per_clip, math.sqrt(grid.size)
-    l2 = whole + root
-    return Skellam(min(root * l2, l2 * l2), l2, (plan.noise_multiplier * whole) ** 2, count)
+    """The least noise that a released sum may hold: that of ``least_nodes`` nodes."""
+    return Skellam(grid.l1, grid.l2, (plan.noise_multiplier * grid.steps_per_clip) ** 2, count)
 
 
 def _require(holds: bool, name: str, plan: PrivacyPlan, allowed: str) -> None:

@@ -97,6 +97,14 @@ class RunStore:
             if kind is None or event.get("event") == kind:
                 yield event
 
+    @property
+    def values(self) -> int:
+        """Values of one node's update, as its rounds tell; 0 before the first."""
+        rounds = list(self.events("round"))
+        return sum(event["values_up"] for event in rounds) // max(
+            1, sum(event["replies"] for event in rounds)
+        )
+
 
 def check_free(path: Path, *, overwrite: bool = False) -> None:
     """Make sure that a run may be written at a path: nothing is there, or an older run to be replaced.

@@ -34,11 +34,30 @@ def physical(model: Any, examples: Sequence[Example], tokens: int) -> Iterator[B
 
     No example is cut or left out; padding bears no loss.
     """
-    ordered = sorted(examples, key=lambda example: len(example.ids))
+    for batch, _ in whole_units(model, [[example] for example in examples], tokens):
+        yield batch
+
+
+def whole_units(
+    model: Any, units: Sequence[Sequence[Example]], tokens: int
+) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
+    """Batches as `physical` makes them, of units that are never split: at most ``tokens`` or one unit each.
+
+    Yields:
+        A batch, and the unit of each of its rows, ascending from 0, int64, shape ``(B,)``.
+    """
+    ordered = sorted((unit for unit in units if unit), key=_longest)
     start = 0
     while start < len(ordered):
-        end = start + 1
-        while end < len(ordered) and len(ordered[end].ids) * (end + 1 - start) <= tokens:
+        end, rows = start + 1, len(ordered[start])
+        while end < len(ordered) and _longest(ordered[end]) * (rows + len(ordered[end])) <= tokens:
+            rows += len(ordered[end])
             end += 1
-        yield gather(model, ordered[start:end])
+        chosen = ordered[start:end]
+        owners = np.repeat(np.arange(len(chosen)), [len(unit) for unit in chosen])
+        yield gather(model, [example for unit in chosen for example in unit]), owners
         start = end
+
+
+def _longest(unit: Sequence[Example]) -> int:
+    return max(len(example.ids) for example in unit)

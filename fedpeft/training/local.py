@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 
 from fedpeft.data import Batch, Example
 from fedpeft.errors import DataError, PrivacyError
-from fedpeft.privacy.dpsgd import noisy_gradient
+from fedpeft.privacy.csprng import KEY_BYTES, seeded, words
+from fedpeft.privacy.dpsgd import Mechanism, noisy_gradient
+from fedpeft.privacy.gates import engine_of
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
-from fedpeft.training.batches import epochs, gather, physical
+from fedpeft.training.batches import epochs, gather, physical, whole_units
 from fedpeft.training.loss import per_example_loss
 from fedpeft.training.modes import steady
 from fedpeft.training.optimisers import optimiser
-from fedpeft.training.plan import LocalPlan
+from fedpeft.training.plan import LocalPlan, PerformanceFlags
+from fedpeft.training.units import units_of
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -28,6 +31,22 @@ if TYPE_CHECKING:
 FloatVector = NDArray[np.float32]
 GradientTap = Callable[[FloatVector, Batch], None]
 """Called once, in step 1, with the gradient in layout order and the examples that made it."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a round of local training does besides the plans.
+
+    Attributes:
+        on_first_gradient: audit tap; sees the batch gradient before the clip, or the noisy one under privacy.
+        flags: speed and memory.
+        support: increasing public positions of the flat vector, int64: under privacy nothing else moves, and
+            nothing else bears noise. None: all values.
+    """
+
+    on_first_gradient: GradientTap | None = None
+    flags: PerformanceFlags = field(default_factory=PerformanceFlags)
+    support: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,14 +74,15 @@ def train_local(
     plan: LocalPlan,
     rng: np.random.Generator,
     privacy: PrivacyPlan | None = None,
-    on_first_gradient: GradientTap | None = None,
+    extras: Extras | None = None,
 ) -> TrainResult:
     """Train the adapter in place for one round, from its present values.
 
     Without privacy: fixed-size batches drawn by ``rng``, the mean of the per-example losses, the gradient
     clipped to ``plan.max_grad_norm``; the result is a function of the arguments alone. With privacy: Poisson
-    batches and noise from the operating system, the optimiser runs on the noisy gradient (post-processing),
-    and ``rng`` is not used. Reserve the round in the ledger first.
+    batches of records or persons and noise from the operating system, the optimiser runs on the noisy
+    gradient (post-processing), and ``rng`` is not used, unless the privacy plan is ``reproducible``: then
+    both come from ``rng``, and nothing is guaranteed. Reserve the round in the ledger first.
 
     Args:
         attached: the model and its trainable parameters.
@@ -70,14 +90,18 @@ def train_local(
         plan: steps, batch size, optimiser.
         rng: the reproducible stream of the batches.
         privacy: None trains without a guarantee.
-        on_first_gradient: audit tap; sees the batch gradient before the clip, or the noisy one under privacy.
+        extras: tap, flags and support.
 
     Raises:
-        DataError: there are no examples and no privacy plan.
-        PrivacyError: more steps than the privacy plan accounts for.
+        DataError: no examples and no privacy plan, or records that name no person where that is the unit.
+        PrivacyError: more steps than the privacy plan accounts for, a unit that no node draws, or the
+            batched engine where it is wrong.
     """
+    given = extras or Extras()
     if privacy is not None:
-        return _train_private(attached, examples, plan, privacy, on_first_gradient)
+        return _train_private(
+            attached, examples, plan, _mechanism(attached, plan, rng, privacy, given), given
+        )
     if not examples:
         raise DataError("a node has no training examples; add records, or leave it out of the federation")
     values, rule = _values(attached), optimiser(plan)
@@ -86,9 +110,9 @@ def train_local(
     with steady(attached.model):
         for indices in islice(epochs(len(examples), plan.batch_size, rng), plan.steps):
             chosen = [examples[index] for index in indices]
-            loss, gradient = _mean_gradient(attached, chosen, plan)
-            if not losses and on_first_gradient is not None:
-                on_first_gradient(gradient.cpu().numpy(), gather(attached.model, chosen))
+            loss, gradient = _mean_gradient(attached, chosen, given.flags.tokens_at_once)
+            if not losses and given.on_first_gradient is not None:
+                given.on_first_gradient(gradient.cpu().numpy(), gather(attached.model, chosen))
             rule.step(values, gradient * _shrink(gradient, plan.max_grad_norm))
             _store(attached, values)
             losses.append(loss)
@@ -96,36 +120,43 @@ def train_local(
     return TrainResult(plan.steps, losses[0], losses[-1], tuple(sorted(seen)))
 
 
-def _train_private(
-    attached: Attached,
-    examples: Sequence[Example],
-    plan: LocalPlan,
-    privacy: PrivacyPlan,
-    tap: GradientTap | None,
-) -> TrainResult:
+def _mechanism(
+    attached: Attached, plan: LocalPlan, rng: np.random.Generator, privacy: PrivacyPlan, extras: Extras
+) -> Mechanism:
+    """What makes the round's steps noisy, checked before anything is computed on the data."""
     if plan.steps > privacy.steps_per_round:
         raise PrivacyError(
             f"{plan.steps} local steps, but the privacy plan accounts for {privacy.steps_per_round} per round"
         )
+    source = seeded(rng.bytes(KEY_BYTES)) if privacy.reproducible else words
+    return Mechanism(privacy, extras.support, source, engine_of(attached, extras.flags.engine))
+
+
+def _train_private(
+    attached: Attached, examples: Sequence[Example], plan: LocalPlan, mechanism: Mechanism, extras: Extras
+) -> TrainResult:
     values, rule = _values(attached), optimiser(plan)
+    units, rate = units_of(examples, mechanism.plan), mechanism.plan.sampling_probability
     with steady(attached.model):
         for step in range(plan.steps):
-            chosen = [examples[i] for i in poisson(len(examples), privacy.sampling_probability)]
-            batches = physical(attached.model, chosen, plan.tokens_at_once)
-            gradient = noisy_gradient(attached, batches, privacy)
-            if step == 0 and tap is not None:
-                tap(gradient, gather(attached.model, chosen))
+            drawn = poisson(len(units), rate, mechanism.source)
+            chosen = [[examples[index] for index in units[unit]] for unit in drawn]
+            batches = whole_units(attached.model, chosen, extras.flags.tokens_at_once)
+            gradient = noisy_gradient(attached, batches, mechanism)
+            if step == 0 and extras.on_first_gradient is not None:
+                records = [example for unit in chosen for example in unit]
+                extras.on_first_gradient(gradient, gather(attached.model, records))
             rule.step(values, torch.from_numpy(gradient).to(values.device))
             _store(attached, values)
     return TrainResult(plan.steps)
 
 
 def _mean_gradient(
-    attached: Attached, examples: Sequence[Example], plan: LocalPlan
+    attached: Attached, examples: Sequence[Example], tokens_at_once: int
 ) -> tuple[float, torch.Tensor]:
     """Mean loss of a batch and its gradient, float32, in layout order; cut into physical batches."""
     loss = 0.0
-    for batch in physical(attached.model, examples, plan.tokens_at_once):
+    for batch in physical(attached.model, examples, tokens_at_once):
         part = per_example_loss(attached.model, batch).sum() / len(examples)
         part.backward()
         loss += float(part.detach())

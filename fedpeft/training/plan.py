@@ -48,7 +48,6 @@ class LocalPlan:
         lr: learning rate of this round.
         momentum: of ``sgd``.
         max_grad_norm: L2 clip of the batch gradient without privacy.
-        tokens_at_once: padded tokens of one forward pass; a larger batch is cut, never truncated.
 
     Raises:
         ConfigError: a value is out of range.
@@ -60,10 +59,9 @@ class LocalPlan:
     lr: float = 1e-2
     momentum: float = 0.9
     max_grad_norm: float = 1.0
-    tokens_at_once: int = 8192
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "lr", "max_grad_norm", "tokens_at_once"):
+        for name in ("steps", "batch_size", "lr", "max_grad_norm"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"local training: {name} = {value} must be finite and above 0")

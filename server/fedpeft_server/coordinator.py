@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,18 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpeft.adapters import Contribution, naive_warning, product_error
 from fedpeft.errors import FederationError
-from fedpeft.protocol import TRAIN
+from fedpeft.privacy import Head, Ledger
+from fedpeft.privacy.central import Account, randomness
+from fedpeft.privacy.csprng import words
+from fedpeft.protocol import SECURE, TRAIN, SecureTask, pack
 from fedpeft.runstore import RunStore
+from fedpeft.secagg import SecureAggregationError
 from fedpeft_server import checkpoints
 from fedpeft_server.checkpoints import Checkpoint, save_arrays
 from fedpeft_server.collect import Question, ask
-from fedpeft_server.messages import Inbox, Orders, next_entries
+from fedpeft_server.messages import Inbox, Orders, next_heads
 from fedpeft_server.roster import Roster, sample
+from fedpeft_server.secure import SecureSum, SecureSums
 from fedpeft_server.setup import Setup, prepare
 from fedpeft_server.state import GlobalState, digest
 
@@ -32,6 +38,9 @@ GATHER_SECONDS = 120.0
 GREETING_SECONDS = 10.0
 FRUITLESS_ROUNDS = 3
 """Rounds in a row without a quorum after which a run ends."""
+LEDGER = "ledger.sqlite"
+MEASURED = ("codecs", "density", "entropy_bits")
+"""What an event tells of the updates as they came; under the coordinator's noise it does not."""
 
 
 def run_rounds(
@@ -57,16 +66,29 @@ def run_rounds(
 
 
 def _resume(setup: Setup, store: RunStore, report: Report) -> Coordinator:
-    coordinator = Coordinator(setup, store, report, Roster(setup.agreed), setup.initial)
+    account = _account(setup, store)
+    parts = (Roster(setup.agreed), setup.initial, account, SecureSums.of(setup))
+    coordinator = Coordinator(setup, store, report, *parts)
     found = checkpoints.latest(setup.run)
     checkpoints.trim_events(store.metrics, found.round if found else 0)
     if found is not None:
         coordinator.done = found.round
         coordinator.state = setup.initial.restored(found.arrays)
         coordinator.roster.keys = {name: bytes.fromhex(key) for name, key in found.facts["keys"].items()}
-        coordinator.entries = dict(found.facts["entries"])
+        coordinator.heads = {name: Head(*head) for name, head in found.facts["heads"].items()}
         coordinator.fruitless = int(found.facts["fruitless"])
+        if coordinator.sums is not None:
+            coordinator.sums.exponents = list(found.facts["exponents"])
     return coordinator
+
+
+def _account(setup: Setup, store: RunStore) -> Account | None:
+    """The coordinator's own ledger, where it adds the noise."""
+    if setup.central is None:
+        return None
+    privacy = setup.config.privacy
+    ledger = Ledger(store.path / LEDGER, privacy.budget or privacy.epsilon)
+    return Account(ledger, setup.config.run.name, setup.run_id.hex(), setup.central)
 
 
 @dataclass
@@ -78,8 +100,10 @@ class Coordinator:
     report: Report
     roster: Roster
     state: GlobalState
+    account: Account | None = None
+    sums: SecureSums | None = None
     done: int = 0
-    entries: dict[str, int] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
     fruitless: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -91,7 +115,7 @@ class Coordinator:
         for number in range(self.done + 1, rounds + 1):
             self._round(grid, number)
             every = self.setup.config.run.checkpoint_every
-            if number % every == 0 or number == rounds:
+            if number % every == 0 or number == rounds or self.account:
                 self._checkpoint()
         facts = {"round": self.done, "method": self.state.method}
         save_arrays(self.setup.run / "state" / "final.npz", self.state.result(), facts)
@@ -116,33 +140,97 @@ class Coordinator:
     def _round(self, grid: Grid, number: int) -> None:
         started = time.monotonic()
         self.roster.refresh(grid, min(GREETING_SECONDS, self.setup.config.federation.deadline), self.stop)
-        chosen = sample(
-            self.roster.keys, self.setup.config.federation.participation, self.setup.config.run.seed, number
-        )
+        spent = self._reserve(number)
+        chosen = self._sample(number)
         asked = [name for name in chosen if name in self.roster.members]
         context = self.setup.down_context(number, digest(self.state))
         self.state, release = self.state.publish(self.setup.down.at(context), number)
-        orders = Orders(self.setup, self.state, release, number)
-        replies = self._ask(grid, asked, orders)
-        inbox = Inbox(self.setup, self.state, number, orders.released, self.entries)
+        orders = Orders(self.setup, self.state, release, number, self.heads)
+        inbox = Inbox(self.setup, self.state, number, orders.released, self.heads)
+        asked = self._open_sum(grid, asked, orders, inbox)
+        replies = self._ask(grid, asked, orders, inbox.secure)
         inbox.refused |= {name: "not online" for name in chosen if name not in self.roster.members}
-        measured = self._absorb(asked, replies, inbox)
-        self.roster.settle(asked, inbox.accepted, number)
-        self.entries, self.done = next_entries(self.entries, inbox.accepted), number
-        parallel = not getattr(grid, "sequential", False)
-        self._tell(_event(number, orders, inbox, measured, _times(started, inbox, parallel)))
-        self._judge_progress(bool(measured), inbox)
-
-    def _ask(self, grid: Grid, asked: list[str], orders: Orders) -> dict[str, Message]:
-        members = {name: self.roster.members[name] for name in asked}
-        contents = {member.node: orders.content(member) for member in members.values()}
-        question = Question(TRAIN, str(orders.round), self.setup.config.federation.deadline, self.stop)
-        replies = ask(grid, question, contents)
-        return {name: replies[member.node] for name, member in members.items() if member.node in replies}
-
-    def _absorb(self, asked: list[str], replies: Mapping[str, Message], inbox: Inbox) -> dict[str, Any]:
-        """Step along the valid updates, decoded one at a time; nothing is measured without a quorum."""
+        needed = self._needed(len(chosen))
         updates = self._updates(asked, replies, inbox)
+        measured = self._absorb(self._summed(updates, orders, inbox), inbox, needed)
+        self.roster.settle(asked, inbox.accepted, number)
+        self.heads, self.done = next_heads(self.heads, inbox.accepted), number
+        parallel = not getattr(grid, "sequential", False)
+        event = _event(number, orders, inbox, measured, _times(started, inbox, parallel))
+        self._tell(self._discreet(event) | spent)
+        if chosen or self.account:
+            self._judge_progress(bool(measured), inbox, needed)
+
+    def _reserve(self, number: int) -> dict[str, Any]:
+        """Spend a round's privacy before anybody is asked for it; and what has been spent with it."""
+        if self.account is None:
+            return {}
+        reservation = self.account.reserve(number)
+        spent = reservation.epsilon if math.isfinite(reservation.epsilon) else None
+        return {"spent": {"epsilon": spent, "delta": reservation.delta}}
+
+    def _sample(self, number: int) -> list[str]:
+        config, plan = self.setup.config, self.setup.central
+        coins = randomness(plan, config.run.seed, number, "participation") if plan else words
+        return sample(self.roster.keys, config.federation, config.run.seed, number, coins)
+
+    def _needed(self, chosen: int) -> int:
+        """Valid replies that a round needs: where draws vary in size, a majority of the draw is enough."""
+        least = self.setup.quorum
+        return least if self.setup.config.federation.selection == "seeded" else min(least, chosen // 2 + 1)
+
+    def _ask(
+        self, grid: Grid, asked: list[str], orders: Orders, secure: SecureSum | None
+    ) -> Mapping[str, Message]:
+        contents: dict[str, RecordDict] = {}
+        for name in asked:
+            terms = (secure.task.attempt, secure.shares_for(name)) if secure else (0, b"")
+            contents[name] = orders.content(self.roster.members[name], *terms)
+        return self._put(grid, TRAIN, orders.round, contents)
+
+    def _put(
+        self, grid: Grid, kind: str, round: int, contents: Mapping[str, RecordDict]
+    ) -> Mapping[str, Message]:
+        """Ask members by name; the replies that came in time, by name."""
+        nodes = {name: self.roster.members[name].node for name in contents}
+        question = Question(kind, str(round), self.setup.config.federation.deadline, self.stop)
+        replies = ask(grid, question, {nodes[name]: content for name, content in contents.items()})
+        return {name: replies[node] for name, node in nodes.items() if node in replies}
+
+    def _open_sum(self, grid: Grid, asked: list[str], orders: Orders, inbox: Inbox) -> list[str]:
+        """Let the nodes begin a secure sum, where it was agreed on; those that go on to train."""
+        if self.sums is None:
+            return asked
+
+        def reach(task: SecureTask, blobs: Mapping[str, bytes]) -> Mapping[str, Message]:
+            contents = {name: pack(task, blob) for name, blob in blobs.items()}
+            return self._put(grid, SECURE, task.round, contents)
+
+        try:
+            inbox.secure = self.sums.open(orders, {name: self.roster.members[name] for name in asked}, reach)
+        except SecureAggregationError as error:
+            inbox.refused |= dict.fromkeys(asked, str(error))
+            return []
+        inbox.refused |= inbox.secure.refused
+        return list(inbox.secure.participants)
+
+    def _summed(
+        self, updates: Iterator[Contribution], orders: Orders, inbox: Inbox
+    ) -> Iterator[Contribution]:
+        """The updates, or the one mean that a secure sum shows of them."""
+        yield from updates
+        if self.sums is None or inbox.secure is None:
+            return
+        try:
+            yield "secure sum", 1.0, self.sums.mean(inbox.secure, orders)
+        except SecureAggregationError as error:
+            inbox.refused["secure sum"] = str(error)
+        inbox.refused |= inbox.secure.refused
+
+    def _absorb(self, updates: Iterator[Contribution], inbox: Inbox, needed: int) -> dict[str, Any]:
+        """Step along the valid updates, decoded one at a time; nothing is measured without a quorum."""
+        if self.account is not None:
+            return self._release(self.account, updates, inbox.round)
         first = next(updates, None)
         if first is None:
             return {}
@@ -154,11 +242,19 @@ class Coordinator:
             error = product_error(self.state.layout, self.state.held, contributions)
             warning = {"naive_error": error, "warning": naive_warning(error)}
         state, measured = self.state.absorb(inbox.round, contributions)
-        if len(inbox.accepted) < self.setup.quorum:
+        if len(inbox.accepted) < needed:
             return {}
         self.state = state
         self._tap(inbox.round, measured.pop("mean", None))
         return {"applied": True, **measured, **warning}
+
+    def _release(self, account: Account, updates: Iterator[Contribution], number: int) -> dict[str, Any]:
+        """Step along the noisy mean, however few updates came: a step left out would tell how many."""
+        self.state, measured = self.state.absorb(number, updates)
+        mean = measured.pop("mean")
+        account.released(number, mean)
+        self._tap(number, mean)
+        return {"applied": True, **measured}
 
     def _updates(
         self, asked: list[str], replies: Mapping[str, Message], inbox: Inbox
@@ -175,19 +271,37 @@ class Coordinator:
             folder = self.setup.run / "updates" / f"r{number:02d}"
             save_arrays(folder / "aggregate.npz", {"values": mean.astype(np.float32)}, {"round": number})
 
-    def _judge_progress(self, applied: bool, inbox: Inbox) -> None:
+    def _discreet(self, event: dict[str, Any]) -> dict[str, Any]:
+        """An event without what the noise is to hide: figures of updates, and names where coins are secret.
+
+        Numbers of replies and bytes stay: ``metrics.jsonl`` is the coordinator's own.
+        """
+        if self.account is None:
+            return event
+        told = {key: value for key, value in event.items() if key not in MEASURED}
+        if self.setup.config.federation.selection != "poisson":
+            return told
+        causes = enumerate(sorted(event["refused"].values()), 1)
+        return told | {"refused": {f"node {n}": cause for n, cause in causes}, "epsilon": {}, "ledger": {}}
+
+    def _judge_progress(self, applied: bool, inbox: Inbox, needed: int) -> None:
+        """End a run that gets nowhere; under noise all that counts is how many nodes are online."""
+        causes = "".join(f"; {name}: {cause}" for name, cause in sorted(inbox.refused.items()))
+        found = f"{len(inbox.accepted)} valid updates in round {self.done}, {needed} are needed{causes}"
+        if self.account is not None:
+            online, least = len(self.roster.members), self.setup.quorum
+            applied, found = online >= least, f"{online} nodes are online, {least} are needed"
         self.fruitless = 0 if applied else self.fruitless + 1
         last = self.done == self.setup.config.federation.rounds
         if self.fruitless >= FRUITLESS_ROUNDS or (last and self.fruitless == self.done):
-            causes = "".join(f"; {name}: {cause}" for name, cause in sorted(inbox.refused.items()))
-            raise FederationError(
-                f"no quorum in {self.fruitless} rounds running: {len(inbox.accepted)} valid updates in round "
-                f"{self.done}, {self.setup.quorum} are needed{causes}"
-            )
+            raise FederationError(f"no quorum in {self.fruitless} rounds running: {found}")
 
     def _checkpoint(self) -> None:
         keys = {name: key.hex() for name, key in self.roster.keys.items()}
-        facts = {"keys": keys, "entries": self.entries, "fruitless": self.fruitless}
+        heads = {name: [head.seq, head.hash] for name, head in self.heads.items()}
+        facts: dict[str, Any] = {"keys": keys, "heads": heads, "fruitless": self.fruitless}
+        if self.sums is not None:
+            facts["exponents"] = self.sums.exponents
         checkpoints.save(self.setup.run, Checkpoint(self.done, facts, self.state.arrays()))
 
     def _tell(self, event: dict[str, Any]) -> None:

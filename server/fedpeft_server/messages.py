@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, RecordDict
 
@@ -13,19 +13,23 @@ from fedpeft.exchange import (
     OVERHEAD_BYTES,
     Context,
     Decoded,
+    Layout,
     Update,
     bound,
     codec_of,
     entropy_bits,
     open_envelope,
+    open_payload,
     seal,
 )
+from fedpeft.privacy import Head
 from fedpeft.protocol import NO_STATE, Broadcast, TrainReply, TrainTask, pack, unpack
 from fedpeft.runstore import write_atomic
 from fedpeft.training import LocalPlan
 from fedpeft.trust import Verifier
 from fedpeft_server.broadcasts import START
 from fedpeft_server.roster import Member
+from fedpeft_server.secure import SecureSum
 from fedpeft_server.setup import WHOLE, Setup
 from fedpeft_server.state import GlobalState, Release, digest
 
@@ -47,6 +51,7 @@ class Orders:
     state: GlobalState
     release: Release
     round: int
+    heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
     bytes_down: int = 0
     _made: dict[int, Order] = field(default_factory=dict[int, Order])
     _followed: set[str] = field(default_factory=set[str])
@@ -57,21 +62,46 @@ class Orders:
             data = seal(self.release.update, self.release.plan, context, self.setup.signer)
             self.setup.broadcasts.put(self.round, data)
 
-    def content(self, member: Member) -> RecordDict:
-        """The order for one member: the broadcasts it has missed, or the whole state if that is shorter."""
-        order = self._order(max((v for v in member.versions if v < self.round), default=START))
+    def content(self, member: Member, attempt: int = 0, shares: bytes = b"") -> RecordDict:
+        """The order for one member: the broadcasts it has missed, or the whole state if that is shorter.
+
+        Args:
+            member: who is asked.
+            attempt: of the round's secure sum; 0: there is none.
+            shares: what other nodes dealt to this one for it.
+        """
+        order = self._order_of(member)
         if order.kind == "delta":
             self._followed.add(member.name)
-        blob = b"".join(order.links)
+        blob = b"".join([*order.links, shares])
         self.bytes_down += len(blob)
-        return pack(self._task(order), blob)
+        head = self.heads.get(member.name, Head(0, ""))
+        task = replace(
+            self._task(order),
+            ledger_entry=head.seq,
+            ledger=bytes.fromhex(head.hash),
+            attempt=attempt,
+            inbox=len(shares),
+        )
+        return pack(task, blob)
+
+    def follows(self, members: Iterable[Member]) -> bool:
+        """Whether all of these will have read the newest broadcast delta."""
+        return self.release.update is not None and all(
+            self._order_of(member).kind == "delta" for member in members
+        )
+
+    def newest(self) -> Decoded | None:
+        """The newest broadcast delta, if there is one."""
+        update = self.release.update
+        return None if update is None else Decoded(update.layout, update.values)
 
     def released(self, name: str) -> Decoded | None:
         """The newest broadcast delta, if this member was sent it."""
-        update = self.release.update
-        if update is None or name not in self._followed:
-            return None
-        return Decoded(update.layout, update.values)
+        return self.newest() if name in self._followed else None
+
+    def _order_of(self, member: Member) -> Order:
+        return self._order(max((v for v in member.versions if v < self.round), default=START))
 
     def _order(self, since: int) -> Order:
         if since not in self._made:
@@ -118,7 +148,8 @@ class Inbox:
     state: GlobalState
     round: int
     released: Callable[[str], Decoded | None]
-    entries: dict[str, int]
+    heads: Mapping[str, Head]
+    secure: SecureSum | None = None
     accepted: dict[str, TrainReply] = field(default_factory=dict)
     codecs: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -128,13 +159,13 @@ class Inbox:
     entropy: float = 0.0
 
     def open(self, member: Member, message: Message | None) -> Decoded | None:
-        """The values of one member's update, or None with the cause in ``refused``."""
+        """The values of one member's update; None with the cause in ``refused``, or where they are masked."""
         if message is None:
             self.refused[member.name] = "no reply before the deadline"
             return None
         return self._isolated(member.name, lambda: self._open(member, message))
 
-    def _isolated(self, name: str, work: Callable[[], Decoded]) -> Decoded | None:
+    def _isolated(self, name: str, work: Callable[[], Decoded | None]) -> Decoded | None:
         try:
             return work()
         except FedPeftError as error:
@@ -143,27 +174,45 @@ class Inbox:
             self.refused[name] = f"unreadable reply ({type(error).__name__})"
         return None
 
-    def _open(self, member: Member, message: Message) -> Decoded:
-        layout, codec = self.state.node_layout(member.name), self.setup.up
-        reply, blob = unpack(message, TrainReply, OVERHEAD_BYTES + codec.max_bytes(layout))
+    def _open(self, member: Member, message: Message) -> Decoded | None:
+        layout = self.state.node_layout(member.name)
+        reply, blob = unpack(message, TrainReply, self._limit(layout))
         self.bytes_up += len(blob)
         self._check(reply, member.name)
         context = Context(self.setup.run_id, self.round, member.name, digest(self.state), "up")
-        codec = bound(codec, context, self.released(member.name))
-        values = open_envelope(blob, layout, codec, context, Verifier(member.key))
+        read = self._decoded if self.secure is None else self._masked
+        values = read(member, blob, layout, context)
         folder = self.setup.run / "updates" / f"r{self.round:02d}"
         write_atomic(folder / f"{member.name}.fpd", blob)
-        self._measure(values)
-        self.codecs[member.name] = codec_of(blob, codec)
         self.accepted[member.name] = reply
         return values
+
+    def _limit(self, layout: Layout) -> int:
+        payload = self.setup.up.max_bytes(layout) if self.secure is None else self.secure.payload_bytes
+        return OVERHEAD_BYTES + payload
+
+    def _decoded(self, member: Member, blob: bytes, layout: Layout, context: Context) -> Decoded:
+        codec = bound(self.setup.up, context, self.released(member.name))
+        values = open_envelope(blob, layout, codec, context, Verifier(member.key))
+        self._measure(values)
+        self.codecs[member.name] = codec_of(blob, codec)
+        return values
+
+    def _masked(self, member: Member, blob: bytes, layout: Layout, context: Context) -> None:
+        """Add a masked update to the secure sum; by itself it has no values."""
+        assert self.secure is not None
+        verifier = Verifier(member.key)
+        payload = open_payload(blob, self.secure.payload_bytes, layout, context, verifier)
+        self.secure.add(member.name, payload)
+        self.values += layout.size
 
     def _check(self, reply: TrainReply, name: str) -> None:
         if reply.round != self.round:
             raise FederationError(f"its reply is for round {reply.round}")
         if not 1 <= reply.steps <= self.setup.config.federation.local_steps:
             raise FederationError(f"it reports {reply.steps} local steps")
-        if len(reply.ledger) != 32 or reply.ledger_entry <= self.entries.get(name, 0):
+        seen = self.heads.get(name)
+        if len(reply.ledger) != 32 or reply.ledger_entry <= (seen.seq if seen else 0):
             raise FederationError("its privacy ledger went back: it was rolled back or replaced")
 
     def _measure(self, values: Decoded) -> None:
@@ -173,6 +222,7 @@ class Inbox:
             self.entropy += entropy_bits(values, values.layout)
 
 
-def next_entries(entries: dict[str, int], accepted: dict[str, TrainReply]) -> dict[str, int]:
-    """The newest ledger entry seen of each node."""
-    return {**entries, **{name: reply.ledger_entry for name, reply in accepted.items()}}
+def next_heads(heads: Mapping[str, Head], accepted: Mapping[str, TrainReply]) -> dict[str, Head]:
+    """The newest ledger entry seen of each node: its copy, against which the node checks its own ledger."""
+    seen = {name: Head(reply.ledger_entry, reply.ledger.hex()) for name, reply in accepted.items()}
+    return {**heads, **seen}

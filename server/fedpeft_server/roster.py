@@ -11,7 +11,11 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedpeft.config.models import FederationConfig
 from fedpeft.errors import FederationError
+from fedpeft.privacy.csprng import Randomness, words
+from fedpeft.privacy.planning import period
+from fedpeft.privacy.sampling import poisson
 from fedpeft.protocol import HELLO, PROTOCOL, Hello, HelloReply, pack, unpack
 from fedpeft.rng import stream
 from fedpeft_server.collect import Question, ask
@@ -53,7 +57,8 @@ class Member:
 class Roster:
     """The members by name; nodes may come, leave and come back under another Flower id.
 
-    A name belongs to the key that first used it in this run: ``keys`` is part of every checkpoint.
+    A name belongs to the key that first used it in this run: ``keys``, in order of enrolment, is part of
+    every checkpoint.
     """
 
     agreed: Agreed
@@ -100,9 +105,34 @@ class Roster:
             self.members[name] = replace(self.members[name], versions=versions)
 
 
-def sample(names: Iterable[str], participation: float, seed: int, round: int) -> list[str]:
-    """The nodes asked in a round, in order of name: a share of all, at least one, drawn from the seed."""
-    ordered = sorted(names)
+def sample(
+    names: Iterable[str], federation: FederationConfig, seed: int, round: int, source: Randomness = words
+) -> list[str]:
+    """The nodes asked in a round, in order of name.
+
+    * seeded: a share of all, at least one, drawn from the seed: known to all who know the seed.
+    * poisson: each by its own secret coin from the operating system's entropy; maybe none, and another draw
+      each time that a round is repeated.
+    * cyclic: in turns; a node is asked every `period` rounds, however many come later.
+
+    Args:
+        names: all enrolled nodes in order of enrolment, which never changes during a run.
+        federation: selection and participation.
+        seed: of the seeded draw.
+        round: 1-based.
+        source: of the secret coins.
+    """
+    enrolled = list(names)
+    if federation.selection == "poisson":
+        drawn = poisson(len(enrolled), federation.participation, source)
+        return sorted(enrolled[index] for index in drawn)
+    if federation.selection == "cyclic":
+        turns = period(federation.participation)
+        return sorted(name for index, name in enumerate(enrolled) if index % turns == (round - 1) % turns)
+    return _seeded(sorted(enrolled), federation.participation, seed, round)
+
+
+def _seeded(ordered: list[str], participation: float, seed: int, round: int) -> list[str]:
     count = max(1, math.ceil(participation * len(ordered) - 1e-9))
     if count >= len(ordered):
         return ordered

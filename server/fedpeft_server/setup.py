@@ -10,7 +10,20 @@ from fedpeft.adapters import attach
 from fedpeft.bases import load_base
 from fedpeft.config import Config
 from fedpeft.errors import RunError
-from fedpeft.exchange import Codec, Context, DenseFp32, ExchangePlan, codec_from_config, plan_from_config
+from fedpeft.exchange import (
+    Codec,
+    Context,
+    DenseFp32,
+    ExchangePlan,
+    Layout,
+    noisy_values,
+    plan_from_config,
+    up_codec,
+)
+from fedpeft.privacy import PrivacyPlan
+from fedpeft.privacy import plan_from_config as privacy_plan
+from fedpeft.privacy.central import CentralNoise
+from fedpeft.privacy.signal import check_signal
 from fedpeft.protocol import COORDINATOR, run_id, state_digest
 from fedpeft.runstore import RunStore
 from fedpeft.trust import Signer
@@ -37,6 +50,7 @@ class Setup:
         up: codec of the updates.
         down: plan of the broadcast, without a residual: the exact state is the residual.
         broadcasts: those of earlier rounds.
+        privacy: the run's plan, whoever adds the noise; None: no DP.
     """
 
     run: Path
@@ -48,6 +62,12 @@ class Setup:
     up: Codec
     down: ExchangePlan
     broadcasts: Broadcasts
+    privacy: PrivacyPlan | None = None
+
+    @property
+    def central(self) -> PrivacyPlan | None:
+        """The plan of the noise that this coordinator adds, if it adds some."""
+        return self.privacy if self.privacy is not None and self.privacy.trust == "central" else None
 
     def down_context(self, round: int, before: bytes) -> Context:
         """What both ends know of a broadcast that applies to the state of digest ``before``."""
@@ -55,7 +75,7 @@ class Setup:
 
     @property
     def quorum(self) -> int:
-        """Valid replies that a round needs: as configured, or a majority of those asked."""
+        """Valid replies that a round needs: as configured, or a majority of those expected to be asked."""
         federation = self.config.federation
         asked = max(1, round(federation.participation * federation.nodes))
         return min(federation.quorum or asked // 2 + 1, federation.nodes)
@@ -70,7 +90,9 @@ def prepare(run: Path, config: Config) -> Setup:
     down = plan_from_config(config.exchange.down.model_copy(update={"error_feedback": False}), private=False)
     base = load_base(config.base, _num_labels(run, config))
     attached = attach(base, config.adapter, config.run.seed)
-    state = initial_state(config, attached.law, attached.layout, attached.initial())
+    privacy = _privacy(config, attached.layout)
+    noise = CentralNoise.of(privacy, config.run.seed) if privacy and privacy.trust == "central" else None
+    state = initial_state(config, attached.law, attached.layout, attached.initial(), noise)
     start = digest(state) if attached.law else state_digest(attached.layout, attached.initial())
     signer, identity = Signer.load_or_create(run / KEY_FILE), run_id(config)
     agreed = Agreed(
@@ -80,9 +102,17 @@ def prepare(run: Path, config: Config) -> Setup:
         state=start,
         key=signer.public,
     )
-    exchange = config.exchange
-    up, kept = codec_from_config(exchange.up), Broadcasts(run / "updates", exchange.cache_rounds)
-    return Setup(run, config, identity, signer, agreed, state, up, down, kept)
+    kept = Broadcasts(run / "updates", config.exchange.cache_rounds)
+    up = up_codec(config.exchange)
+    return Setup(run, config, identity, signer, agreed, state, up, down, kept, privacy)
+
+
+def _privacy(config: Config, layout: Layout) -> PrivacyPlan | None:
+    """The run's privacy plan, found not to swamp what the run could learn."""
+    size = noisy_values(config.exchange, layout.size)
+    if (plan := privacy_plan(config, size)) is not None:
+        check_signal(plan, size, config.federation.nodes, config.privacy.most_noise)
+    return plan
 
 
 def _num_labels(run: Path, config: Config) -> int | None:

@@ -36,6 +36,48 @@ class Release:
     before: bytes
 
 
+class MeanLaw(Protocol):
+    """What becomes of the nodes' updates before the server's step: their plain mean, or one under noise.
+
+    A law is immutable; what it remembers from round to round is part of every checkpoint.
+    """
+
+    def mean(
+        self, size: int, contributions: Iterable[Contribution]
+    ) -> tuple[Vector, MeanLaw, dict[str, Any]]:
+        """The mean, float64, shape ``(size,)``; the law of the next round; and facts that may be told.
+
+        Contributions come in rising order of node and are read one at a time.
+        """
+        ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything a checkpoint needs."""
+        ...
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> MeanLaw:
+        """The law that `arrays` was taken from."""
+        ...
+
+
+class PlainMean:
+    """The weighted mean as it is."""
+
+    def mean(
+        self, size: int, contributions: Iterable[Contribution]
+    ) -> tuple[Vector, MeanLaw, dict[str, Any]]:
+        """The mean; see `fedpeft.adapters.mean_step`."""
+        return mean_step(size, contributions), self, {}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Nothing to remember."""
+        return {}
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> MeanLaw:
+        """Itself."""
+        return self
+
+
 class GlobalState(Protocol):
     """The federation's state at the coordinator."""
 
@@ -103,6 +145,7 @@ class VectorState:
         held: float32, same shape.
         moments: what the optimiser remembers.
         feedback: whether what a broadcast does not carry is sent later.
+        law: how updates become the mean.
     """
 
     layout: Layout
@@ -111,6 +154,7 @@ class VectorState:
     held: FloatVector
     moments: Moments = field(default_factory=Moments)
     feedback: bool = True
+    law: MeanLaw = field(default_factory=PlainMean)
 
     @property
     def ranks(self) -> list[int]:
@@ -138,19 +182,20 @@ class VectorState:
         return replace(self, held=held, exact=exact), Release("delta", update, plan, before)
 
     def absorb(self, round: int, contributions: Iterable[Contribution]) -> tuple[VectorState, dict[str, Any]]:
-        """The optimiser's step along the mean, float64 in order of name."""
-        mean = mean_step(self.layout.size, contributions)
+        """The optimiser's step along the law's mean."""
+        mean, law, facts = self.law.mean(self.layout.size, contributions)
         change, moments = step(self.optimiser, mean, self.moments)
-        return replace(self, exact=self.exact + change, moments=moments), {"mean": mean}
+        return replace(self, exact=self.exact + change, moments=moments, law=law), {"mean": mean, **facts}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Exact, held and moments."""
-        return {"exact": self.exact, "held": self.held, **{f"moment/{k}": v for k, v in self.moments.items()}}
+        """Exact, held, moments and what the law remembers."""
+        moments, law = _under("moment", self.moments), _under("law", self.law.arrays())
+        return {"exact": self.exact, "held": self.held, **moments, **law}
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> VectorState:
         """The inverse of `arrays`."""
-        moments = {key.removeprefix("moment/"): arrays[key] for key in arrays if key.startswith("moment/")}
-        return replace(self, exact=arrays["exact"], held=arrays["held"], moments=moments)
+        moments, law = _part(arrays, "moment"), self.law.restored(_part(arrays, "law"))
+        return replace(self, exact=arrays["exact"], held=arrays["held"], moments=moments, law=law)
 
     def result(self) -> dict[str, np.ndarray]:
         """The exact values as float32."""
@@ -221,15 +266,34 @@ class FactorsState:
         return self.arrays()
 
 
-def initial_state(config: Config, law: FactorLaw | None, layout: Layout, values: FloatVector) -> GlobalState:
+def _under(folder: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{folder}/{name}": values for name, values in arrays.items()}
+
+
+def _part(arrays: Mapping[str, np.ndarray], folder: str) -> dict[str, np.ndarray]:
+    prefix = f"{folder}/"
+    return {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+
+
+def initial_state(
+    config: Config, law: FactorLaw | None, layout: Layout, values: FloatVector, mean: MeanLaw | None = None
+) -> GlobalState:
     """The state before round 1.
+
+    Args:
+        config: optimiser and feedback.
+        law: of methods that exchange factors; None: a flat vector.
+        layout: the exchanged tensors.
+        values: the agreed starting values.
+        mean: how a flat vector's updates are averaged; default: plainly.
 
     Raises:
         ConfigError: an optimiser with moments was asked for factors, which have no fixed coordinates.
     """
     optimiser, feedback = config.federation.server, config.exchange.down.error_feedback
     if law is None:
-        return VectorState(layout, optimiser, values.astype(np.float64), values, feedback=feedback)
+        exact, averaged = values.astype(np.float64), mean or PlainMean()
+        return VectorState(layout, optimiser, exact, values, feedback=feedback, law=averaged)
     if optimiser.name != "mean":
         raise ConfigError(
             f"federation.server.name = {optimiser.name!r} needs a fixed vector; with adapter.aggregation = "

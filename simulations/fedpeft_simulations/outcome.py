@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from fedpeft.adapters.methods import method_key
 from fedpeft.config import Config, config_hash
 from fedpeft.config.models import EMBEDDED
 from fedpeft.errors import RunError
+from fedpeft.exchange import noisy_values
 from fedpeft.exchange.codecs import codec_named
 from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
 from fedpeft.exchange.layout import FloatVector, Layout
@@ -143,10 +145,11 @@ def privacy_statement(privacy: PrivacyFacts) -> str:
     """The run's claim in one paragraph."""
     if privacy.unit == "none":
         return "No differential privacy: this adapter may have memorised its training records."
+    what = "The released models are" if privacy.trust == "central" else "Each node's updates are"
+    less = " A person with several records is protected less." if privacy.unit == "record" else ""
     return (
-        f"Each node's updates are ({privacy.epsilon:.3f}, {privacy.delta:g})-differentially private per "
-        f"{privacy.unit} ({privacy.adjacency}, trust model {privacy.trust}), worst node, by "
-        f"{privacy.accountant}. A person with several records is protected less."
+        f"{what} ({privacy.epsilon:.3f}, {privacy.delta:g})-differentially private per {privacy.unit} "
+        f"({privacy.adjacency}, trust model {privacy.trust}), worst node, by {privacy.accountant}.{less}"
     )
 
 
@@ -211,7 +214,8 @@ def _coded(store: RunStore, config: Config, layout: Layout) -> tuple[float | Non
     bits = bound = 0.0
     count = 0
     for direction, codec in (("up", config.exchange.up.codec), ("down", config.exchange.down.codec)):
-        if codec != "ternary" or config.adapter.ranks:
+        masked = direction == "up" and config.exchange.secure.enabled
+        if codec != "ternary" or masked or config.adapter.ranks:
             continue
         for path in envelopes(store, direction):
             if path.stem == WHOLE:
@@ -224,10 +228,10 @@ def _coded(store: RunStore, config: Config, layout: Layout) -> tuple[float | Non
 
 
 def privacy_facts(store: RunStore) -> PrivacyFacts:
-    """The claim of a run, read from the nodes' own ledgers."""
-    plan = plan_from_config(store.config)
-    nodes = [_node(home, plan) for home in store.homes]
-    if plan is None:
+    """The claim of a run, read from the ledgers of those who add the noise."""
+    plan = plan_from_config(store.config, noisy_values(store.config.exchange, store.values))
+    nodes = [_node(store, home, plan) for home in store.homes]
+    if plan is None or plan.reproducible:
         return PrivacyFacts(
             unit="none", adjacency=None, trust=None, epsilon=None, delta=None, accountant=None, nodes=nodes
         )
@@ -242,22 +246,40 @@ def privacy_facts(store: RunStore) -> PrivacyFacts:
     )
 
 
-def _node(home: Path, plan: PrivacyPlan | None) -> NodePrivacy:
-    file = home / "ledger.sqlite"
-    ledger = Ledger(file) if file.exists() else None
-    entries = [entry for entry in ledger.entries() if entry.concerns(home.name)] if ledger else []
-    spent = ledger.spent(home.name, plan.delta) if ledger and plan else None
+def _node(store: RunStore, home: Path, plan: PrivacyPlan | None) -> NodePrivacy:
+    """What one node has spent; where the coordinator adds the noise, what it has spent on each of them."""
+    if plan is None or plan.reproducible:
+        return NodePrivacy(
+            name=home.name, sampling_probability=None, noise_multiplier=None, steps=0, clip=None, epsilon=None
+        )
+    central = plan.trust == "central"
+    file = store.path / "ledger.sqlite" if central else home / "ledger.sqlite"
+    ledger, lineage = Ledger(file), store.config.run.name if central else home.name
+    charged = [entry for entry in ledger.entries() if entry.concerns(lineage)]
     return NodePrivacy(
         name=home.name,
-        sampling_probability=plan.sampling_probability if plan else None,
-        noise_multiplier=plan.noise_multiplier if plan else None,
-        steps=sum(int(entry.body["steps"]) for entry in entries),
-        clip=plan.clip if plan else None,
-        epsilon=spent,
+        sampling_probability=plan.sampling_probability,
+        noise_multiplier=plan.noise_multiplier,
+        steps=sum(int(entry.body["steps"]) for entry in charged),
+        clip=plan.clip,
+        epsilon=ledger.spent(lineage, plan.delta) if charged else 0.0,
     )
 
 
 def _time(store: RunStore) -> TimeFacts:
+    """Seconds of training as each node noted them: under DP they do not leave it."""
     rounds = list(store.events("round"))
-    train, overhead = (sum(event[key] for event in rounds) for key in ("train_s", "overhead_s"))
-    return TimeFacts(train_s=train, overhead_s=overhead, total_s=max(train + overhead, 1e-9), command_s=0.0)
+    total = sum(event["total_s"] for event in rounds)
+    trained = min(sum(_training(store)), total)
+    return TimeFacts(train_s=trained, overhead_s=total - trained, total_s=max(total, 1e-9), command_s=0.0)
+
+
+def _training(store: RunStore) -> Iterator[float]:
+    """Per round the sum of all nodes' seconds where they take turns, else the slowest's."""
+    seconds: dict[int, list[float]] = {}
+    for home in store.homes:
+        for line in (home / "times.jsonl").read_text().splitlines():
+            note = json.loads(line)
+            seconds.setdefault(note["round"], []).append(note["train_s"])
+    together = sum if store.config.federation.backend == "inprocess" else max
+    return (together(values) for values in seconds.values())

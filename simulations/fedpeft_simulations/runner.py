@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedpeft.adapters import Attached, FactorState, attach
 from fedpeft.adapters.card import write_card
 from fedpeft.adapters.export import export
+from fedpeft.bases import Base
 from fedpeft.config import Config
 from fedpeft.data import write_records
 from fedpeft.errors import ConfigError
+from fedpeft.exchange import noisy_values
 from fedpeft.exchange.layout import FloatVector
+from fedpeft.privacy import plan_from_config
+from fedpeft.privacy.signal import check_signal
 from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import AuditFacts, RunSummary
 from fedpeft_attacks.suite import audit_run
-from fedpeft_clients.home import create_home
+from fedpeft_clients.home import Simulated, create_home
 from fedpeft_server.checkpoints import latest
 from fedpeft_simulations.arms import companion, results
 from fedpeft_simulations.backends import run_federation
@@ -53,7 +57,7 @@ def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
         FedPeftError: bad settings, data or base; too few valid replies; a directory that is taken.
     """
     started = time.monotonic()
-    store = RunStore.open(out) if mode == "resume" else _prepare(config, out, overwrite=mode == "overwrite")
+    store = RunStore.open(out) if mode == "resume" else _prepare(config, out, mode == "overwrite", report)
     if (out / "run.json").exists():
         return store
     if not store.labels.exists():
@@ -69,7 +73,7 @@ def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
     return store
 
 
-def _prepare(config: Config, out: Path, *, overwrite: bool) -> RunStore:
+def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> RunStore:
     check_free(out, overwrite=overwrite)
     federation = load_federation(config)
     names = [organisation.name for organisation in federation.organisations]
@@ -78,11 +82,29 @@ def _prepare(config: Config, out: Path, *, overwrite: bool) -> RunStore:
     if unknown := sorted(set(config.adapter.ranks) - set(names)):
         raise ConfigError(f"adapter.ranks names {unknown[0]!r}; the organisations are {', '.join(names)}")
     base = load_run_base(config, _labels(federation))
+    _promise(config, base, report)
     agreed = config.base.model_copy(update={"sha256": base.sha256, "threads": _threads(config)})
     config = config.model_copy(update={"base": agreed})
     store = create_run(out, config, overwrite=overwrite)
     _fill(store, config, federation)
     return store
+
+
+def _promise(config: Config, base: Base, report: Progress) -> None:
+    """Say what the privacy plan promises; one whose noise swamps the run is refused before it starts."""
+    attached = attach(base, config.adapter, config.run.seed)
+    size = noisy_values(config.exchange, attached.layout.size)
+    if (plan := plan_from_config(config, size)) is None:
+        return
+    figures = check_signal(plan, size, config.federation.nodes, config.privacy.most_noise)
+    claim = f"epsilon {plan.epsilon():.3g} at delta {plan.delta:g} per {plan.unit}, trust {plan.trust}"
+    report(
+        {
+            "event": "privacy",
+            "noise_over_signal": figures.whole_run,
+            "text": f"privacy plan: {claim}; noise over signal {figures.whole_run:.2g} over the run",
+        }
+    )
 
 
 def _threads(config: Config) -> int:
@@ -99,10 +121,14 @@ def _labels(federation: Federation) -> list[str]:
 
 def _fill(store: RunStore, config: Config, federation: Federation) -> None:
     """Write one home per organisation, the test records and, as the sign that all is there, the labels."""
-    labels = _labels(federation)
+    labels, names = _labels(federation), [organisation.name for organisation in federation.organisations]
+    roster = names if config.exchange.secure.enabled else ()
     for index, organisation in enumerate(federation.organisations):
-        home, tapped = store.path / "nodes" / organisation.name, index < config.audit.nodes
-        create_home(home, organisation.name, organisation.train, config, tapped=tapped, labels=labels)
+        home, facts = (
+            store.path / "nodes" / organisation.name,
+            Simulated(index < config.audit.nodes, labels, roster),
+        )
+        create_home(home, organisation.name, organisation.train, config, facts)
     write_records(store.test, federation.test)
     write_json(store.labels, labels)
 

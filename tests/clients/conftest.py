@@ -43,16 +43,16 @@ def organisation(tmp_path, tiny_model_folder):
     from fedpeft.adapters import detach
     from fedpeft.config import build_config
     from fedpeft.data import Record
-    from fedpeft_clients.home import create_home
+    from fedpeft_clients.home import Simulated, create_home
 
     rng = np.random.default_rng(0)
     records = [Record(f"note {rng.integers(1000)} is", str(rng.choice(["green", "red"]))) for _ in range(12)]
 
-    def make(name="clinic", tapped=False, **sections):
+    def make(name="clinic", tapped=False, records=records, **sections):
         base = {"model": str(tiny_model_folder("llama")), "device": "cpu", "threads": 1}
         settings = {"base": base, "adapter": {"rank": 2}, "data": {"max_length": 32}, **sections}
         settings["federation"] = {**TRAINING, **sections.get("federation", {})}
-        home = create_home(tmp_path / name, name, records, build_config(settings), tapped=tapped)
+        home = create_home(tmp_path / name, name, records, build_config(settings), Simulated(tapped))
         return home, Coordinator(home)
 
     yield make

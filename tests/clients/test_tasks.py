@@ -11,7 +11,15 @@ from fedpeft.trust import Signer
 from fedpeft_clients.home import create_home, open_home
 from fedpeft_clients.tasks import greet, train
 
-PRIVATE = {"privacy": {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.3, "budget": 9.0}}
+PRIVATE = {
+    "privacy": {
+        "unit": "record",
+        "noise_multiplier": 1.0,
+        "sampling_probability": 0.3,
+        "budget": 9.0,
+        "most_noise": 99.0,
+    }
+}
 
 
 def test_hello_reports_what_the_node_computed(organisation):
@@ -101,6 +109,42 @@ def test_a_rolled_back_ledger_is_noticed(federation_round_two):
         train(home, task, blob)
 
 
+@pytest.mark.parametrize("federation_round_two", [PRIVATE], indirect=True)
+def test_a_ledger_without_the_entry_that_the_coordinator_has_seen_is_refused(federation_round_two):
+    """The whole node was rolled back, its state included; only the coordinator's copy can tell."""
+    from dataclasses import replace
+
+    home, task, blob = federation_round_two
+    shutil.rmtree(home.states)
+    with pytest.raises(PrivacyError, match="rolled back"):
+        train(home, replace(task, ledger_entry=12, ledger=bytes(32)), blob)
+
+
+@pytest.mark.parametrize("federation_round_two", [PRIVATE], indirect=True)
+def test_under_privacy_the_seconds_stay_at_home(federation_round_two):
+    """They would tell how many records were drawn."""
+    home, task, blob = federation_round_two
+    reply, _ = train(home, task, blob)
+    seconds = [json.loads(line) for line in home.times.read_text().splitlines()]
+    assert reply.train_s == 0.0
+    assert [note["round"] for note in seconds] == [1, 2] and all(note["train_s"] > 0 for note in seconds)
+
+
+def test_a_reproducible_run_under_privacy_is_recorded_as_not_private(organisation):
+    from fedpeft.privacy import Ledger
+
+    envelopes = []
+    for name in ("clinic", "clinic2"):
+        home, coordinator = organisation(name, privacy={**PRIVATE["privacy"], "randomness": "seeded"})
+        reply, envelope = train(home, coordinator.first_task(), b"")
+        assert reply.epsilon == 0.0 and Ledger(home.ledger).spent(home.lineage) == float("inf")
+        shutil.rmtree(home.path)
+        home, coordinator = organisation(name, privacy={**PRIVATE["privacy"], "randomness": "seeded"})
+        assert train(home, coordinator.first_task(), b"")[1] == envelope
+        envelopes.append(envelope)
+    assert envelopes[0] != envelopes[1]
+
+
 def test_old_answers_are_sent_again_from_the_outbox(federation_round_two):
     home, task, blob = federation_round_two
     reply, envelope = train(home, task, blob)
@@ -136,7 +180,7 @@ def test_a_whole_state_is_trained_from(federation_round_two):
     home, task, blob = federation_round_two
     reply, envelope = train(home, task, blob)
     assert reply.round == 2
-    assert reply.ledger_entry == 2
+    assert reply.ledger_entry == 7  # the key, and per round reserved, started, released
     assert len(envelope) > 64
 
 

@@ -11,6 +11,7 @@ import torch
 from fedpeft.data import collate
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy import dpsgd, noise, per_example
+from fedpeft.privacy.passes import batched_rows, bounds_of, unit_row
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.training.loss import per_example_loss
 from fedpeft.training.modes import steady
@@ -24,6 +25,25 @@ PLAN = PrivacyPlan(
     rounds=2,
     delta=1e-5,
 )
+
+
+LOOP, BATCHED = per_example.Engine("loop", ""), per_example.Engine("batched", "")
+
+
+def rows_of(attached, batch, engine=None):
+    """The gradient of each example, shape (B, layout.size), by an engine."""
+    chosen = engine or per_example.engine_of(attached)
+    with steady(attached.model):
+        if chosen.name == "batched":
+            blocks = [batched_rows(attached, batch, bounds_of(None, len(batch)))]
+        else:
+            blocks = [unit_row(attached, batch.part(i, i + 1)) for i in range(len(batch))]
+    sizes = attached.layout.sizes.tolist()
+    filled = [
+        [torch.zeros(len(batch) // len(blocks), n) if r is None else r for r, n in zip(b, sizes, strict=True)]
+        for b in blocks
+    ]
+    return torch.cat([torch.cat(parts, dim=1) for parts in filled])
 
 
 def naive(attached, examples):
@@ -65,7 +85,7 @@ def test_equal_the_naive_loop(toy, toy_examples, arch, method, nf4, engine):
     batch = collate(examples, 0)
     assert per_example.engine_of(attached).name == engine
     for name in {engine, "loop"}:
-        found = per_example.gradients(attached, batch, per_example.Engine(name, ""))
+        found = rows_of(attached, batch, per_example.Engine(name, ""))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -73,28 +93,28 @@ def test_sequence_classification_equals_the_loop(toy, toy_examples):
     attached = toy("llama-classifier", "lora")
     batch = collate(toy_examples(5, classes=3), 0)
     assert per_example.engine_of(attached).name == "batched"
-    fast = per_example.gradients(attached, batch)
-    slow = per_example.gradients(attached, batch, per_example.Engine("loop", ""))
+    fast = rows_of(attached, batch)
+    slow = rows_of(attached, batch, LOOP)
     assert fast.abs().max() > 0
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-6)
 
 
 def test_gradient_checkpointing_changes_nothing(toy, toy_examples):
     attached, batch = toy("llama", "lora"), collate(toy_examples(4), 0)
-    plain = per_example.gradients(attached, batch)
+    plain = rows_of(attached, batch)
     attached.model.base_model.model.model.gradient_checkpointing = True
     for layer in attached.model.base_model.model.model.layers:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = lambda f, *a: torch.utils.checkpoint.checkpoint(
             f, *a, use_reentrant=False
         )
-    torch.testing.assert_close(per_example.gradients(attached, batch), plain)
+    torch.testing.assert_close(rows_of(attached, batch), plain)
 
 
 def test_a_neighbour_cannot_change_a_gradient(toy, toy_examples):
     attached, examples, others = toy(), toy_examples(4), toy_examples(4, seed=9)
-    mine = per_example.gradients(attached, collate(examples, 0))[0]
-    theirs = per_example.gradients(attached, collate([examples[0], *others], 0))[0]
+    mine = rows_of(attached, collate(examples, 0))[0]
+    theirs = rows_of(attached, collate([examples[0], *others], 0))[0]
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
 
 
@@ -197,8 +217,8 @@ def test_a_non_finite_gradient_counts_as_zero(toy, toy_examples, method, bad):
 def test_an_empty_draw_is_noise_alone(toy, monkeypatch):
     attached = toy()
     drawn = np.linspace(-2, 2, attached.layout.size)
-    monkeypatch.setattr(noise, "gaussian", lambda size: drawn[:size])
-    step = dpsgd.noisy_gradient(attached, [], replace(PLAN, clip=0.5, noise_multiplier=3.0))
+    monkeypatch.setattr(noise, "gaussian", lambda size, source: drawn[:size])
+    step = dpsgd.noisy_gradient(attached, [], dpsgd.Mechanism(replace(PLAN, clip=0.5, noise_multiplier=3.0)))
     np.testing.assert_array_equal(step, (1.5 * drawn / 4).astype(np.float32))
     total, norms = per_example.clipped_sum(attached, collate([], 0), 1.0)
     assert not total.any() and norms.shape == (0,)
@@ -207,9 +227,9 @@ def test_an_empty_draw_is_noise_alone(toy, monkeypatch):
 def test_noisy_gradient_is_sum_plus_noise_over_the_public_divisor(toy, toy_examples, monkeypatch):
     attached, examples = toy(), toy_examples(3)
     drawn = np.random.default_rng(0).normal(size=attached.layout.size)
-    monkeypatch.setattr(noise, "gaussian", lambda size: drawn)
-    batches = [collate(examples[:1], 0), collate(examples[1:], 0)]
-    step = dpsgd.noisy_gradient(attached, batches, PLAN)
+    monkeypatch.setattr(noise, "gaussian", lambda size, source: drawn)
+    batches = [(collate(examples[:1], 0), None), (collate(examples[1:], 0), None)]
+    step = dpsgd.noisy_gradient(attached, batches, dpsgd.Mechanism(PLAN))
     total, _ = per_example.clipped_sum(attached, collate(examples, 0), PLAN.clip)
     np.testing.assert_allclose(step, (total + drawn) / 4, atol=1e-6)
     assert step.dtype == np.float32
@@ -217,7 +237,7 @@ def test_noisy_gradient_is_sum_plus_noise_over_the_public_divisor(toy, toy_examp
 
 def test_noise_reaches_every_parameter_with_the_stated_scale(toy, toy_examples):
     attached, plan = toy(), replace(PLAN, noise_multiplier=200.0)
-    steps = np.stack([dpsgd.noisy_gradient(attached, [], plan) for _ in range(400)])
+    steps = np.stack([dpsgd.noisy_gradient(attached, [], dpsgd.Mechanism(plan)) for _ in range(400)])
     spread = np.concatenate([steps[:, s:e].std(keepdims=True).ravel() for s, e in _spans(attached)])
     np.testing.assert_allclose(spread, 200.0 / 4, rtol=0.1)
 
@@ -250,8 +270,8 @@ def test_real_adapters_on_real_bases(tiny_base, toy_examples, method, settings):
     attached = attach(tiny_base("llama", **settings), AdapterConfig(method=method, rank=4), seed=0)
     assert per_example.engine_of(attached).name == ("batched" if method == "lora" else "loop")
     batch = collate(toy_examples(4), 0)
-    found = per_example.gradients(attached, batch)
-    slow = per_example.gradients(attached, batch, per_example.Engine("loop", ""))
+    found = rows_of(attached, batch)
+    slow = rows_of(attached, batch, LOOP)
     assert slow.norm() > 0
     torch.testing.assert_close(found, slow, rtol=1e-3, atol=1e-5)
     assert all(p.requires_grad and p.grad is None for p in attached.parameters.values())

@@ -55,6 +55,80 @@ def test_the_tail_reaches_beyond_float32_generators():
     assert 5.77 < abs(noise.box_muller(rare)).max() < noise.SUPPORT
 
 
+def exceedance(threshold):
+    """P(|z| > threshold) of the transform, exactly: a sum over the 2^53 radii, each with its share of angles.
+
+    A radius of integer ``k`` is ``sqrt(-2 log(k / 2^53))``; it reaches beyond the threshold when
+    ``k < 2^53 exp(-threshold^2 / 2)``, at an angle within ``acos(threshold / radius)`` of an axis.
+    """
+    reaching = 2.0**53 * np.exp(-(threshold**2) / 2)
+    edges = np.unique(np.geomspace(1, reaching + 1, 200_000).astype(np.int64))
+    k = edges[:-1].astype(np.float64)
+    radius = np.sqrt(np.maximum(-2 * np.log(k / 2.0**53), threshold**2))
+    return float(np.sum(np.diff(edges) * 2 * np.arccos(threshold / radius) / np.pi)) / 2.0**53
+
+
+@pytest.mark.parametrize("threshold", [3.0, 5.0, 5.77, 6.66, 7.0])
+def test_the_tail_has_the_probability_of_a_normal(threshold):
+    assert exceedance(threshold) == pytest.approx(2 * stats.norm.sf(threshold), rel=3e-3)
+
+
+def test_at_eight_deviations_the_grid_still_has_mass():
+    assert exceedance(8.0) == pytest.approx(2 * stats.norm.sf(8.0), rel=0.1)
+    assert 2 * stats.norm.sf(noise.SUPPORT) < 1.1e-17
+
+
+def test_float32_generators_stop_at_5_77():
+    end = float(np.sqrt(48 * np.log(2)))
+    assert end < 5.7682 < noise.SUPPORT
+    drawn = torch.normal(0.0, 1.0, (2_000_000,), generator=torch.Generator().manual_seed(0))
+    assert drawn.abs().max() <= end + 1e-4
+    assert exceedance(5.77) > 7e-9
+
+
+def test_a_source_is_reproducible_only_where_asked():
+    key = bytes(range(32))
+    first, second = csprng.seeded(key), csprng.seeded(key)
+    assert noise.gaussian(70_001, first).tolist() == noise.gaussian(70_001, second).tolist()
+    again = noise.gaussian(70_001, first)
+    assert not np.intersect1d(again, noise.gaussian(70_001, csprng.seeded(key))).size
+    assert abs(np.corrcoef(again, noise.gaussian(70_001, csprng.seeded(key)))[0, 1]) < 0.02
+
+
+def test_a_seeded_source_continues_one_keystream():
+    key, source = os.urandom(32), csprng.seeded(bytes(32))
+    parts = np.concatenate([source(5), source(1), source(30)])
+    assert parts.tolist() == csprng.keystream(bytes(32), 36).tolist()
+    assert csprng.seeded(key)(4).tolist() == csprng.keystream(key, 4).tolist()
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33])
+def test_short_keys_are_refused(length):
+    with pytest.raises(PrivacyError, match="give 32"):
+        csprng.seeded(bytes(length))
+
+
+def test_two_nodes_with_one_configured_seed_have_independent_noise():
+    def node():
+        random.seed(7)
+        np.random.seed(7)
+        torch.manual_seed(7)
+        return noise.gaussian(200_000)
+
+    one, other = node(), node()
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.012
+    assert np.linalg.norm(one - other) / np.linalg.norm(one) == pytest.approx(2**0.5, rel=0.02)
+
+
+def test_blocks_do_not_repeat_or_correlate():
+    drawn = noise.gaussian(8 * noise.BLOCK).reshape(8, noise.BLOCK)
+    assert len(np.unique(drawn)) >= drawn.size - 3
+    across = np.corrcoef(drawn)
+    assert np.abs(across[~np.eye(8, dtype=bool)]).max() < 0.035
+    halves = np.corrcoef(drawn[:, : noise.BLOCK // 2].ravel(), drawn[:, noise.BLOCK // 2 :].ravel())[0, 1]
+    assert abs(halves) < 0.017
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 7, noise.BLOCK - 1, noise.BLOCK + 3])
 def test_any_size_is_served(size):
     drawn = noise.gaussian(size)

@@ -17,8 +17,10 @@ from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.training import LocalPlan, evaluate, per_example_loss, train_local
 from fedpeft.training.batches import epochs, physical
 from fedpeft.training.evaluation import spellings
+from fedpeft.training.local import Extras
 from fedpeft.training.loss import task_of, token_logits
 from fedpeft.training.optimisers import AdamW, Sgd
+from fedpeft.training.plan import PerformanceFlags
 
 PLAN = LocalPlan(steps=4, batch_size=4, lr=0.05)
 PRIVACY = PrivacyPlan(
@@ -156,13 +158,18 @@ def test_physical_batches_change_nothing_but_rounding(toy, toy_examples):
     whole, cut, examples = toy(seed=5), toy(seed=5), toy_examples(9)
     plan = replace(PLAN, optimiser="sgd", steps=3)
     train_local(whole, examples, plan, np.random.default_rng(3))
-    train_local(cut, examples, replace(plan, tokens_at_once=20), np.random.default_rng(3))
+    small = Extras(flags=PerformanceFlags(tokens_at_once=20))
+    train_local(cut, examples, plan, np.random.default_rng(3), None, small)
     torch.testing.assert_close(flat(whole), flat(cut), rtol=1e-4, atol=1e-5)
 
 
 def test_the_tap_sees_the_first_gradient_once(toy, toy_examples):
     attached, examples, seen = toy(), toy_examples(9), []
-    train_local(attached, examples, PLAN, np.random.default_rng(3), None, lambda g, b: seen.append((g, b)))
+
+    def tap(gradient, batch):
+        seen.append((gradient, batch))
+
+    train_local(attached, examples, PLAN, np.random.default_rng(3), None, Extras(tap))
     ((gradient, batch),) = seen
     twin = toy()
     twin.model.eval()
@@ -204,8 +211,8 @@ def test_private_training_ignores_the_seed(toy, toy_examples):
 def test_private_steps_use_noisy_gradients_alone(toy, toy_examples, monkeypatch):
     attached, fixed = toy(seed=5), []
 
-    def constant(attached, batches, plan):
-        fixed.append(sum(len(batch) for batch in batches))
+    def constant(attached, batches, mechanism):
+        fixed.append(sum(len(batch) for batch, _ in batches))
         return np.full(attached.layout.size, 0.5, np.float32)
 
     monkeypatch.setattr("fedpeft.training.local.noisy_gradient", constant)
@@ -219,16 +226,17 @@ def test_private_steps_use_noisy_gradients_alone(toy, toy_examples, monkeypatch)
 def test_private_divisor_and_rate_do_not_follow_n(toy, toy_examples, monkeypatch):
     """One record more must not change divisor or rate (a known trap of other libraries)."""
     rates = []
-    monkeypatch.setattr("fedpeft.privacy.noise.gaussian", np.zeros)
+    monkeypatch.setattr("fedpeft.privacy.noise.gaussian", lambda size, source: np.zeros(size))
     monkeypatch.setattr(
-        "fedpeft.training.local.poisson", lambda n, q: rates.append(q) or np.arange(0, dtype=np.int64)
+        "fedpeft.training.local.poisson", lambda n, q, source: rates.append(q) or np.arange(0, dtype=np.int64)
     )
     for count in (8, 9):
         train_local(toy(), toy_examples(count), PLAN, np.random.default_rng(0), PRIVACY)
     assert set(rates) == {PRIVACY.sampling_probability}
     attached, examples = toy(), toy_examples(9)
-    few = dpsgd.noisy_gradient(attached, [collate(examples[:8], 0)], PRIVACY)
-    more = dpsgd.noisy_gradient(attached, [collate(examples, 0)], PRIVACY)
+    mechanism = dpsgd.Mechanism(PRIVACY)
+    few = dpsgd.noisy_gradient(attached, [(collate(examples[:8], 0), None)], mechanism)
+    more = dpsgd.noisy_gradient(attached, [(collate(examples, 0), None)], mechanism)
     assert np.linalg.norm(more - few) <= PRIVACY.clip / PRIVACY.expected_batch_size * (1 + 1e-5)
 
 

@@ -2,10 +2,14 @@
 
 import threading
 
+import numpy as np
+import pytest
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedpeft import flower
+from fedpeft.config.models import FederationConfig
+from fedpeft.privacy.planning import period
 from fedpeft.protocol import HelloReply, pack
 from fedpeft_server.roster import GREETINGS, Agreed, Roster, sample
 
@@ -86,12 +90,50 @@ def test_silent_nodes_are_greeted_a_few_times_only():
     assert roster._greeted == {1000: GREETINGS}
 
 
-def test_participation_is_a_reproducible_share():
-    names = [f"n{index}" for index in range(10)]
-    assert sample(names, 1.0, 0, 1) == names
-    chosen = [sample(names, 0.3, 7, round) for round in range(1, 300)]
+NAMES = [f"n{index}" for index in range(10)]
+
+
+def federation(selection, participation):
+    return FederationConfig(selection=selection, participation=participation)
+
+
+def test_a_seeded_draw_is_a_reproducible_share():
+    third = federation("seeded", 0.3)
+    assert sample(NAMES, federation("seeded", 1.0), 0, 1) == NAMES
+    chosen = [sample(NAMES, third, 7, round) for round in range(1, 300)]
     assert all(len(set(part)) == 3 and part == sorted(part) for part in chosen)
-    assert chosen == [sample(reversed(names), 0.3, 7, round) for round in range(1, 300)]
-    counts = [sum(name in part for part in chosen) for name in names]
+    assert chosen == [sample(reversed(NAMES), third, 7, round) for round in range(1, 300)]
+    counts = [sum(name in part for part in chosen) for name in NAMES]
     assert min(counts) > 60 and max(counts) < 120
-    assert sample(names, 0.01, 0, 1) != []
+    assert sample(NAMES, federation("seeded", 0.01), 0, 1) != []
+
+
+def test_secret_coins_fall_for_each_node_alone_and_follow_no_seed():
+    draws = [sample(NAMES, federation("poisson", 0.3), 7, 1) for _ in range(3000)]
+    assert all(part == sorted(part) for part in draws)
+    inside = np.array([[name in part for name in NAMES] for part in draws], float)
+    assert abs(inside.mean(axis=0) - 0.3).max() < 6 * np.sqrt(0.21 / 3000)
+    together = np.corrcoef(inside.T) - np.eye(10)
+    assert abs(together).max() < 6 / np.sqrt(3000)
+    sizes = inside.sum(axis=1)
+    assert abs(sizes.var() - 10 * 0.21) < 0.4  # binomial: a fixed size would have none
+    assert [] in draws and max(map(len, draws)) > 5
+    assert sample([], federation("poisson", 0.3), 7, 1) == []
+
+
+@pytest.mark.parametrize(("participation", "turns"), [(1.0, 1), (0.5, 2), (1 / 3, 3), (0.1, 10), (0.3, 3)])
+def test_in_turns_each_node_is_asked_once_in_a_period(participation, turns):
+    assert period(participation) == turns
+    chosen = [sample(NAMES, federation("cyclic", participation), 0, round) for round in range(1, 41)]
+    for name in NAMES:
+        rounds = [index for index, part in enumerate(chosen) if name in part]
+        assert set(np.diff(rounds)) == {turns}
+    sizes = [len(part) for part in chosen]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_late_node_changes_nobodys_turn():
+    shares = federation("cyclic", 0.25)
+    for round in range(1, 9):
+        before = sample(NAMES, shares, 0, round)
+        assert [name for name in sample([*NAMES, "a-late-one"], shares, 0, round) if name in NAMES] == before

@@ -65,7 +65,7 @@ def federation(tmp_path, tiny_model_folder):
     from fedpeft.adapters import detach
     from fedpeft.config import build_config
     from fedpeft.runstore import create_run
-    from fedpeft_clients.home import create_home
+    from fedpeft_clients.home import Simulated, create_home
 
     def make(name="run", tapped=0, **sections):
         base = {"model": str(tiny_model_folder("llama")), "device": "cpu", "threads": 1}
@@ -74,10 +74,10 @@ def federation(tmp_path, tiny_model_folder):
         config = build_config(settings)
         run = tmp_path / name
         create_run(run, config)
-        homes = []
-        for index in range(config.federation.nodes):
-            node = f"org-{index:02d}"
-            create_home(run / "nodes" / node, node, made_up_records(index), config, tapped=index < tapped)
+        homes, names = [], [f"org-{index:02d}" for index in range(config.federation.nodes)]
+        for index, node in enumerate(names):
+            known = Simulated(tapped=index < tapped, roster=names)
+            create_home(run / "nodes" / node, node, made_up_records(index), config, known)
             homes.append(run / "nodes" / node)
         return Prepared(run, homes)
 

@@ -8,9 +8,10 @@ Triton's first import the kernels run on CPU tensors, slowly, for tests.
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedpeft_kernels.lazy import lazy
 
 if TYPE_CHECKING:
     import torch
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
     from fedpeft_kernels.gpu.select import threshold
 
 __all__ = ["Planes", "accumulate", "available", "pack", "squared_norms", "threshold"]
-
-_HOMES = {
-    "Planes": "packing",
-    "accumulate": "adding",
-    "pack": "packing",
-    "squared_norms": "norms",
-    "threshold": "select",
-}
 
 
 def available(device: torch.device | str) -> bool:
@@ -44,7 +37,13 @@ def available(device: torch.device | str) -> bool:
     )
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "Planes": "packing",
+        "accumulate": "adding",
+        "pack": "packing",
+        "squared_norms": "norms",
+        "threshold": "select",
+    },
+)

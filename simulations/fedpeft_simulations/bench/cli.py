@@ -26,6 +26,10 @@ def register(app: typer.Typer) -> None:
     group.command("aggregate")(aggregate)
     group.command("federation")(federation)
     group.command("participation")(participation)
+    group.command("privacy")(privacy)
+    group.command("secure")(secure)
+    group.command("ledger")(ledger)
+    group.command("nodes")(nodes)
     group.command("all")(everything)
     app.add_typer(group, name="bench")
 
@@ -121,6 +125,51 @@ def participation(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None
     _show_gain("two of eight nodes a round", benchmark.rows(seeds, report=_tell), as_json)
 
 
+def privacy(as_json: bool = JSON_OPTION) -> None:
+    """Accountants, noise and an audit of the mechanism, beside others' figures."""
+    from fedpeft_simulations.bench.timing import one_core
+
+    one_core()
+    from fedpeft_simulations.bench import privacy as benchmark
+
+    facts = benchmark.run()
+    emit(facts, as_json, lambda: benchmark.show(facts))
+
+
+def secure(as_json: bool = JSON_OPTION) -> None:
+    """Secure sums of a million values: cost per node and coordinator, beside Flower's SecAgg+."""
+    from fedpeft_simulations.bench.timing import one_core
+
+    one_core()
+    from fedpeft_simulations.bench import secure as benchmark
+
+    facts = benchmark.secure(report=_tell)
+    title = f"secure sums of {facts['size']:,} ternary values ({facts['machine']})"
+    emit(facts, as_json, lambda: table(title, benchmark.COLUMNS, benchmark.cells(facts)))
+
+
+def ledger(
+    kills: int = typer.Option(0, "--kills", min=0, help="Also kill racing workers this often."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """The privacy ledger: milliseconds of a reservation, and what survives being killed."""
+    from fedpeft_simulations.bench import ledger as benchmark
+
+    facts = benchmark.run(kills, _tell)
+    title = f"privacy ledger ({facts['machine']})"
+    emit(facts, as_json, lambda: table(title, ("what", "value"), benchmark.rows(facts)))
+    if not benchmark.intact(facts):
+        raise typer.Exit(1)
+
+
+def nodes(as_json: bool = JSON_OPTION) -> None:
+    """Noise of hiding whole nodes by schedule, and a convex problem trained under it; a minute."""
+    from fedpeft_simulations.bench import nodes as benchmark
+
+    facts = benchmark.run(_tell)
+    emit(facts, as_json, lambda: benchmark.show(facts))
+
+
 def _tell(line: str) -> None:
     typer.echo(line, err=True)
 
@@ -135,11 +184,15 @@ def _show_gain(title: str, rows: list[Row], as_json: bool) -> None:
 
 
 def everything() -> None:
-    """Run all benchmarks, one after the other; two hours."""
+    """Run all benchmarks, one after the other; three hours."""
     simulate([0, 1, 2], False)
     memory(False)
     resume(20, False)
     exchange(large=False, real=True, plots=None, as_json=False)
     aggregate(nodes=100, distinct=10, as_json=False)
+    privacy(False)
+    secure(False)
+    ledger(kills=1000, as_json=False)
+    nodes(False)
     federation([0, 1, 2], False)
     participation([0, 1, 2], False)

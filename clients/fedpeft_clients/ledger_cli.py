@@ -1,0 +1,240 @@
+"""``fedpeft node ledger``: what was spent, whether it was tampered with, and a copy for others to check."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fedpeft.cli.output import JSON_OPTION, emit, table
+from fedpeft.errors import ConfigError, PrivacyError
+
+if TYPE_CHECKING:
+    from fedpeft.privacy.ledger import Budget, Chain, Entry, Head
+
+PLACE = typer.Argument(Path("."), help="A node's home, its ledger file, or an export.")
+LINEAGE = typer.Option(None, help="Only this data set; default: all.")
+OUT = typer.Option(None, "-o", "--out", help="File to write; default: print it.")
+KNOWN = typer.Option(None, help="SEQ:HASH of an entry that was seen before.")
+KEY = typer.Option(None, help="The node's public key, 64 hexadecimal digits.")
+COLUMNS = (
+    "entry",
+    "time (UTC)",
+    "data set",
+    "run",
+    "round",
+    "steps",
+    "q",
+    "z",
+    "unit",
+    "trust",
+    "state",
+    "joint epsilon",
+)
+
+
+SUMS = ("data set", "spent of budget", "last 365 days", "delta", "unit", "trust")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``ledger`` commands."""
+    group = typer.Typer(help="The node's record of privacy spent.", no_args_is_help=True)
+    for command in (show, verify, export):
+        group.command(command.__name__)(command)
+    app.add_typer(group, name="ledger")
+
+
+def show(
+    place: Path = PLACE,
+    lineage: str | None = LINEAGE,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """List what was spent, and the joint epsilon of each data set beside its budget."""
+    chain = _chain(place)
+    spending = [
+        e for e in chain.entries if e.kind not in _free() and lineage in (None, e.body.get("lineage"))
+    ]
+    states = _states(chain)
+    rows = [_facts(entry, states) for entry in spending]
+    totals = _totals(chain, lineage, _budget(place))
+    payload = {"head": _text(chain.head), "key": _key(chain), "lineages": totals, "entries": rows}
+    emit(payload, as_json, lambda: _show(payload))
+
+
+def verify(
+    place: Path = PLACE,
+    known: str | None = KNOWN,
+    key: str | None = KEY,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Check chain and signatures; exits with 6 if it was changed, rolled back or is not this key's."""
+    chain = _chain(place)
+    head = chain.require(_head(known), _public(key))
+    facts = {"entries": len(chain.entries), "head": _text(head), "key": _key(chain)}
+    signed = f"signed by {facts['key']}" if chain.key else "not signed"
+    emit(facts, as_json, lambda: typer.echo(f"intact: {head.seq} entries, head {_text(head)}, {signed}"))
+
+
+def export(place: Path = PLACE, out: Path | None = OUT) -> None:
+    """Write the ledger as JSON lines, which `verify` checks on any machine."""
+    from fedpeft.privacy.ledger.exports import export_text
+    from fedpeft.runstore import write_atomic
+
+    text = export_text(_chain(place))
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    if out.exists():
+        raise ConfigError(f"{str(out)!r} exists; choose another --out")
+    write_atomic(out, text.encode())
+
+
+def _chain(place: Path) -> Chain:
+    from fedpeft.privacy.ledger.exports import load_chain
+
+    return load_chain(place / "ledger.sqlite" if place.is_dir() else place)
+
+
+def _free() -> tuple[str, ...]:
+    from fedpeft.privacy.ledger.chain import FREE
+
+    return FREE
+
+
+def _states(chain: Chain) -> dict[int, str]:
+    """The last that happened to each reservation; later entries overwrite earlier ones."""
+    after = [e for e in chain.entries if e.kind in ("started", "released")]
+    return {entry.body["reservation"]: entry.kind for entry in after}
+
+
+def _facts(entry: Entry, states: dict[int, str]) -> dict[str, Any]:
+    """What the table shows of an entry; an infinite epsilon is ``null`` in the ledger and ``inf`` here."""
+    body: dict[str, Any] = entry.body
+    event: dict[str, Any] = body.get("event") or {}
+    reached = body.get("epsilon")
+    return {
+        "seq": entry.seq,
+        "time": datetime.fromtimestamp(body.get("time", 0), UTC).isoformat(timespec="seconds"),
+        "lineage": body.get("lineage"),
+        "run": body.get("run") or body.get("purpose"),
+        "round": body.get("round"),
+        "steps": event.get("repeats"),
+        "kind": event.get("kind"),
+        "q": event.get("sampling_probability"),
+        "z": event.get("noise_multiplier"),
+        "unit": body.get("unit") or "not private",
+        "trust": body.get("trust"),
+        "state": states.get(entry.seq, "reserved") if entry.kind == "reserve" else entry.kind,
+        "epsilon": None if reached is None else float(reached),
+    }
+
+
+def _totals(chain: Chain, lineage: str | None, budget: Budget) -> list[dict[str, Any]]:
+    """Each data set's joint epsilon now, beside its budget."""
+    from fedpeft.privacy.ledger.spending import lineages
+
+    names = [name for name in lineages(chain.entries) if lineage in (None, name)]
+    limits = {"budget": budget.total, "yearly_budget": budget.yearly}
+    return [{"lineage": name, **_total(chain, name), **limits} for name in names]
+
+
+def _total(chain: Chain, lineage: str) -> dict[str, Any]:
+    """Joint epsilon over all time and over 365 days; ``null`` is infinite, with a cause if unknown."""
+    import time
+
+    from fedpeft.privacy.ledger import spending
+
+    try:
+        spent = spending.charges(chain.entries, lineage)
+    except PrivacyError as error:
+        unknown = dict.fromkeys(("epsilon", "epsilon_365_days", "delta", "unit", "trust"))
+        return unknown | {"cause": str(error)}
+    claim, delta = spending.claim_of(spent), spending.delta_of(spent)
+    recent = [charge for charge in spent if charge.moment >= time.time() - spending.YEAR]
+    total, yearly = (spending.joint(part, delta, claim) for part in (spent, recent))
+    return {
+        "epsilon": total if math.isfinite(total) else None,
+        "epsilon_365_days": yearly if math.isfinite(yearly) else None,
+        "delta": delta,
+        **claim._asdict(),
+    }
+
+
+def _budget(place: Path) -> Budget:
+    """The limits in a node's home; a bare file has none."""
+    from fedpeft.privacy.ledger import Budget
+
+    if not (place / "node.json").is_file():
+        return Budget()
+    from fedpeft_clients.home import open_home
+
+    privacy = open_home(place).config.privacy
+    if privacy.unit == "none":
+        return Budget()
+    return Budget(privacy.budget or privacy.epsilon, privacy.yearly_budget)
+
+
+def _show(payload: dict[str, Any]) -> None:
+    names = ("seq", "time", "lineage", "run", "round", "steps", "q", "z", "unit", "trust", "state", "epsilon")
+    rows = ([_cell(name, row[name]) for name in names] for row in payload["entries"])
+    table(f"ledger at {payload['head']}", COLUMNS, rows)
+    table("joint epsilon", SUMS, map(_sums, payload["lineages"]))
+
+
+def _sums(total: dict[str, Any]) -> tuple[str, ...]:
+    whole, year = _epsilon(total["epsilon"]), _epsilon(total["epsilon_365_days"])
+    claim = (_cell(name, total[name]) for name in ("delta", "unit", "trust"))
+    limits = _limit(total["budget"]), _limit(total["yearly_budget"])
+    return (total["lineage"], f"{whole} of {limits[0]}", f"{year} of {limits[1]}", *claim)
+
+
+def _cell(name: str, value: object) -> str:
+    if name == "epsilon":
+        return _epsilon(value)
+    if name == "run":
+        return str(value)[:12]
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _epsilon(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "inf"
+
+
+def _limit(value: float | None) -> str:
+    return "no limit" if value is None else f"{value:g}"
+
+
+def _text(head: Head) -> str:
+    return f"{head.seq}:{head.hash}"
+
+
+def _key(chain: Chain) -> str | None:
+    return chain.key.hex() if chain.key else None
+
+
+def _head(text: str | None) -> Head | None:
+    from fedpeft.privacy.ledger import Head
+
+    if text is None:
+        return None
+    seq, _, digest = text.partition(":")
+    if not seq.isdecimal() or len(digest) != 64:
+        raise ConfigError(f"--known {text!r} must be SEQ:HASH, as `verify` prints it")
+    return Head(int(seq), digest)
+
+
+def _public(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError(f"--key {text!r} must be 64 hexadecimal digits")
+    return key

@@ -1,0 +1,224 @@
+"""One round in the node: reserve, train, compress, seal.
+
+The order is the guarantee: the ledger is written before the records are opened, and again before bytes leave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedpeft.errors import FederationError
+from fedpeft.exchange import (
+    Context,
+    Decoded,
+    ExchangePlan,
+    FloatVector,
+    Update,
+    open_envelope,
+    public_support,
+    seal,
+    seal_payload,
+)
+from fedpeft.exchange.device import fits_device, run_on_device
+from fedpeft.privacy import Budget, Head, Ledger, Reservation
+from fedpeft.protocol import TrainReply, TrainTask
+from fedpeft.rng import stream
+from fedpeft.training import Extras, LocalPlan, PerformanceFlags, train_local
+from fedpeft.trust import Verifier
+from fedpeft_clients.desk import Desk, Held, Received, plans, signer_of
+from fedpeft_clients.examples import load_examples
+from fedpeft_clients.home import Home
+from fedpeft_clients.secure import Session
+from fedpeft_clients.state import Answer, NodeState, held_rounds, load_state
+from fedpeft_clients.summands import Integers, summand
+from fedpeft_clients.taps import Taps, Watched
+
+INTEGERS = "integers"
+"""Beside the residuals of a secure round: what was masked, for another attempt of the same sum."""
+
+
+def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeState:
+    """Do the round; what it returns must be stored before its answer leaves.
+
+    Raises:
+        FedPeftError: the budget does not allow the round, or base, records, plan or secure sum do not fit.
+    """
+    home, session = desk.home, session_of(desk.home, task)
+    ledger, before = _ledger(home), _newest(home, task.round)
+    for head in _known_heads(task, before):
+        ledger.verify(head)
+    reservation = _reserve(desk, ledger, task)
+    start = desk.attached.begin(received.held, task.round, home.name)
+    taps, plan = Taps(home.taps(task.round)), _plan(desk, task, received.released, session)
+    ledger.started(reservation)
+    seconds = _train(desk, task, taps, plan)
+    residuals: dict[str, Any] = dict(before.residuals) if before else {}
+    update = Update(desk.attached.layout, start, task.round, task.steps)
+    if session is None:
+        envelope = content = _sealed(desk, task, update, plan, residuals, taps)
+    else:
+        residuals[INTEGERS] = summand(desk, update, plan, residuals, taps)
+        content = residuals[INTEGERS].tobytes()
+        envelope = hidden(desk, task, session, residuals[INTEGERS], inbox, taps)
+    taps.finish(task.lr, task.steps)
+    head = ledger.released(reservation, hashlib.sha256(content).hexdigest())
+    reply = _reply(desk, task, reservation, head, seconds)
+    answer = Answer(task.state, reply, envelope, task.attempt)
+    return NodeState(task.round, _values(received.held), answer, residuals)
+
+
+def session_of(home: Home, task: TrainTask) -> Session | None:
+    """The secure sum that a round is part of.
+
+    Raises:
+        FederationError: it has none although this node agreed to send no update by itself, or the reverse.
+    """
+    if home.config.exchange.secure.enabled != bool(task.attempt):
+        raise FederationError(f"round {task.round}: secure aggregation is not as agreed")
+    return Session.load(home, task.round, task.attempt) if task.attempt else None
+
+
+def hidden(
+    desk: Desk, task: TrainTask, session: Session, integers: Integers, inbox: bytes, taps: Taps | None = None
+) -> bytes:
+    """The envelope of the masked integers."""
+    payload = session.masked(desk.home, integers, inbox)
+    layout, context = desk.attached.layout, _context(desk, task)
+    if taps is not None and taps.folder:
+        taps.stage("envelope", session.meaning(payload, layout.size))
+    return seal_payload(payload, layout, context, signer_of(desk.home))
+
+
+def _newest(home: Home, round: int) -> NodeState | None:
+    """What this node kept of the last round before this one that it took part in."""
+    earlier = [held for held in held_rounds(home.states) if held < round]
+    return load_state(home.states, earlier[-1]) if earlier else None
+
+
+def _context(desk: Desk, task: TrainTask) -> Context:
+    return Context(desk.run, task.round, desk.home.name, task.state, "up")
+
+
+def _plan(desk: Desk, task: TrainTask, released: Decoded | None, session: Session | None) -> ExchangePlan:
+    """The exchange plan of this message: its support, and the public scales of its secure sum."""
+    up, context = plans(desk).up, _context(desk, task)
+    if session is None:
+        return up.at(context, released)
+    plan = up.at(context, released if session.task.follows else None)
+    return plan.at_scales(session.task.scales) if session.task.scales else plan
+
+
+_ledgers: dict[Path, Ledger] = {}
+
+
+def _ledger(home: Home) -> Ledger:
+    """The node's ledger with the organisation's own budget, signed by its key; opened once per process."""
+    privacy = home.config.privacy
+    if home.ledger not in _ledgers or not home.ledger.exists():
+        target = privacy.epsilon if privacy.trust != "central" else None
+        guarded = privacy.unit != "none" and privacy.randomness == "system"
+        budget = Budget(privacy.budget or target, privacy.yearly_budget) if guarded else None
+        _ledgers[home.ledger] = Ledger(home.ledger, budget, signer_of(home))
+    return _ledgers[home.ledger]
+
+
+def _known_heads(task: TrainTask, before: NodeState | None) -> Iterator[Head]:
+    """Entries that the ledger must still hold: what the coordinator has seen last, and this node itself."""
+    if task.ledger_entry:
+        yield Head(task.ledger_entry, task.ledger.hex())
+    if before is not None:
+        yield Head(before.answer.reply.ledger_entry, before.answer.reply.ledger.hex())
+
+
+def _reserve(desk: Desk, ledger: Ledger, task: TrainTask) -> Reservation:
+    """Spend the round's privacy before any record is opened; without DP it is written down as not private.
+
+    Where the coordinator adds the noise and draws nodes, this node knows of each round that it is in: that
+    round is charged without amplification, and a round that it is not in costs nothing.
+    """
+    privacy = plans(desk).privacy
+    if privacy is not None and privacy.trust == "central":
+        privacy = replace(privacy, sampling_probability=1.0, separation=1, bands=1)
+    releases = 1 if privacy is not None and privacy.unit == "node" else task.steps
+    return ledger.reserve(desk.home.lineage, desk.run.hex(), task.round, privacy, releases)
+
+
+def _train(desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> float:
+    """Train in place; the seconds that took.
+
+    Under DP in the node only a public support moves and bears noise.
+    """
+    home, support = desk.home, public_support(exchange.codec)
+    examples = Watched(load_examples(home, desk.base))
+    plan = replace(LocalPlan.of(home.config.federation, task.round), steps=task.steps, lr=task.lr)
+    extras = Extras(
+        on_first_gradient=taps.gradient if taps.folder else None,
+        flags=PerformanceFlags.of(home.config.run),
+        support=None if support is None else np.asarray(support.positions(desk.attached.layout), np.int64),
+    )
+    rng = stream(home.config.run.seed, task.round, home.name, "batches")
+    started = time.monotonic()
+    train_local(desk.attached, examples, plan, rng, plans(desk).dpsgd, extras)
+    seconds = time.monotonic() - started
+    taps.truth(examples.seen)
+    return seconds
+
+
+def _sealed(
+    desk: Desk, task: TrainTask, start: Update, plan: ExchangePlan, residuals: dict[str, Any], taps: Taps
+) -> bytes:
+    """The signed envelope of the compressed change; what a reader finds in it is tapped."""
+    update = _compressed(desk, start, plan, residuals, taps)
+    context, signer = _context(desk, task), signer_of(desk.home)
+    envelope = seal(update, plan, context, signer)
+    if taps.folder:
+        opened = open_envelope(envelope, update.layout, plan.codec, context, Verifier(signer.public))
+        taps.stage("envelope", opened.dense())
+    return envelope
+
+
+def _compressed(
+    desk: Desk, start: Update, plan: ExchangePlan, residuals: dict[str, Any], taps: Taps
+) -> Update:
+    """The change since the start, passed through the plan: on the GPU where it can be and nobody taps."""
+    attached = desk.attached
+    if not taps.folder and fits_device(plan, desk.base.device):
+        return run_on_device(plan, attached.moved_from(start.values), start, residuals)
+    change = attached.get() - start.values
+    taps.stage("update", change)
+    final, _ = plan.run(start.with_values(change), residuals, taps.update if taps.folder else None)
+    return final
+
+
+def _reply(desk: Desk, task: TrainTask, reservation: Reservation, head: Head, seconds: float) -> TrainReply:
+    """What the coordinator is told; seconds stay here where they would tell how many records were drawn."""
+    _note(desk.home.times, {"round": task.round, "train_s": seconds})
+    return TrainReply(
+        round=task.round,
+        steps=task.steps,
+        train_s=0.0 if plans(desk).dpsgd else seconds,
+        epsilon=float(reservation.epsilon) if np.isfinite(reservation.epsilon) else 0.0,
+        ledger_entry=head.seq,
+        ledger=bytes.fromhex(head.hash),
+    )
+
+
+def _note(path: Path, facts: dict[str, Any]) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(handle, (json.dumps(facts) + "\n").encode())
+    finally:
+        os.close(handle)
+
+
+def _values(held: Held) -> FloatVector:
+    return held if isinstance(held, np.ndarray) else held.values

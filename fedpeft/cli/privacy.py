@@ -1,0 +1,139 @@
+"""``fedpeft privacy``: what a configuration's privacy plan promises, and whether it can learn at all."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fedpeft.cli.output import JSON_OPTION, emit, table
+from fedpeft.errors import ConfigError, PrivacyError
+
+if TYPE_CHECKING:
+    from fedpeft.config import Config
+    from fedpeft.privacy.plan import PrivacyPlan
+    from fedpeft.privacy.signal import Remedy, Signal
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``privacy`` commands."""
+    group = typer.Typer(help="Differential privacy: plans before anything runs.", no_args_is_help=True)
+    group.callback()(_group)
+    group.command("plan")(plan)
+    app.add_typer(group, name="privacy")
+
+
+def _group() -> None:
+    """Keep the name of a single command."""
+
+
+def plan(
+    scenario: Path | None = typer.Argument(None, help="Scenario file; none: the defaults."),
+    set_: list[str] = typer.Option([], "--set", help="key=value, may be given many times."),
+    values: int = typer.Option(0, "--values", min=0, help="Values that get noise; 0: load base and adapter."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Print unit, trust, noise, epsilon and noise over signal of a scenario; exit code 6: too much noise."""
+    from fedpeft.config import load_config
+
+    config = load_config(scenario, set_)
+    if config.privacy.unit == "none":
+        facts: dict[str, Any] = {"private": False, "epsilon": None, "reason": "privacy.unit = 'none'"}
+        emit(facts, as_json, lambda: typer.echo("no differential privacy: privacy.unit = 'none'"))
+        return
+    facts = _facts(config, values or _adapter_size(config))
+    emit(facts, as_json, lambda: _show(facts))
+    if not facts["allowed"]:
+        raise typer.Exit(PrivacyError.exit_code)
+
+
+def _adapter_size(config: Config) -> int:
+    """Number of values of the configured adapter that get noise; loads the base."""
+    if config.base.task != "causal-lm":
+        raise ConfigError(f"base.task = {config.base.task!r} depends on the nodes' labels: give --values")
+    from fedpeft.adapters import attach
+    from fedpeft.bases import load_base
+    from fedpeft.exchange import noisy_values
+
+    layout = attach(load_base(config.base), config.adapter, config.run.seed).layout
+    return noisy_values(config.exchange, layout.size)
+
+
+def _facts(config: Config, size: int) -> dict[str, Any]:
+    from fedpeft.privacy import plan_from_config
+    from fedpeft.privacy.signal import remedies, signal
+
+    found = plan_from_config(config, size)
+    assert found is not None
+    nodes, most = config.federation.nodes, config.privacy.most_noise
+    figures = signal(found, size, nodes)
+    allowed = figures.whole_run <= most
+    advice = [] if allowed else remedies(found, size, nodes)
+    return {
+        "private": not found.reproducible,
+        **_finite(found.describe()),
+        "epsilon_by_rdp": _rdp_epsilon(found),
+        "steps": found.steps,
+        "values": size,
+        "nodes": nodes,
+        **_signal_facts(figures, advice),
+        "most_noise": most,
+        "allowed": allowed,
+    }
+
+
+def _signal_facts(figures: Signal, advice: list[Remedy]) -> dict[str, Any]:
+    return {
+        "noise_over_signal_per_release": figures.per_release,
+        "noise_over_signal_whole_run": figures.whole_run,
+        "remedies": [{"change": each.change, "whole_run": each.whole_run} for each in advice],
+    }
+
+
+def _finite(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: an epsilon without guarantee is null."""
+    return {name: None if value == math.inf else value for name, value in fields.items()}
+
+
+def _rdp_epsilon(plan: PrivacyPlan) -> float | None:
+    """What most other platforms' accountant (RDP of dp-accounting) would say of the same noise."""
+    from fedpeft.privacy.accounting import Steps
+
+    event = plan.event()
+    if not isinstance(event, Steps) or event.noise_multiplier <= 0:
+        return None
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    orders = [2 + tenth / 10 for tenth in range(80)] + [*range(10, 65), 128, 256, 512]
+    one = PoissonSampledDpEvent(event.sampling_probability, GaussianDpEvent(event.noise_multiplier))
+    accountant = RdpAccountant(orders).compose(SelfComposedDpEvent(one, event.repeats))
+    return float(accountant.get_epsilon(plan.delta))
+
+
+def _show(facts: dict[str, Any]) -> None:
+    epsilon, rdp = facts["epsilon"], facts["epsilon_by_rdp"]
+    whole, most = facts["noise_over_signal_whole_run"], facts["most_noise"]
+    rows = [
+        ("unit", f"{facts['unit']}, {facts['adjacency']}"),
+        ("trust", facts["trust"]),
+        ("sampling probability q", f"{facts['sampling_probability']:.6g}"),
+        ("expected batch size B", facts["expected_batch_size"]),
+        ("noisy releases T", f"{facts['steps']} ({facts['rounds']} rounds)"),
+        ("clip C", f"{facts['clip']:g}"),
+        ("noise multiplier z", f"{facts['noise_multiplier']:g}"),
+        ("epsilon", "none: reproducible noise" if epsilon is None else f"{epsilon:.4g}"),
+        ("delta", f"{facts['delta']:g}"),
+        ("accountant", facts["accountant"]),
+        *([("epsilon by RDP", f"{rdp:.4g} ({rdp / epsilon - 1:+.1%})")] if rdp and epsilon else []),
+        ("values with noise", facts["values"]),
+        ("noise / signal, one release", f"{facts['noise_over_signal_per_release']:.3g}"),
+        ("noise / signal, whole run", f"{whole:.3g}"),
+        ("verdict", f"{'within' if facts['allowed'] else 'REFUSED: above'} privacy.most_noise = {most:g}"),
+    ]
+    table("privacy plan", ("what", "value"), rows)
+    if facts["remedies"]:
+        changes = [(each["change"], f"{each['whole_run']:.3g}") for each in facts["remedies"]]
+        table("one change alone would give", ("change", "noise / signal"), changes)

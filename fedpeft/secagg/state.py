@@ -1,0 +1,103 @@
+"""Who a node is, and what it remembers between the messages of one secure sum."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedpeft.secagg.context import SecureContext
+from fedpeft.secagg.errors import SecureAggregationError
+from fedpeft.secagg.store import ReleaseStore
+from fedpeft.trust import Signer
+
+SECRETS = ("mask_key", "share_key", "seed", "advertisement", "receipt")
+MAPPINGS = ("peers", "messages", "held")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node with its own limits, which no coordinator can widen.
+
+    Attributes:
+        name: the node's name in rosters.
+        signer: its Ed25519 key.
+        store: its durable record of releases.
+        least_threshold_share: least threshold as a share of the roster; above one half.
+        least_nodes: least number of nodes in a sum.
+    """
+
+    name: str
+    signer: Signer
+    store: ReleaseStore
+    least_threshold_share: float = 2 / 3
+    least_nodes: int = 3
+
+
+@dataclass(frozen=True)
+class NodeSecrets:
+    """A node's secrets of one sum; written to disk they are for the owner's eyes only (mode 0600).
+
+    Attributes:
+        context: the terms.
+        name: this node.
+        mask_key: X25519 private key of the pairwise masks.
+        share_key: X25519 private key under which shares travel.
+        seed: of the mask that the node adds on its own.
+        advertisement: what the node has sent first.
+        peers: verified advertisements by name, this node's included; empty before `share`.
+        messages: the shares that this node has dealt, encrypted, by holder.
+        held: the shares that this node holds, 64 bytes by dealer; empty before `mask`.
+        receipt: what was sent along with the masked vector.
+        survivors: the set that this node has signed; empty before `agree`.
+    """
+
+    context: SecureContext
+    name: str
+    mask_key: bytes = field(repr=False)
+    share_key: bytes = field(repr=False)
+    seed: bytes = field(repr=False)
+    advertisement: bytes = field(repr=False)
+    peers: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
+    messages: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
+    held: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
+    receipt: bytes = field(default=b"", repr=False)
+    survivors: tuple[str, ...] = ()
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """The nodes against which this node has masked, itself included, in the order of the names."""
+        return tuple(sorted(self.held))
+
+    def to_bytes(self) -> bytes:
+        """JSON; keep it where only the owner can read it."""
+        fields: dict[str, Any] = {name: getattr(self, name).hex() for name in SECRETS}
+        for name in MAPPINGS:
+            fields[name] = {key: value.hex() for key, value in getattr(self, name).items()}
+        fields |= {
+            "context": self.context.to_bytes().decode(),
+            "name": self.name,
+            "survivors": self.survivors,
+        }
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> NodeSecrets:
+        """The secrets of `to_bytes`.
+
+        Raises:
+            SecureAggregationError: the bytes are something else.
+        """
+        try:
+            fields = json.loads(data)
+            fields |= {name: bytes.fromhex(fields[name]) for name in SECRETS}
+            for name in MAPPINGS:
+                fields[name] = {key: bytes.fromhex(value) for key, value in fields[name].items()}
+            fields["context"] = SecureContext.from_bytes(fields["context"].encode())
+            fields["survivors"] = tuple(fields["survivors"])
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SecureAggregationError(
+                "the stored secrets of the round cannot be read; start it anew"
+            ) from error

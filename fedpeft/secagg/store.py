@@ -1,0 +1,66 @@
+"""What a node has let go, on disk before it goes: nothing else is ever released in its place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.secagg.context import SecureContext
+from fedpeft.secagg.errors import SecureAggregationError
+
+
+@dataclass(frozen=True)
+class ReleaseStore:
+    """Digests of a node's releases; the folder belongs to one node.
+
+    A masked vector and a signed set of survivors are released once per attempt, shares once per round:
+    shares of two attempts would open two sums over different nodes, whose difference is some nodes' own.
+    A store that is rolled back forgets: keep it where the ledger is.
+    """
+
+    folder: Path
+
+    def once(self, context: SecureContext, step: str, data: bytes) -> None:
+        """Record a release, durably, before it is made; the very same one may be repeated.
+
+        Safe against crashes at any point and against a second process.
+
+        Raises:
+            SecureAggregationError: something else was released in this place before.
+        """
+        attempt = "" if step == "revealed" else f"-{context.attempt}"
+        path = self.folder / f"{context.run.hex()}-{context.round}{attempt}.{step}"
+        line = hashlib.sha256(context.digest + data).hexdigest()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _create(path, line.encode())
+        if path.read_text() != line:
+            raise SecureAggregationError(
+                f"round {context.round}: another request was {step} before; wait for a new round"
+            )
+
+
+def _create(path: Path, data: bytes) -> None:
+    """Write a file that does not exist; leave one that exists as it is."""
+    handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+        _sync(path.parent)
+    except FileExistsError:
+        _sync(path.parent)
+    finally:
+        Path(temporary).unlink()
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

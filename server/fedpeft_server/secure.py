@@ -1,0 +1,249 @@
+"""The coordinator's side of a round's secure sum: keys and shares before training, opening afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flwr.app import Message
+from numpy.typing import NDArray
+
+from fedpeft.errors import FedPeftError
+from fedpeft.exchange import Context, Decoded, PublicTernary
+from fedpeft.exchange.public_ternary import exponent_of, moved
+from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.protocol import (
+    COORDINATOR,
+    LARGEST_TABLE,
+    SecureReply,
+    SecureTask,
+    pack_table,
+    unpack,
+    unpack_table,
+)
+from fedpeft.runstore import write_atomic
+from fedpeft.secagg import CoordinatorRound, SecureContext, from_residues
+from fedpeft.secagg.messages import RECEIPT_BYTES
+from fedpeft.secagg.skellam import from_grid, largest
+from fedpeft_server.state import digest
+
+if TYPE_CHECKING:
+    from fedpeft_server.messages import Orders
+    from fedpeft_server.roster import Member
+    from fedpeft_server.setup import Setup
+
+Asker = Callable[[SecureTask, Mapping[str, bytes]], Mapping[str, Message]]
+"""Asks nodes one phase, each with its blob; the replies that came in time, by name."""
+
+
+@dataclass
+class SecureSum:
+    """One attempt of a round's sum; a node that fails in a phase drops out, with the cause in ``refused``.
+
+    Attributes:
+        round: the protocol's state.
+        task: the terms as nodes are told them.
+        ask: how nodes are reached.
+        refused: causes by node.
+    """
+
+    round: CoordinatorRound
+    task: SecureTask
+    ask: Asker
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def open(cls, context: SecureContext, task: SecureTask, ask: Asker) -> SecureSum:
+        """Let the nodes of a roster exchange keys and shares.
+
+        Raises:
+            SecureAggregationError: too few of them did.
+        """
+        made = cls(CoordinatorRound(context), task, ask)
+        roster = pack_table(context.keys)
+        made._phase("keys", dict.fromkeys(context.names, roster), made.round.add_advertisement)
+        advertisements = made.round.advertisements()
+        table = pack_table(advertisements)
+        made._phase(
+            "shares",
+            dict.fromkeys(advertisements, table),
+            lambda name, blob: made.round.add_shares(name, unpack_table(blob)),
+        )
+        made._inboxes = made.round.inboxes()
+        return made
+
+    def __post_init__(self) -> None:
+        self._inboxes: dict[str, dict[str, bytes]] = {}
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """The nodes that may now train, in the order of the names."""
+        return self.round.participants
+
+    @property
+    def payload_bytes(self) -> int:
+        """Length of a masked update and its receipt."""
+        context = self.round.context
+        return context.size * context.bits // 8 + RECEIPT_BYTES
+
+    def shares_for(self, name: str) -> bytes:
+        """What the nodes dealt to one of them."""
+        return pack_table(self._inboxes[name])
+
+    def add(self, name: str, payload: bytes) -> None:
+        """Add a node's masked integers.
+
+        Raises:
+            SecureAggregationError: they are not what its receipt says, or it has no part in the sum.
+        """
+        values = np.frombuffer(payload[:-RECEIPT_BYTES], self.round.context.dtype)
+        self.round.add_masked(name, values, payload[-RECEIPT_BYTES:])
+
+    def result(self, bound: int | None) -> tuple[NDArray[np.int64], int]:
+        """Open the sum: int64, shape ``(size,)``, and the number of nodes in it.
+
+        Args:
+            bound: largest absolute value that a node may have added; None where noise may wrap.
+
+        Raises:
+            SecureAggregationError: too few nodes survived or let their shares go, or the sum is beyond its
+                bound.
+        """
+        receipts = self.round.receipts()
+        self._phase("agree", dict.fromkeys(receipts, pack_table(receipts)), self.round.add_signature)
+        signatures = self.round.signatures()
+        self._phase("reveal", dict.fromkeys(signatures, pack_table(signatures)), self.round.add_reveal)
+        total, nodes = self.round.result(), len(self.round.survivors)
+        return from_residues(total, self.round.context.bits, None if bound is None else bound * nodes), nodes
+
+    def _phase(self, phase: str, blobs: Mapping[str, bytes], take: Callable[[str, bytes], None]) -> None:
+        """Ask some nodes and take each reply alone."""
+        replies = self.ask(replace(self.task, phase=phase), blobs)
+        for name in blobs:
+            try:
+                take(name, self._answer(phase, replies.get(name)))
+            except FedPeftError as error:
+                self.refused[name] = f"{phase}: {error}"
+
+    def _answer(self, phase: str, message: Message | None) -> bytes:
+        if message is None:
+            raise FedPeftError("no reply before the deadline")
+        reply, blob = unpack(message, SecureReply, LARGEST_TABLE)
+        if (reply.phase, reply.round) != (phase, self.task.round):
+            raise FedPeftError(f"its reply is for {reply.phase} of round {reply.round}")
+        return blob
+
+
+@dataclass
+class SecureSums:
+    """The secure sums of a run: terms, public scales that follow the nodes' votes, and what sums mean.
+
+    Attributes:
+        setup: of the run.
+        exponents: of the next round's scales, per tensor; part of every checkpoint.
+    """
+
+    setup: Setup
+    exponents: list[int]
+
+    @classmethod
+    def of(cls, setup: Setup) -> SecureSums | None:
+        """The sums of a run that agreed to them."""
+        if not setup.config.exchange.secure.enabled:
+            return None
+        tensors = len(setup.initial.layout.names)
+        return cls(setup, [exponent_of(first_scale(setup))] * tensors)
+
+    def open(self, orders: Orders, members: Mapping[str, Member], ask: Asker) -> SecureSum:
+        """Begin a round's sum over the nodes that are asked.
+
+        Raises:
+            SecureAggregationError: they are too few, or too few of them exchanged keys.
+        """
+        secure, round = self.setup.config.exchange.secure, orders.round
+        follows = self.setup.config.exchange.up.support == "released" and orders.follows(members.values())
+        size = self._codec(orders, follows).support.positions(self.setup.initial.layout).size
+        votes = 0 if self.noisy else len(self.exponents)
+        task = SecureTask(
+            phase="keys",
+            round=round,
+            attempt=next_attempt(self.setup.run, round),
+            state=digest(orders.state),
+            threshold=max(len(members) // 2 + 1, math.ceil(secure.threshold * len(members))),
+            size=size + votes,
+            follows=int(follows),
+            scales=[] if self.noisy else self.exponents,
+        )
+        context = SecureContext(
+            run=self.setup.run_id,
+            round=round,
+            attempt=task.attempt,
+            state=task.state,
+            roster=tuple((name, members[name].key) for name in sorted(members)),
+            threshold=task.threshold,
+            least_nodes=secure.least_nodes,
+            size=task.size,
+            bits=secure.bits,
+            public=task.public,
+        )
+        return SecureSum.open(context, task, ask)
+
+    def mean(self, opened: SecureSum, orders: Orders) -> Decoded:
+        """Open a sum: the mean update; the scales move as the nodes voted.
+
+        Raises:
+            SecureAggregationError: too few nodes are left, or the sum cannot be of agreed values.
+        """
+        layout, codec = self.setup.initial.layout, self._codec(orders, bool(opened.task.follows))
+        if self.setup.privacy is not None and self.setup.privacy.grid is not None:
+            return self._noisy_mean(opened, codec, self.setup.privacy, self.setup.privacy.grid)
+        total, nodes = opened.result(bound=1)
+        votes = len(self.exponents)
+        summed = codec.at_scales(self.exponents).values(total[:-votes], layout)
+        self.exponents = moved(self.exponents, total[-votes:], nodes)
+        return Decoded(layout, summed / np.float32(nodes))
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the nodes add shares of noise, on a grid of fixed step."""
+        return self.setup.privacy is not None and self.setup.privacy.trust == "distributed"
+
+    def _noisy_mean(self, opened: SecureSum, codec: PublicTernary, plan: PrivacyPlan, grid: Grid) -> Decoded:
+        """The sum over the public number of nodes that were expected; fewer never weaken the guarantee."""
+        variance = (plan.noise_multiplier * grid.steps_per_clip) ** 2 / grid.least_nodes
+        total, _ = opened.result(bound=largest(grid.steps_per_clip, variance))
+        values = from_grid(total, plan.clip, grid.steps_per_clip) / plan.expected_batch_size
+        layout = self.setup.initial.layout
+        return Decoded(layout, values.astype(np.float32), codec.support.positions(layout))
+
+    def _codec(self, orders: Orders, follows: bool) -> PublicTernary:
+        """The codec of a round's integers, without scales."""
+        context = Context(self.setup.run_id, orders.round, COORDINATOR, digest(orders.state), "up")
+        codec = self.setup.up
+        assert isinstance(codec, PublicTernary)
+        return codec.at(context, orders.newest() if follows else None)
+
+
+def first_scale(setup: Setup) -> float:
+    """A public guess of an update's magnitudes, from constants alone; the votes correct it."""
+    federation, privacy = setup.config.federation, setup.privacy
+    steps, size = federation.local_steps, setup.initial.layout.size
+    if federation.optimiser == "adamw":
+        return federation.lr * steps / 2
+    gain = federation.lr / (1 - federation.momentum)
+    if privacy is not None and privacy.trust == "local":
+        one = privacy.noise_multiplier * privacy.clip / privacy.expected_batch_size
+        return gain * one * math.sqrt(steps)
+    return gain * federation.max_grad_norm * steps / math.sqrt(size)
+
+
+def next_attempt(run: Path, round: int) -> int:
+    """A number that no attempt of this round has had, also before a crash; written before it is used."""
+    path = run / "state" / f"secure-r{round:04d}"
+    number = 1 + (int(path.read_text()) if path.exists() else 0)
+    write_atomic(path, str(number).encode())
+    return number

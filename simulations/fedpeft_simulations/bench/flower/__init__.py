@@ -1,0 +1,1 @@
+"""Flower's own programs as peers; private names of Flower stay in folders of this name."""

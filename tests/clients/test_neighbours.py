@@ -1,0 +1,154 @@
+"""A node on neighbouring data sets with equal randomness: what enters the noise, and what leaves the node.
+
+The released steps of one world are replayed in the other, as adaptive composition has it: given equal
+releases so far, the next sum may differ by the clip and nothing else may differ at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedpeft.data import Record
+from fedpeft.privacy.per_example import CLIP_MARGIN
+
+CLIP = 0.05
+RECORDS = [Record(f"note {place * 7919 % 1000} is", ("green", "red")[place % 2]) for place in range(129)]
+ODD = Record("an unusual person " * 40, "red " * 30)
+PRIVACY = {
+    "unit": "record",
+    "noise_multiplier": 1.0,
+    "sampling_probability": 0.2,
+    "clip": CLIP,
+    "most_noise": 99.0,
+}
+SIGN = {"exchange": {"up": {"codec": "sign", "error_feedback": False}}}
+TERNARY = {"exchange": {"up": {"codec": "ternary", "density": 0.1}}}
+MASKED = {"exchange": {"up": {"codec": "masked-sign", "density": 0.3, "error_feedback": False}}}
+SGD = {"federation": {"optimiser": "sgd"}}
+
+
+class World:
+    """One node's round under recorded or replayed releases, with randomness that a counter decides."""
+
+    def __init__(self, organisation, monkeypatch):
+        self.organisation, self.patch = organisation, monkeypatch
+        self.gradients, self.totals = [], []
+
+    def run(self, records, replayed=(), **settings):
+        """Reply, envelope and every file name that the round leaves; totals land in ``totals``.
+
+        The hash of the ledger's head is salted and left out.
+        """
+        from fedpeft.adapters import detach
+        from fedpeft.privacy import csprng, dpsgd
+        from fedpeft.training import local
+        from fedpeft_clients import desk, local_round
+        from fedpeft_clients.tasks import train
+
+        self.gradients, self.totals = [], []
+        home, coordinator = self.organisation(records=records, **settings)
+        calls = itertools.count()
+        keys = lambda size: hashlib.sha256(str(next(calls)).encode()).digest()[:size]  # noqa: E731
+        inner, real = dpsgd.noise.gaussian, dpsgd.noisy_gradient
+        seen = []
+
+        def gaussian(size, source):
+            seen.append(inner(size, source))
+            return seen[-1]
+
+        def noisy_gradient(attached, batches, mechanism):
+            found = real(attached, batches, mechanism)
+            plan, support = mechanism.plan, mechanism.support
+            on = slice(None) if support is None else support
+            self.totals.append(found[on] * plan.expected_batch_size - plan.noise_multiplier * CLIP * seen[-1])
+            self.gradients.append(replayed[len(self.gradients)] if replayed else found)
+            return self.gradients[-1]
+
+        with self.patch.context() as patch:
+            patch.setattr(csprng.os, "urandom", keys)
+            patch.setattr(dpsgd.noise, "gaussian", gaussian)
+            patch.setattr(local, "noisy_gradient", noisy_gradient)
+            task = coordinator.first_task(expires=2e9)
+            reply, envelope = train(home, task, b"")
+        files = sorted(str(path.relative_to(home.path)) for path in home.path.rglob("*") if path.is_file())
+        desk._plans.clear()
+        local_round._ledgers.clear()
+        detach()
+        shutil.rmtree(home.path)
+        return replace(reply, ledger=b""), envelope, files
+
+
+@pytest.fixture
+def world(organisation, monkeypatch):
+    return World(organisation, monkeypatch)
+
+
+@pytest.mark.parametrize("more", [RECORDS[128], ODD], ids=["usual", "odd"])
+@pytest.mark.parametrize("exchange", [SIGN, TERNARY, MASKED], ids=["sign", "ternary", "masked"])
+def test_one_record_moves_the_sum_by_the_clip_and_changes_nothing_that_leaves(world, more, exchange):
+    """128 against 129 records: neither divisor nor rate nor message knows how many there are."""
+    without = world.run(RECORDS[:128], privacy=PRIVACY, **exchange, **SGD)
+    totals, gradients = world.totals, world.gradients
+    included = 0
+    with_more = world.run([*RECORDS[:128], more], replayed=gradients, privacy=PRIVACY, **exchange, **SGD)
+    assert len(totals) == len(world.totals) == 2
+    for mine, theirs in zip(totals, world.totals, strict=True):
+        distance = np.linalg.norm(theirs - mine)
+        assert distance <= CLIP * (1 + CLIP_MARGIN) + 1e-4 * CLIP
+        included += distance > 0.01 * CLIP
+    assert with_more == without
+    assert included <= 2
+
+
+def test_the_odd_record_does_reach_the_sum_when_it_is_drawn(world):
+    """The test above can fail: with a rate of one the record moves both sums by the whole clip."""
+    privacy = {**PRIVACY, "sampling_probability": 1.0}
+    world.run(RECORDS[:16], privacy=privacy, **SIGN, **SGD)
+    totals, gradients = world.totals, world.gradients
+    world.run([*RECORDS[:16], ODD], replayed=gradients, privacy=privacy, **SIGN, **SGD)
+    moved = [np.linalg.norm(b - a) for a, b in zip(totals, world.totals, strict=True)]
+    assert moved == pytest.approx([CLIP, CLIP], rel=1e-3)
+
+
+def test_a_person_with_many_records_moves_the_sum_by_one_clip(world):
+    """All records of one person together are one unit; the others' draws stay as they are."""
+    data, privacy = {"data": {"person": "person", "max_length": 32}}, {**PRIVACY, "unit": "person"}
+    privacy |= {"sampling_probability": 1.0, "records_per_person": 3}
+    own = [
+        Record(record.prompt, record.completion, person=f"p{i % 8}") for i, record in enumerate(RECORDS[:24])
+    ]
+    extra = [Record(f"{ODD.prompt} {i}", ODD.completion, person="new") for i in range(5)]
+    without = world.run(own, privacy=privacy, **data, **SIGN, **SGD)
+    totals, gradients = world.totals, world.gradients
+    with_more = world.run([*own, *extra], replayed=gradients, privacy=privacy, **data, **SIGN, **SGD)
+    moved = [np.linalg.norm(b - a) for a, b in zip(totals, world.totals, strict=True)]
+    assert moved == pytest.approx([CLIP, CLIP], rel=1e-3)
+    assert with_more == without
+
+
+def test_nodes_with_one_configured_seed_have_independent_noise(organisation):
+    """The update is noise nearly alone; two nodes of one seed must not share it (bug 16)."""
+    privacy = {**PRIVACY, "noise_multiplier": 1e4, "most_noise": 1e9}
+    changes = [signs(*organisation(name, privacy=privacy, **SIGN, **SGD)) for name in ("clinic", "bank")]
+    agreement = float(np.mean(changes[0] == changes[1]))
+    assert abs(agreement - 0.5) < 6 * 0.5 / changes[0].size ** 0.5
+
+
+def signs(home, coordinator):
+    """Signs of the update that a node sends in round 1."""
+    from fedpeft.exchange import Context, Sign, open_envelope
+    from fedpeft.trust import Verifier
+    from fedpeft_clients.desk import Desk, signer_of
+    from fedpeft_clients.tasks import train
+
+    _, envelope = train(home, coordinator.first_task(), b"")
+    desk = Desk.of(home)
+    context = Context(desk.run, 1, home.name, desk.digest_of(desk.initial()), "up")
+    verifier = Verifier(signer_of(home).public)
+    return np.sign(open_envelope(envelope, desk.attached.layout, Sign(), context, verifier).dense())

@@ -1,0 +1,96 @@
+"""``fedpeft privacy plan``: the figures, the verdict, the exit code, and nothing written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fedpeft.cli import privacy
+from fedpeft.privacy.accounting import Steps, epsilon
+
+RECORD = ("privacy.unit=record", "privacy.noise_multiplier=1.0", "federation.rounds=3")
+NODE = (
+    "privacy.unit=node",
+    "privacy.trust=central",
+    "privacy.epsilon=8",
+    "exchange.up.error_feedback=false",
+)
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDPEFT_HOME", str(tmp_path / "home"))
+    app = typer.Typer()
+    privacy.register(app)
+
+    def run(settings, *options):
+        chosen = [part for setting in settings for part in ("--set", setting)]
+        done = CliRunner().invoke(app, ["privacy", "plan", *chosen, *options])
+        assert list(tmp_path.iterdir()) == []
+        return done
+
+    return run
+
+
+def test_the_plan_is_printed_with_unit_adjacency_and_trust(invoke):
+    done = invoke(RECORD, "--values", "400")
+    assert done.exit_code == 0
+    for part in (
+        "record, add-or-remove-one",
+        "local",
+        "0.08",
+        "PLD",
+        "epsilon by RDP",
+        "within privacy.most_noise",
+    ):
+        assert part in done.stdout
+
+
+def test_the_json_holds_the_figures(invoke):
+    facts = json.loads(invoke(RECORD, "--values", "400", "--json").stdout)
+    assert facts["epsilon"] == epsilon([Steps(0.08, 1.0, 30)], 1e-5) < facts["epsilon_by_rdp"]
+    assert facts["noise_over_signal_per_release"] == pytest.approx(20 / 16)
+    assert facts["noise_over_signal_whole_run"] == pytest.approx(20 / 16 / (30 * 4) ** 0.5)
+    assert facts["private"] and facts["allowed"] and facts["values"] == 400
+
+
+def test_too_much_noise_is_refused_with_what_would_help(invoke):
+    done = invoke(NODE, "--values", "10000", "--json")
+    facts = json.loads(done.stdout)
+    assert done.exit_code == 6 and not facts["allowed"]
+    figures = [remedy["whole_run"] for remedy in facts["remedies"]]
+    assert figures == sorted(figures) and len(figures) >= 5
+    printed = invoke(NODE, "--values", "10000")
+    assert "REFUSED" in printed.stdout and "federation.nodes = 16" in printed.stdout
+
+
+def test_without_dp_it_says_so(invoke):
+    done = invoke(())
+    assert done.exit_code == 0 and "no differential privacy" in done.stdout
+    assert json.loads(invoke((), "--json").stdout)["private"] is False
+
+
+def test_reproducible_noise_is_called_no_guarantee(invoke):
+    seeded = (*RECORD, "privacy.randomness=seeded")
+    facts = json.loads(invoke(seeded, "--values", "400", "--json").stdout)
+    assert facts["private"] is False and facts["epsilon"] is None
+    assert "none: reproducible noise" in invoke(seeded, "--values", "400").stdout
+
+
+def test_the_adapter_gives_the_number_of_values(invoke):
+    from fedpeft.adapters import attach
+    from fedpeft.bases import load_base
+    from fedpeft.config import Config
+
+    config = Config()
+    size = attach(load_base(config.base), config.adapter, config.run.seed).layout.size
+    assert json.loads(invoke(RECORD, "--json").stdout)["values"] == size
+
+
+def test_classes_are_not_guessed(invoke):
+    done = invoke((*RECORD, "base.task=sequence-classification"))
+    assert done.exit_code != 0 and "give --values" in str(done.exception)

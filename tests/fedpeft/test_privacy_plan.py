@@ -1,0 +1,242 @@
+"""Plans of every unit and trust from a configuration: public constants only, never above the target."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from scipy.stats import skellam
+
+from fedpeft.config.models import Config
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy.accounting import COARSE, Skellam, Steps, epsilon
+from fedpeft.privacy.calibration import noise_multiplier
+from fedpeft.privacy.plan import AdaptiveClip, Grid, PrivacyPlan
+from fedpeft.privacy.planning import WRAP, bits_needed, plan_from_config
+
+SIZE = 2_000
+
+
+def config(**sections):
+    return Config.model_validate(sections)
+
+
+def nodes(trust="central", nodes=20, rounds=30, secure=None, federation=None, **privacy):
+    if not {"epsilon", "noise_multiplier"} & set(privacy):
+        privacy["epsilon"] = 8.0
+    return config(
+        privacy={"unit": "node", "trust": trust, **privacy},
+        federation={"nodes": nodes, "rounds": rounds, **(federation or {})},
+        exchange={"secure": secure or {}},
+    )
+
+
+def records(**privacy):
+    federation = {"batch_size": privacy.pop("batch_size", 16), "rounds": privacy.pop("rounds", 10)}
+    return config(privacy={"unit": "record", "public_records": 200, **privacy}, federation=federation)
+
+
+CYCLIC = {"selection": "cyclic", "participation": 0.25}
+POISSON = {"selection": "poisson", "participation": 0.25}
+INTEGERS = {"enabled": True, "bits": 32}
+KINDS = {
+    "record": lambda target: records(epsilon=target),
+    "person": lambda target: records(epsilon=target, unit="person", records_per_person=4),
+    "node, all": lambda target: nodes(epsilon=target),
+    "node, sampled": lambda target: nodes(epsilon=target, federation=POISSON),
+    "node, banded": lambda target: nodes(epsilon=target, federation=CYCLIC, bands=4),
+    "node, adaptive": lambda target: nodes(epsilon=target, adaptive_clip=True),
+    "node, distributed": lambda target: nodes("distributed", epsilon=target, secure=INTEGERS),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", [1.0, 3.0])
+def test_no_kind_of_plan_exceeds_its_target(kind, target):
+    plan = plan_from_config(KINDS[kind](target), SIZE)
+    assert plan is not None
+    assert 0.99 * target < plan.epsilon() <= target
+    assert plan.with_noise(plan.noise_multiplier * 0.98).epsilon() > target
+
+
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None)
+@given(
+    target=some.floats(0.3, 12.0),
+    batch=some.integers(1, 64),
+    rounds=some.integers(1, 40),
+    delta=some.sampled_from([1e-3, 1e-5, 1e-7]),
+)
+def test_calibration_never_exceeds_any_target(target, batch, rounds, delta):
+    asked = records(epsilon=target, batch_size=batch, rounds=rounds, delta=delta)
+    plan = plan_from_config(asked)
+    assert plan is not None and plan.epsilon() <= target
+
+
+@settings(max_examples=4, deadline=None)
+@given(target=some.floats(0.3, 8.0), rounds=some.integers(1, 100), bands=some.integers(1, 8))
+def test_calibration_of_nodes_never_exceeds_any_target(target, rounds, bands):
+    plan = PrivacyPlan(1.0, 1.0, 1.0, 5, 1, rounds, 1e-5, "node", "central", bands=bands, separation=bands)
+    assert plan.with_noise(noise_multiplier(plan, target)).epsilon() <= target
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    target=some.floats(0.2, 40.0),
+    rounds=some.integers(1, 200),
+    size=some.integers(1, 10**7),
+    fineness=some.floats(0.5, 32.0),
+)
+def test_calibration_of_integers_never_exceeds_any_target(target, rounds, size, fineness):
+    grid = Grid(size, fineness * math.sqrt(size), 3)
+    plan = PrivacyPlan(1.0, 1.0, 1.0, 5, 1, rounds, 1e-5, "node", "distributed", grid=grid)
+    assert plan.with_noise(noise_multiplier(plan, target)).epsilon() <= target
+
+
+def test_one_more_private_record_changes_nothing():
+    plans = [
+        plan_from_config(config(privacy={"unit": "record", "epsilon": 8.0, "public_records": 128}, data=data))
+        for data in ({"source": "128.jsonl"}, {"source": "129.jsonl", "samples": 129})
+    ]
+    assert plans[0] == plans[1] and plans[0] is not None
+    assert (plans[0].sampling_probability, plans[0].expected_batch_size) == (16 / 128, 16)
+
+
+def test_q_b_and_t_are_the_configured_constants():
+    plan = plan_from_config(records(noise_multiplier=1.0, batch_size=20, rounds=7))
+    assert plan is not None
+    assert (plan.sampling_probability, plan.expected_batch_size, plan.steps) == (0.1, 20, 70)
+    sampled = plan_from_config(nodes(federation=POISSON, noise_multiplier=1.0))
+    assert sampled is not None
+    assert (sampled.sampling_probability, sampled.expected_batch_size, sampled.steps) == (0.25, 5, 30)
+    turns = plan_from_config(nodes(federation=CYCLIC, bands=4, noise_multiplier=1.0))
+    assert turns is not None
+    assert (turns.sampling_probability, turns.expected_batch_size, turns.bands) == (1.0, 5, 4)
+
+
+def test_nodes_that_a_roster_shows_get_no_amplification():
+    plan = plan_from_config(nodes("distributed", secure=INTEGERS, noise_multiplier=3.0), SIZE)
+    assert plan is not None and plan.sampling_probability == 1.0
+    assert plan.event().repeats == 30
+
+
+def test_a_banded_run_counts_participations():
+    plan = plan_from_config(nodes(federation=CYCLIC, bands=4, noise_multiplier=3.0))
+    assert plan is not None
+    assert plan.event() == Steps(1.0, 3.0, 8)
+    assert [plan.event(count).repeats for count in (1, 4, 5, 29)] == [1, 1, 2, 8]
+
+
+def test_an_adaptive_clip_costs_the_sum_a_few_percent():
+    from fedpeft.privacy.central import sum_multiplier
+
+    fixed, adaptive = plan_from_config(nodes()), plan_from_config(nodes(adaptive_clip=True))
+    assert fixed is not None and adaptive is not None and adaptive.adaptive is not None
+    assert adaptive.noise_multiplier == fixed.noise_multiplier
+    assert adaptive.noise_multiplier < sum_multiplier(adaptive) < 1.04 * fixed.noise_multiplier
+    assert adaptive.adaptive.count_noise >= 20 / 20
+
+
+def test_a_reproducible_plan_has_the_noise_but_no_guarantee():
+    private, seeded = (plan_from_config(records(epsilon=1.0, randomness=way)) for way in ("system", "seeded"))
+    assert private is not None and seeded is not None
+    assert seeded.noise_multiplier == private.noise_multiplier
+    assert seeded.epsilon() == math.inf and seeded.describe()["epsilon"] == math.inf
+
+
+def test_the_event_adds_up_round_by_round():
+    for kind in KINDS.values():
+        plan = plan_from_config(kind(1.0), SIZE)
+        assert plan is not None
+        rounds = [plan.epsilon(plan.steps_per_round * count, COARSE) for count in (1, 5, 10)]
+        assert rounds == sorted(rounds) and rounds[-1] <= plan.epsilon(interval=COARSE)
+
+
+def test_rounding_costs_six_percent_in_32_bits_and_a_quarter_in_16():
+    gaussian = plan_from_config(nodes())
+    fine = plan_from_config(nodes("distributed", secure=INTEGERS), SIZE)
+    coarse = plan_from_config(nodes("distributed", secure={"enabled": True, "bits": 16}), SIZE)
+    assert gaussian is not None and fine is not None and coarse is not None
+    by_renyi = noise_multiplier(replace(fine, grid=Grid(1, 1e9, 3)), 8.0)
+    assert fine.noise_multiplier / by_renyi == pytest.approx(17 / 16, rel=2e-3)
+    assert coarse.noise_multiplier / by_renyi == pytest.approx(5 / 4, rel=3e-3)
+    assert isinstance(fine.event(), Skellam) and fine.grid is not None
+    assert fine.grid.least_nodes == 3
+
+
+def test_bits_that_are_too_few_are_refused_with_the_number_needed():
+    asked = nodes("distributed", secure={"enabled": True, "bits": 16})
+    with pytest.raises(PrivacyError, match=r"bits = 16, but .* needs (1[789]|2\d) bits"):
+        plan_from_config(asked, 1_000_000)
+    with pytest.raises(PrivacyError, match="give the size"):
+        plan_from_config(asked)
+
+
+def test_the_bits_are_enough_and_one_less_is_not():
+    grid = Grid(size=1_000, steps_per_clip=100.0, least_nodes=4)
+    plan = PrivacyPlan(1.0, 3.0, 1.0, 6, 1, 20, 1e-5, "node", "distributed", grid=grid)
+    bits = bits_needed(plan, 6)
+    mean = (3.0 * 100) ** 2 * 6 / 4 / 2
+    room = 2 ** (bits - 1) - 6 * (grid.steps_per_clip + 1)
+    wrapped = 2 * skellam.sf(room, mean, mean) * grid.size * plan.steps
+    assert wrapped <= WRAP
+    narrow = 2 ** (bits - 2) - 6 * (grid.steps_per_clip + 1)
+    assert skellam.sf(max(narrow, 0), mean, mean) * grid.size * plan.steps > WRAP
+    assert bits_needed(plan, 60) > bits
+    with pytest.raises(PrivacyError, match="trust central sums no integers"):
+        bits_needed(PrivacyPlan(1.0, 3.0, 1.0, 6, 1, 20, 1e-5, "node", "central"), 6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"unit": "record", "trust": "central"},
+        {"unit": "person", "trust": "distributed"},
+        {"unit": "node", "trust": "local"},
+        {"bands": 2},
+        {"adaptive": AdaptiveClip(0.5, 0.2, 3.0)},
+        {"grid": Grid(10, 10.0, 3)},
+        {"unit": "node", "trust": "distributed"},
+        {"unit": "node", "trust": "central", "bands": 2, "sampling_probability": 0.5},
+        {"records_per_unit": 0},
+        {"expected_batch_size": math.nan},
+    ],
+)
+def test_contradictory_plans_are_refused(change):
+    values = {"sampling_probability": 1.0, "noise_multiplier": 1.0, "clip": 1.0, "expected_batch_size": 5}
+    with pytest.raises(PrivacyError):
+        PrivacyPlan(**(values | {"steps_per_round": 1, "rounds": 5, "delta": 1e-5} | change))
+
+
+@pytest.mark.parametrize("values", [(0, 1.0, 3), (10, 0.0, 3), (10, math.inf, 3), (10, 1.0, 0)])
+def test_nonsense_grids_are_refused(values):
+    with pytest.raises(PrivacyError, match="Grid"):
+        Grid(*values)
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.2, 1.0), (1.0, 0.2, 1.0), (0.5, 0.0, 1.0), (0.5, 0.2, math.nan)])
+def test_nonsense_adaptive_clips_are_refused(values):
+    with pytest.raises(PrivacyError, match="AdaptiveClip"):
+        AdaptiveClip(*values)
+
+
+def test_a_target_of_nothing_is_refused():
+    plan = plan_from_config(records(noise_multiplier=1.0))
+    assert plan is not None
+    for target in (0.0, -1.0, math.nan):
+        with pytest.raises(PrivacyError, match="above 0"):
+            noise_multiplier(plan, target)
+
+
+def test_a_cached_epsilon_is_read_at_once():
+    import time
+
+    events = [Steps(0.05 + i / 1000, 1.0, 10) for i in range(5)]
+    first = epsilon(events, 1e-5, COARSE)
+    started = time.perf_counter()
+    again = [epsilon(events, 1e-5, COARSE) for _ in range(50)]
+    assert (time.perf_counter() - started) / 50 < 1e-3
+    assert set(again) == {first}

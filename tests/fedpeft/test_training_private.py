@@ -1,0 +1,177 @@
+"""Private local training: units, supports, engines and seeded runs against naive twins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedpeft.errors import ConfigError, DataError, PrivacyError
+from fedpeft.privacy import noise
+from fedpeft.privacy.csprng import seeded
+from fedpeft.privacy.plan import PrivacyPlan
+from fedpeft.privacy.sampling import poisson
+from fedpeft.training import LocalPlan, train_local
+from fedpeft.training.local import Extras
+from fedpeft.training.modes import steady
+from fedpeft.training.plan import PerformanceFlags
+from fedpeft.training.units import units_of
+from fedpeft_clients.taps import Watched
+
+PLAN = LocalPlan(steps=3, batch_size=4, lr=0.05, optimiser="sgd", momentum=0.5)
+PRIVACY = PrivacyPlan(
+    sampling_probability=0.6,
+    noise_multiplier=0.5,
+    clip=0.1,
+    expected_batch_size=4,
+    steps_per_round=4,
+    rounds=2,
+    delta=1e-5,
+    reproducible=True,
+)
+PERSONS = replace(PRIVACY, unit="person", records_per_unit=2)
+
+
+def flat(attached):
+    return torch.cat([attached.parameters[n].detach().reshape(-1) for n in attached.layout.names]).clone()
+
+
+def with_persons(examples):
+    names = "abcabcdaef"
+    return [replace(example, person=names[index]) for index, example in enumerate(examples)]
+
+
+def run(attached, examples, privacy, seed=0, **settings):
+    extras = Extras(**settings)
+    return train_local(attached, examples, PLAN, np.random.default_rng(seed), privacy, extras)
+
+
+def unit_gradient(attached, examples):
+    """Plain autograd: the mean over the records of one unit, float64."""
+    attached.model.zero_grad()
+    for example in examples:
+        ids, weights = torch.from_numpy(example.ids)[None], torch.from_numpy(example.weights)[1:]
+        scores = torch.log_softmax(attached.model(input_ids=ids).logits[0], -1)
+        loss = -(scores[:-1].gather(1, ids[0, 1:, None])[:, 0] * weights).sum() / weights.sum()
+        (loss / len(examples)).backward()
+    grads = [attached.parameters[name].grad.reshape(-1) for name in attached.layout.names]
+    attached.model.zero_grad()
+    return torch.cat(grads).double().numpy()
+
+
+def naive_round(attached, examples, privacy, support):
+    """DP-SGD as algorithm 1 of Abadi et al. says it, from the same words; its end values."""
+    source, units = seeded(np.random.default_rng(0).bytes(32)), units_of(examples, privacy)
+    values, velocity = flat(attached).double().numpy(), np.zeros(attached.layout.size)
+    inside = np.zeros(attached.layout.size, bool)
+    inside[slice(None) if support is None else support] = True
+    for step in range(PLAN.steps):
+        total = np.zeros(attached.layout.size)
+        for unit in poisson(len(units), privacy.sampling_probability, source):
+            gradient = unit_gradient(attached, [examples[index] for index in units[unit]]) * inside
+            total += gradient * min(1, privacy.clip / np.linalg.norm(gradient))
+        total[inside] += privacy.noise_multiplier * privacy.clip * noise.gaussian(inside.sum(), source)
+        gradient = total / privacy.expected_batch_size
+        velocity = gradient if step == 0 else PLAN.momentum * velocity + gradient
+        values = values - PLAN.lr * velocity
+        for name, part in zip(
+            attached.layout.names, np.split(values, attached.layout.offsets[1:-1]), strict=True
+        ):
+            parameter = attached.parameters[name]
+            parameter.data = torch.from_numpy(part.astype(np.float32)).reshape(parameter.shape)
+    return values
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+@pytest.mark.parametrize("privacy", [PRIVACY, PERSONS], ids=["records", "persons"])
+@pytest.mark.parametrize("thin", [False, True], ids=["all", "support"])
+def test_a_seeded_round_equals_the_naive_twin(toy, toy_examples, method, engine, privacy, thin):
+    examples = with_persons(toy_examples(10))
+    mine, twin = toy("llama", method), toy("llama", method)
+    support = np.arange(1, mine.layout.size, 3) if thin else None
+    flags = PerformanceFlags(engine=engine, tokens_at_once=40)
+    result = run(mine, examples, privacy, flags=flags, support=support)
+    with steady(twin.model):
+        wanted = naive_round(twin, examples, privacy, support)
+    np.testing.assert_allclose(flat(mine).numpy(), wanted, rtol=1e-5, atol=1e-6)
+    assert (result.steps, result.loss_first, result.loss_last, result.seen) == (3, None, None, None)
+
+
+def test_a_seeded_round_is_a_function_of_its_arguments(toy, toy_examples):
+    examples, ends = toy_examples(9), []
+    for seed in (0, 0, 1):
+        attached = toy()
+        run(attached, examples, PRIVACY, seed)
+        ends.append(flat(attached))
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+def test_an_unseeded_round_never_touches_the_stream(toy, toy_examples):
+    class Forbidden:
+        def __getattr__(self, name):
+            raise AssertionError(f"the stream was asked for {name}")
+
+    ends = []
+    for _ in range(2):
+        attached = toy()
+        train_local(attached, toy_examples(5), PLAN, Forbidden(), replace(PRIVACY, reproducible=False))
+        ends.append(flat(attached))
+    assert not torch.equal(*ends)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "sgd"])
+@pytest.mark.parametrize("count", [0, 9])
+def test_values_off_the_support_do_not_move(toy, toy_examples, rule, count):
+    attached = toy()
+    before, support = flat(attached), np.arange(0, attached.layout.size, 5)
+    plan = replace(PLAN, optimiser=rule)
+    extras = Extras(support=support)
+    train_local(attached, toy_examples(count), plan, np.random.default_rng(0), PRIVACY, extras)
+    moved = torch.nonzero(flat(attached) != before)[:, 0].numpy()
+    np.testing.assert_array_equal(moved, support)
+
+
+def test_the_batched_engine_is_refused_where_it_is_wrong(toy, toy_examples):
+    attached = toy("llama", "ia3")
+    before = flat(attached)
+    with pytest.raises(PrivacyError, match="not in a plain linear layer"):
+        run(attached, toy_examples(3), PRIVACY, flags=PerformanceFlags(engine="batched"))
+    assert torch.equal(before, flat(attached))
+    run(toy(), toy_examples(3), PRIVACY, flags=PerformanceFlags(engine="batched"))
+
+
+def test_records_without_a_person_are_refused(toy, toy_examples):
+    with pytest.raises(DataError, match=r"set data\.person"):
+        run(toy(), toy_examples(3), PERSONS)
+
+
+def test_plans_of_nodes_are_refused(toy, toy_examples):
+    with pytest.raises(PrivacyError, match="records or persons"):
+        run(toy(), toy_examples(3), replace(PRIVACY, unit="node", trust="central"))
+
+
+def test_the_tap_sees_the_noisy_gradient_and_what_was_drawn(toy, toy_examples):
+    attached, watched, seen = toy(), Watched(with_persons(toy_examples(10))), []
+    plan = replace(PLAN, steps=1, momentum=0.0)
+    before = flat(attached)
+    extras = Extras(lambda gradient, batch: seen.append((gradient, len(batch))))
+    train_local(attached, watched, plan, np.random.default_rng(0), PERSONS, extras)
+    ((gradient, records),) = seen
+    torch.testing.assert_close(flat(attached), before - 0.05 * torch.from_numpy(gradient))
+    assert records == len(watched.seen) < 10
+
+
+def test_looking_through_the_records_takes_none(toy_examples):
+    examples = toy_examples(4)
+    watched = Watched(examples)
+    assert list(watched) == examples and watched.seen == []
+    assert watched[-1] is examples[3] and watched[:2] == examples[:2]
+    assert watched.seen == [examples[0], examples[1], examples[3]]
+
+
+def test_flags_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="tokens_at_once"):
+        PerformanceFlags(tokens_at_once=0)

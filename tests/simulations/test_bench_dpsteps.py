@@ -1,0 +1,54 @@
+"""The benchmark of DP-SGD steps runs every engine, on a base small enough for a test."""
+
+import pytest
+
+from fedpeft_simulations.bench import dpsteps
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def small_base(tmp_path):
+    from fedpeft.adapters import detach
+    from fedpeft.bases import forget_base
+
+    dpsteps.save_base(tmp_path, SMALL)
+    yield str(tmp_path)
+    detach()
+    forget_base()
+
+
+@pytest.mark.parametrize("engine", ["non-private", "batched", "loop"])
+def test_our_engines_take_measured_steps(small_base, engine, monkeypatch):
+    monkeypatch.setattr(dpsteps, "TOKENS", 16)
+    facts = dpsteps.measure(small_base, "none", engine, 0)
+    assert facts["seconds"] > 0 and facts["steps"] == dpsteps.LEAST_STEPS
+    assert facts["extra_bytes"] >= 0 and facts["trainable"] > 1000
+
+
+def test_ratios_are_over_the_first_engine(monkeypatch):
+    def child(folder, quantisation, engine, seconds):
+        scale = 1 + dpsteps.ENGINES.index(engine)
+        return {
+            "quantisation": quantisation,
+            "engine": engine,
+            "seconds": 0.5 * scale,
+            "extra_bytes": 2**20 * scale,
+        }
+
+    monkeypatch.setattr(dpsteps, "save_base", lambda folder: None)
+    monkeypatch.setattr(dpsteps, "_child", child)
+    lines: list[str] = []
+    rows = dpsteps.rows(seconds=0, report=lines.append)
+    assert len(rows) == len(lines) == 2 * len(dpsteps.ENGINES) - 1
+    assert dpsteps.cells(rows[2]) == ["none", "loop", "1.50", "3.00x", "3 MiB", "3.00x"]
+    assert not any(row["engine"] == "torch vmap" and row["quantisation"] == "nf4" for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantisation", dpsteps.QUANTISATIONS)
+@pytest.mark.parametrize("engine", dpsteps.ENGINES)
+def test_every_engine_runs_in_a_child(small_base, engine, quantisation):
+    if engine == "torch vmap" and quantisation == "nf4":
+        pytest.skip("not differentiable there")
+    assert dpsteps._child(small_base, quantisation, engine, 0)["seconds"] > 0
