@@ -119,7 +119,7 @@ def test_an_adapter_without_linear_rows_is_not_applicable_and_still_has_a_report
 
 
 def test_the_privacy_claim_is_printed(make_run):
-    privacy = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.1}
+    privacy = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.1, "most_noise": 99}
     report = audit_run(make_run(LORA, batch=2, privacy=privacy), ["span"])
     assert report.claim.epsilon > 0
     assert "epsilon" in report.claim.text

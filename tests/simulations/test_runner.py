@@ -24,6 +24,9 @@ SMALL = (
 QUIET = (*SMALL, "audit.enabled=false")
 COLOURS = ("red", "green", "blue")
 
+NOISY = "privacy.most_noise=99"
+"""These federations are far too small to learn under noise."""
+
 
 def _simulate(out, *settings, mode="new"):
     return run(load_config(overrides=settings), out, mode, lambda event: None)
@@ -188,7 +191,7 @@ def test_every_way_to_run_gives_an_adapter_that_eval_confirms(tiny_model_folder,
 
 
 def test_a_private_run_claims_what_its_ledgers_hold(tiny_model_folder, tmp_path):
-    privacy = ("privacy.unit=record", "privacy.epsilon=8", "privacy.public_records=16")
+    privacy = ("privacy.unit=record", "privacy.epsilon=8", "privacy.public_records=16", NOISY)
     store = _simulate(tmp_path / "run", *_own(tmp_path, tiny_model_folder()), *privacy)
     claim = store.summary["privacy"]
     assert claim["unit"] == "record" and 0 < claim["epsilon"] <= 8
@@ -197,7 +200,7 @@ def test_a_private_run_claims_what_its_ledgers_hold(tiny_model_folder, tmp_path)
 
 
 def test_private_runs_do_not_repeat_their_noise(tiny_model_folder, tmp_path):
-    privacy = ("privacy.unit=record", "privacy.epsilon=8", "privacy.public_records=16")
+    privacy = ("privacy.unit=record", "privacy.epsilon=8", "privacy.public_records=16", NOISY)
     settings = (*_own(tmp_path, tiny_model_folder()), *privacy)
     first, second = (_simulate(tmp_path / name, *settings) for name in ("a", "b"))
     assert not set(first.summary["updates"]) & set(second.summary["updates"])

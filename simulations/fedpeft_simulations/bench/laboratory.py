@@ -137,7 +137,7 @@ class Laboratory:
         self, round: int, held: FloatVector, up: Up, sent: list[int]
     ) -> Iterator[Contribution]:
         config = self.config
-        for name in sample(self.nodes, config.federation.participation, config.run.seed, round):
+        for name in sample(self.nodes, config.federation, config.run.seed, round):
             values, size = up(name, self.change(name, round, held))
             sent.append(size)
             yield name, 1.0, Decoded(self.layout, values)
