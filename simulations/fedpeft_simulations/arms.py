@@ -141,14 +141,15 @@ def _train_alone(judge: Judge, examples: Sequence[Example], name: str, pooled: i
 
     from fedpeft.adapters import attach
     from fedpeft.rng import stream
-    from fedpeft.training import LocalPlan, train_local
+    from fedpeft.training import Extras, LocalPlan, PerformanceFlags, train_local
 
     federation, seed = judge.config.federation, judge.config.run.seed
     attached = attach(judge.base, judge.config.adapter, seed)
+    extras = Extras(flags=PerformanceFlags.of(judge.config.run))
     for round in range(1, federation.rounds + 1):
         plan = LocalPlan.of(federation, round)
         plan = replace(plan, batch_size=plan.batch_size * pooled)
-        train_local(attached, examples, plan, stream(seed, round, name, "batches"))
+        train_local(attached, examples, plan, stream(seed, round, name, "batches"), extras=extras)
     return judge.score(attached)
 
 

@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     group.command("federation")(federation)
     group.command("participation")(participation)
     group.command("privacy")(privacy)
+    group.command("dp-step")(dp_step)
     group.command("secure")(secure)
     group.command("ledger")(ledger)
     group.command("nodes")(nodes)
@@ -136,6 +137,20 @@ def privacy(as_json: bool = JSON_OPTION) -> None:
     emit(facts, as_json, lambda: benchmark.show(facts))
 
 
+def dp_step(as_json: bool = JSON_OPTION) -> None:
+    """A DP-SGD step against one without privacy and against Opacus: seconds and memory; ten minutes."""
+    from fedpeft_simulations.bench import dpsteps
+    from fedpeft_simulations.bench.command import machine
+
+    rows = dpsteps.rows(report=_tell)
+    title = f"DP-SGD steps ({machine()})"
+    emit(
+        {"machine": machine(), "rows": rows},
+        as_json,
+        lambda: table(title, dpsteps.COLUMNS, map(dpsteps.cells, rows)),
+    )
+
+
 def secure(as_json: bool = JSON_OPTION) -> None:
     """Secure sums of a million values: cost per node and coordinator, beside Flower's SecAgg+."""
     from fedpeft_simulations.bench.timing import one_core
@@ -191,6 +206,7 @@ def everything() -> None:
     exchange(large=False, real=True, plots=None, as_json=False)
     aggregate(nodes=100, distinct=10, as_json=False)
     privacy(False)
+    dp_step(False)
     secure(False)
     ledger(kills=1000, as_json=False)
     nodes(False)

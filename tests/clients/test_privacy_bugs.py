@@ -1,0 +1,125 @@
+"""Known privacy bugs in a node that no other test would notice; docs/privacy-bugs.md lists them all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedpeft.errors import FederationError
+from fedpeft.privacy import Ledger
+from fedpeft.privacy.accounting import Steps, epsilon
+from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.protocol import SecureTask, pack_table
+from fedpeft_clients import local_round, secure
+from fedpeft_clients.summands import noisy_grid
+from fedpeft_clients.tasks import train
+
+RATE, NOISE = 0.3, 1.0
+PRIVATE = {
+    "privacy": {
+        "unit": "record",
+        "noise_multiplier": NOISE,
+        "sampling_probability": RATE,
+        "most_noise": 99.0,
+    }
+}
+CENTRAL = {
+    "privacy": {"unit": "node", "trust": "central", "noise_multiplier": 2.0, "most_noise": 1e9},
+    "federation": {"nodes": 4, "selection": "poisson", "participation": 0.5},
+}
+SECURE = {"exchange": {"up": {"density": 1.0}, "secure": {"enabled": True}}, "federation": {"nodes": 3}}
+
+
+def reserved(home):
+    return [entry for entry in Ledger(home.ledger).entries() if entry.kind == "reserve"]
+
+
+def test_a_round_is_charged_for_every_step_that_it_takes(organisation):
+    home, coordinator = organisation(**PRIVATE)
+    reply, _ = train(home, coordinator.first_task(), b"")
+    (entry,) = reserved(home)
+    assert entry.event == Steps(RATE, NOISE, reply.steps) and reply.steps == 2
+    assert Ledger(home.ledger).spent(home.lineage) == pytest.approx(epsilon([entry.event], 1e-5))
+
+
+def test_a_round_that_dies_with_its_data_open_is_paid_for_and_paid_again(organisation, monkeypatch):
+    """The second attempt draws other noise on the same data: two releases, two charges."""
+    home, coordinator = organisation(**PRIVATE)
+    task = coordinator.first_task()
+    with monkeypatch.context() as patch:
+
+        def killed(*arguments):
+            raise KeyboardInterrupt
+
+        patch.setattr(local_round, "train_local", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(home, task, b"")
+    assert [entry.kind for entry in Ledger(home.ledger).entries()] == ["key", "reserve", "started"]
+    train(home, task, b"")
+    assert [entry.body["attempt"] for entry in reserved(home)] == [1, 2]
+    assert Ledger(home.ledger).spent(home.lineage) == pytest.approx(
+        epsilon([Steps(RATE, NOISE, 4)], 1e-5), rel=1e-3
+    )
+
+
+def test_what_left_is_in_the_ledger_before_it_leaves(organisation, monkeypatch):
+    """Whoever is killed after the seal has the release on record, or has sent nothing."""
+    from fedpeft_clients import tasks
+
+    home, coordinator = organisation(**PRIVATE)
+    seen = []
+    monkeypatch.setattr(
+        tasks, "put_out", lambda *given: seen.append([e.kind for e in Ledger(home.ledger).entries()])
+    )
+    train(home, coordinator.first_task(), b"")
+    assert seen == [["key", "reserve", "started", "released"]]
+
+
+def test_a_node_that_was_asked_gets_no_amplification_in_its_own_ledger(organisation):
+    """Coins are secret from those who see models; the node itself knows that it was drawn."""
+    home, coordinator = organisation(**CENTRAL)
+    train(home, coordinator.first_task(), b"")
+    (entry,) = reserved(home)
+    assert entry.event == Steps(1.0, 2.0, 1)
+    assert (entry.body["unit"], entry.body["trust"]) == ("node", "central")
+
+
+@pytest.mark.parametrize("least", [3, 10])
+def test_as_few_shares_as_a_sum_may_hold_add_up_to_the_noise_that_is_accounted_for(least):
+    """Whatever number of nodes was expected: noise sized for all of them falls short when some drop out."""
+    grid = Grid(size=100_000, steps_per_clip=500.0, least_nodes=least)
+    plan = PrivacyPlan(1.0, 2.0, 1.0, 20, 1, 5, 1e-5, "node", "distributed", grid=grid)
+    nothing = np.zeros(grid.size, np.float32)
+    total = sum(noisy_grid(nothing, plan, grid) for _ in range(least))
+    event = plan.event()
+    assert np.var(total) == pytest.approx(event.variance, rel=6 * np.sqrt(2 / grid.size))
+
+
+def test_what_a_node_adds_to_a_noisy_sum_is_within_the_sensitivity_that_is_accounted_for(monkeypatch):
+    from fedpeft_clients import summands
+
+    monkeypatch.setattr(
+        summands, "share_of_noise", lambda size, variance, source: np.zeros(size, np.int64)
+    )
+    grid = Grid(size=4_000, steps_per_clip=250.0, least_nodes=3)
+    plan = PrivacyPlan(1.0, 2.0, 0.5, 20, 1, 5, 1e-5, "node", "distributed", grid=grid)
+    values = np.random.default_rng(0).standard_normal((3, grid.size)).astype(np.float32)
+    for row in (values[0], 1e20 * values[1], 1e-3 * values[2]):
+        added = noisy_grid(row, plan, grid)
+        assert np.linalg.norm(added) <= plan.event().l2 and np.abs(added).sum() <= plan.event().l1
+
+
+def test_keys_that_change_between_rounds_reach_nobody(organisation):
+    """The first roster is believed; a coordinator that swaps a key later is refused."""
+    home, coordinator = organisation(**SECURE)
+    state = coordinator.first_task().state
+    roster = {name: bytes([index]) * 32 for index, name in enumerate(("bank", "clinic", "court"))}
+    own = secure.signer_of(home).public
+    task = SecureTask("keys", 1, 1, state, 3, 8, 0, [1])
+    secure.answer(home, task, pack_table(roster | {"clinic": own}))
+    swapped = roster | {"clinic": own, "bank": bytes([9]) * 32}
+    with pytest.raises(FederationError, match="'bank' with a key that this node does not know"):
+        secure.answer(home, replace(task, round=2), pack_table(swapped))
+    assert not list(home.secure.glob("r0002-*"))

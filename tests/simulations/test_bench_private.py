@@ -1,0 +1,97 @@
+"""The private benchmark: which runs it compares, and how it sums them up."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fedpeft.config import load_config
+from fedpeft.privacy import plan_from_config
+from fedpeft_simulations.bench import private
+from fedpeft_simulations.bench.gain import options
+from fedpeft_simulations.cli import embedded_scenario
+
+
+def config_of(settings):
+    return load_config(embedded_scenario(), (*options(private.QUIET), *settings))
+
+
+def figures(loss, accuracy, noise=1.0):
+    return private.Figures(8.0, 0.1, loss, accuracy, 1000.0, noise, 0.2)
+
+
+def test_every_arm_is_private_at_its_epsilon():
+    for arm in (*private.utility_arms(), *private.exchange_arms()):
+        found = config_of(private.private(arm.settings, arm.epsilon))
+        assert (found.privacy.unit, found.privacy.trust) == ("record", "local")
+        assert found.privacy.epsilon == arm.epsilon
+        assert found.privacy.randomness == "system" and found.privacy.noise_multiplier is None
+
+
+def test_a_twin_differs_in_its_noise_alone_and_promises_nothing():
+    for arm in private.utility_arms():
+        own, twin = (config_of(private.private(arm.settings, epsilon)) for epsilon in (arm.epsilon, None))
+        privacy = {"epsilon": None, "noise_multiplier": private.NO_NOISE, "randomness": "seeded"}
+        alike = own.privacy.model_copy(update=privacy)
+        assert twin == own.model_copy(update={"privacy": alike})
+        plan = plan_from_config(twin)
+        assert plan is not None and plan.epsilon() == math.inf
+
+
+def test_the_reference_has_neither_privacy_nor_compression():
+    found = config_of(options(private.OPEN))
+    assert found.privacy.unit == "none"
+    assert found.exchange.up.codec == found.exchange.down.codec == "dense-fp32"
+
+
+def test_families_of_one_budget_send_as_many_bits():
+    """Bits per value: the density of a shared support, and the entropy of a ternary value of this density."""
+    for arm in private.exchange_arms():
+        if arm.name == "sign":
+            continue
+        up = config_of(private.private(arm.settings, arm.epsilon)).exchange.up
+        entropy = -up.density * math.log2(up.density / 2) - (1 - up.density) * math.log2(1 - up.density)
+        bits = up.density if up.codec == "masked-sign" else entropy
+        assert bits == pytest.approx(float(arm.name.split()[0]), rel=0.1), arm.name
+
+
+def test_gains_are_shares_of_the_twins_and_of_the_open_federations():
+    found, twin, reference = figures(4.0, 0.5), figures(3.0, 0.6), figures(2.0, 0.9, 0.0)
+    made = private.row("utility", "epsilon 8", 3, found, reference, twin)
+    assert made["loss_of_twin"] == pytest.approx(4 / 5) and made["loss_of_open"] == pytest.approx(4 / 6)
+    assert made["accuracy_of_twin"] == pytest.approx(0.4 / 0.5)
+    assert made["accuracy_of_open"] == pytest.approx(0.4 / 0.8)
+
+
+def test_means_name_the_worst_seed_and_the_spread():
+    reference, twin = figures(2.0, 0.9, 0.0), figures(3.0, 0.6)
+    rows = [
+        private.row("utility", "epsilon 8", seed, figures(loss, 0.5), reference, twin)
+        for seed, loss in enumerate((4.0, 5.0))
+    ]
+    rows.append(private.row("exchange", "epsilon 8", 0, figures(2.0, 0.9), reference))
+    first, second = private.means(rows)
+    assert first["seeds"] == [0, 1] and first["loss"] == pytest.approx(4.5)
+    assert first["loss_of_twin"] == pytest.approx(0.7) and first["worst_loss_of_twin"] == pytest.approx(0.6)
+    assert first["spread_loss"] == pytest.approx(math.sqrt(0.5)) and first["spread_accuracy"] == 0
+    assert second["loss_of_open"] == pytest.approx(1) and "loss_of_twin" not in second
+    assert {len(private.cells(mean)) for mean in (first, second)} == {len(private.COLUMNS)}
+
+
+@pytest.mark.slow
+def test_a_run_without_noise_is_measured_and_repeats():
+    small = {
+        "federation.nodes": 2,
+        "federation.rounds": 2,
+        "federation.local_steps": 1,
+        "federation.batch_size": 4,
+        "adapter.rank": 4,
+        "data.samples": 16,
+        "data.test_samples": 16,
+    }
+    settings = private.private({**private.TUNED["sign"], **small}, None)
+    found = private.measure(settings)
+    assert found == private.measure(settings)
+    assert found.noise == 0 or found.noise == private.NO_NOISE
+    assert found.up > 0 and found.base_loss > 0

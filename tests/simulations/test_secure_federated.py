@@ -1,0 +1,271 @@
+"""Whole federations under secure aggregation: what leaves a node is masked, and the sum is exact."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from fedpeft import flower
+from fedpeft.errors import FederationError
+from fedpeft.exchange import OVERHEAD_BYTES
+from fedpeft.protocol import SecureReply, TrainReply, pack, pack_table, unpack
+from fedpeft.secagg.messages import RECEIPT_BYTES
+
+SECURE = {"up": {"density": 1.0}, "secure": {"enabled": True}}
+FOUR = {"nodes": 4, "rounds": 3, "quorum": 2}
+DISTRIBUTED = {
+    "privacy": {"unit": "node", "trust": "distributed", "noise_multiplier": 0.01, "most_noise": 1e9},
+    "exchange": {"up": {"error_feedback": False}, "secure": {"enabled": True, "bits": 32}},
+}
+
+
+def rounds_of(events):
+    return [event for event in events if event["event"] == "round"]
+
+
+def integers_of(home, round):
+    """What a node added to a round's sum, as it keeps it for another attempt."""
+    from fedpeft_clients.local_round import INTEGERS
+
+    with np.load(home / "state" / f"{round:04d}.npz") as stored:
+        return stored[f"residual/{INTEGERS}"]
+
+
+def run_with(prepared, spoil):
+    """Run in process with nodes whose replies pass through ``spoil(name, message, reply)``."""
+    from fedpeft_clients.app import app as honest
+    from fedpeft_server.app import make_app
+
+    made, events = ClientApp(), []
+
+    def answer(message, context):
+        name = context.node_config["home"].rpartition("/")[2]
+        return spoil(name, message, lambda: honest(message=message, context=context))
+
+    made.query()(answer)
+    made.query("secure")(answer)
+    made.train()(answer)
+    homes = [{"home": str(home)} for home in prepared.homes]
+    flower.run_local(make_app(events.append, prepared.run), made, homes, {})
+    return rounds_of(events)
+
+
+def phase_of(message):
+    """The phase of secure aggregation that a message asks for, or None."""
+    return message.content["facts"].get("phase") if message.metadata.message_type == "query.secure" else None
+
+
+def mean_of(prepared, round):
+    """The mean update as the coordinator opened it."""
+    with np.load(prepared.run / "updates" / f"r{round:02d}" / "aggregate.npz") as stored:
+        return stored["values"]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_value_costs_a_byte_and_looks_random(federation, share):
+    exchange = {"up": {"density": 1.0}, "secure": {"enabled": True, "share": share}}
+    prepared = federation(f"s{share}", federation=FOUR, exchange=exchange)
+    events = rounds_of(prepared.go())
+    assert all(event["applied"] and event["replies"] == 4 and not event["refused"] for event in events)
+    size = integers_of(prepared.homes[0], 3).size
+    assert size == pytest.approx(share * events[0]["values_up"] / 4, rel=0.1)
+    envelope = (prepared.run / "updates" / "r03" / "org-00.fpd").read_bytes()
+    assert len(envelope) == size + RECEIPT_BYTES + OVERHEAD_BYTES
+    counts = np.bincount(np.frombuffer(envelope[4 : 4 + size], np.uint8), minlength=256)
+    assert counts.max() < size / 256 + 8 * (size / 256) ** 0.5
+
+
+def test_the_mean_is_that_of_the_integers_times_their_scales(federation):
+    """A twin from what the nodes keep: integers, public scales, votes that move them."""
+    from fedpeft.exchange.public_ternary import scales_of
+    from fedpeft_server.checkpoints import latest
+
+    prepared = federation("twin", tapped=1, federation={**FOUR, "rounds": 1}, exchange=SECURE)
+    prepared.go()
+    task = json.loads(next((prepared.homes[0] / "secure").glob("r0001-1.json")).read_bytes())["task"]
+    total, mean = sum(integers_of(home, 1) for home in prepared.homes), mean_of(prepared, 1)
+    assert total.size == mean.size + len(task["scales"])
+    assert len(set(task["scales"])) == 1  # the first guess is one for all
+    assert mean == pytest.approx(total[: mean.size] * scales_of(task["scales"])[0] / 4, rel=1e-6)
+    moved = np.array(latest(prepared.run).facts["exponents"]) - task["scales"]
+    assert np.array_equal(moved, total[mean.size :])  # four voters, four steps when unanimous
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{"exchange": SECURE}, pytest.param(DISTRIBUTED, marks=pytest.mark.slow)],
+    ids=["ternary", "distributed"],
+)
+def test_processes_on_a_network_and_in_process_sum_alike(federation, sections):
+    """The masks differ and fall out of the sum; with shares of noise only the shape is the same."""
+    here = federation("here", federation=FOUR, **sections)
+    there = federation("there", federation=FOUR, **sections)
+    events = rounds_of(here.go()), rounds_of(there.go("deployment"))
+    assert all(event["applied"] for events_of in events for event in events_of)
+    assert here.envelopes.keys() == there.envelopes.keys()
+    ups = [name for name in here.envelopes if "org-" in name]
+    assert all(here.envelopes[name] != there.envelopes[name] for name in ups)
+    if "privacy" not in sections:
+        assert here.final["values"].tobytes() == there.final["values"].tobytes()
+
+
+@pytest.mark.parametrize("phase", ["keys", "shares", "train", "agree", "reveal"])
+def test_a_node_that_fails_in_a_phase_is_left_out_and_the_sum_stays_exact(federation, phase):
+    """Before its vector is in, its update is not in the sum; afterwards the others open it without it."""
+    prepared = federation(phase, tapped=1, federation={**FOUR, "rounds": 2}, exchange=SECURE)
+
+    def spoil(name, message, honest):
+        asked = phase_of(message) or message.metadata.message_type
+        if name == "org-03" and message.metadata.group_id == "2" and asked == phase:
+            raise ValueError("gone")
+        return honest()
+
+    events = run_with(prepared, spoil)
+    assert [event["applied"] for event in events] == [True, True]
+    assert "ValueError" in events[1]["refused"]["org-03"]
+    counted = prepared.homes if phase in ("agree", "reveal") else prepared.homes[:3]
+    total, mean = sum(integers_of(home, 2) for home in counted), mean_of(prepared, 2)
+    assert np.array_equal(np.sign(mean), np.sign(total[: mean.size]))
+
+
+def test_below_the_least_number_of_nodes_nothing_is_opened(federation):
+    prepared = federation("few", federation={**FOUR, "rounds": 2}, exchange=SECURE)
+
+    def spoil(name, message, honest):
+        if name in ("org-02", "org-03") and message.metadata.group_id == "2" and phase_of(message) is None:
+            raise ValueError("gone")
+        return honest()
+
+    events = run_with(prepared, spoil)
+    assert [event["applied"] for event in events] == [True, False]
+    assert "nodes survived" in events[1]["refused"]["secure sum"]
+
+
+def test_a_masked_update_that_is_changed_on_the_way_is_left_out(federation):
+    prepared = federation("flip", federation={**FOUR, "rounds": 1}, exchange=SECURE)
+
+    def spoil(name, message, honest):
+        reply = honest()
+        if name == "org-01" and message.metadata.message_type == "train":
+            facts, blob = unpack(reply, TrainReply, 10**6)
+            return Message(pack(facts, blob[:9] + bytes([blob[9] ^ 1]) + blob[10:]), reply_to=message)
+        return reply
+
+    events = run_with(prepared, spoil)
+    assert events[0]["applied"] and "does not verify" in events[0]["refused"]["org-01"]
+
+
+def test_keys_that_are_changed_on_the_way_are_left_out(federation):
+    prepared = federation("mitm", federation={**FOUR, "rounds": 1}, exchange=SECURE)
+
+    def spoil(name, message, honest):
+        reply = honest()
+        if phase_of(message) == "keys" and name == "org-02":
+            facts, blob = unpack(reply, SecureReply, 10**6)
+            return Message(pack(facts, bytes(32) + blob[32:]), reply_to=message)
+        return reply
+
+    events = run_with(prepared, spoil)
+    assert list(events[0]["refused"]) == ["org-02"] and events[0]["replies"] == 3
+
+
+def test_a_coordinator_that_swaps_keys_is_refused_by_the_nodes(federation, monkeypatch):
+    from fedpeft.secagg import CoordinatorRound
+
+    prepared = federation("swap", federation={**FOUR, "rounds": 1}, exchange=SECURE)
+    real = CoordinatorRound.advertisements
+
+    def swapped(self):
+        found = real(self)
+        return {**found, "org-01": found["org-00"]}
+
+    monkeypatch.setattr(CoordinatorRound, "advertisements", swapped)
+    with pytest.raises(FederationError, match="no quorum"):
+        prepared.go()
+    assert not list((prepared.homes[0] / "state").glob("*.npz"))
+
+
+def test_a_node_refuses_an_order_without_the_sum_that_was_agreed(organisation_secure):
+    from fedpeft_clients.tasks import train
+
+    home, coordinator = organisation_secure
+    with pytest.raises(FederationError, match="secure aggregation is not as agreed"):
+        train(home, coordinator.first_task(), b"")
+    assert not home.ledger.exists()
+
+
+def test_a_roster_with_an_unknown_key_is_refused(organisation_secure):
+    from fedpeft.protocol import SecureTask
+    from fedpeft_clients.secure import answer
+
+    home, coordinator = organisation_secure
+    task = SecureTask("keys", 1, 1, coordinator.first_task().state, 2, 8, 0, [])
+    keys = {"clinic": bytes(32), "stranger": bytes([1]) * 32, "third": bytes([2]) * 32}
+    with pytest.raises(FederationError, match="a key that this node does not know"):
+        answer(home, task, pack_table(keys))
+
+
+@pytest.fixture
+def organisation_secure(federation):
+    """One node of a secure federation, and the order that an insecure coordinator would give it."""
+    import time
+
+    from fedpeft.protocol import PROTOCOL, Hello, TrainTask, run_id
+    from fedpeft.trust import Signer
+    from fedpeft_clients.home import open_home
+    from fedpeft_clients.tasks import greet
+
+    prepared = federation("one", federation=FOUR, exchange=SECURE)
+    home = open_home(prepared.homes[0])
+
+    class Coordinator:
+        def first_task(self):
+            hello = Hello(PROTOCOL, run_id(home.config), Signer.from_seed(b"coordinator").public)
+            state = greet(home, hello).state
+            return TrainTask(1, 2, home.config.federation.lr, "none", 0, [], state, [], time.time() + 60)
+
+    return home, Coordinator()
+
+
+def test_another_attempt_hides_the_same_integers_and_spends_nothing(federation, monkeypatch):
+    """The coordinator is killed when all updates are in; it comes back and asks again."""
+    from fedpeft.privacy import Ledger
+    from fedpeft_server.secure import SecureSums
+
+    privacy = {"unit": "record", "noise_multiplier": 1.0, "public_records": 16, "most_noise": 99.0}
+    prepared = federation("again", federation={**FOUR, "rounds": 1}, exchange=SECURE, privacy=privacy)
+
+    def killed(self, opened, orders):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SecureSums, "mean", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepared.go()
+    before = [integers_of(home, 1).tobytes() for home in prepared.homes]
+    heads = [Ledger(home / "ledger.sqlite").head() for home in prepared.homes]
+    first = prepared.envelopes
+    assert rounds_of(prepared.go())[0]["applied"]
+    assert all(
+        np.array_equal(a, integers_of(home, 1)) for a, home in zip(before, prepared.homes, strict=True)
+    )
+    assert heads == [Ledger(home / "ledger.sqlite").head() for home in prepared.homes]
+    assert all(prepared.envelopes[name] != digest for name, digest in first.items() if "org-" in name)
+
+
+def test_shares_of_noise_are_charged_in_each_nodes_ledger(federation):
+    from fedpeft.privacy import Ledger
+
+    settings = {**DISTRIBUTED, "privacy": {**DISTRIBUTED["privacy"], "noise_multiplier": 2.0}}
+    prepared = federation("skellam", federation={**FOUR, "rounds": 2}, **settings)
+    events = rounds_of(prepared.go())
+    assert all(event["applied"] for event in events)
+    ledger = Ledger(prepared.homes[0] / "ledger.sqlite")
+    spent = ledger.spent("org-00", unit="node", trust="distributed")
+    assert 0 < spent < np.inf and ledger.spent("org-00", unit="node", trust="local") == np.inf
+    kinds = [entry.body["event"]["kind"] for entry in ledger.entries() if entry.kind == "reserve"]
+    assert kinds == ["skellam", "skellam"]
