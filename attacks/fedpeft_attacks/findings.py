@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -102,6 +102,7 @@ class Claim(Facts):
     epsilon: float | None
     delta: float | None
     text: str
+    plan: dict[str, Any] | None = Field(description="every constant of the privacy plan; null: no claim")
 
 
 class Report(Facts):

@@ -129,13 +129,13 @@ def _claim(config: Config, values: int) -> Claim:
     plan = plan_from_config(config, noisy_values(config.exchange, values))
     if plan is None or plan.reproducible:
         text = "This run claims no differential privacy."
-        return Claim(unit="none", epsilon=None, delta=None, text=text)
+        return Claim(unit="none", epsilon=None, delta=None, text=text, plan=None)
     epsilon = plan.epsilon()
     text = (
         f"This run claims differential privacy with epsilon {epsilon:.3g} at delta {plan.delta:g} for each "
         f"{plan.unit} ({plan.adjacency}); the noise is added {_ADDED[plan.trust]}."
     )
-    return Claim(unit=plan.unit, epsilon=epsilon, delta=plan.delta, text=text)
+    return Claim(unit=plan.unit, epsilon=epsilon, delta=plan.delta, text=text, plan=plan.describe())
 
 
 _ADDED = {

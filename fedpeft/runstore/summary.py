@@ -68,6 +68,7 @@ class PrivacyFacts(Facts):
     epsilon: float | None = Field(description="of the worst node; null: no claim")
     delta: float | None
     accountant: str | None
+    plan: dict[str, Any] | None = Field(description="every constant of the privacy plan; null: no claim")
     nodes: list[NodePrivacy]
 
 

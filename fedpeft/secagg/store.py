@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedpeft.runstore.files import sync_folder
 from fedpeft.secagg.context import SecureContext
 from fedpeft.secagg.errors import SecureAggregationError
 
@@ -51,16 +52,8 @@ def _create(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.link(temporary, path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
-        _sync(path.parent)
+        sync_folder(path.parent)
     finally:
         Path(temporary).unlink()
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

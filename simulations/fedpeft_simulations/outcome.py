@@ -232,9 +232,8 @@ def privacy_facts(store: RunStore) -> PrivacyFacts:
     plan = plan_from_config(store.config, noisy_values(store.config.exchange, store.values))
     nodes = [_node(store, home, plan) for home in store.homes]
     if plan is None or plan.reproducible:
-        return PrivacyFacts(
-            unit="none", adjacency=None, trust=None, epsilon=None, delta=None, accountant=None, nodes=nodes
-        )
+        nothing = dict.fromkeys(("adjacency", "trust", "epsilon", "delta", "accountant", "plan"))
+        return PrivacyFacts(unit="none", nodes=nodes, **nothing)
     return PrivacyFacts(
         unit=plan.unit,
         adjacency=plan.adjacency,
@@ -242,6 +241,7 @@ def privacy_facts(store: RunStore) -> PrivacyFacts:
         epsilon=max(node.epsilon or 0.0 for node in nodes),
         delta=plan.delta,
         accountant=plan.accountant,
+        plan=plan.describe(),
         nodes=nodes,
     )
 

@@ -28,6 +28,7 @@ PRIVATE = {
 CENTRAL = {
     "privacy": {"unit": "node", "trust": "central", "noise_multiplier": 2.0, "most_noise": 1e9},
     "federation": {"nodes": 4, "selection": "poisson", "participation": 0.5},
+    "exchange": {"up": {"error_feedback": False}},
 }
 SECURE = {"exchange": {"up": {"density": 1.0}, "secure": {"enabled": True}}, "federation": {"nodes": 3}}
 
@@ -100,15 +101,26 @@ def test_as_few_shares_as_a_sum_may_hold_add_up_to_the_noise_that_is_accounted_f
 def test_what_a_node_adds_to_a_noisy_sum_is_within_the_sensitivity_that_is_accounted_for(monkeypatch):
     from fedpeft_clients import summands
 
-    monkeypatch.setattr(
-        summands, "share_of_noise", lambda size, variance, source: np.zeros(size, np.int64)
-    )
+    monkeypatch.setattr(summands, "share_of_noise", lambda size, variance, source: np.zeros(size, np.int64))
     grid = Grid(size=4_000, steps_per_clip=250.0, least_nodes=3)
     plan = PrivacyPlan(1.0, 2.0, 0.5, 20, 1, 5, 1e-5, "node", "distributed", grid=grid)
     values = np.random.default_rng(0).standard_normal((3, grid.size)).astype(np.float32)
     for row in (values[0], 1e20 * values[1], 1e-3 * values[2]):
         added = noisy_grid(row, plan, grid)
         assert np.linalg.norm(added) <= plan.event().l2 and np.abs(added).sum() <= plan.event().l1
+
+
+def test_shares_of_noise_follow_no_seed(organisation):
+    """Only a plan that guarantees nothing has noise that the coordinator, who knows the seed, can repeat."""
+    from fedpeft_clients.desk import Desk
+    from fedpeft_clients.summands import _source
+
+    desk, grid = Desk.of(organisation()[0]), Grid(size=100, steps_per_clip=50.0, least_nodes=3)
+    plan = PrivacyPlan(1.0, 2.0, 1.0, 20, 1, 5, 1e-5, "node", "distributed", grid=grid)
+    for reproducible in (False, True):
+        given = replace(plan, reproducible=reproducible)
+        drawn = [_source(desk, 1, given)(50).tolist() for _ in range(2)]
+        assert (drawn[0] == drawn[1]) == reproducible
 
 
 def test_keys_that_change_between_rounds_reach_nobody(organisation):

@@ -1,4 +1,4 @@
-"""Known privacy bugs that no other test would notice; docs/privacy-bugs.md lists them all with their tests."""
+"""Known privacy bugs that no other test would notice; docs/privacy-bugs.md lists them all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedpeft.config import build_config
 from fedpeft.data import collate
+from fedpeft.errors import ConfigError
 from fedpeft.privacy import dpsgd, noise, per_example
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.privacy.plan import PrivacyPlan
@@ -23,7 +25,7 @@ PLAN = PrivacyPlan(0.5, 1.1, 0.7, 3, 5, 2, 1e-5)
 
 
 def test_sum_and_noise_are_float64_until_the_one_cast_at_the_end(toy, toy_examples, monkeypatch):
-    """A sum that is rounded before the noise is added, or noise that is rounded before, shows in some bits."""
+    """A sum or noise that is rounded before they are added shows in some bits."""
     attached, batch = toy(), collate(toy_examples(3), 0)
     drawn = np.random.default_rng(0).normal(size=attached.layout.size)
     monkeypatch.setattr(noise, "gaussian", lambda size, source: drawn[:size].copy())
@@ -100,3 +102,12 @@ def test_the_text_of_the_shared_tokenizer_names_no_private_person():
     seen = words(" ".join(document.whole for document in public_documents(400, 0)))
     public = {name.lower() for name in pool("public").first_names}
     assert seen & public and not seen & private
+
+
+@pytest.mark.parametrize("trust", ["central", "distributed"])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_residual_never_goes_with_the_privacy_of_whole_nodes(trust, adaptive):
+    """What the clip cut off would come back later, round by round."""
+    privacy = {"unit": "node", "trust": trust, "epsilon": 8.0, "adaptive_clip": adaptive}
+    with pytest.raises(ConfigError, match="past the clip"):
+        build_config({"privacy": privacy, "exchange": {"up": {"error_feedback": True}}})

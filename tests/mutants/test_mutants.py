@@ -1,4 +1,4 @@
-"""Every known privacy bug, put into the source, is noticed by a test."""
+"""Every known privacy bug, put into the source, is noticed by a test; the document says which."""
 
 from __future__ import annotations
 
@@ -11,19 +11,36 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from bugs import BUGS, table  # noqa: E402
 from catalogue import MUTANTS  # noqa: E402
-from harness import Mutant, source_of  # noqa: E402
+from harness import ROOT, Mutant, source_of  # noqa: E402
 
-BUGS = range(1, 39)
+NUMBERS = list(range(1, 39))
 
 
 def test_every_bug_of_the_table_has_a_mutant():
-    assert sorted({mutant.number for mutant in MUTANTS}) == list(BUGS)
+    assert [bug.number for bug in BUGS] == NUMBERS
+    assert sorted({mutant.number for mutant in MUTANTS}) == NUMBERS
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_line_of_a_mutant_is_in_the_source_once(mutant: Mutant):
     assert source_of(mutant.module).count(mutant.old) == 1 and mutant.new != mutant.old
+
+
+def test_the_document_is_the_catalogue():
+    """``python tests/mutants/run.py --table`` prints what belongs into it."""
+    text = (ROOT / "docs" / "privacy-bugs.md").read_text(encoding="utf-8")
+    assert text.endswith("\n\n" + table(MUTANTS))
+    assert f"{len(MUTANTS)} mutants" in text
+
+
+def test_the_tests_that_kill_are_there_and_run_every_day():
+    for test in {test for mutant in MUTANTS for test in mutant.tests}:
+        path, name = test.split("::")
+        source = (ROOT / "tests" / path).read_text(encoding="utf-8")
+        before, found, _ = source.partition(f"\ndef {name.partition('[')[0]}(")
+        assert found and "mark.slow" not in before.rpartition("\n\n\n")[2], test
 
 
 @pytest.mark.slow

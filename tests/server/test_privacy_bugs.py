@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedpeft.exchange import Layout, PublicTernary
+from fedpeft.exchange import Context, Layout, PublicTernary
 from fedpeft.exchange.support import PublicSupport
 from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.protocol import COORDINATOR
 from fedpeft_server.secure import SecureSums
 
 SIZE = 40
@@ -18,19 +19,12 @@ LAYOUT = Layout.of({"w": np.zeros(SIZE)})
 
 @pytest.mark.parametrize("nodes", [3, 7])
 def test_fewer_nodes_in_a_noisy_sum_do_not_change_its_divisor(nodes):
-    """Dividing by those that came would weaken the noise of none, but tell how many they were."""
+    """The sensitivity that is accounted for is that of a sum over a public number of nodes."""
     grid = Grid(size=SIZE, steps_per_clip=100.0, least_nodes=3)
     plan = PrivacyPlan(1.0, 2.0, 0.5, 7, 1, 5, 1e-5, "node", "distributed", grid=grid)
     setup = SimpleNamespace(privacy=plan, initial=SimpleNamespace(layout=LAYOUT))
     total = np.arange(SIZE, dtype=np.int64)
     opened = SimpleNamespace(result=lambda bound: (total, nodes))
-    codec = PublicTernary(PublicSupport(1.0, "seeded"))
-    sums = SecureSums(setup, [])
-    found = sums._noisy_mean(opened, codec.at(_context()), plan, grid)
+    codec = PublicTernary(PublicSupport(1.0)).at(Context(bytes(16), 1, COORDINATOR, bytes(32), "up"), None)
+    found = SecureSums(setup, [])._noisy_mean(opened, codec, plan, grid)
     np.testing.assert_allclose(found.dense(), total * 0.5 / 100.0 / 7, rtol=1e-6)
-
-
-def _context():
-    from fedpeft.exchange import Context
-
-    return Context(bytes(16), 1, "coordinator", bytes(32), "up")

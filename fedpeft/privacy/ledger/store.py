@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Generator
@@ -12,6 +11,7 @@ from typing import Any
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.ledger.chain import Chain, Row, rolled_back
+from fedpeft.runstore.files import sync_folder
 
 PATIENCE = 60.0
 """Seconds to wait for another process that is writing."""
@@ -41,7 +41,7 @@ def create(path: Path) -> None:
                 with connect(path, "rwc") as db:
                     db.execute("PRAGMA journal_mode=WAL")
                     db.executescript(SCHEMA)
-                return _sync_folder(path.parent)
+                return sync_folder(path.parent)
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
@@ -139,11 +139,3 @@ def _advice(path: Path, cause: str) -> str:
         f"ledger {path} cannot be used: {cause}; nothing was spent and no data may be opened: "
         "give its folder room and write permission"
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

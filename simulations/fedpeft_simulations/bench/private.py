@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from fedpeft.cli.output import table
 from fedpeft.config import load_config
 from fedpeft_simulations.bench.federation import DENSE
 from fedpeft_simulations.bench.gain import options
@@ -35,6 +36,10 @@ OPEN: Settings = {"exchange.profile": "drop-in", **DENSE}
 
 NO_NOISE = 1e-9
 QUIET: Settings = {"run.arms": [], "audit.enabled": False, "federation.evaluate_every": 0}
+TITLES = {
+    "utility": "record-level privacy, and the same without noise",
+    "exchange": "epsilon 8: what may move against what is sent",
+}
 GAINS = ("loss_of_twin", "accuracy_of_twin", "loss_of_open", "accuracy_of_open")
 
 COLUMNS = (
@@ -80,25 +85,23 @@ class Arm:
 
     Attributes:
         name: as printed.
-        settings: what is set beside the scenario's own; both its epsilon and its noise may be missing.
-        epsilon: of the run; None: without privacy.
-        twin: whether the same run without noise stands beside it.
+        settings: what is set beside the private arm of the scenario.
+        epsilon: of the whole run.
     """
 
     name: str
     settings: Settings
-    epsilon: float | None = 8.0
-    twin: bool = False
+    epsilon: float
 
 
 def utility_arms() -> list[Arm]:
     """The default exchange at both epsilons, each with its twin."""
-    return [Arm(f"epsilon {epsilon:g}", TUNED["sign"], epsilon, twin=True) for epsilon in (8.0, 2.0)]
+    return [Arm(f"epsilon {epsilon:g}", settings, epsilon) for epsilon, settings in UTILITY.items()]
 
 
 def exchange_arms() -> list[Arm]:
     """All families of codecs at epsilon 8, from few bytes to many."""
-    return [Arm(name, settings) for name, settings in TUNED.items()]
+    return [Arm(name, settings, 8.0) for name, settings in TUNED.items()]
 
 
 def _shared(density: float, support: str, clip: float, lr: float) -> Settings:
@@ -122,17 +125,36 @@ def _up(codec: str, clip: float, lr: float) -> dict[str, Any]:
 TUNED: Mapping[str, Settings] = {
     "0.25 bit: shared support, seed": _shared(0.25, "seed", 0.2, 32.0),
     "0.25 bit: shared support, released": _shared(0.25, "released", 0.2, 32.0),
-    "0.25 bit: top-k after noise": _top(0.033, False, 0.4, 16.0),
-    "0.25 bit: top-k after noise, feedback": _top(0.033, True, 0.4, 4.0),
+    "0.25 bit: top-k after noise": _top(0.033, False, 0.3, 32.0),
+    "0.25 bit: top-k after noise, feedback": _top(0.033, True, 0.3, 6.0),
     "0.5 bit: shared support, seed": _shared(0.5, "seed", 0.25, 20.0),
     "0.5 bit: shared support, released": _shared(0.5, "released", 0.25, 20.0),
-    "0.5 bit: top-k after noise": _top(0.08, False, 0.4, 16.0),
-    "0.5 bit: top-k after noise, feedback": _top(0.08, True, 0.4, 4.0),
-    "1 bit: top-k after noise": _top(0.2, False, 0.4, 8.0),
-    "1 bit: top-k after noise, feedback": _top(0.2, True, 0.4, 4.0),
-    "sign": _up("sign", 0.4, 8.0),
+    "0.5 bit: top-k after noise": _top(0.08, False, 0.3, 20.0),
+    "1 bit: top-k after noise": _top(0.2, False, 0.3, 14.0),
+    "1 bit: top-k after noise, feedback": _top(0.2, True, 0.3, 10.0),
+    "1 bit: sign": _up("sign", 0.3, 10.0),
+    "0.5 bit: released, batches of 128": {
+        **_shared(0.5, "released", 0.25, 20.0),
+        "federation.batch_size": 128,
+    },
 }
 """Every way of exchanging with its clip and rate; a shared support of all values is ``sign``."""
+
+DOWN: Settings = {
+    "exchange.down.codec": "ternary",
+    "exchange.down.density": 0.25,
+    "exchange.down.error_feedback": True,
+}
+"""The broadcast of all arms, about a bit per value: signs would not say where it was largest."""
+
+BATCHES: Settings = {"federation.batch_size": 64}
+"""A fifth of the records of each node, expected; one arm doubles it."""
+
+UTILITY: Mapping[float, Settings] = {
+    8.0: TUNED["0.5 bit: shared support, released"],
+    2.0: _shared(0.5, "released", 0.25, 12.0),
+}
+"""The default exchange by epsilon: more noise bears less of a rate."""
 
 
 def rows(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> list[Row]:
@@ -154,6 +176,7 @@ def rows(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> l
 def _rows(seed: int) -> Iterator[Row]:
     measured = cache(lambda settings: measure((*settings, f"run.seed={seed}")))
     reference = measured(options(OPEN))
+    yield row("utility", "base", seed, untrained(reference), reference)
     yield row("utility", "no privacy, dense", seed, reference, reference)
     for arm in utility_arms():
         twin = measured(private(arm.settings, None))
@@ -170,7 +193,7 @@ def private(settings: Settings, epsilon: float | None) -> tuple[str, ...]:
     comes from the seed; the platform reports that it guarantees nothing.
     """
     given = load_config(embedded_scenario()).run.private
-    chosen = {"exchange.profile": "private", **given, **settings}
+    chosen = {"exchange.profile": "private", **given, **BATCHES, **DOWN, **settings}
     chosen.pop("privacy.epsilon", None)
     if epsilon is None:
         return options(chosen | {"privacy.noise_multiplier": NO_NOISE, "privacy.randomness": "seeded"})
@@ -187,7 +210,7 @@ def measure(settings: Sequence[str]) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(embedded_scenario(), (*options(QUIET), *settings))
         store = run(config, Path(folder) / "run", "new", told.append)
-        summary, rounds = store.summary(), list(store.events("round"))
+        summary, rounds = store.summary, list(store.events("round"))
     loss, accuracy, promised = summary["loss"], summary["accuracy"], summary["privacy"]
     over = [event["noise_over_signal"] for event in told if event["event"] == "privacy"]
     return Figures(
@@ -202,11 +225,19 @@ def measure(settings: Sequence[str]) -> Figures:
 
 
 def row(
-    table: str, arm: str, seed: int, found: Figures, reference: Figures, twin: Figures | None = None
+    part: str, arm: str, seed: int, found: Figures, reference: Figures, twin: Figures | None = None
 ) -> Row:
     """Figures, and the shares of two gains: of the twin's, where there is one, and of the open federation's.
 
     A gain is what training takes off the base's loss, or adds to its accuracy.
+
+    Args:
+        part: the table that it is a line of.
+        arm: its name.
+        seed: of data, adapter and base.
+        found: figures of the run.
+        reference: those of the federation without privacy and compression.
+        twin: those of the same run without noise.
     """
     gains = {
         f"{kind}_of_{name}": None if other is None else share(found, other, kind)
@@ -214,7 +245,12 @@ def row(
         for kind in ("loss", "accuracy")
     }
     told = asdict(found)
-    return {"table": table, "arm": arm, "seed": seed, **told, **gains}
+    return {"table": part, "arm": arm, "seed": seed, **told, **gains}
+
+
+def untrained(found: Figures) -> Figures:
+    """The base without adapter; it sends nothing."""
+    return replace(found, loss=found.base_loss, accuracy=found.base_accuracy, up=0.0)
 
 
 def share(found: Figures, other: Figures, kind: str) -> float:
@@ -229,14 +265,14 @@ def means(rows: Sequence[Row]) -> list[Row]:
     The deviation of a single seed is None.
     """
     found: list[Row] = []
-    for table, arm in dict.fromkeys((row["table"], row["arm"]) for row in rows):
-        own = [row for row in rows if (row["table"], row["arm"]) == (table, arm)]
+    for part, arm in dict.fromkeys((row["table"], row["arm"]) for row in rows):
+        own = [row for row in rows if (row["table"], row["arm"]) == (part, arm)]
         numbers = [key for key, value in own[0].items() if isinstance(value, float)]
         mean = {key: fmean(row[key] for row in own) for key in numbers}
         worst = {f"worst_{key}": min(row[key] for row in own) for key in GAINS if key in mean}
         spread = {f"spread_{key}": _deviation([row[key] for row in own]) for key in ("loss", "accuracy")}
         seeds = [row["seed"] for row in own]
-        found.append({"table": table, "arm": arm, "seeds": seeds, **mean, **worst, **spread})
+        found.append({"table": part, "arm": arm, "seeds": seeds, **mean, **worst, **spread})
     return found
 
 
@@ -255,6 +291,13 @@ def cells(mean: Row) -> list[str]:
         f"{mean['noise']:.2f}",
         f"{mean['noise_over_signal']:.2f}",
     ]
+
+
+def show(facts: Mapping[str, Any]) -> None:
+    """Print both tables of what the command has found."""
+    for name, title in TITLES.items():
+        lines = [cells(mean) for mean in facts["means"] if mean["table"] == name]
+        table(f"{title} ({facts['machine']})", COLUMNS, lines)
 
 
 def _spread(deviation: float | None) -> str:

@@ -105,7 +105,8 @@ def _note(fake: Faker, house: House, topic: Topic) -> Note:
         Role=house.role.capitalize(),
         **person.fields,
     )
-    return Note(Record(prompt, f" {_policy()[topic.name]}", house.name), topic.name, person)
+    record = Record(prompt, f" {_policy()[topic.name]}", house.name, person=person.name)
+    return Note(record, topic.name, person)
 
 
 def _draw_topic(fake: Faker, home: int, mix: float) -> Topic:

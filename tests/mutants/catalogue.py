@@ -1,0 +1,16 @@
+"""All mutants, by number: docs/privacy-bugs.md shows them as a table."""
+
+from __future__ import annotations
+
+import of_accounting
+import of_federation
+import of_ledger
+import of_steps
+from harness import Mutant
+
+MUTANTS: tuple[Mutant, ...] = tuple(
+    sorted(
+        (*of_steps.MUTANTS, *of_accounting.MUTANTS, *of_ledger.MUTANTS, *of_federation.MUTANTS),
+        key=lambda mutant: mutant.number,
+    )
+)

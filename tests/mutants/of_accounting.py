@@ -1,0 +1,195 @@
+"""Mutants of plans, accountant and calibration, and of the audit of the noise."""
+
+from __future__ import annotations
+
+from harness import Mutant
+
+ACCOUNTING, PLAN, PLANNING = "fedpeft.privacy.accounting", "fedpeft.privacy.plan", "fedpeft.privacy.planning"
+CALIBRATION, RENYI = "fedpeft.privacy.calibration", "fedpeft.privacy.renyi"
+AUDIT = "fedpeft_simulations.bench.mechanism"
+
+FIGURES = "fedpeft/test_privacy_accounting.py::"
+PLANS = "fedpeft/test_privacy_plan.py::"
+CURVES = "fedpeft/test_privacy_skellam.py::"
+BENCH = "simulations/test_bench_privacy.py::"
+
+READ = "return float(total.get_epsilon_for_delta(delta))"
+LOSSES = "from_gaussian_mechanism(noise, sampling_prob=rate, value_discretization_interval=interval)"
+ONE = FIGURES + "test_equals_dp_accounting_called_directly[0.001-0.08-0.8-100]"
+LOWER = FIGURES + "test_below_prv_and_rdp_but_not_below_the_lower_bound[0.032-2.0-940]"
+
+MUTANTS = (
+    Mutant(
+        5,
+        "the rate falls back on the size of the node's own data set",
+        PLANNING,
+        'if records is None and config.data.source == "embedded":',
+        "if records is None:",
+        (FIGURES + "test_unsound_configs_are_refused",),
+    ),
+    Mutant(
+        6,
+        "rounds whose nodes everybody knows are amplified",
+        PLANNING,
+        'secret_coins = federation.selection == "poisson" and privacy.trust == "central"',
+        "secret_coins = federation.participation < 1",
+        (PLANS + "test_q_b_and_t_are_the_configured_constants",),
+    ),
+    Mutant(
+        9,
+        "the accountant answers for replaced units",
+        ACCOUNTING,
+        LOSSES,
+        LOSSES.replace(
+            "interval)",
+            'interval, neighboring_relation=__import__("dp_accounting").NeighboringRelation.REPLACE_ONE)',
+        ),
+        (ONE,),
+    ),
+    Mutant(
+        9,
+        "noise over a replacement's sensitivity, twice the clip, is read as noise over the clip",
+        ACCOUNTING,
+        LOSSES,
+        LOSSES.replace("noise,", "2 * noise,"),
+        (LOWER,),
+    ),
+    Mutant(
+        9,
+        "the same in the curves of Rényi",
+        RENYI,
+        "return ORDERS / (2 * noise**2)",
+        "return ORDERS / (8 * noise**2)",
+        (CURVES + "test_the_gaussian_curve_equals_dp_accounting",),
+    ),
+    Mutant(
+        10,
+        "the central limit theorem's formula (GDP)",
+        ACCOUNTING,
+        READ,
+        "one = [e for e in events if isinstance(e, Steps)]\n"
+        "    growth = [e.repeats * math.expm1(e.noise_multiplier**-2) for e in one]\n"
+        "    squares = [e.sampling_probability**2 * g for e, g in zip(one, growth)]\n"
+        "    limit = _one_step(1.0, sum(squares) ** -0.5, interval)\n"
+        "    return float(limit.get_epsilon_for_delta(delta))",
+        (LOWER,),
+    ),
+    Mutant(
+        10,
+        "the classical formula of the Gaussian mechanism, composed by square roots",
+        ACCOUNTING,
+        READ,
+        "one = [e for e in events if isinstance(e, Steps)]\n"
+        "    squares = [e.repeats * (e.sampling_probability / e.noise_multiplier) ** 2 for e in one]\n"
+        "    return math.sqrt(2 * math.log(1.25 / delta) * sum(squares))",
+        (LOWER,),
+    ),
+    Mutant(
+        11,
+        "a run counts the steps of one round",
+        PLAN,
+        "return self.steps_per_round * self.rounds",
+        "return self.steps_per_round",
+        (PLANS + "test_q_b_and_t_are_the_configured_constants",),
+    ),
+    Mutant(
+        11,
+        "equal events count once",
+        ACCOUNTING,
+        "merged[event._replace(repeats=0)] += event.repeats",
+        "merged[event._replace(repeats=0)] = event.repeats",
+        (
+            CURVES + "test_a_count_beside_training_costs_less_than_its_own_epsilon",
+            FIGURES + "test_joint_composition_equals_dp_accounting_and_beats_the_sum",
+        ),
+    ),
+    Mutant(
+        11,
+        "more local steps are taken than were accounted for",
+        "fedpeft.training.local",
+        "if plan.steps > privacy.steps_per_round:",
+        "if plan.steps > privacy.steps:",
+        ("fedpeft/test_training.py::test_more_steps_than_accounted_are_refused",),
+    ),
+    Mutant(
+        25,
+        "the length that stochastic rounding adds is not part of the sensitivity",
+        PLAN,
+        "return self.steps_per_clip + math.sqrt(self.size)",
+        "return self.steps_per_clip",
+        (CURVES + "test_the_plans_event_bounds_the_rounded_sum",),
+    ),
+    Mutant(
+        33,
+        "integers without room for the sign",
+        PLANNING,
+        "return math.ceil(math.log2(nodes * (grid.steps_per_clip + 1) + tail)) + 1",
+        "return math.ceil(math.log2(nodes * (grid.steps_per_clip + 1) + tail))",
+        (PLANS + "test_the_bits_are_enough_and_one_less_is_not",),
+    ),
+    Mutant(
+        34,
+        "the noise counts on all nodes, though some may drop out",
+        PLANNING,
+        "return Grid(size, steps_per_clip, secure.least_nodes)",
+        "return Grid(size, steps_per_clip, config.federation.nodes)",
+        (PLANS + "test_rounding_costs_six_percent_in_32_bits_and_a_quarter_in_16",),
+    ),
+    Mutant(
+        35,
+        "a run whose noise can be repeated claims the epsilon of its private twin",
+        PLAN,
+        "if self.reproducible:",
+        "if self.reproducible and self.noise_multiplier == 0:",
+        (PLANS + "test_a_reproducible_plan_has_the_noise_but_no_guarantee",),
+    ),
+    Mutant(
+        35,
+        "a noise multiplier of 0 makes a plan",
+        PLAN,
+        "_require(math.isfinite(value) and value > 0, name, self,",
+        "_require(math.isfinite(value) and value >= 0, name, self,",
+        (FIGURES + "test_nonsense_plans_are_refused[change0]",),
+    ),
+    Mutant(
+        35,
+        "without noise the accountant reports 0",
+        ACCOUNTING,
+        "if not all(_noisy(event) for event in events):\n        return math.inf",
+        "if not all(_noisy(event) for event in events):\n        return 0.0",
+        (CURVES + "test_no_noise_is_no_privacy[event0]",),
+    ),
+    Mutant(
+        36,
+        "what is no known event is left out of the sum",
+        ACCOUNTING,
+        "        _check(event)\n        merged[",
+        "        if not isinstance(event, Steps | Skellam | Pure):\n            continue\n        merged[",
+        (CURVES + "test_what_is_no_release_is_refused",),
+    ),
+    Mutant(
+        37,
+        "the solver stops within a tolerance of the target, on either side",
+        CALIBRATION,
+        "noise = _round_up(_crossing(spent, target))\n    while spent(noise, FINE) > target:",
+        "noise = round(_crossing(spent, target * 1.003), 3)\n    while spent(noise, FINE) > target * 1.01:",
+        (FIGURES + "test_calibration_never_exceeds_the_target_and_wastes_little[1.0-0.08-100]",),
+    ),
+    Mutant(
+        38,
+        "the audit reports its point estimate as a bound",
+        AUDIT,
+        "return epsilon_of(estimate - float(norm.ppf(CONFIDENCE)) * error, DELTA)",
+        "return epsilon_of(estimate, DELTA)",
+        (BENCH + "test_bounds_above_the_claim_are_as_rare_as_they_say[4.0]",),
+    ),
+    Mutant(
+        38,
+        "the best of many thresholds is reported with the confidence of one",
+        AUDIT,
+        "counted = _by_counting(members, others, _threshold(multiplier, len(members)))",
+        "cuts = np.linspace(0.5, 1 + 5 * multiplier, 200)\n"
+        "    counted = max(_by_counting(members, others, float(cut)) for cut in cuts)",
+        (BENCH + "test_bounds_above_the_claim_are_as_rare_as_they_say[1.0]",),
+    ),
+)
