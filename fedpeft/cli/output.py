@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -13,11 +14,19 @@ JSON_OPTION = typer.Option(False, "--json", help="Print one JSON object for mach
 
 
 def emit(payload: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
-    """Print a payload as JSON, or call ``show`` to print it for people."""
+    """Print a payload as JSON (null for what is not finite), or call ``show`` to print it for people."""
     if as_json:
-        typer.echo(json.dumps(payload, indent=2))
+        typer.echo(json.dumps(_finite(payload), indent=2, allow_nan=False))
     else:
         show()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

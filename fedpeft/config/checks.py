@@ -156,10 +156,15 @@ def _secure(config: Config) -> Iterator[str]:
         yield (
             f"exchange.secure works for 2 to {MOST_SECURE_NODES} nodes; federation.nodes = {federation.nodes}"
         )
-    if config.adapter.method == "lora" and config.adapter.aggregation in ("stack", "reproject"):
+    if config.adapter.method == "lora" and config.adapter.aggregation != "frozen_a":
         yield (
-            f"exchange.secure sums vectors; adapter.aggregation = {config.adapter.aggregation!r} does not: "
-            "set 'frozen_a'"
+            "exchange.secure shows the sum alone, which is exact for adapter.aggregation = 'frozen_a' only "
+            f"(given: {config.adapter.aggregation!r})"
+        )
+    if config.privacy.unit == "node" and config.privacy.trust == "central":
+        yield (
+            "exchange.secure hides the updates that privacy.trust = 'central' has to clip: "
+            "set privacy.trust = 'distributed', or exchange.secure.enabled = false"
         )
     if config.exchange.up.codec != "ternary":
         yield (

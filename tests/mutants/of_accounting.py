@@ -190,6 +190,6 @@ MUTANTS = (
         "counted = _by_counting(members, others, _threshold(multiplier, len(members)))",
         "cuts = np.linspace(0.5, 1 + 5 * multiplier, 200)\n"
         "    counted = max(_by_counting(members, others, float(cut)) for cut in cuts)",
-        (BENCH + "test_bounds_above_the_claim_are_as_rare_as_they_say[1.0]",),
+        ("fedpeft/test_privacy_bugs.py::test_an_audit_counts_at_one_threshold_that_no_draw_decides",),
     ),
 )

@@ -6,7 +6,7 @@ from harness import Mutant
 
 BOOK, BODIES = "fedpeft.privacy.ledger.book", "fedpeft.privacy.ledger.bodies"
 CHAIN, STORE = "fedpeft.privacy.ledger.chain", "fedpeft.privacy.ledger.store"
-ROUND, COORDINATOR = "fedpeft_clients.local_round", "fedpeft_server.coordinator"
+ROUND = "fedpeft_clients.local_round"
 
 LEDGER = "fedpeft/test_privacy_ledger.py::"
 CLAIMS = "fedpeft/test_privacy_ledger_claims.py::"
@@ -81,14 +81,11 @@ MUTANTS = (
     ),
     Mutant(
         13,
-        "the coordinator reserves a round after nodes were asked",
-        COORDINATOR,
-        "needed = self._needed(len(chosen))\n",
-        "needed, spent = self._needed(len(chosen)), self._reserve(number)\n",
-        (
-            "server/test_central.py::"
-            "test_each_round_is_reserved_before_anybody_is_asked_and_told_without_figures_of_updates",
-        ),
+        "the coordinator does not write that nodes were asked: after a crash other noise is free",
+        "fedpeft.privacy.central",
+        "        self.ledger.started(reservation)\n",
+        "",
+        ("server/test_central.py::test_a_round_that_was_killed_when_nodes_were_asked_is_charged_again",),
     ),
     Mutant(
         13,

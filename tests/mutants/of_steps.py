@@ -180,7 +180,7 @@ MUTANTS = (
     ),
     Mutant(
         20,
-        "physical batches that only accumulate set the noise anew",
+        "noise is drawn with each physical batch, and none where there is no batch",
         STEP,
         SUM_LINE + "    " + NOISE_LINE,
         SUM_LINE + "        " + NOISE_LINE,
@@ -248,7 +248,7 @@ MUTANTS = (
         UNITS,
         'if plan.unit == "record":',
         'if plan.unit in ("record", "person"):',
-        (TWIN.replace("records", "persons"),),
+        (PERSONS + "test_a_persons_first_records_are_chosen_by_that_person_alone",),
     ),
     Mutant(
         27,

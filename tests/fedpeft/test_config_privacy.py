@@ -1,0 +1,77 @@
+"""Settings of privacy and secure aggregation that contradict each other are refused, with what to change."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedpeft.config import build_config
+from fedpeft.errors import ConfigError
+
+NODE = {"unit": "node", "trust": "central", "noise_multiplier": 1.0}
+NO_FEEDBACK = {"up": {"error_feedback": False}}
+SECURE = {"secure": {"enabled": True}}
+SUM = {"up": {"error_feedback": False}, "secure": {"enabled": True, "bits": 32}}
+DISTRIBUTED = {**NODE, "trust": "distributed"}
+DELTA = {"down": {"codec": "dense-fp32"}}
+
+REFUSED = [
+    ({"privacy": {"epsilon": 8}}, "needs privacy.unit"),
+    ({"privacy": {"unit": "record"}}, "exactly one of"),
+    ({"privacy": {**NODE, "unit": "record"}}, "protects whole nodes"),
+    ({"privacy": {"unit": "person", "epsilon": 8}}, "needs data.person"),
+    ({"privacy": {**NODE, "trust": "local"}, "exchange": NO_FEEDBACK}, "hides a node by itself"),
+    ({"privacy": NODE}, "residual would carry"),
+    (
+        {"privacy": NODE, "exchange": {**NO_FEEDBACK, **DELTA}, "adapter": {"aggregation": "reproject"}},
+        "needs a plain mean",
+    ),
+    (
+        {"privacy": NODE, "exchange": NO_FEEDBACK, "federation": {"participation": 0.5}},
+        "who a known seed draws is no secret",
+    ),
+    ({"privacy": {**NODE, "bands": 2}, "exchange": NO_FEEDBACK}, "needs federation.selection = 'cyclic'"),
+    (
+        {
+            "privacy": {**NODE, "bands": 3},
+            "exchange": NO_FEEDBACK,
+            "federation": {"selection": "cyclic", "participation": 0.5},
+        },
+        "takes part every 2 rounds",
+    ),
+    ({"privacy": DISTRIBUTED, "exchange": NO_FEEDBACK}, "inside secure aggregation"),
+    ({"privacy": {**DISTRIBUTED, "adaptive_clip": True}, "exchange": SUM}, "fixed clip"),
+    ({"privacy": NODE, "exchange": {**NO_FEEDBACK, **SECURE}}, "has to clip"),
+    ({"exchange": SECURE, "federation": {"nodes": 128}}, "works for 2 to 127 nodes"),
+    ({"exchange": SECURE, "federation": {"nodes": 2}}, "least_nodes = 3 exceeds"),
+    ({"exchange": {**SECURE, "up": {"codec": "sign"}}}, "set exchange.up.codec = 'ternary'"),
+    ({"exchange": SECURE, "adapter": {"aggregation": "naive"}}, "exact for adapter.aggregation = 'frozen_a'"),
+    ({"exchange": {"secure": {"enabled": True, "bits": 32}}}, "ternary sums fit 8 bits"),
+    ({"exchange": SECURE, "federation": {"selection": "cyclic"}}, "needs a roster that all nodes know"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_a_contradiction_gives_one_line(settings, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_config(settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"privacy": {"unit": "record", "epsilon": 8}},
+        {"privacy": {"unit": "person", "epsilon": 8}, "data": {"person": "patient"}},
+        {"privacy": NODE, "exchange": NO_FEEDBACK},
+        {
+            "privacy": {**NODE, "bands": 2},
+            "exchange": NO_FEEDBACK,
+            "federation": {"selection": "cyclic", "participation": 0.5},
+        },
+        {"privacy": DISTRIBUTED, "exchange": SUM},
+        {"exchange": SECURE},
+        {"privacy": {"unit": "record", "epsilon": 8}, "exchange": SECURE},
+    ],
+)
+def test_what_belongs_together_is_accepted(settings):
+    assert build_config(settings).privacy.unit == settings.get("privacy", {}).get("unit", "none")
