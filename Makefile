@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.fedpeft-setup
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow test-gpu fuzz lint bench clean
+.PHONY: setup demo test test-slow test-gpu fuzz mutants lint bench clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,9 @@ test-gpu: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]' -c constraints.txt
 	$(BIN)/python tests/fuzz/fuzz_envelopes.py --runs 1000000
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants/run.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from fedpeft.cli.output import quantity, table
+from fedpeft.config import Config
 from fedpeft.runstore import RunStore
 
 ARMS = ("base", "local_only", "federated", "centralised", "private")
@@ -17,7 +18,7 @@ def print_summary(store: RunStore) -> None:
     facts = store.summary
     table("what the federation gained (global held-out records)", *_quality(facts))
     table("what was sent (all envelopes, all nodes)", ("", "bytes", "against dense fp32"), _bytes(facts))
-    for text in (*_privacy(facts), *_audit(facts), *_time(facts)):
+    for text in (*_privacy(facts, store.config), *_audit(facts), *_time(facts)):
         typer.echo(text)
     report = f"   report: {store.path / 'audit' / 'report.html'}" if facts["audit"] else ""
     typer.echo(f"adapter: {store.adapter}{report}")
@@ -48,7 +49,7 @@ def _bytes(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def _privacy(facts: dict[str, Any]) -> list[str]:
+def _privacy(facts: dict[str, Any], config: Config) -> list[str]:
     sent, privacy = facts["bytes"], facts["privacy"]
     lines: list[str] = []
     if (bound := sent["entropy_bits_per_parameter"]) is not None:
@@ -56,8 +57,14 @@ def _privacy(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"envelopes: {sent['bits_per_parameter']:.4f} bits per parameter, {excess:+.2%} over Shannon"
         )
+    if config.exchange.secure.enabled:
+        lines.append("updates: masked; the coordinator saw their sums alone (exchange.secure)")
     if privacy["unit"] == "none":
-        lines.append("privacy: none claimed in this run (privacy.unit = 'none')")
+        seeded = config.privacy.unit != "none"
+        cause = (
+            "privacy.randomness = 'seeded': the noise can be repeated" if seeded else "privacy.unit = 'none'"
+        )
+        lines.append(f"privacy: none claimed in this run ({cause})")
     else:
         lines.append(
             f"privacy: epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:g} per {privacy['unit']} "

@@ -145,8 +145,8 @@ MUTANTS = (
         27,
         "a private round tells how long it took",
         ROUND,
-        "train_s=0.0 if plans(desk).dpsgd else seconds,",
-        "train_s=seconds,",
+        "train_s=0.0 if",
+        "train_s=seconds if",
         (TASKS + "test_under_privacy_the_seconds_stay_at_home",),
     ),
     Mutant(
