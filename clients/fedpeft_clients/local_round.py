@@ -202,10 +202,11 @@ def _compressed(
 def _reply(desk: Desk, task: TrainTask, reservation: Reservation, head: Head, seconds: float) -> TrainReply:
     """What the coordinator is told; seconds stay here where they would tell how many records were drawn."""
     _note(desk.home.times, {"round": task.round, "train_s": seconds})
+    privacy = plans(desk).privacy
     return TrainReply(
         round=task.round,
         steps=task.steps,
-        train_s=0.0 if plans(desk).dpsgd else seconds,
+        train_s=0.0 if privacy is not None and privacy.trust != "central" else seconds,
         epsilon=float(reservation.epsilon) if np.isfinite(reservation.epsilon) else 0.0,
         ledger_entry=head.seq,
         ledger=bytes.fromhex(head.hash),

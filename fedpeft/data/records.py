@@ -61,13 +61,25 @@ def split(
 ) -> tuple[list[Record], ...]:
     """Shuffle and cut records into parts of the given shares, which must sum to at most 1.
 
-    Sizes are cumulative shares rounded to the nearest record, so that the parts of a whole sum to it.
+    Records of one person, where the data name persons, stay in one part. Sizes are cumulative shares rounded
+    to the nearest record (or person), so that the parts of a whole sum to it.
 
     Raises:
         DataError: a share is negative or the shares sum to more than 1.
     """
     if any(share < 0 for share in shares) or sum(shares) > 1 + 1e-9:
         raise DataError(f"shares {list(shares)} must be at least 0 and sum to at most 1")
-    order = rng.permutation(len(records))
-    ends = np.floor(np.cumsum([0.0, *shares]) * len(records) + 0.5).astype(int)
-    return tuple([records[index] for index in order[start:end]] for start, end in pairwise(ends))
+    groups = _by_person(records)
+    order = rng.permutation(len(groups))
+    ends = np.floor(np.cumsum([0.0, *shares]) * len(groups) + 0.5).astype(int)
+    return tuple(
+        [record for index in order[start:end] for record in groups[index]] for start, end in pairwise(ends)
+    )
+
+
+def _by_person(records: Sequence[Record]) -> list[list[Record]]:
+    """Records grouped by person in order of appearance; one without a person is a group of its own."""
+    groups: dict[str | int, list[Record]] = {}
+    for place, record in enumerate(records):
+        groups.setdefault(place if record.person is None else record.person, []).append(record)
+    return list(groups.values())

@@ -135,3 +135,20 @@ def test_keys_that_change_between_rounds_reach_nobody(organisation):
     with pytest.raises(FederationError, match="'bank' with a key that this node does not know"):
         secure.answer(home, replace(task, round=2), pack_table(swapped))
     assert not list(home.secure.glob("r0002-*"))
+
+
+def test_against_an_untrusted_coordinator_the_seconds_stay_at_home(organisation):
+    """Shares of noise are added after training; how long it took is no part of what they hide (bug 27)."""
+    from types import SimpleNamespace
+
+    from fedpeft_clients.desk import Desk
+    from fedpeft_clients.local_round import _reply
+
+    home, coordinator = organisation(
+        privacy={"unit": "node", "trust": "distributed", "noise_multiplier": 2.0, "most_noise": 1e9},
+        exchange={"up": {"error_feedback": False}, "secure": {"enabled": True, "bits": 32}},
+        federation={"nodes": 3},
+    )
+    task = coordinator.first_task()
+    spent, head = SimpleNamespace(epsilon=1.0), SimpleNamespace(seq=3, hash="00" * 32)
+    assert _reply(Desk.of(home), task, spent, head, 3.5).train_s == 0.0

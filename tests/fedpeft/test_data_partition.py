@@ -75,3 +75,11 @@ def test_split_is_a_partition_of_the_whole():
 
 def test_label_set():
     assert label_set(RECORDS) == ["label0", "label1", "label2", "label3"]
+
+
+def test_the_records_of_a_person_stay_in_one_part():
+    records = [Record(str(place), "x", person=f"p{place % 30}") for place in range(120)]
+    parts = split(records, (0.5, 0.3, 0.2), np.random.default_rng(0))
+    persons = [{record.person for record in part} for part in parts]
+    assert sum(map(len, parts)) == 120 and [len(group) for group in persons] == [15, 9, 6]
+    assert not (persons[0] & persons[1] or persons[0] & persons[2] or persons[1] & persons[2])

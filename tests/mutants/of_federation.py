@@ -203,8 +203,8 @@ MUTANTS = (
         29,
         "parts of a data set overlap",
         "fedpeft.data.records",
-        "for index in order[start:end]] for start, end in pairwise(ends))",
-        "for index in order[:end]] for start, end in pairwise(ends))",
+        "for index in order[start:end] for record in groups[index]",
+        "for index in order[:end] for record in groups[index]",
         ("fedpeft/test_data_partition.py::test_split_is_a_partition_of_the_whole",),
     ),
     Mutant(
