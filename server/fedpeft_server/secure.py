@@ -55,6 +55,7 @@ class SecureSum:
     task: SecureTask
     ask: Asker
     refused: dict[str, str] = field(default_factory=dict[str, str])
+    _inboxes: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict[str, dict[str, bytes]])
 
     @classmethod
     def open(cls, context: SecureContext, task: SecureTask, ask: Asker) -> SecureSum:
@@ -75,9 +76,6 @@ class SecureSum:
         )
         made._inboxes = made.round.inboxes()
         return made
-
-    def __post_init__(self) -> None:
-        self._inboxes: dict[str, dict[str, bytes]] = {}
 
     @property
     def participants(self) -> tuple[str, ...]:
@@ -107,7 +105,8 @@ class SecureSum:
         """Open the sum: int64, shape ``(size,)``, and the number of nodes in it.
 
         Args:
-            bound: largest absolute value that a node may have added; None where noise may wrap.
+            bound: largest absolute value that a node may have added; None where sums of such could wrap,
+                which they do once in 10^12 runs.
 
         Raises:
             SecureAggregationError: too few nodes survived or let their shares go, or the sum is beyond its
@@ -215,7 +214,9 @@ class SecureSums:
     def _noisy_mean(self, opened: SecureSum, codec: PublicTernary, plan: PrivacyPlan, grid: Grid) -> Decoded:
         """The sum over the public number of nodes that were expected; fewer never weaken the guarantee."""
         variance = (plan.noise_multiplier * grid.steps_per_clip) ** 2 / grid.least_nodes
-        total, _ = opened.result(bound=largest(grid.steps_per_clip, variance))
+        most = largest(grid.steps_per_clip, variance)
+        fits = most * len(opened.participants) < 2 ** (self.setup.config.exchange.secure.bits - 1)
+        total, _ = opened.result(bound=most if fits else None)
         values = from_grid(total, plan.clip, grid.steps_per_clip) / plan.expected_batch_size
         layout = self.setup.initial.layout
         return Decoded(layout, values.astype(np.float32), codec.support.positions(layout))
