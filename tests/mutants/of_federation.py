@@ -23,7 +23,7 @@ CLIPPED = "total += vector * min(1.0, clip * (1 - CLIP_MARGIN) / max(norm, np.fi
 SUMMED = "total, count = clipped_sum(size, contributions, self.clip)\n"
 MEAN = "mean = (total + scale * row) / self.plan.expected_batch_size"
 OPENED = (
-    "total, _ = opened.result(bound=largest(grid.steps_per_clip, variance))\n"
+    "total, _ = opened.result(bound=most if fits else None)\n"
     "        values = from_grid(total, plan.clip, grid.steps_per_clip) / plan.expected_batch_size"
 )
 NEXT_CLIP = "return self.clip * math.exp(-adaptive.lr * (share - adaptive.quantile))"
