@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedpeft.config.checks import check
 from fedpeft.config.models import Config
-from fedpeft.config.profiles import PROFILES
+from fedpeft.config.profiles import PROFILES, default_profile
 from fedpeft.errors import ConfigError
 
 
@@ -48,8 +48,9 @@ def build_config(settings: dict[str, Any]) -> Config:
         raise ConfigError(_unknown_message(key))
     try:
         config = Config.model_validate(settings)
-        if filled := _profile(config.exchange.profile):
-            config = Config.model_validate(_filled(settings, filled))
+        given = "profile" in config.exchange.model_fields_set
+        name = config.exchange.profile if given else default_profile(config)
+        config = Config.model_validate(_filled(settings, {"exchange.profile": name, **_profile(name)}))
     except ValidationError as error:
         raise ConfigError(_validation_message(error)) from None
     check(config)

@@ -179,7 +179,9 @@ class ExchangeConfig(Section):
     """Both directions of the exchange."""
 
     profile: Profile = Field(
-        default="none", description="named settings for a bandwidth; settings given beside it win"
+        default="none",
+        description="named settings for a bandwidth; settings given beside it win; private where nodes "
+        "protect records or persons and none is given",
     )
     cache_rounds: int = Field(
         default=64,
@@ -248,6 +250,11 @@ class AuditConfig(Section):
     attacks: tuple[str, ...] = Field(default=("span", "sparse-recovery"), description="attacks to run")
     threshold: float = Field(
         default=0.1, ge=0, le=1, description="excess over the better baseline that counts as a leak"
+    )
+    canaries: int = Field(
+        default=0,
+        ge=0,
+        description="made-up secrets per simulated node; a coin each decides which are trained on",
     )
 
     def taps(self, round: int, rounds: int) -> bool:

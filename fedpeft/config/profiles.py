@@ -2,14 +2,20 @@
 
 A profile fills in settings that are not given: in a file those of the file win, and a profile given with
 ``--set`` wins over the file but not over other ``--set`` options. What each was measured to keep of the gain
-of dense exchange stands beside it, from ``fedpeft bench federation`` (docs/benchmarks.md).
+of dense exchange stands beside it, from ``fedpeft bench federation`` and ``fedpeft bench private``
+(docs/benchmarks.md, docs/privacy.md).
+
+Where nodes protect records or persons and no profile is given, ``private`` is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedpeft.config.models import Config
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,22 @@ PROFILES: Mapping[str, Profile] = {
         },
     ),
     "private": Profile(
-        purpose="after DP-SGD: noise fills every value, and a residual would send it twice",
-        measured="31x fewer bytes each way, 98 % of the dense gain in loss, 89 % in accuracy",
+        purpose="DP-SGD in the nodes: gradients are cut to a public half before clip and noise; fewer values "
+        "bear noise, and their signs need no indices. The default there; tune clip and rate",
+        measured="MEASURED",
         settings={
-            "exchange.up.codec": "sign",
-            "exchange.up.error_feedback": False,
-            "exchange.down.codec": "sign",
+            "exchange.up.codec": "masked-sign",
+            "exchange.up.density": 0.5,
+            "exchange.up.error_feedback": False,  # a residual would send its noise twice
+            "exchange.down.codec": "ternary",
+            "exchange.down.density": 0.25,
             "exchange.down.error_feedback": True,
         },
     ),
 }
+
+
+def default_profile(config: Config) -> str:
+    """The profile of a config that names none."""
+    noisy_gradients = config.privacy.unit in ("record", "person") and config.privacy.trust == "local"
+    return "private" if noisy_gradients and not config.exchange.secure.enabled else "none"

@@ -55,6 +55,19 @@ def test_no_profile_changes_nothing_and_an_unknown_one_is_refused():
         load_config(overrides=["exchange.profile=fast"])
 
 
+RECORD = ("privacy.unit=record", "privacy.epsilon=8", "privacy.public_records=1000")
+
+
+def test_noisy_gradients_are_exchanged_by_the_private_profile_unless_one_is_given():
+    config = load_config(overrides=RECORD)
+    assert config.exchange.profile == "private"
+    assert config == load_config(overrides=[*RECORD, "exchange.profile=private"])
+    assert load_config(overrides=[*RECORD, "exchange.up.codec=sign"]).exchange.up.codec == "sign"
+    assert load_config(overrides=[*RECORD, "exchange.profile=none"]).exchange == Config().exchange
+    secure = load_config(overrides=[*RECORD, "exchange.secure.enabled=true"]).exchange
+    assert (secure.profile, secure.up) == ("none", Config().exchange.up)
+
+
 def test_the_command_lists_them():
     from fedpeft.cli import build_app
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from fedpeft.config import Config, load_config
+from fedpeft.config.profiles import PROFILES
 from fedpeft.privacy import plan_from_config
+from fedpeft_simulations.arms import private_config
 from fedpeft_simulations.bench import private
 from fedpeft_simulations.bench.gain import options
 from fedpeft_simulations.cli import embedded_scenario
@@ -40,6 +42,14 @@ def test_a_twin_differs_in_its_noise_alone_and_promises_nothing():
         assert plan is not None and plan.epsilon() == math.inf
 
 
+def test_the_private_arm_of_the_embedded_scenario_exchanges_as_its_profile_says():
+    config = private_config(load_config(embedded_scenario()))
+    settings = config.model_dump()
+    for path, value in PROFILES["private"].settings.items():
+        section, way, key = path.split(".")
+        assert settings[section][way][key] == value, path
+
+
 def test_the_reference_has_neither_privacy_nor_compression():
     found = config_of(options(private.OPEN))
     assert found.privacy.unit == "none"
@@ -49,9 +59,9 @@ def test_the_reference_has_neither_privacy_nor_compression():
 def test_families_of_one_budget_send_as_many_bits():
     """Bits per value: the density of a shared support, and the entropy of a ternary value of this density."""
     for arm in private.exchange_arms():
-        if arm.name.endswith("sign"):
-            continue
         up = config_of(private.private(arm.settings, arm.epsilon)).exchange.up
+        if up.codec not in ("masked-sign", "ternary"):
+            continue
         entropy = -up.density * math.log2(up.density / 2) - (1 - up.density) * math.log2(1 - up.density)
         bits = up.density if up.codec == "masked-sign" else entropy
         assert bits == pytest.approx(float(arm.name.split()[0]), rel=0.1), arm.name

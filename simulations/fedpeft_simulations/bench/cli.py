@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
     group.command("secure")(secure)
     group.command("ledger")(ledger)
     group.command("nodes")(nodes)
+    group.command("private")(private)
     group.command("all")(everything)
     app.add_typer(group, name="bench")
 
@@ -185,6 +186,16 @@ def nodes(as_json: bool = JSON_OPTION) -> None:
     emit(facts, as_json, lambda: benchmark.show(facts))
 
 
+def private(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
+    """What record-level privacy costs, and which exchange bears its noise best; eight minutes per seed."""
+    from fedpeft_simulations.bench import private as benchmark
+    from fedpeft_simulations.bench.command import machine
+
+    rows = benchmark.rows(seeds, _tell)
+    facts = {"machine": machine(), "rows": rows, "means": benchmark.means(rows)}
+    emit(facts, as_json, lambda: benchmark.show(facts))
+
+
 def _tell(line: str) -> None:
     typer.echo(line, err=True)
 
@@ -210,5 +221,6 @@ def everything() -> None:
     secure(False)
     ledger(kills=1000, as_json=False)
     nodes(False)
+    private([0, 1, 2], False)
     federation([0, 1, 2], False)
     participation([0, 1, 2], False)

@@ -63,7 +63,6 @@ def flasc(density: float) -> Directions:
 
 def arms() -> list[Arm]:
     """The lines of the table, each dense reference before what is measured against it."""
-    private = load_config(embedded_scenario()).run.private
     return [
         Arm("dense, AdamW", "drop-in", DENSE),
         Arm("drop-in", "drop-in"),
@@ -71,9 +70,6 @@ def arms() -> list[Arm]:
         Arm("dense, SGD + Adam", "thin", DENSE),
         Arm("thin", "thin"),
         *_baselines(),
-        Arm("dense, DP-SGD", "private", {**private, **DENSE}),
-        Arm("private", "private", private),
-        Arm("private, int8 down", "private", {**private, "exchange.down.codec": "int8"}),
     ]
 
 

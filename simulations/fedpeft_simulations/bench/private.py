@@ -3,13 +3,13 @@
 All runs are whole runs of the platform with ``[run.private]`` of the embedded scenario. Two tables:
 
 * utility: the default exchange at each epsilon beside its twin, which differs in the noise alone;
-* exchange: equal epsilon and nearly equal bytes up, one family of codecs against the other. ``seeded`` and
+* exchange: equal epsilon, and nearly equal bytes up for one family of codecs as for the other. ``seeded`` and
   ``released`` are the signs of values that both ends know beforehand (`fedpeft.exchange.PublicSupport`):
   gradients are cut down to them before the clip, and nothing else bears noise. With ``top-k`` every value
   bears noise and the largest are sent (ternary).
 
-Each family has the clip and the rate that a few runs on seed 0 found for it. Noise and sampling are drawn
-anew in every run, so no figure of a private run repeats.
+Each family has the clip and the rate that a few runs on seed 0 found for it. The broadcast is the same for
+all but ``dense``. Noise and sampling are drawn anew in every run, so no figure of a private run repeats.
 """
 
 from __future__ import annotations
@@ -128,29 +128,18 @@ TUNED: Mapping[str, Settings] = {
     "0.25 bit: released": _shared(0.25, "released", 0.2, 32.0),
     "0.25 bit: top-k": _top(0.033, False, 0.3, 32.0),
     "0.25 bit: top-k, feedback": _top(0.033, True, 0.3, 6.0),
-    "0.5 bit: seeded": _shared(0.5, "seed", 0.25, 20.0),
+    "0.5 bit: seeded": {},
     "0.5 bit: released": _shared(0.5, "released", 0.25, 20.0),
     "0.5 bit: top-k": _top(0.08, False, 0.3, 20.0),
     "1 bit: top-k": _top(0.2, False, 0.3, 14.0),
     "1 bit: top-k, feedback": _top(0.2, True, 0.3, 10.0),
     "1 bit: sign": _up("sign", 0.3, 10.0),
+    "32 bits: dense": _up("dense-fp32", 0.3, 10.0) | {"exchange.down.codec": "dense-fp32"},
 }
-"""Every way of exchanging with its clip and rate; a shared support of all values is ``sign``."""
+"""Every way of exchanging with its clip and rate, the default without; all values shared is ``sign``."""
 
-DOWN: Settings = {
-    "exchange.down.codec": "ternary",
-    "exchange.down.density": 0.25,
-    "exchange.down.error_feedback": True,
-}
-"""The broadcast of all arms, about a bit per value: signs would not say where it was largest."""
 
-BATCHES: Settings = {"federation.batch_size": 64}
-"""A fifth of the records of each node, expected."""
-
-UTILITY: Mapping[float, Settings] = {
-    8.0: TUNED["0.5 bit: seeded"],
-    2.0: _shared(0.5, "seed", 0.25, 12.0),
-}
+UTILITY: Mapping[float, Settings] = {8.0: {}, 2.0: {"federation.lr": 12.0}}
 """The default exchange by epsilon: more noise bears less of a rate."""
 
 
@@ -190,8 +179,8 @@ def private(settings: Settings, epsilon: float | None) -> tuple[str, ...]:
     comes from the seed; the platform reports that it guarantees nothing.
     """
     given = load_config(embedded_scenario()).run.private
-    chosen = {"exchange.profile": "private", **given, **BATCHES, **DOWN, **settings}
-    chosen.pop("privacy.epsilon", None)
+    chosen = {**given, **settings}
+    del chosen["privacy.epsilon"]
     if epsilon is None:
         return options(chosen | {"privacy.noise_multiplier": NO_NOISE, "privacy.randomness": "seeded"})
     return options(chosen | {"privacy.epsilon": epsilon})
