@@ -7,7 +7,7 @@ from typing import Any
 
 from fedpeft_attacks.findings import Finding, Power, ViewScore
 from fedpeft_attacks.gathering import Observed
-from fedpeft_attacks.registry import Attack
+from fedpeft_attacks.registry import Solver
 from fedpeft_attacks.scoring import Control, Score, measure, recall, score, verdict_of
 from fedpeft_attacks.views import THREAT_MODELS, Guess, NotApplicable
 
@@ -15,7 +15,7 @@ Place = tuple[str, int]
 
 
 def find(
-    name: str, attack: Attack, group: Sequence[Observed], power: Power | None, threshold: float
+    name: str, attack: Solver, group: Sequence[Observed], power: Power | None, threshold: float
 ) -> Finding:
     """One attack at one stage, over all nodes and rounds.
 

@@ -7,24 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from fedpeft_attacks.findings import Report
 from fedpeft_attacks.ladder import ladder
+from fedpeft_attacks.registry import ATTACKS
 from fedpeft_attacks.views import THREAT_MODELS
 
 if TYPE_CHECKING:
     from jinja2 import Template
-
-METHODS = {
-    "span": (
-        "Span check (DAGER, Petrov et al. 2024). Gradients of the first layer are sums of known vectors, one "
-        "per token; the check asks of each token whether its vector lies in what was sent."
-    ),
-    "sparse-recovery": (
-        "Sparse recovery (rank-aware matching pursuit, Davies and Eldar 2012; where the update is full or "
-        "noisy, sparse Bayesian recovery, Wipf and Rao 2007). Looks for the few tokens whose vectors "
-        "together explain what was sent, also where there are many more tokens than ranks; may use what "
-        "the base tends to write."
-    ),
-}
-"""What each attack does, for the report."""
 
 STAGES = {
     "gradient": "first gradient, before any step",
@@ -42,7 +29,7 @@ def render(report: Report) -> str:
         report=report,
         ladder=ladder(report.findings),
         notes=list(dict.fromkeys(finding.note for finding in report.findings if finding.note)),
-        methods={name: METHODS.get(name, name) for name in attacks},
+        methods={name: ATTACKS[name].text for name in attacks},
         stages=STAGES,
         threats=THREAT_MODELS,
         roles=sorted({finding.role for finding in report.findings}),

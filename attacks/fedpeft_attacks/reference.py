@@ -56,7 +56,7 @@ class Reference:
         tensors = {name: gradient.float() for name, gradient in zip(names, gradients, strict=True)}
         layout = Layout.of(tensors)
         return View(
-            "reference", "node", "lora/naive", layout, layout.flatten(tensors), self.knowledge, len(truth)
+            "reference", "insider", "lora/naive", layout, layout.flatten(tensors), self.knowledge, len(truth)
         )
 
 

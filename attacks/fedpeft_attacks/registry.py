@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 
@@ -12,9 +13,9 @@ from fedpeft_attacks.blocks import Block
 from fedpeft_attacks.observations import observations
 from fedpeft_attacks.pursuit import matching_pursuit
 from fedpeft_attacks.span import span_check
-from fedpeft_attacks.views import Guess, NotApplicable, View
+from fedpeft_attacks.views import Guess, Need, NotApplicable, View
 
-Attack = Callable[[View], Guess | NotApplicable]
+Solver = Callable[[View], Guess | NotApplicable]
 
 _EXPLAINED = 1e-2
 _WORK = 2**32
@@ -55,11 +56,52 @@ def _sparse(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
     return sparse_bayes(blocks, view.knowledge.prior), tokens, "sparse Bayesian recovery"
 
 
+@dataclass(frozen=True)
+class Attack:
+    """An attack as the suite knows it.
+
+    Attributes:
+        name: as ``audit.attacks`` uses it.
+        needs: what a view must hold beside its values; it cannot run on any other.
+        solve: the attack itself.
+        text: what it does, for the report: one or two plain sentences with the source.
+    """
+
+    name: str
+    needs: frozenset[Need]
+    solve: Solver
+    text: str
+
+    def __call__(self, view: View) -> Guess | NotApplicable:
+        """Attack a view that holds what is needed."""
+        missing = sorted(self.needs - view.holds)
+        if missing:
+            return NotApplicable(f"it needs {' and '.join(missing)}, which this observer does not hold")
+        return self.solve(view)
+
+
 ATTACKS: dict[str, Attack] = {
-    "span": partial(_attack, _span),
-    "sparse-recovery": partial(_attack, _sparse),
+    attack.name: attack
+    for attack in (
+        Attack(
+            "span",
+            frozenset({"token inputs"}),
+            partial(_attack, _span),
+            "Span check (DAGER, Petrov et al. 2024). Gradients of the first layer are sums of known vectors, "
+            "one per token; the check asks of each token whether its vector lies in what was sent.",
+        ),
+        Attack(
+            "sparse-recovery",
+            frozenset({"token inputs"}),
+            partial(_attack, _sparse),
+            "Sparse recovery (rank-aware matching pursuit, Davies and Eldar 2012; where the update is full "
+            "or noisy, sparse Bayesian recovery, Wipf and Rao 2007). Looks for the few tokens whose vectors "
+            "together explain what was sent, also where there are many more tokens than ranks; may use what "
+            "the base tends to write.",
+        ),
+    )
 }
-"""Every attack by the name that ``audit.attacks`` uses."""
+"""Every attack by its name; adding one is a module with a solver, and a line here."""
 
 
 def attack_named(name: str) -> Attack:
@@ -73,15 +115,15 @@ def attack_named(name: str) -> Attack:
     return ATTACKS[name]
 
 
-def remembering(attack: Attack) -> Attack:
+def remembering(attack: Solver) -> Solver:
     """The same attack that answers at once where it has seen the same values with the same knowledge.
 
     The last stages of an exchange plan often hold the very same values.
     """
-    answers: dict[tuple[bytes, int, int], tuple[View, Guess | NotApplicable]] = {}
+    answers: dict[tuple[bytes, int, int, int], tuple[View, Guess | NotApplicable]] = {}
 
     def remembered(view: View) -> Guess | NotApplicable:
-        key = (sha256(view.values.tobytes()).digest(), id(view.knowledge), view.tokens)
+        key = (sha256(view.values.tobytes()).digest(), id(view.knowledge), view.tokens, view.records)
         if key not in answers:
             answers[key] = (view, attack(view))  # the view keeps its knowledge, and so its id, alive
         return answers[key][1]

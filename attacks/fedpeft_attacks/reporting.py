@@ -69,7 +69,7 @@ def write_report(report: Report, folder: Path) -> None:
 
 def leaving(findings: Sequence[Finding]) -> list[Finding]:
     """Findings about what leaves a node: the envelope and the aggregate."""
-    return [finding for finding in findings if finding.role != "node"]
+    return [finding for finding in findings if finding.role != "insider"]
 
 
 def _overall(findings: Sequence[Finding]) -> Verdict:

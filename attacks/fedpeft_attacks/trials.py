@@ -9,7 +9,7 @@ from fedpeft.config.models import AdapterConfig
 from fedpeft_attacks.findings import Power
 from fedpeft_attacks.gathering import Evidence, Observed, distinct
 from fedpeft_attacks.reference import Reference, undefended
-from fedpeft_attacks.registry import Attack
+from fedpeft_attacks.registry import Solver
 from fedpeft_attacks.scoring import Score, recall, score
 from fedpeft_attacks.taps import Tap, TokenIds
 from fedpeft_attacks.views import Guess
@@ -42,7 +42,7 @@ def trials_of(evidence: Evidence, adapter: AdapterConfig, taps: Sequence[Tap]) -
     return Trials(batches, records, tuple(_view(reference, tap, tap.first[:1]) for tap in taps))
 
 
-def power_of(attack: Attack, trials: Trials) -> Power | None:
+def power_of(attack: Solver, trials: Trials) -> Power | None:
     """What an attack reads from the undefended reference; None where no batch was tapped."""
     if not trials.batches:
         return None
@@ -62,7 +62,7 @@ def _view(reference: Reference, tap: Tap, records: TokenIds) -> Observed:
     return Observed(tap.node, tap.round, reference.view(records, truth), truth)
 
 
-def _score(attack: Attack, one: Observed) -> Score:
+def _score(attack: Solver, one: Observed) -> Score:
     answer, known = attack(one.view), one.view.knowledge
     guess = answer if isinstance(answer, Guess) else Guess([], 0, answer.reason)
     return score(guess, one.truth, known.prior, known.given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,40 @@ from numpy.typing import NDArray
 from fedpeft.errors import AuditError
 from fedpeft.exchange.layout import FloatVector, Layout
 
-Role = Literal["node", "coordinator", "participant"]
+if TYPE_CHECKING:
+    from fedpeft.adapters import Attached
+
+Role = Literal["insider", "coordinator", "malicious-coordinator", "peer", "outsider"]
 
 THREAT_MODELS: dict[Role, str] = {
-    "node": "someone inside the node, before the later steps of the exchange plan",
+    "insider": "someone inside the node, before the later steps of the exchange plan",
     "coordinator": "an honest-but-curious coordinator that opens the envelope",
-    "participant": "the coordinator and every other organisation, which get the mean",
+    "malicious-coordinator": "a coordinator that chose base or starting adapter and opens the envelope",
+    "peer": "the coordinator and every other organisation, which get the mean",
+    "outsider": "anyone who holds the base and the released adapter",
 }
 """Who sees a stage, in plain words."""
+
+Need = Literal["token inputs", "model", "records"]
+"""What an attack may need beside the observed values; `View.holds` says what a view has."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Base and adapter as they were handed out before the update: what whoever holds both can run.
+
+    Attributes:
+        attached: the adapter on the base; shared, so whatever it held before is overwritten by `model`.
+        state: trainable values before the update, float32, shape ``(layout.size,)``.
+    """
+
+    attached: Attached
+    state: FloatVector
+
+    def ready(self) -> Attached:
+        """The adapter with these values loaded."""
+        self.attached.load(self.state)
+        return self.attached
 
 
 @dataclass(frozen=True)
@@ -35,6 +61,7 @@ class Knowledge:
         prior: how often each token occurs in text sampled from the base, shape ``(tokens,)``, sum 1.
         given: ids of special tokens, which are in every batch and are no secret.
         lr: local learning rate of the round.
+        start: base and adapter before the update; None where the observer does not hold them.
         approximation: why `inputs` are only near what is read, None where they are exact.
     """
 
@@ -44,6 +71,7 @@ class Knowledge:
     prior: NDArray[np.float64]
     given: frozenset[int] = frozenset()
     lr: float = 0.0
+    start: Start | None = None
     approximation: str | None = None
 
 
@@ -59,6 +87,7 @@ class View:
         values: the observed update or gradient, float32, shape ``(layout.size,)``.
         knowledge: what the observer knows beside it.
         tokens: number of distinct tokens that the attacker assumes; the audit grants the true number.
+        records: number of records that the attacker assumes; the audit grants the true number. 0: unknown.
     """
 
     stage: str
@@ -68,6 +97,17 @@ class View:
     values: FloatVector
     knowledge: Knowledge = field(repr=False)
     tokens: int
+    records: int = 0
+
+    @property
+    def holds(self) -> frozenset[Need]:
+        """What this view has beside its values."""
+        has: dict[Need, bool] = {
+            "token inputs": bool(self.knowledge.readers),
+            "model": self.knowledge.start is not None,
+            "records": self.records > 0,
+        }
+        return frozenset(need for need, held in has.items() if held)
 
     def __post_init__(self) -> None:
         if self.values.shape != (self.layout.size,):
@@ -94,15 +134,18 @@ class Guess:
         ranking: token ids without the special ones, the most likely first.
         claimed: how many of them the attack itself would call certain.
         method: which solver spoke, in plain words.
+        sequences: whole records in the order of their tokens, special ones included; empty: none was tried.
+        certain: which of `sequences` the attack itself knows to be exact.
     """
 
     ranking: list[int]
     claimed: int
     method: str
+    sequences: tuple[tuple[int, ...], ...] = ()
+    certain: tuple[bool, ...] = ()
 
 
 def role_of(stage: str) -> Role:
-    """Who sees a stage: the envelope is the coordinator's, the aggregate everyone's, the rest the node's."""
-    if stage == "aggregate":
-        return "participant"
-    return "coordinator" if stage == "envelope" else "node"
+    """Who sees a stage: the envelope is the coordinator's, the mean everyone's, the rest the node's own."""
+    roles: dict[str, Role] = {"aggregate": "peer", "envelope": "coordinator", "released": "outsider"}
+    return roles.get(stage, "insider")

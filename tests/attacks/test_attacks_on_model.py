@@ -85,7 +85,7 @@ def test_formats_that_send_only_b_are_read_through_the_known_projection(trained_
         atom = (token @ known.inputs @ known.projections[module].T).astype(np.float32)
         name = f"{module}.lora_B.weight"
         tensors[name] = np.outer(np.linspace(-1, 1, tensors[name].shape[0]), atom).astype(np.float32)
-    view = View("update", "node", "test", attached.layout, attached.layout.flatten(tensors), known, 1)
+    view = View("update", "insider", "test", attached.layout, attached.layout.flatten(tensors), known, 1)
     guess = ATTACKS[attack](view)
     assert isinstance(guess, Guess)
     assert guess.ranking[0] == 17
@@ -100,7 +100,7 @@ def test_what_cannot_be_read_is_not_applicable(trained_base, attack):
     for reason, adapter in cases.items():
         attached = attach(trained_base, adapter, seed=0)
         known = knowledge_of(attached, UNIFORM, ("", 1), 0.01)
-        view = View("update", "node", "test", attached.layout, attached.get(), known, 5)
+        view = View("update", "insider", "test", attached.layout, attached.get(), known, 5)
         answer = ATTACKS[attack](view)
         assert isinstance(answer, NotApplicable)
         assert reason in answer.reason

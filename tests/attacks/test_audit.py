@@ -34,9 +34,9 @@ def test_a_raw_gradient_leaks_and_the_report_says_so(make_run):
     assert sparse["gradient"].baselines.control is not None
     assert sparse["aggregate"].baselines.control is None
     assert (sparse["gradient"].role, sparse["envelope"].role, sparse["aggregate"].role) == (
-        "node",
+        "insider",
         "coordinator",
-        "participant",
+        "peer",
     )
     assert [envelope.file for envelope in report.envelopes] == [
         "updates/r01/bank.fpd",
