@@ -88,7 +88,8 @@ def test_the_adapter_gives_the_number_of_values(invoke):
 
     config = Config()
     size = attach(load_base(config.base), config.adapter, config.run.seed).layout.size
-    assert json.loads(invoke(RECORD, "--json").stdout)["values"] == size
+    assert json.loads(invoke(RECORD, "--json").stdout)["values"] == size // 2, "signs on half of them"
+    assert json.loads(invoke((*RECORD, "exchange.up.codec=sign"), "--json").stdout)["values"] == size
 
 
 def test_classes_are_not_guessed(invoke):
