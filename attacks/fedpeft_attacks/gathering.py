@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +16,10 @@ from fedpeft.config import Config
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.knowledge import knowledge_of, prior_of
 from fedpeft_attacks.taps import AGGREGATE, Tap, TokenIds, aggregate_of, read_values
-from fedpeft_attacks.views import Knowledge, View, role_of
+from fedpeft_attacks.views import Knowledge, Start, View, role_of
 
 if TYPE_CHECKING:
+    from fedpeft.adapters import Attached
     from fedpeft.bases import Base
 
 ALL_NODES = "all audited nodes"
@@ -33,12 +34,14 @@ class Observed:
         round: 1-based round.
         view: what the attack may see.
         truth: distinct tokens behind the update, without special ones.
+        records: token ids of the records behind it.
     """
 
     node: str
     round: int
     view: View
     truth: frozenset[int]
+    records: TokenIds = field(default_factory=list[list[int]])
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,25 @@ def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
     seen: list[Observed] = []
     for tap in taps:
         attached = attach(base, config.adapter, config.run.seed, tap.node)
-        known = knowledge_of(attached, prior, (tap.node, tap.round), tap.lr)
+        known = replace(
+            knowledge_of(attached, prior, (tap.node, tap.round), tap.lr), start=_start(attached, tap)
+        )
         for stage in tap.stages:
-            truth = distinct(tap.records(stage), known)
+            records = tap.records(stage)
+            truth = distinct(records, known)
             name, layout = attached.method.name, attached.layout
-            view = View(stage, role_of(stage), name, layout, tap.values(stage), known, len(truth))
-            seen.append(Observed(tap.node, tap.round, view, truth))
+            values, counts = tap.values(stage), (len(truth), len(records))
+            view = View(stage, role_of(stage), name, layout, values, known, *counts)
+            seen.append(Observed(tap.node, tap.round, view, truth, records))
     seen += _aggregates(store, seen)
     stages = {stage: [one for one in seen if one.view.stage == stage] for stage in _in_order(seen)}
     return Evidence(base, stages, prior)
+
+
+def _start(attached: Attached, tap: Tap) -> Start | None:
+    """What the node was sent; None for factors, whose global part is another adapter each round."""
+    state = tap.start
+    return None if state is None or attached.law is not None else Start(attached, state)
 
 
 def distinct(records: TokenIds, known: Knowledge) -> frozenset[int]:

@@ -2,8 +2,8 @@
 
 ``RUN/nodes/<name>/taps/rNN/`` holds one ``<stage>.npz`` with ``values`` per stage, ``meta.json`` with the
 stages in order, and ``truth.json`` with the token ids of the records behind them: ``token_ids`` of step 1,
-which made the stage ``gradient``, and ``all_token_ids`` of all steps. The coordinator's mean
-lies in ``RUN/updates/rNN/aggregate.npz``.
+which made the stage ``gradient``, and ``all_token_ids`` of all steps; ``start.npz`` has the trainable values
+before the round, where they were written down. The coordinator's mean is ``RUN/updates/rNN/aggregate.npz``.
 """
 
 from __future__ import annotations
@@ -51,6 +51,12 @@ class Tap:
     def values(self, stage: str) -> FloatVector:
         """The update at a stage, float32."""
         return read_values(self.folder / f"{stage}.npz")
+
+    @property
+    def start(self) -> FloatVector | None:
+        """The trainable values before the round; None where they were not written down."""
+        path = self.folder / "start.npz"
+        return read_values(path) if path.is_file() else None
 
     def records(self, stage: str) -> TokenIds:
         """Token ids of the records behind a stage."""

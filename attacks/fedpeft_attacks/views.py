@@ -35,7 +35,8 @@ class Start:
     """Base and adapter as they were handed out before the update: what whoever holds both can run.
 
     Attributes:
-        attached: the adapter on the base; shared, so whatever it held before is overwritten by `model`.
+        attached: the adapter on the base, whose update is a plain mean; one is attached per process, so use
+            what `ready` returns.
         state: trainable values before the update, float32, shape ``(layout.size,)``.
     """
 
@@ -43,9 +44,12 @@ class Start:
     state: FloatVector
 
     def ready(self) -> Attached:
-        """The adapter with these values loaded."""
-        self.attached.load(self.state)
-        return self.attached
+        """The adapter on the base, with these values loaded; whatever was attached before is taken off."""
+        from fedpeft.adapters import attach
+
+        held = attach(self.attached.base, self.attached.config, self.attached.seed)
+        held.load(self.state)
+        return held
 
 
 @dataclass(frozen=True)

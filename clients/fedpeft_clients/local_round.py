@@ -37,6 +37,7 @@ from fedpeft.trust import Verifier
 from fedpeft_clients.desk import Desk, Held, Received, plans, signer_of
 from fedpeft_clients.examples import load_examples
 from fedpeft_clients.home import Home
+from fedpeft_clients.outbox import look
 from fedpeft_clients.secure import Session
 from fedpeft_clients.state import Answer, NodeState, held_rounds, load_state
 from fedpeft_clients.summands import Integers, summand
@@ -59,12 +60,14 @@ def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeS
     reservation = _reserve(desk, ledger, task)
     start = desk.attached.begin(received.held, task.round, home.name)
     taps, plan = Taps(home.taps(task.round)), _plan(desk, task, received.released, session)
+    taps.start(start)
     ledger.started(reservation)
-    seconds = _train(desk, task, taps, plan)
+    seconds, examples = _train(desk, task, taps, plan)
     residuals: dict[str, Any] = dict(before.residuals) if before else {}
     update = Update(desk.attached.layout, start, task.round, task.steps)
     if session is None:
         envelope = content = _sealed(desk, task, update, plan, residuals, taps)
+        _look(desk, task, plan, envelope, examples)
     else:
         residuals[INTEGERS] = summand(desk, update, plan, residuals, taps)
         content = residuals[INTEGERS].tobytes()
@@ -152,8 +155,8 @@ def _reserve(desk: Desk, ledger: Ledger, task: TrainTask) -> Reservation:
     return ledger.reserve(desk.home.lineage, desk.run.hex(), task.round, privacy, releases)
 
 
-def _train(desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> float:
-    """Train in place; the seconds that took.
+def _train(desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> tuple[float, Watched]:
+    """Train in place; the seconds that took, and the examples, which know those that were taken.
 
     Under DP in the node only a public support moves and bears noise.
     """
@@ -170,7 +173,7 @@ def _train(desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> f
     train_local(desk.attached, examples, plan, rng, plans(desk).dpsgd, extras)
     seconds = time.monotonic() - started
     taps.truth(examples.seen)
-    return seconds
+    return seconds, examples
 
 
 def _sealed(
@@ -178,12 +181,23 @@ def _sealed(
 ) -> bytes:
     """The signed envelope of the compressed change; what a reader finds in it is tapped."""
     update = _compressed(desk, start, plan, residuals, taps)
-    context, signer = _context(desk, task), signer_of(desk.home)
-    envelope = seal(update, plan, context, signer)
+    envelope = seal(update, plan, _context(desk, task), signer_of(desk.home))
     if taps.folder:
-        opened = open_envelope(envelope, update.layout, plan.codec, context, Verifier(signer.public))
-        taps.stage("envelope", opened.dense())
+        taps.stage("envelope", _decoded(desk, task, plan, envelope))
     return envelope
+
+
+def _decoded(desk: Desk, task: TrainTask, plan: ExchangePlan, envelope: bytes) -> FloatVector:
+    """What the coordinator reads in an envelope."""
+    verifier, layout = Verifier(signer_of(desk.home).public), desk.attached.layout
+    return open_envelope(envelope, layout, plan.codec, _context(desk, task), verifier).dense()
+
+
+def _look(desk: Desk, task: TrainTask, plan: ExchangePlan, envelope: bytes, examples: Watched) -> None:
+    """The node's own audit of the very bytes, if it wants one; it may refuse to send them."""
+    if desk.home.config.audit.outbox != "off":
+        values = _decoded(desk, task, plan, envelope)
+        look(desk, task.round, task.lr, values, (examples.seen, list(examples)))
 
 
 def _compressed(

@@ -3,7 +3,7 @@
 Nothing is written unless the home says so (``tapped``, set by the simulation only) and the round is one of
 ``audit.rounds``. Files of ``<home>/taps/rNN``:
 
-    <stage>.npz   ``values``, float32, shape ``(layout.size,)``
+    <stage>.npz   ``values``, float32, shape ``(layout.size,)``; ``start`` holds the values before the round
     truth.json    ``token_ids``: records of step 1; ``all_token_ids``: records of all steps
     meta.json     ``stages`` in order, ``lr``, ``steps``
 """
@@ -43,12 +43,20 @@ class Taps:
 
     def stage(self, name: str, values: FloatVector) -> None:
         """One stage's values."""
-        if self.folder is None:
-            return
+        if self.folder is not None:
+            self._write(name, values)
+            self.stages.append(name)
+
+    def start(self, values: FloatVector) -> None:
+        """The trainable values before the round, which whoever sent them knows."""
+        if self.folder is not None:
+            self._write("start", values)
+
+    def _write(self, name: str, values: FloatVector) -> None:
+        assert self.folder is not None
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, values=np.asarray(values, np.float32))
         write_atomic(self.folder / f"{name}.npz", buffer.getvalue())
-        self.stages.append(name)
 
     def truth(self, seen: Sequence[Example]) -> None:
         """The records that went into the update."""

@@ -83,6 +83,11 @@ def _privacy(config: Config) -> Iterator[str]:
             f"privacy.unit = {privacy.unit!r} needs exactly one of privacy.epsilon and "
             "privacy.noise_multiplier"
         )
+    if config.audit.outbox == "refuse":
+        yield (
+            "audit.outbox = 'refuse' tells by silence what the data are, which no privacy plan accounts for: "
+            f"set audit.outbox = 'report' with privacy.unit = {privacy.unit!r}"
+        )
     yield from _nodes_unit(config) if privacy.unit == "node" else _records_unit(config)
 
 

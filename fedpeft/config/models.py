@@ -251,6 +251,13 @@ class AuditConfig(Section):
     threshold: float = Field(
         default=0.1, ge=0, le=1, description="excess over the better baseline that counts as a leak"
     )
+    outbox: Literal["off", "report", "refuse"] = Field(
+        default="off",
+        description="attack each update in the node before it leaves: write it down, or also keep what leaks",
+    )
+    outbox_seconds: float = Field(
+        default=5.0, gt=0, description="CPU seconds of the outbox after which no further attack starts"
+    )
     canaries: int = Field(
         default=0,
         ge=0,

@@ -1,0 +1,98 @@
+"""The node looks at its own envelope before it leaves, and may keep it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fedpeft.config import load_config
+from fedpeft.errors import ConfigError, FederationError
+from fedpeft_clients.tasks import train
+
+UNDEFENDED = {
+    "adapter": {"rank": 8, "aggregation": "naive", "skip_layers": []},
+    "exchange": {way: {"codec": "dense-fp32"} for way in ("up", "down")},
+}
+
+
+def desk_and_examples(home):
+    from fedpeft_clients.desk import Desk
+    from fedpeft_clients.examples import load_examples
+
+    desk = Desk.of(home)
+    return desk, list(load_examples(home, desk.base))
+
+
+def warm_gradient(desk, examples):
+    """The gradient of some records under an adapter that is no longer at its start."""
+    import torch
+
+    from fedpeft.data import collate
+    from fedpeft.training import per_example_loss
+
+    rng, attached = np.random.default_rng(0), desk.attached
+    tensors = {
+        name: rng.normal(scale=0.1, size=tuple(tensor.shape)) if ".lora_B" in name else tensor
+        for name, tensor in attached.parameters.items()
+    }
+    attached.load(attached.layout.flatten(tensors))
+    loss = per_example_loss(attached.model, collate(examples, desk.base.pad_id), "causal-lm").mean()
+    gradients = torch.autograd.grad(loss, list(attached.parameters.values()))
+    return attached.layout.flatten(dict(zip(attached.parameters, gradients, strict=True)))
+
+
+def test_no_node_looks_unless_it_is_told_to(organisation):
+    home, coordinator = organisation()
+    train(home, coordinator.first_task(), b"")
+    assert not list(home.outbox.glob("*.audit.json"))
+
+
+def test_a_look_says_what_was_read(organisation):
+    home, coordinator = organisation(audit={"outbox": "report"})
+    train(home, coordinator.first_task(), b"")
+    facts = json.loads((home.path / "outbox" / "r01.audit.json").read_text())
+    assert facts["round"] == 1
+    assert [finding["attack"] for finding in facts["findings"]] == ["span", "sparse-recovery"]
+    assert all(finding["seconds"] < 5 for finding in facts["findings"])
+
+
+def test_an_undefended_update_is_found_to_leak_and_kept(organisation):
+    from fedpeft_clients.outbox import look
+
+    home, _ = organisation(audit={"outbox": "refuse"}, **UNDEFENDED)
+    desk, examples = desk_and_examples(home)
+    values, held = warm_gradient(desk, examples[:1]), desk.attached.get()
+    with pytest.raises(FederationError, match=r"keeps it; see outbox/r03\.audit\.json"):
+        look(desk, 3, 0.1, values, (examples[:1], examples))
+    np.testing.assert_array_equal(desk.attached.get(), held)
+    facts = json.loads((home.path / "outbox" / "r03.audit.json").read_text())
+    assert any(finding["verdict"] == "leaks" for finding in facts["findings"])
+
+
+def test_noise_of_the_same_shape_is_sent(organisation):
+    from fedpeft_clients.outbox import look
+
+    home, _ = organisation(audit={"outbox": "refuse"}, **UNDEFENDED)
+    desk, examples = desk_and_examples(home)
+    noise = np.random.default_rng(1).normal(size=desk.attached.layout.size).astype(np.float32)
+    look(desk, 1, 0.1, noise, (examples[:1], examples))
+    assert (home.path / "outbox" / "r01.audit.json").exists()
+
+
+def test_time_that_is_spent_starts_no_further_attack(organisation):
+    from fedpeft_clients.outbox import look
+
+    home, _ = organisation(audit={"outbox": "report", "outbox_seconds": 1e-9}, **UNDEFENDED)
+    desk, examples = desk_and_examples(home)
+    look(desk, 1, 0.1, warm_gradient(desk, examples[:1]), (examples[:1], examples))
+    findings = json.loads((home.path / "outbox" / "r01.audit.json").read_text())["findings"]
+    assert findings[-1]["verdict"] == "not tried"
+
+
+def test_a_refusal_would_tell_what_a_privacy_plan_hides():
+    private = ("privacy.unit=record", "privacy.epsilon=8", "privacy.public_records=1000")
+    with pytest.raises(ConfigError, match=r"set audit\.outbox = 'report'"):
+        load_config(overrides=(*private, "audit.outbox=refuse"))
+    assert load_config(overrides=(*private, "audit.outbox=report")).audit.outbox == "report"
