@@ -12,7 +12,7 @@ from fedpeft.cli.output import JSON_OPTION, emit, table
 from fedpeft.errors import AuditError
 
 if TYPE_CHECKING:
-    from fedpeft_attacks.findings import Report
+    from fedpeft_attacks.findings import Finding, Report
 
 EXIT_LEAK = 10
 """Exit code of ``--fail-on-leak`` when something that leaves a node leaks."""
@@ -29,32 +29,59 @@ def audit(
         None, "--attacks", help="Names, separated by commas; default: as configured."
     ),
     out: Path | None = typer.Option(None, "--out", help="Folder of the report; default: RUN_DIR/audit."),
+    own_copy: bool = typer.Option(
+        False, "--own-copy", help="Keep recovered text, for the organisation itself; default: redacted."
+    ),
+    sign_with: Path | None = typer.Option(
+        None, "--sign-with", help="Folder of the node or coordinator whose key signs the report."
+    ),
+    verify: Path | None = typer.Option(
+        None, "--verify", help="Check the signed report in this folder and stop."
+    ),
+    key: str | None = typer.Option(
+        None, "--key", help="With --verify: the public key that must have signed."
+    ),
     schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of report.json and stop."),
     fail_on_leak: bool = typer.Option(
         False, "--fail-on-leak", help="Exit with 10 if what leaves a node leaks."
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Attack a run's updates stage by stage; writes report.json and report.html.
+    """Attack a run's updates stage by stage; writes report.json, report.html and model-card.md.
 
-    Exit codes: 0 done, 8 not a run directory, 9 nothing to attack, 10 a leak with --fail-on-leak.
+    Exit codes: 0 done, 8 not a run directory, 9 nothing to attack or a signature that does not hold, 10 a
+    leak with --fail-on-leak.
     """
     if schema:
         from fedpeft_attacks.findings import Report
 
         typer.echo(json.dumps(Report.model_json_schema(), indent=2))
         return
+    if verify is not None:
+        _verify(verify, key, as_json)
+        return
     if run_dir is None:
         raise AuditError("which run? give its directory: fedpeft audit runs/embedded")
     names = None if attacks is None else [name.strip() for name in attacks.split(",") if name.strip()]
 
+    from fedpeft_attacks.reporting import Delivery
     from fedpeft_attacks.suite import audit_run
 
-    report = audit_run(run_dir, names, out, None if as_json else _progress)
+    delivery = Delivery(own_copy, sign_with)
+    report = audit_run(run_dir, names, out, None if as_json else _progress, delivery)
     folder = out or run_dir / "audit"
     emit(report.model_dump(mode="json"), as_json, lambda: _show(report, folder))
     if fail_on_leak and report.leaks:
         raise typer.Exit(EXIT_LEAK)
+
+
+def _verify(folder: Path, key: str | None, as_json: bool) -> None:
+    from fedpeft_attacks.signing import FILES, verify_report
+
+    signer = verify_report(folder, key)
+    known = "the key that you gave" if key is not None else "compare it with the key that its owner gave you"
+    lines = f"{', '.join(FILES)}: unchanged since they were signed\nsigned by {signer} ({known})"
+    emit({"signed_by": signer, "files": list(FILES)}, as_json, lambda: typer.echo(lines))
 
 
 def _progress(line: str) -> None:
@@ -62,20 +89,29 @@ def _progress(line: str) -> None:
 
 
 def _show(report: Report, folder: Path) -> None:
-    from fedpeft_attacks.page import percent
+    from fedpeft_attacks.summaries import epsilon_words
 
-    rows = [
-        (
-            f"{finding.stage} · {finding.attack}",
-            percent(finding.value),
-            percent(finding.baselines.best if finding.baselines else None),
-            percent(finding.rare.value if finding.rare else None),
-            percent(finding.rare.baselines.best if finding.rare else None),
-            percent(finding.power.batch if finding.power else None),
-            finding.verdict,
-        )
-        for finding in report.findings
-    ]
-    columns = ("stage · attack", "recovered", "baseline", "rare", "baseline", "undefended", "verdict")
-    table("What an attacker reads", columns, rows)
-    typer.echo(f"{report.summary}\n{report.claim.text}\nreport: {folder / 'report.html'}")
+    columns = ("attack · stage", "what", "recovered", "without it", "rare, secret", "without it", "verdict")
+    table("What an attacker reads", columns, [_row(finding) for finding in report.findings])
+    typer.echo(f"{report.summary}\n{report.claim.text} {epsilon_words(report.epsilon)}")
+    for check in report.epsilon:
+        claimed = "no claim" if check.claimed is None else f"claimed {check.claimed:.2f}"
+        bound = "no bound" if check.lower is None else f"at least {check.lower:.2f}"
+        typer.echo(f"  {check.method}: {bound}, {claimed}: {check.reason}")
+    typer.echo(f"report: {folder / 'report.html'} ({'signed' if report.signature else 'not signed'})")
+
+
+def _row(finding: Finding) -> tuple[str, ...]:
+    """Headline and the first figure of rare tokens or personal data, each beside its best baseline."""
+    from fedpeft_attacks.figures import RARE, SECRETS, Measure, written
+
+    def shown(figure: Measure | None) -> tuple[str, str]:
+        if figure is None:
+            return "–", "–"
+        return written(figure.value, figure.unit), written(figure.baselines.best, figure.unit)
+
+    first = finding.headline
+    precious = (figure for figure in finding.measures[1:] if figure.name in (RARE, SECRETS))
+    what = "–" if first is None else first.name
+    name = f"{finding.attack} · {finding.stage}"
+    return (name, what, *shown(first), *shown(next(precious, None)), finding.verdict)

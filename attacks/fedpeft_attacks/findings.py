@@ -4,52 +4,35 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
+from fedpeft_attacks.figures import Baselines, Facts, Measure, Strength
 from fedpeft_attacks.views import Role
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 Verdict = Literal["leaks", "no leak found at this power", "not applicable"]
-
-
-class Facts(BaseModel):
-    """A frozen record in which an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Baselines(Facts):
-    """What the same figure is without the update in question."""
-
-    chance: float = Field(description="tokens drawn at random from the vocabulary")
-    prior: float = Field(description="the tokens that the base itself writes most often")
-    control: float | None = Field(
-        description="the same attack on an update of other data; null: none was at hand"
-    )
-
-    @property
-    def best(self) -> float:
-        """The baseline that a leak has to exceed."""
-        return max(self.chance, self.prior, self.control or 0.0)
-
-
-class Measure(Facts):
-    """A recall with its 95 % interval and baselines."""
-
-    value: float = Field(ge=0, le=1)
-    interval: tuple[float, float]
-    baselines: Baselines
-    tokens: int = Field(ge=0, description="true tokens that the recall counts, over all views")
+Kind = Literal["inversion", "memorisation", "membership"]
 
 
 class Power(Facts):
-    """The same attack on the undefended reference: both LoRA factors, warm, the raw gradient of the batch."""
+    """What a token attack reads from the undefended reference: warm LoRA, the raw gradient of the batch."""
 
     batch: float = Field(ge=0, le=1, description="token recall on the very same batches")
     rare: float | None = Field(description="recall of rare tokens on the very same batches")
     record: float = Field(ge=0, le=1, description="token recall on one record of each batch alone")
     layer: float = Field(ge=0, le=1, description="the same from the layers that the run's adapter lies on")
+
+    def strength(self) -> Strength:
+        """The same as the report states it."""
+        text = "the raw gradient of the same batches, with an unprotected LoRA on all layers"
+        shares = {
+            "the tokens of a batch": self.batch,
+            "its rare tokens": self.rare,
+            "the tokens of one record": self.record,
+            "those of one record from the layers of this adapter": self.layer,
+        }
+        return Strength(text=text, shares=shares)
 
 
 class ViewScore(Facts):
@@ -66,25 +49,104 @@ class ViewScore(Facts):
 
 
 class Finding(Facts):
-    """One attack at one stage, over all audited nodes and rounds."""
+    """One attack at one stage, over all audited nodes and rounds; `verdicts.finding_of` makes it.
+
+    ``value``, ``interval`` and ``baselines`` repeat the headline, for those who read nothing else.
+    """
 
     attack: str
+    kind: Kind
     stage: str
     role: Role
     threat_model: str
     adapter: str
-    value: float | None = Field(description="share of the true tokens among as many guesses")
+    measures: tuple[Measure, ...] = Field(description="the first is the headline; empty: not applicable")
+    value: float | None
     interval: tuple[float, float] | None
     baselines: Baselines | None
-    precision: float | None
-    rare: Measure | None = Field(
-        description="the same for tokens that the base seldom writes: names, numbers"
-    )
-    power: Power | None
+    precision: float | None = Field(description="of what the attack itself calls certain; null: nothing")
+    power: Strength | None
     verdict: Verdict
     reason: str
-    note: str | None = Field(None, description="what makes the attack weaker here than in layer 0")
-    views: tuple[ViewScore, ...]
+    note: str | None = Field(default=None, description="what makes the attack weaker here than elsewhere")
+    views: tuple[ViewScore, ...] = ()
+
+    @model_validator(mode="after")
+    def _repeats_its_headline(self) -> Finding:
+        head = self.headline
+        told = (head.value, head.interval, head.baselines) if head else (None, None, None)
+        if (self.value, self.interval, self.baselines) != told:
+            raise ValueError("value, interval and baselines must be those of the first measure")
+        return self
+
+    @property
+    def headline(self) -> Measure | None:
+        """The figure that is judged; None where the attack does not apply."""
+        return self.measures[0] if self.measures else None
+
+    def measure(self, name: str) -> Measure | None:
+        """The measure of this name, if there is one."""
+        return next((measure for measure in self.measures if measure.name == name), None)
+
+
+class EpsilonCheck(Facts):
+    """A measured lower bound of epsilon beside the claim; `verdicts.epsilon_check` makes it."""
+
+    method: str
+    exercises: str = Field(description="which part of the privacy machinery the audit passes through")
+    assumes: str = Field(description="what it takes for granted")
+    claimed: float | None = Field(description="epsilon of the claim; null: none is made")
+    lower: float | None = Field(
+        ge=0, description="with the stated confidence epsilon is at least this; null: the audit gives none"
+    )
+    confidence: float = Field(gt=0, lt=1)
+    canaries: int = Field(ge=0, description="canaries, or values, that were counted")
+    power: dict[str, float | None] = Field(
+        description="fault to the share of runs in which it would be caught; null: not known"
+    )
+    verdict: Verdict = Field(description="leaks: the claim is contradicted")
+    reason: str
+
+
+class Example(Facts):
+    """Recovered text beside the truth; only in the organisation's own copy."""
+
+    stage: str
+    attack: str
+    recovered: str
+    truth: str
+    without: str | None = Field(
+        default=None, description="what the base alone would have guessed of the same record; null: not asked"
+    )
+
+
+class Threat(Facts):
+    """One adversary in plain words, and what was found of what it sees."""
+
+    role: Role
+    who: str
+    sees: tuple[str, ...] = Field(description="audited stages that it sees")
+    attacks: tuple[str, ...] = Field(description="attacks that were tried")
+    verdict: Verdict | None = Field(description="null: this adversary was not simulated")
+    reason: str
+
+
+class Direction(Facts):
+    """One direction of the exchange: its plan from the config, its bytes from the run."""
+
+    direction: Literal["up", "down"]
+    steps: tuple[str, ...] = Field(description="the plan's own lines, in order, the codec last")
+    digest: str = Field(description="SHA-256 of the plan")
+    values: int = Field(description="values that the counted envelopes carry")
+    bytes: int = Field(description="length of the counted envelopes, signatures included")
+    bits_per_value: float | None = Field(description="null: values or bytes are not known")
+
+
+class Exchange(Facts):
+    """Both directions, and the stages at which an update was attacked on its way."""
+
+    stages: tuple[str, ...] = Field(description="in the order in which an update passes them")
+    directions: tuple[Direction, ...]
 
 
 class AuditedEnvelope(Facts):
@@ -105,26 +167,50 @@ class Claim(Facts):
     plan: dict[str, Any] | None = Field(description="every constant of the privacy plan; null: no claim")
 
 
+class Signature(Facts):
+    """Who signs the report; the signature itself lies beside it in ``report.sig``."""
+
+    algorithm: Literal["Ed25519"] = "Ed25519"
+    signer: str = Field(description="name of the folder that the key lies in")
+    key: str = Field(description="public key, hexadecimal")
+    file: str = "report.sig"
+
+
 class Report(Facts):
     """Everything that the audit found, with what is needed to check it."""
 
-    version: int = REPORT_VERSION
+    version: Literal[2] = REPORT_VERSION
     run: str
     config_hash: str
     base: str
     base_sha256: str
     adapter: str
-    exchange: tuple[str, ...] = Field(description="stages in the order in which an update passes them")
     nodes: tuple[str, ...]
     rounds: tuple[int, ...]
-    threshold: float = Field(description="excess over the best baseline that counts as a leak")
-    verdict: Verdict = Field(description="of what leaves the nodes: envelope and aggregate")
+    threshold: float = Field(description="excess of a share over its best baseline that counts as a leak")
+    thresholds: dict[str, float] = Field(description="the same by unit, see `verdicts.thresholds`")
+    verdict: Verdict = Field(description="of what leaves the nodes, and of the claimed epsilon")
     summary: str = Field(description="the verdict in plain language")
+    threats: tuple[Threat, ...]
     claim: Claim
     findings: tuple[Finding, ...]
+    methods: dict[str, str] = Field(description="what each attack does, with its source")
+    epsilon: tuple[EpsilonCheck, ...] = ()
+    exchange: Exchange
     envelopes: tuple[AuditedEnvelope, ...]
+    own_copy: bool = Field(default=False, description="whether recovered text may stand in this file")
+    examples: tuple[Example, ...] = Field(default=(), description="empty unless own_copy: redacted")
+    not_tested: tuple[str, ...]
     limits: tuple[str, ...]
     versions: dict[str, str]
+    command: str = Field(description="what repeats this audit on the run directory")
+    signature: Signature | None = Field(default=None, description="null: not signed")
+
+    @model_validator(mode="after")
+    def _redacts(self) -> Report:
+        if self.examples and not self.own_copy:
+            raise ValueError("examples of recovered text stand only in the organisation's own copy")
+        return self
 
     @property
     def leaks(self) -> bool:

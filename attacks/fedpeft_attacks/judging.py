@@ -3,75 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from fedpeft_attacks.figures import RARE
 from fedpeft_attacks.findings import Finding, Power, ViewScore
 from fedpeft_attacks.gathering import Observed
 from fedpeft_attacks.registry import Solver
 from fedpeft_attacks.scoring import Control, Score, measure, recall, score, verdict_of
-from fedpeft_attacks.views import THREAT_MODELS, Guess, NotApplicable
+from fedpeft_attacks.verdicts import LEAKS, Subject, finding_of, is_leak
+from fedpeft_attacks.views import Guess, NotApplicable
+from fedpeft_attacks.wholes import wholes
 
 Place = tuple[str, int]
 
 
-def find(
-    name: str, attack: Solver, group: Sequence[Observed], power: Power | None, threshold: float
-) -> Finding:
+@dataclass(frozen=True)
+class Trial:
+    """An attack that is tried on every stage.
+
+    Attributes:
+        name: as in the registry.
+        attack: the attack.
+        power: what it reads from the undefended reference; None: not tried there.
+        threshold: excess over the best baseline that counts as a leak.
+        tokenizer: of the base.
+    """
+
+    name: str
+    attack: Solver
+    power: Power | None
+    threshold: float
+    tokenizer: Any
+
+
+def find(trial: Trial, group: Sequence[Observed]) -> Finding:
     """One attack at one stage, over all nodes and rounds.
 
-    Args:
-        name: the attack's name.
-        attack: the attack.
-        group: views of one stage.
-        power: what the attack reads from the undefended reference.
-        threshold: excess over the best baseline that counts as a leak.
+    Where it writes whole records these are judged first, then its tokens.
     """
+    name, attack, threshold = trial.name, trial.attack, trial.threshold
+    view = group[0].view
+    subject = Subject(name, "inversion", view.stage, view.role, view.adapter)
     answers = {(one.node, one.round): attack(one.view) for one in group}
     guesses = {place: answer for place, answer in answers.items() if isinstance(answer, Guess)}
     if not guesses:
         reasons = [answer.reason for answer in answers.values() if isinstance(answer, NotApplicable)]
-        return Finding(**_head(name, group), **_NOTHING, reason=reasons[0])
+        return finding_of(subject, (), threshold, reason=reasons[0])
     read = [one for one in group if (one.node, one.round) in guesses]
     scores = [_score(one, read, guesses) for one in read]
-    every, claimed = measure([part.all for part in scores]), sum(part.claimed for part in scores)
+    written = sorted(
+        wholes(read, guesses, trial.tokenizer), key=lambda one: not is_leak(one, threshold)
+    )  # what leaks is the headline
+    figures = measure([part.all for part in scores]), measure([part.rare for part in scores], RARE)
+    measures = [*written, *(figure for figure in figures if figure is not None)]
+    found = finding_of(subject, measures, threshold, trial.power.strength() if trial.power else None)
+    details = _details(read, scores, guesses, threshold)
+    if written and found.verdict == LEAKS:
+        details |= {"verdict": found.verdict, "reason": found.reason}
+    return found.model_copy(update=details)
+
+
+def _details(
+    read: Sequence[Observed], scores: Sequence[Score], guesses: Mapping[Place, Guess], threshold: float
+) -> dict[str, object]:
+    """What only token attacks have: precision, a row per view, a verdict that puts rare tokens first."""
+    claimed = sum(part.claimed for part in scores)
     verdict, reason = verdict_of(scores, threshold)
     rows = zip(read, scores, strict=True)
-    return Finding(
-        **_head(name, group),
-        value=every.value if every else None,
-        interval=every.interval if every else None,
-        baselines=every.baselines if every else None,
-        precision=sum(part.claimed_hits for part in scores) / claimed if claimed else None,
-        rare=measure([part.rare for part in scores]),
-        power=power,
-        verdict=verdict,
-        reason=reason,
-        note=read[0].view.knowledge.approximation,
-        views=tuple(_row(one, part, guesses[one.node, one.round]) for one, part in rows),
-    )
-
-
-_NOTHING: dict[str, Any] = {
-    "value": None,
-    "interval": None,
-    "baselines": None,
-    "precision": None,
-    "rare": None,
-    "power": None,
-    "verdict": "not applicable",
-    "views": (),
-}
-
-
-def _head(name: str, group: Sequence[Observed]) -> dict[str, Any]:
-    view = group[0].view
-    threat = THREAT_MODELS[view.role]
     return {
-        "attack": name,
-        "stage": view.stage,
-        "role": view.role,
-        "threat_model": threat,
-        "adapter": view.adapter,
+        "precision": sum(part.claimed_hits for part in scores) / claimed if claimed else None,
+        "verdict": verdict,
+        "reason": reason,
+        "note": read[0].view.knowledge.approximation,
+        "views": tuple(_row(one, part, guesses[one.node, one.round]) for one, part in rows),
     }
 
 

@@ -1,84 +1,71 @@
-"""The picture of the report: recall by stage, with interval and best baseline, as plain SVG geometry."""
+"""The stage ladder as rows: what each attack recovers at each stage, beside the best baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft_attacks.findings import Finding, Measure
+from fedpeft_attacks.figures import RARE, SECRETS, SEQUENCES, TOKENS, Measure
+from fedpeft_attacks.findings import Finding, Verdict
 
-_LABEL, _PANEL, _GAP = 190.0, 240.0, 30.0
-_ROW, _TOP = 18.0, 46.0
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar; lengths in pixels. ``low``, ``high`` and ``baseline`` are places on the same axis."""
-
-    x: float
-    y: float
-    length: float
-    low: float
-    high: float
-    baseline: float
-    leaks: bool
+COLUMNS = (TOKENS, RARE, SEQUENCES, SECRETS)
+"""What the ladder shows at every stage, in this order."""
 
 
 @dataclass(frozen=True)
-class Label:
-    """Text beside a row."""
+class Rung:
+    """One attack at one stage.
 
-    x: float
-    y: float
-    text: str
+    Attributes:
+        attack: its name.
+        figures: one per column; None where it was not tried or there was nothing to find.
+        verdict: of the finding.
+    """
+
+    attack: str
+    figures: tuple[Measure | None, ...]
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """The picture: two panels, all tokens on the left and rare ones on the right."""
+class Step:
+    """One stage with all attacks that were tried on it."""
 
-    width: float
-    height: float
-    panels: tuple[tuple[float, str], ...]
-    panel: float
-    ticks: tuple[Label, ...]
-    labels: tuple[Label, ...]
-    bars: tuple[Bar, ...]
+    stage: str
+    rungs: tuple[Rung, ...]
 
 
-def ladder(findings: Sequence[Finding]) -> Ladder:
-    """Lay out one row per finding, in the order of attack and stage."""
-    starts = (_LABEL, _LABEL + _PANEL + _GAP)
-    labels: list[Label] = []
-    bars: list[Bar] = []
-    for row, finding in enumerate(findings):
-        y = _TOP + row * _ROW
-        labels.append(Label(_LABEL - 8, y + _ROW / 2 + 3, f"{finding.attack} · {finding.stage}"))
-        for start, figure in zip(starts, (_every(finding), finding.rare), strict=True):
-            if figure is None:
-                labels.append(
-                    Label(start + _PANEL, y + _ROW / 2 + 3, finding.verdict if start == _LABEL else "")
-                )
-            else:
-                bars.append(_bar(start, y, figure, finding.verdict == "leaks"))
-    height = _TOP + len(findings) * _ROW + 12
-    ticks = tuple(
-        Label(s + part * _PANEL, _TOP - 8, f"{100 * part:.0f} %") for s in starts for part in (0, 0.5, 1)
+def ladder(findings: Sequence[Finding], stages: Sequence[str]) -> tuple[Step, ...]:
+    """Findings that have a figure of the ladder, or would have one did they apply, by stage.
+
+    Args:
+        findings: of the report.
+        stages: in the order in which an update passes them; others follow in the order of the findings.
+    """
+    shown = [one for one in findings if _belongs(one)]
+    order = dict.fromkeys([*stages, *(one.stage for one in shown)])
+    steps = (Step(stage, tuple(_rung(one) for one in shown if one.stage == stage)) for stage in order)
+    return tuple(step for step in steps if step.rungs)
+
+
+def filled(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Columns in which there is any figure."""
+    rungs = [rung for step in steps for rung in step.rungs]
+    return tuple(
+        name for place, name in enumerate(COLUMNS) if any(rung.figures[place] is not None for rung in rungs)
     )
-    panels = ((starts[0], "all tokens"), (starts[1], "rare tokens"))
-    return Ladder(starts[1] + _PANEL + 20, height, panels, _PANEL, ticks, tuple(labels), tuple(bars))
 
 
-def _every(finding: Finding) -> Measure | None:
-    if finding.value is None or finding.interval is None or finding.baselines is None:
-        return None
-    return Measure(value=finding.value, interval=finding.interval, baselines=finding.baselines, tokens=0)
+def _belongs(finding: Finding) -> bool:
+    silent = finding.kind == "inversion" and not finding.measures
+    return silent or any(_shown(finding, name) for name in COLUMNS)
 
 
-def _bar(x: float, y: float, figure: Measure, leaks: bool) -> Bar:
-    def place(share: float) -> float:
-        return round(x + share * _PANEL, 1)
+def _rung(finding: Finding) -> Rung:
+    return Rung(finding.attack, tuple(_shown(finding, name) for name in COLUMNS), finding.verdict)
 
-    low, high = figure.interval
-    length = round(figure.value * _PANEL, 1)
-    return Bar(x, y, length, place(low), place(high), place(figure.baselines.best), leaks)
+
+def _shown(finding: Finding, name: str) -> Measure | None:
+    """The share of this name; other units have no place on the ladder."""
+    measure = finding.measure(name)
+    return measure if measure is not None and measure.unit == "share" else None

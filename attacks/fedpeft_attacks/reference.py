@@ -73,8 +73,7 @@ def undefended(
     """
     adapter = AdapterConfig(aggregation="naive", rank=rank, skip_layers=skip_layers)
     attached = attach(base, adapter, seed=0)
-    values = {name: _warm(name, tensor) for name, tensor in attached.parameters.items()}
-    attached.load(attached.layout.flatten(values))
+    warm_start(attached)
     layer = layer_of(attached)
     knowledge = Knowledge(
         layer.inputs, layer.readers, {}, prior, special_tokens(base), approximation=layer.approximation
@@ -82,11 +81,20 @@ def undefended(
     return Reference(attached, knowledge)
 
 
-def _warm(name: str, tensor: Any) -> Any:
-    if not name.endswith(".lora_B.weight"):
-        return tensor
-    draws = stream(0, 0, name, "audit-warm-start").normal(scale=_WARM, size=tuple(tensor.shape))
-    return draws.astype(np.float32)
+def warm_start(attached: Attached) -> None:
+    """Move an adapter's trainable values off their start, as a malicious coordinator would send them.
+
+    Small reproducible normal values are added to everything but LoRA's A, which is warm from the start.
+    """
+    attached.load(attached.layout.flatten({name: _warm(name, t) for name, t in attached.parameters.items()}))
+
+
+def _warm(name: str, tensor: Any) -> NDArray[np.float32]:
+    values = tensor.detach().float().cpu().numpy()
+    if name.endswith(".lora_A.weight"):
+        return values
+    draws = stream(0, 0, name, "audit-warm-start").normal(scale=_WARM, size=values.shape)
+    return values + draws.astype(np.float32)
 
 
 def _example(ids: Sequence[int]) -> Example:

@@ -19,6 +19,8 @@ Solver = Callable[[View], Guess | NotApplicable]
 
 _EXPLAINED = 1e-2
 _WORK = 2**32
+SECONDS = 1.0
+"""CPU seconds after which the assembly of one view's records starts no further step."""
 
 
 def _attack(
@@ -54,6 +56,12 @@ def _sparse(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
         if pursuit.unexplained < _EXPLAINED or work > _WORK:
             return pursuit.ranking, len(pursuit.chosen), "matching pursuit"
     return sparse_bayes(blocks, view.knowledge.prior), tokens, "sparse Bayesian recovery"
+
+
+def _records(view: View) -> Guess | NotApplicable:
+    from fedpeft_attacks.sequences import Budget, assemble
+
+    return assemble(view, Budget(seconds=SECONDS))
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,14 @@ ATTACKS: dict[str, Attack] = {
             "or noisy, sparse Bayesian recovery, Wipf and Rao 2007). Looks for the few tokens whose vectors "
             "together explain what was sent, also where there are many more tokens than ranks; may use what "
             "the base tends to write.",
+        ),
+        Attack(
+            "sequences",
+            frozenset({"token inputs", "model", "records"}),
+            _records,
+            "Sequence assembly (span checks of partial records as in DAGER, Petrov et al. 2024; pairing as "
+            "in ReCIT, Xie et al. 2025). Writes whole records token by token so that their gradient explains "
+            "what was sent, helped by what the base writes; where nothing is left, it knows it is right.",
         ),
     )
 }

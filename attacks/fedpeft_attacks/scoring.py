@@ -9,11 +9,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft_attacks.findings import Baselines, Measure, Verdict
+from fedpeft_attacks.figures import RARE, TOKENS, Baselines, Measure, written
+from fedpeft_attacks.findings import Verdict
 from fedpeft_attacks.views import Guess
 
 _Z95 = 1.959964
-_Z999 = 3.290527
+_Z_ALONE = 4.0
 _HEAD = 0.9
 _DRAWS = 2000
 
@@ -126,11 +127,12 @@ def recall(parts: Sequence[Counts]) -> float | None:
     return total.hits / total.tokens if total.tokens else None
 
 
-def measure(parts: Sequence[Counts]) -> Measure | None:
-    """Pooled recall with interval and baselines; None where there is no token to find.
+def measure(parts: Sequence[Counts], name: str = TOKENS) -> Measure | None:
+    """Pooled recall with interval and baselines; None where there is nothing to find.
 
     The interval is the hull of Wilson's 95 % interval over tokens and, from two views on, a bootstrap over
-    views: tokens of one view are not independent, and few views say little.
+    views: tokens of one view are not independent, and few views say little. Whole records and secrets are
+    counted alike: ``tokens`` of the counts is then how many there are.
     """
     total = pool(parts)
     if not total.tokens:
@@ -143,8 +145,25 @@ def measure(parts: Sequence[Counts]) -> Measure | None:
     baselines = Baselines(
         chance=total.chance / total.tokens, prior=total.prior / total.tokens, control=control
     )
-    value = total.hits / total.tokens
-    return Measure(value=value, interval=(low, high), baselines=baselines, tokens=total.tokens)
+    value, count = total.hits / total.tokens, total.tokens
+    return Measure(
+        name=name, unit="share", value=value, interval=(low, high), baselines=baselines, count=count
+    )
+
+
+def average(name: str, values: Sequence[float], baselines: Baselines) -> Measure | None:
+    """Mean of scores in [0, 1], such as ROUGE-L by record, with a bootstrap 95 % interval; None of none.
+
+    Fewer than three records bound nothing: the interval is then all of 0 to 1.
+    """
+    if not values:
+        return None
+    scores, rng = np.asarray(values, float), np.random.Generator(np.random.PCG64(0))
+    means = scores[rng.integers(len(scores), size=(_DRAWS, len(scores)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975]) if len(scores) > 2 else (0.0, 1.0)
+    interval, count = (float(low), float(high)), len(scores)
+    value = float(scores.mean())
+    return Measure(name=name, unit="share", value=value, interval=interval, baselines=baselines, count=count)
 
 
 def wilson(hits: int, trials: int, z: float = _Z95) -> tuple[float, float]:
@@ -172,22 +191,27 @@ def bootstrap(parts: Sequence[Counts]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def leaks(parts: Sequence[Counts], threshold: float) -> bool:
-    """Whether all views together, or one alone, recover tokens beyond every baseline.
+def loudest(parts: Sequence[Counts], threshold: float) -> Counts | None:
+    """What recovers tokens beyond every baseline: all views together, else the worst view; None: nothing.
 
     The recall must exceed its best baseline by the threshold, and so must Wilson's lower bound exceed the
-    baseline: 95 % for all views together, 99.9 % for a single one, as there are many. A leak in one round is
-    a leak, whatever the other rounds show.
+    baseline: 95 % for all views together, four deviations for a single one, as there are many. A leak in one
+    round is a leak, whatever the other rounds show.
     """
-    if _exceeds(pool(parts), threshold, _Z95):
-        return True
-    return any(_exceeds(part, threshold, _Z999) for part in parts)
+    if _exceeds(total := pool(parts), threshold, _Z95):
+        return total
+    loud = [part for part in parts if _exceeds(part, threshold, _Z_ALONE)]
+    return max(loud, key=lambda part: (part.hits - _best(part)) / part.tokens, default=None)
 
 
 def _exceeds(counts: Counts, threshold: float, z: float) -> bool:
-    best = max(counts.chance, counts.prior, counts.control) / max(counts.tokens, 1)
-    value = counts.hits / max(counts.tokens, 1)
+    best, value = (hits / max(counts.tokens, 1) for hits in (_best(counts), counts.hits))
     return value - best >= threshold and wilson(counts.hits, counts.tokens, z)[0] > best
+
+
+def _best(counts: Counts) -> float:
+    """Hits of the best baseline."""
+    return max(counts.chance, counts.prior, counts.control)
 
 
 def verdict_of(scores: Sequence[Score], threshold: float) -> tuple[Verdict, str]:
@@ -196,9 +220,16 @@ def verdict_of(scores: Sequence[Score], threshold: float) -> tuple[Verdict, str]
     Rare tokens are judged only beside a control: the language prior says nothing of them, and an attack on
     any update of the same domain finds more of them than chance would.
     """
-    rare = [part.rare for part in scores]
-    if pool(rare).control >= 0 and leaks(rare, threshold):
-        return "leaks", "rare tokens are recovered beyond every baseline"
-    if leaks([part.all for part in scores], threshold):
-        return "leaks", "tokens are recovered beyond every baseline"
+    rare, every = [part.rare for part in scores], [part.all for part in scores]
+    if pool(rare).control >= 0 and (loud := loudest(rare, threshold)):
+        return "leaks", _reason(RARE, loud, rare)
+    if loud := loudest(every, threshold):
+        return "leaks", _reason(TOKENS, loud, every)
     return "no leak found at this power", "no recall exceeds its best baseline by the threshold"
+
+
+def _reason(name: str, loud: Counts, parts: Sequence[Counts]) -> str:
+    if loud == pool(parts):
+        return f"{name} are recovered beyond every baseline"
+    value, best = (written(hits / loud.tokens) for hits in (loud.hits, _best(loud)))
+    return f"{name} of one update alone are recovered beyond every baseline ({value} against {best})"

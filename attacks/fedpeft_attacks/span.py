@@ -20,8 +20,10 @@ def outside(block: Block) -> Vector:
 
     An update of zeros spans nothing: every atom is outside.
     """
-    inside = ((block.unit_atoms @ block.row_space.T) ** 2).sum(axis=1)
-    return np.sqrt(np.clip(1.0 - inside, 0.0, 1.0))
+    along = block.atoms @ block.row_space.T.astype(block.atoms.dtype)
+    inside, whole = np.einsum("vr,vr->v", along, along), np.einsum("vi,vi->v", block.atoms, block.atoms)
+    shares = np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 0)
+    return np.sqrt(np.clip(1.0 - shares, 0.0, 1.0))
 
 
 def span_check(blocks: Sequence[Block]) -> tuple[list[int], int]:
@@ -32,7 +34,7 @@ def span_check(blocks: Sequence[Block]) -> tuple[list[int], int]:
         row space contains every atom: then nothing is claimed and the observed energy ranks the tokens.
     """
     angles = np.sqrt(np.mean([outside(block) ** 2 for block in blocks], axis=0))
-    ties = -energies(blocks)
-    ranking = np.lexsort((ties, np.round(angles, 6)))
-    claimed = 0 if all(block.is_full for block in blocks) else int((angles < INSIDE).sum())
-    return [int(token) for token in ranking], claimed
+    if all(block.is_full for block in blocks):
+        return np.argsort(-energies(blocks), kind="stable").tolist(), 0
+    ranking, claimed = np.argsort(angles, kind="stable"), int((angles < INSIDE).sum())
+    return ranking.tolist(), claimed

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedpeft.runstore import RunStore
-from fedpeft_attacks.findings import Finding, Report
-from fedpeft_attacks.gathering import gather
-from fedpeft_attacks.judging import find
-from fedpeft_attacks.registry import attack_named, remembering
-from fedpeft_attacks.reporting import assemble, write_report
-from fedpeft_attacks.taps import read_taps
+from fedpeft_attacks.claims import claim_checks
+from fedpeft_attacks.examples import example_of
+from fedpeft_attacks.findings import Example, Finding, Report
+from fedpeft_attacks.gathering import Evidence, gather
+from fedpeft_attacks.judging import Trial, find
+from fedpeft_attacks.registry import Attack, attack_named, remembering
+from fedpeft_attacks.released import TEXTS, released_findings
+from fedpeft_attacks.reporting import Delivery, Results, assemble, write_report
+from fedpeft_attacks.signing import signer_in
+from fedpeft_attacks.taps import Tap, read_taps
 from fedpeft_attacks.trials import power_of, trials_of
 
 Progress = Callable[[str], None]
@@ -22,8 +26,9 @@ def audit_run(
     attacks: Sequence[str] | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
+    delivery: Delivery | None = None,
 ) -> Report:
-    """Attack a run's updates stage by stage and write ``report.json`` and ``report.html``.
+    """Attack a run's updates stage by stage and write ``report.json``, ``report.html`` and ``model-card.md``.
 
     Whatever adapter was attached to the run's base in this process is taken off.
 
@@ -32,27 +37,48 @@ def audit_run(
         attacks: names of attacks; default: ``audit.attacks`` of the run's config.
         out: folder of the report; default: ``RUN/audit``.
         progress: called with one line before each step.
+        delivery: whether recovered text is kept and who signs; default: redacted and not signed.
 
     Raises:
         RunError: not a run directory.
-        AuditError: an unknown attack, nothing tapped, or a damaged tap.
+        AuditError: an unknown attack, nothing tapped, a damaged tap, or no key to sign with.
     """
-    store = RunStore.open(run_dir)
-    config = store.config
-    solvers = {name: remembering(attack_named(name)) for name in (attacks or config.audit.attacks)}
+    store, delivery = RunStore.open(run_dir), delivery or Delivery()
+    if delivery.sign_with is not None:
+        signer_in(delivery.sign_with)
+    solvers = {name: attack_named(name) for name in (attacks or store.config.audit.attacks)}
     taps = read_taps(store)
     _say(progress, "audit: the base and what was tapped")
-    evidence = gather(store, config, taps)
+    evidence = gather(store, store.config, taps)
+    findings, examples = _updates(store, evidence, taps, solvers, (progress, delivery.own_copy))
+    findings += released_findings(store, store.config.audit.threshold, progress)
+    _say(progress, "audit: the claimed epsilon")
+    results = Results(findings, claim_checks(store, taps), examples, TEXTS)
+    report = assemble(store, evidence, taps, results, delivery)
+    write_report(report, out or store.path / "audit", delivery.sign_with)
+    return report
+
+
+def _updates(
+    store: RunStore,
+    evidence: Evidence,
+    taps: Sequence[Tap],
+    solvers: Mapping[str, Attack],
+    manner: tuple[Progress | None, bool],
+) -> tuple[list[Finding], list[Example]]:
+    """Every attack on every stage; and, for the own copy, the best that each recovered."""
+    progress, own_copy = manner
     _say(progress, "audit: the undefended reference")
-    trials, findings = trials_of(evidence, config.adapter, taps), list[Finding]()
+    trials, config = trials_of(evidence, store.config.adapter, taps), store.config
+    findings, examples = list[Finding](), list[Example | None]()
     for name, attack in solvers.items():
-        power = power_of(attack, trials)
+        solve, tokenizer = remembering(attack), evidence.base.tokenizer
+        trial = Trial(name, solve, power_of(attack, trials), config.audit.threshold, tokenizer)
         for stage, group in evidence.stages.items():
             _say(progress, f"audit: {name} on {stage}")
-            findings.append(find(name, attack, group, power, config.audit.threshold))
-    report = assemble(store, evidence, taps, findings)
-    write_report(report, out or store.path / "audit")
-    return report
+            findings.append(find(trial, group))
+            examples.append(example_of(name, solve, group, tokenizer) if own_copy else None)
+    return findings, [example for example in examples if example is not None]
 
 
 def _say(progress: Progress | None, line: str) -> None:

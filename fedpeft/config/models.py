@@ -247,7 +247,9 @@ class AuditConfig(Section):
         default=(1, -1), description="rounds whose updates are tapped; -1: the last"
     )
     nodes: int = Field(default=2, ge=1, description="how many nodes are tapped")
-    attacks: tuple[str, ...] = Field(default=("span", "sparse-recovery"), description="attacks to run")
+    attacks: tuple[str, ...] = Field(
+        default=("span", "sparse-recovery", "sequences"), description="attacks on updates to run"
+    )
     threshold: float = Field(
         default=0.1, ge=0, le=1, description="excess over the better baseline that counts as a leak"
     )

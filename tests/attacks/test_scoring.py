@@ -8,7 +8,7 @@ from fedpeft_attacks.scoring import (
     Counts,
     Score,
     bootstrap,
-    leaks,
+    loudest,
     measure,
     pool,
     rare_tokens,
@@ -89,5 +89,9 @@ def test_verdicts(every, rare, verdict):
 
 def test_a_leak_in_one_round_is_a_leak():
     quiet, loud = Counts(300, 30, 30.0, 100, 90), Counts(60, 55, 5.0, 20, 18)
-    assert not leaks([quiet] * 4, 0.1)
-    assert leaks([quiet] * 4 + [loud], 0.1)
+    assert loudest([quiet] * 4, 0.1) is None
+    assert loudest([quiet] * 4 + [loud], 0.1) == loud
+    assert loudest([loud] * 2, 0.1) == pool([loud] * 2)
+    scores = [Score(part, part, 0, 0) for part in (*[quiet] * 4, loud)]
+    reason = "rare tokens of one update alone are recovered beyond every baseline (92 % against 33 %)"
+    assert verdict_of(scores, 0.1) == ("leaks", reason)

@@ -1,0 +1,48 @@
+"""The claimed epsilon beside what audits measure of it: the plan rehearsed, and the noise of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedpeft.exchange import noisy_values
+from fedpeft.privacy import PrivacyPlan, plan_from_config
+from fedpeft.runstore import RunStore
+from fedpeft_attacks import epsilon
+from fedpeft_attacks.findings import EpsilonCheck
+from fedpeft_attacks.taps import GRADIENT, Tap
+from fedpeft_attacks.verdicts import Audit, Bound, epsilon_check
+
+
+def plan_of(store: RunStore) -> PrivacyPlan | None:
+    """The privacy plan of a run; None where nothing is claimed."""
+    return plan_from_config(store.config, noisy_values(store.config.exchange, store.values))
+
+
+def claim_checks(
+    store: RunStore, taps: Sequence[Tap], effort: epsilon.Effort | None = None
+) -> list[EpsilonCheck]:
+    """Audit the plan of a run by rehearsal, and the noise in what its nodes tapped; none without a claim.
+
+    Args:
+        store: the run.
+        taps: what its nodes wrote down.
+        effort: of the rehearsal.
+    """
+    plan = plan_of(store)
+    if plan is None:
+        return []
+    gradients = {
+        f"{tap.node} r{tap.round:02d}": tap.values(GRADIENT) for tap in taps if GRADIENT in tap.stages
+    }
+    checks = [*epsilon.epsilon_checks(plan, effort), *epsilon.tap_checks(gradients, plan)]
+    return [_told(check) for check in checks]
+
+
+def _told(check: epsilon.EpsilonCheck) -> EpsilonCheck:
+    return epsilon_check(
+        Audit(check.method, check.exercises, check.assumes),
+        check.claimed,
+        Bound(check.bound, check.confidence, check.canaries),
+        {check.fault: check.power},
+        check.verdict == "contradicts the claim",
+    )

@@ -1,0 +1,47 @@
+"""All attacks on the released adapter of a run, in the order of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fedpeft.runstore import RunStore
+from fedpeft_attacks.memory.findings import MemoryFinding
+from fedpeft_attacks.memory.material import Material
+from fedpeft_attacks.memory.room import Effort, Room
+from fedpeft_attacks.memory.told_apart import membership
+from fedpeft_attacks.memory.written import canaries, prompts
+
+if TYPE_CHECKING:
+    from fedpeft.adapters import Attached
+
+Progress = Callable[[str], None]
+
+
+def memory_findings(
+    store: RunStore, attached: Attached, effort: Effort | None = None, progress: Progress | None = None
+) -> list[MemoryFinding]:
+    """Attack the released adapter as an outsider would who holds it, the base, and candidates to test.
+
+    Works on any finished run whose nodes' records lie in it. What there is no material for is left out:
+    canaries where none were planted, text where the model writes none, membership without non-members, and
+    rates of false alarms that need more of them.
+
+    Args:
+        store: the run.
+        attached: the base with the released adapter's values (`material.released`); unchanged on return.
+        effort: how much is tried; None: as the full audit does.
+        progress: called with one line before each attack.
+
+    Raises:
+        AuditError: a damaged file of canaries, or a number of shadows that cannot be used.
+        DataError: records that cannot be read.
+    """
+    given = effort or Effort()
+    room = Room(Material.of(store, given.records, given.canaries), attached, given)
+    found: list[MemoryFinding] = []
+    for name, attack in {"canaries": canaries, "prompts": prompts, "membership": membership}.items():
+        if progress is not None:
+            progress(f"audit: the released adapter, {name}")
+        found += attack(room)
+    return found

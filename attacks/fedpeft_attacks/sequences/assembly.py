@@ -1,0 +1,217 @@
+"""From a view to records: decode one, subtract its gradient, decode the next, and polish.
+
+Source: DAGER (Petrov et al., arXiv 2405.15586) for the span check, ReCIT (arXiv 2504.20570) for pairing in
+batches; matched filter, successive cancellation and the test by the residual are ours.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from fedpeft.errors import AuditError
+from fedpeft.exchange.layout import FloatVector
+from fedpeft_attacks.bayes import sparse_bayes
+from fedpeft_attacks.observations import observations
+from fedpeft_attacks.pursuit import matching_pursuit
+from fedpeft_attacks.sequences import Assembled, Bag, Budget
+from fedpeft_attacks.sequences.beam import CERTAIN, Path, Search, bag_weights
+from fedpeft_attacks.sequences.matched import Filter, Null
+from fedpeft_attacks.sequences.probing import Probe
+from fedpeft_attacks.sequences.spans import Spans
+from fedpeft_attacks.views import Guess, NotApplicable, Start, View
+
+RAW = frozenset({"gradient", "reference"})
+"""Stages whose values are a gradient; all others are a step against it, of unknown length."""
+
+_EXPLAINED = 1e-2
+_PROPOSALS = 64
+_USUAL = 48  # tokens of a record, for the expected strength of one
+_CHECKED = 16
+_WIDER = 4
+_TINY = 1e-30
+
+Record = tuple[int, ...]
+
+
+def assemble(view: View, budget: Budget | None = None) -> Guess | NotApplicable:
+    """Read whole records from a view: the attack "sequences" of the registry.
+
+    Args:
+        view: with token inputs, model and number of records; a gradient, or an update of the whole layout.
+        budget: processor time, width of the beam, longest record.
+
+    Returns:
+        The token bag as `ranking`, the records as `sequences`, and `certain` where their gradient leaves
+        nothing of what was observed.
+    """
+    start = view.knowledge.start
+    if start is None or not view.records:
+        return NotApplicable("it needs the model and the number of records")
+    if view.layout.digest != start.attached.layout.digest:
+        return NotApplicable("it needs the values of the whole adapter")
+    bag = token_bag(view)
+    found = assemble_from(view, bag, budget)
+    given = view.knowledge.given
+    said = [t for record in found.sequences for t in record if t not in given] if all(found.certain) else []
+    ranking = list(dict.fromkeys([*said, *(token for token in bag.ranking if token not in given)]))
+    claimed = len(set(said)) or sum(token not in given for token in bag.ranking[: bag.claimed])
+    return Guess(ranking, claimed, "sequence assembly", found.sequences, found.certain)
+
+
+def token_bag(view: View) -> Bag:
+    """Tokens by the solvers of the token attacks; the penalty is high where the pursuit explains all."""
+    blocks = observations(view)
+    if isinstance(blocks, NotApplicable):
+        return Bag()
+    tokens, known = view.tokens + len(view.knowledge.given), view.knowledge
+    usable = known.approximation is None and not all(block.is_full for block in blocks)
+    if usable and tokens < blocks[0].width:
+        pursuit = matching_pursuit(blocks, tokens)
+        if pursuit.unexplained < _EXPLAINED:
+            return Bag(tuple(pursuit.ranking), len(pursuit.chosen))
+    return Bag(tuple(sparse_bayes(blocks, known.prior)), 2 * tokens, 3.0)
+
+
+def assemble_from(view: View, bag: Bag, budget: Budget | None = None) -> Assembled:
+    """Assemble records from a view and a token bag of the caller.
+
+    Args:
+        view: with ``knowledge.start`` and ``records``; values in the layout of the whole adapter.
+        bag: which tokens to prefer.
+        budget: processor time, width of the beam, longest record.
+    """
+    began = time.process_time()
+    start = view.knowledge.start
+    if start is None:
+        raise AuditError("this view holds no model; give a view whose knowledge has a start")
+    work = _Work.of(view, bag, budget or Budget(), start)
+    found = work.cancel()
+    left = work.left(found)
+    certain = (left < CERTAIN,) * len(found)
+    return Assembled(tuple(found), certain, left, time.process_time() - began)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One assembly: what was seen, and how to look at it."""
+
+    probe: Probe
+    observed: FloatVector = field(repr=False)
+    raw: bool
+    records: int
+    bag: Bag
+    budget: Budget
+    deadline: float
+    leave: frozenset[str]
+
+    @classmethod
+    def of(cls, view: View, bag: Bag, budget: Budget, start: Start) -> _Work:
+        raw, deadline = view.stage in RAW, time.process_time() + budget.seconds
+        observed = view.values if raw else -view.values
+        leave = view.knowledge.readers if view.knowledge.approximation is None else frozenset[str]()
+        return cls(Probe.of(start), observed, raw, view.records, bag, budget, deadline, leave)
+
+    @cached_property
+    def null(self) -> Null:
+        """What other texts look like."""
+        return Null.of(self.probe)
+
+    def is_over(self) -> bool:
+        return time.process_time() > self.deadline
+
+    def cancel(self) -> list[Record]:
+        """Decode records one after the other, each from what the others leave; then again while it helps."""
+        found: list[Record] = []
+        while len(found) < self.records and not (found and self.is_over()):
+            found.append(self.decode(found))
+        for place in range(len(found)):
+            left = self.left(found)
+            if self.is_over() or left < CERTAIN:
+                break
+            others = [record for index, record in enumerate(found) if index != place]
+            again = self.polish(self.decode(others) if others else found[place], others)
+            if self.left([*others, again]) < left:
+                found[place] = again
+        return found
+
+    def decode(self, others: Sequence[Record]) -> Record:
+        """The record that best explains what the others leave; first without the filter, which is cheaper."""
+        residual, left = self.residual(others), self.lefts(others)
+        spans = Spans.of(residual, self.probe, self.leave)
+        tried: list[tuple[Path, float]] = []
+        if spans.bases and self.records - len(others) == 1:
+            for width in (self.budget.beam, _WIDER * self.budget.beam):
+                search = replace(self.search(None, spans), width=width)
+                tried.append(search.run(left, self.is_over))
+                if tried[-1][1] < CERTAIN:
+                    break
+        if not tried or not (tried[-1][1] < CERTAIN or self.is_over()):
+            tried.append(self.search(self.filter(residual), spans).run(left, self.is_over))
+        return min(tried, key=lambda pair: pair[1])[0].tokens
+
+    def search(self, filter_: Filter | None, spans: Spans) -> Search:
+        weights = bag_weights(self.bag, len(self.probe.head_VD))
+        proposals = min(max(_PROPOSALS, self.bag.claimed), 2 * _PROPOSALS)
+        return Search(self.probe, filter_, spans, weights, self.budget.beam, proposals, self.budget.longest)
+
+    def filter(self, residual: FloatVector) -> Filter:
+        usual = self.null.size / math.sqrt(self.records)
+        scale = 1.0 if self.raw else usual / max(float(np.linalg.norm(residual)), _TINY)
+        scaled = np.asarray(residual * scale, np.float32)
+        return Filter.of(self.probe, self.null, scaled, 1 / (self.records * _USUAL))
+
+    def total(self, found: Sequence[Record]) -> FloatVector:
+        """What records contribute to the gradient of the batch."""
+        parts = [np.zeros_like(self.observed), *(self.probe.gradient([record]) for record in found)]
+        return np.sum(parts, axis=0, dtype=np.float32) / np.float32(self.records)
+
+    def off(self, total: FloatVector) -> FloatVector:
+        """The observed values less a gradient, whose length is fitted where they are a step."""
+        if self.raw:
+            return self.observed - total
+        length = max(float(self.observed @ total), 0.0) / max(float(total @ total), _TINY)
+        return np.asarray(self.observed - total * length, np.float32)
+
+    def residual(self, found: Sequence[Record]) -> FloatVector:
+        return self.off(self.total(found))
+
+    def left(self, found: Sequence[Record]) -> float:
+        """Share of the observed energy that records leave."""
+        return self._share(self.total(found))
+
+    def lefts(self, others: Sequence[Record]) -> Callable[[Path], float]:
+        """What is left by these records and a path."""
+        total = self.total(others)
+        return lambda path: self._share(total + self.total([path.tokens]))
+
+    def _share(self, total: FloatVector) -> float:
+        energies = [float(np.square(v, dtype=np.float64).sum()) for v in (self.off(total), self.observed)]
+        return energies[0] / max(energies[1], _TINY)
+
+    def polish(self, record: Record, others: Sequence[Record]) -> Record:
+        """Swap single tokens while the residual falls; the matched filter names the swaps."""
+        filter_, left = self.filter(self.residual(others)), self.lefts(others)
+        best = left(Path(record, 0.0))
+        while not self.is_over() and best >= CERTAIN:
+            trials = [(left(Path(swap, 0.0)), swap) for swap in self.swaps(record, filter_)]
+            if not trials or min(trials)[0] >= best:
+                break
+            best, record = min(trials)
+        return record
+
+    def swaps(self, record: Record, filter_: Filter) -> list[Record]:
+        """Records with one other token, the most promising ones."""
+        ids = torch.tensor([record])
+        table = filter_.scores(ids)[0, :-1] + self.probe.logits(ids)[0, :-1].log_softmax(dim=-1)
+        table = table + bag_weights(self.bag, table.shape[1])
+        gains = (table - table.gather(1, ids[0, 1:, None]))[:-1]
+        best = gains.flatten().topk(min(_CHECKED, gains.numel())).indices.tolist()
+        places = [divmod(place, gains.shape[1]) for place in best]
+        return [(*record[: at + 1], token, *record[at + 2 :]) for at, token in places]

@@ -1,0 +1,84 @@
+"""DAGER's sequence search as published, for comparison: exact span checks, no prior, no polish.
+
+Source: Petrov et al., DAGER, arXiv 2405.15586, section 4 (decoders): layer 1 gives the tokens, and a partial
+record is extended by every token whose input of layer 2 lies in the row space of that layer's gradient.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch.nn import functional
+
+from fedpeft_attacks.observations import observations
+from fedpeft_attacks.sequences import Assembled, Budget
+from fedpeft_attacks.sequences.probing import Probe
+from fedpeft_attacks.sequences.spans import Spans
+from fedpeft_attacks.span import span_check
+from fedpeft_attacks.views import NotApplicable, View
+
+_INSIDE = 0.05
+_KEPT = 16
+
+Paths = list[tuple[tuple[int, ...], float]]
+
+
+def dager(view: View, budget: Budget | None = None) -> Assembled:
+    """Records whose every prefix passes the span check of layer 2; none where no token passes layer 1.
+
+    Args:
+        view: a gradient of the whole adapter, with model and number of records.
+        budget: processor time and longest record; the width of the beam is DAGER's own.
+    """
+    limits, began, start = budget or Budget(), time.process_time(), view.knowledge.start
+    blocks = observations(view)
+    ranking, claimed = ([], 0) if isinstance(blocks, NotApplicable) else span_check(blocks)
+    if start is None or not claimed:
+        return Assembled((), (), 1.0, time.process_time() - began)
+    probe = Probe.of(start)
+    tokens = sorted(set(ranking[:claimed]) - {probe.begin})
+    ended = _search(probe, second_layer(view, probe), tokens, limits, began)
+    records = tuple((*path, *_end(probe)) for path, _ in sorted(ended, key=lambda pair: pair[1]))
+    taken = records[: view.records]
+    return Assembled(taken, (False,) * len(taken), 1.0, time.process_time() - began)
+
+
+def second_layer(view: View, probe: Probe) -> Spans:
+    """The row space of the next modules of the readers' kind."""
+    readers = view.knowledge.readers
+    kinds = {name.rpartition(".")[2] for name in readers}
+    spans = Spans.of(view.values, probe, readers)
+    names = [name for name in spans.bases if name.rpartition(".")[2] in kinds]
+    return Spans({name: spans.bases[name] for name in names[:1]})
+
+
+def _search(probe: Probe, spans: Spans, tokens: list[int], budget: Budget, began: float) -> Paths:
+    alive: Paths = [((probe.begin,), 0.0)]
+    ended: Paths = []
+    while alive and spans.bases and len(alive[0][0]) < budget.longest:
+        longer = _extend(probe, spans, tokens, alive)
+        if not longer or time.process_time() - began > budget.seconds:
+            break
+        alive = sorted(longer, key=lambda pair: pair[1])[:_KEPT]
+        ended = alive
+    return ended or alive
+
+
+def _extend(probe: Probe, spans: Spans, tokens: list[int], alive: Paths) -> Paths:
+    """Every extension that passes, with the sum of its squared distances."""
+    ids = torch.tensor([path for path, _ in alive])
+    proposals = torch.tensor([tokens] * len(alive))
+    (name, basis), *_ = spans.bases.items()
+    _, _, new = probe.ahead(ids, proposals, [name])
+    x = functional.normalize(new[name], dim=-1)
+    distances = (x - (x @ basis.T) @ basis).norm(dim=-1)
+    return [
+        ((*path, tokens[column]), score + float(distances[row, column]) ** 2)
+        for row, (path, score) in enumerate(alive)
+        for column in torch.nonzero(distances[row] < _INSIDE)[:, 0].tolist()
+    ]
+
+
+def _end(probe: Probe) -> tuple[int, ...]:
+    return () if probe.end is None else (probe.end,)

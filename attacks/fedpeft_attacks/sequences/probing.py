@@ -1,0 +1,200 @@
+"""What an attacker runs on the base that it holds: logits, slopes along a direction, gradients, inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedpeft.adapters.attach import linear_modules_under
+from fedpeft.data import Example, collate
+from fedpeft.exchange.layout import FloatVector
+from fedpeft.rng import torch_stream
+from fedpeft.training import per_example_loss
+from fedpeft.training.modes import steady
+
+if TYPE_CHECKING:
+    from fedpeft.adapters import Attached
+    from fedpeft_attacks.views import Start
+
+Records = Sequence[Sequence[int]]
+Inputs = dict[str, torch.Tensor]
+
+_STEP = 0.01
+_SAME = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Base and adapter as they were before the update.
+
+    Attributes:
+        attached: the adapter, with the values of `state` except inside a call.
+        state: trainable values before the update, float32, shape ``(layout.size,)``.
+    """
+
+    attached: Attached = field(repr=False)
+    state: FloatVector = field(repr=False)
+
+    @classmethod
+    def of(cls, start: Start) -> Probe:
+        """Load the values and keep them."""
+        return cls(start.ready(), start.state)
+
+    @cached_property
+    def begin(self) -> int:
+        """Id of the token that begins a text."""
+        tokenizer = self.attached.base.tokenizer
+        return next(int(t) for t in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if t is not None)
+
+    @cached_property
+    def end(self) -> int | None:
+        """Id of the token that ends a text."""
+        token = self.attached.base.tokenizer.eos_token_id
+        return None if token is None else int(token)
+
+    @cached_property
+    def head_VD(self) -> torch.Tensor:
+        """Weights of the language model head, float32."""
+        return self.attached.model.get_output_embeddings().weight.detach().float()
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Next-token logits at all positions, float32, shape ``(B, T, V)``."""
+        with torch.no_grad(), steady(self.attached.model):
+            return self.attached.model(input_ids=ids, use_cache=False).logits.float()
+
+    def slopes(self, ids: torch.Tensor, direction: FloatVector) -> torch.Tensor:
+        """Derivative of the logits along a direction of the trainable values, shape ``(B, T, V)``.
+
+        By central differences, so that any model serves; a zero direction has no slope.
+        """
+        length = float(np.linalg.norm(direction))
+        if length == 0.0:
+            return torch.zeros((*ids.shape, len(self.head_VD)))
+        step = _STEP * max(float(np.linalg.norm(self.state)), 1.0)
+        move = np.asarray(direction * (step / length), np.float32)
+        try:
+            sides = [self._at(values, ids) for values in (self.state + move, self.state - move)]
+        finally:
+            self.attached.load(self.state)
+        return (sides[0] - sides[1]) * (length / (2 * step))
+
+    def _at(self, values: FloatVector, ids: torch.Tensor) -> torch.Tensor:
+        self.attached.load(values)
+        return self.logits(ids)
+
+    def gradient(self, records: Records, weights: Sequence[Sequence[float]] | None = None) -> FloatVector:
+        """Gradient of the mean loss of records, each a mean over its tokens but the first.
+
+        Args:
+            records: token ids.
+            weights: signed weight of each token's loss, instead of the mean.
+        """
+        attached = self.attached
+        batch = collate([_example(ids) for ids in records], attached.base.pad_id, attached.base.device)
+        batch.targets.clamp_(min=0)
+        with torch.enable_grad(), steady(attached.model):
+            if weights is None:
+                loss = per_example_loss(attached.model, batch, "causal-lm").mean()
+            else:
+                loss = (self._losses(batch.ids) * _padded(weights, batch.ids)).sum()
+            tensors = torch.autograd.grad(loss, list(attached.parameters.values()))
+        return attached.layout.flatten(dict(zip(attached.parameters, tensors, strict=True)))
+
+    def _losses(self, ids: torch.Tensor) -> torch.Tensor:
+        logits = self.attached.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+        )
+        return losses.reshape(len(ids), -1)
+
+    def inputs(self, ids: torch.Tensor, modules: Sequence[str]) -> tuple[torch.Tensor, Inputs]:
+        """Logits of the last position, and what each module reads at all positions, ``(B, T, I)``."""
+        with self._listening(modules) as seen:
+            return self.logits(ids)[:, -1], seen
+
+    def ahead(
+        self, ids: torch.Tensor, proposals_BP: torch.Tensor, modules: Sequence[str]
+    ) -> tuple[torch.Tensor, Inputs, Inputs]:
+        """Read prefixes and then each of their proposals, which share the prefix's work.
+
+        Returns:
+            Logits after each proposal, ``(B, P, V)``; what each module reads along the prefix, ``(B, T, I)``;
+            and what it reads at the proposal, ``(B, P, I)``.
+        """
+        model, (rows, count) = self.attached.model, proposals_BP.shape
+        with torch.no_grad(), steady(model):
+            with self._listening(modules) as past:
+                memory = model(input_ids=ids, use_cache=True).past_key_values
+            memory.batch_repeat_interleave(count)
+            with self._listening(modules) as new:
+                output = model(input_ids=proposals_BP.reshape(-1, 1), past_key_values=memory, use_cache=True)
+        logits = output.logits[:, -1].float().reshape(rows, count, -1)
+        return logits, past, {name: value.reshape(rows, count, -1) for name, value in new.items()}
+
+    @contextmanager
+    def _listening(self, modules: Sequence[str]) -> Generator[Inputs]:
+        """Collects what modules read in a pass."""
+        adapted, seen = linear_modules_under(self.attached.model), Inputs()
+
+        def keep(name: str) -> Any:
+            def hook(_: Any, inputs: tuple[Any, ...]) -> None:
+                seen[name] = inputs[0].detach().float()
+
+            return hook
+
+        handles = [adapted[name].register_forward_pre_hook(keep(name)) for name in modules]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @cached_property
+    def groups(self) -> list[list[str]]:
+        """Adapted modules by what they read, in the order in which a pass reaches them."""
+        ids = torch.tensor([[self.begin, 1, 2, 3]])
+        _, seen = self.inputs(ids, self.attached.spec.targets)
+        groups: list[list[str]] = []
+        for name, value in seen.items():
+            like = next((group for group in groups if _equal(seen[group[0]], value)), None)
+            groups.append([name]) if like is None else like.append(name)
+        return groups
+
+    def texts(self, count: int, length: int) -> list[list[int]]:
+        """Texts sampled from the base, each up to its end token; reproducible."""
+        draws = torch_stream(0, 0, "", "audit-null-texts")
+        rows = torch.full((count, 1), self.begin)
+        for _ in range(length):
+            shares = self.logits(rows)[:, -1].softmax(dim=-1)
+            rows = torch.cat([rows, torch.multinomial(shares, 1, generator=draws)], dim=1)
+        return [self.cut(row) for row in rows.tolist()]
+
+    def cut(self, row: Sequence[int]) -> list[int]:
+        """A record up to its first end token, which stays."""
+        ends = [place for place, token in enumerate(row) if place and token == self.end]
+        return list(row[: ends[0] + 1]) if ends else list(row)
+
+
+def _example(ids: Sequence[int]) -> Example:
+    weights = np.ones(len(ids), np.float32)
+    weights[:1] = 0.0
+    return Example(np.asarray(ids, np.int64), weights)
+
+
+def _padded(weights: Sequence[Sequence[float]], ids: torch.Tensor) -> torch.Tensor:
+    """Weights of targets, zero where there is none, shape ``(B, T - 1)``."""
+    table: NDArray[np.float32] = np.zeros((ids.shape[0], ids.shape[1] - 1), np.float32)
+    for row, values in enumerate(weights):
+        table[row, : len(values)] = values
+    return torch.from_numpy(table)
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, atol=_SAME)

@@ -1,0 +1,53 @@
+"""The platform's own privacy: its defaults show no leak to its own audit, and the undefended format does.
+
+If the first fails, a change made the defaults leak. If the second fails, a change made the attacks blind, and
+the first says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedpeft.config import load_config
+from fedpeft_simulations.cli import embedded_scenario
+from fedpeft_simulations.runner import run
+
+SMALL = (
+    "run.arms=[]",
+    "data.samples=48",
+    "data.test_samples=16",
+    "federation.nodes=2",
+    "federation.rounds=2",
+)
+UNDEFENDED = (
+    "adapter.aggregation=naive",
+    "adapter.skip_layers=[]",
+    "exchange.up.codec=dense-fp32",
+    "exchange.down.codec=dense-fp32",
+    "federation.optimiser=sgd",
+    "federation.local_steps=1",
+    "federation.batch_size=2",
+    "audit.outbox=refuse",
+)
+
+
+def audited(tmp_path, *settings):
+    """The report of a small embedded federation."""
+    store = run(
+        load_config(embedded_scenario(), (*SMALL, *settings)), tmp_path / "run", "new", lambda event: None
+    )
+    return json.loads((store.path / "audit" / "report.json").read_text())
+
+
+def test_the_defaults_show_no_leak(tmp_path):
+    report = audited(tmp_path)
+    assert report["verdict"] == "no leak found at this power"
+
+
+def test_the_undefended_format_leaks(tmp_path):
+    report = audited(tmp_path, *UNDEFENDED[:-1])
+    assert report["verdict"] == "leaks"
+    leaking = {finding["stage"] for finding in report["findings"] if finding["verdict"] == "leaks"}
+    assert {"gradient", "envelope"} <= leaking
