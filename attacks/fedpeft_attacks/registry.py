@@ -127,7 +127,7 @@ def attack_named(name: str) -> Attack:
         AuditError: there is none.
     """
     if name not in ATTACKS:
-        raise AuditError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)}")
+        raise AuditError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)}, released, epsilon")
     return ATTACKS[name]
 
 

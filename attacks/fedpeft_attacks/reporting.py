@@ -90,7 +90,7 @@ def assemble(
         not_tested=not_tested(config, taps, findings, checks),
         limits=LIMITS,
         versions={name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
-        command=_command(findings, delivery),
+        command=_command(findings, checks, delivery),
         signature=None if delivery.sign_with is None else signature_of(delivery.sign_with),
     )
 
@@ -124,8 +124,9 @@ def _short(name: str) -> str:
     return Path(name).name if Path(name).exists() else name
 
 
-def _command(findings: Sequence[Finding], delivery: Delivery) -> str:
-    attacks = ",".join(dict.fromkeys(one.attack for one in findings if one.attack in ATTACKS))
+def _command(findings: Sequence[Finding], checks: Sequence[EpsilonCheck], delivery: Delivery) -> str:
+    names = [one.attack if one.attack in ATTACKS else "released" for one in findings]
+    attacks = ",".join(dict.fromkeys([*names, *(["epsilon"] if checks else [])]))
     own = " --own-copy" if delivery.own_copy else ""
     sign = " --sign-with HOME" if delivery.sign_with is not None else ""
     return f"fedpeft audit RUN --attacks {attacks}{own}{sign}"

@@ -20,6 +20,10 @@ from fedpeft_attacks.trials import power_of, trials_of
 
 Progress = Callable[[str], None]
 
+RELEASED, EPSILON = "released", "epsilon"
+PARTS = (RELEASED, EPSILON)
+"""What ``audit.attacks`` may name beside attacks on updates: those on the adapter, audits of the claim."""
+
 
 def audit_run(
     run_dir: Path,
@@ -34,7 +38,7 @@ def audit_run(
 
     Args:
         run_dir: a run directory whose config had ``audit.enabled``.
-        attacks: names of attacks; default: ``audit.attacks`` of the run's config.
+        attacks: names of attacks, or of `PARTS`; default: ``audit.attacks`` of the run's config.
         out: folder of the report; default: ``RUN/audit``.
         progress: called with one line before each step.
         delivery: whether recovered text is kept and who signs; default: redacted and not signed.
@@ -46,27 +50,38 @@ def audit_run(
     store, delivery = RunStore.open(run_dir), delivery or Delivery()
     if delivery.sign_with is not None:
         signer_in(delivery.sign_with)
-    solvers = {name: attack_named(name) for name in (attacks or store.config.audit.attacks)}
+    names = tuple(attacks or store.config.audit.attacks)
+    solvers = {name: attack_named(name) for name in names if name not in PARTS}
     taps = read_taps(store)
     _say(progress, "audit: the base and what was tapped")
     evidence = gather(store, store.config, taps)
-    findings, examples = _updates(store, evidence, taps, solvers, (progress, delivery.own_copy))
-    findings += released_findings(store, store.config.audit.threshold, progress)
-    _say(progress, "audit: the claimed epsilon")
-    results = Results(findings, claim_checks(store, taps), examples, TEXTS)
+    findings, examples = update_findings(store, evidence, taps, solvers, (progress, delivery.own_copy))
+    if RELEASED in names:
+        findings += released_findings(store, store.config.audit.threshold, progress)
+    if EPSILON in names:
+        _say(progress, "audit: the claimed epsilon")
+    results = Results(findings, claim_checks(store, taps) if EPSILON in names else (), examples, TEXTS)
     report = assemble(store, evidence, taps, results, delivery)
     write_report(report, out or store.path / "audit", delivery.sign_with)
     return report
 
 
-def _updates(
+def update_findings(
     store: RunStore,
     evidence: Evidence,
     taps: Sequence[Tap],
     solvers: Mapping[str, Attack],
-    manner: tuple[Progress | None, bool],
+    manner: tuple[Progress | None, bool] = (None, False),
 ) -> tuple[list[Finding], list[Example]]:
-    """Every attack on every stage; and, for the own copy, the best that each recovered."""
+    """Every attack on every stage of the exchange.
+
+    Args:
+        store: the run.
+        evidence: its views.
+        taps: what they were taken from.
+        solvers: attacks by name.
+        manner: what is called before each step, and whether to keep the best that each attack recovered.
+    """
     progress, own_copy = manner
     _say(progress, "audit: the undefended reference")
     trials, config = trials_of(evidence, store.config.adapter, taps), store.config

@@ -248,7 +248,8 @@ class AuditConfig(Section):
     )
     nodes: int = Field(default=2, ge=1, description="how many nodes are tapped")
     attacks: tuple[str, ...] = Field(
-        default=("span", "sparse-recovery", "sequences"), description="attacks on updates to run"
+        default=("span", "sparse-recovery", "sequences", "released", "epsilon"),
+        description="attacks on updates; released: those on the adapter; epsilon: audits of the claim",
     )
     threshold: float = Field(
         default=0.1, ge=0, le=1, description="excess over the better baseline that counts as a leak"

@@ -1,0 +1,180 @@
+"""The stage ladder: what attacks read at every stage of the exchange, by adapter format and exchange.
+
+Runs of the embedded federation with two nodes and two rounds; the second is audited, as its adapter is no
+longer at its start. Where layer 0 carries the adapter the attacks know its inputs exactly; the default leaves
+it out.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedpeft.cli.output import table
+from fedpeft.config import load_config
+from fedpeft_attacks.figures import RARE, SECRETS, SEQUENCES, TOKENS
+from fedpeft_attacks.findings import Finding
+from fedpeft_attacks.gathering import gather
+from fedpeft_attacks.registry import attack_named
+from fedpeft_attacks.suite import update_findings
+from fedpeft_attacks.summaries import overall
+from fedpeft_attacks.taps import read_taps
+from fedpeft_simulations.bench.command import machine
+from fedpeft_simulations.bench.federation import DENSE
+from fedpeft_simulations.bench.gain import options
+from fedpeft_simulations.bench.private import UTILITY
+from fedpeft_simulations.cli import embedded_scenario
+from fedpeft_simulations.runner import run
+
+Row = dict[str, Any]
+Settings = Mapping[str, Any]
+
+ADAPTERS: Mapping[str, Settings] = {
+    "LoRA, A trained": {"adapter.aggregation": "naive", "adapter.skip_layers": []},
+    "LoRA, A frozen": {"adapter.skip_layers": []},
+    "the same without layer 0 (default)": {},
+    "MiSS": {"adapter.method": "miss", "adapter.skip_layers": []},
+    "(IA)3": {"adapter.method": "ia3"},
+}
+SMALL: Settings = {
+    "run.arms": [],
+    "federation.nodes": 2,
+    "federation.rounds": 2,
+    "federation.evaluate_every": 0,
+    "data.test_samples": 16,
+    "audit.attacks": ["span"],
+    "audit.rounds": [-1],
+}
+NOISE: Mapping[float, float] = {8.0: 0.9397, 2.0: 2.3002}
+"""Noise multiplier of the whole private run (`fedpeft bench private`) by its epsilon."""
+STAGES = ("gradient", "update", "envelope", "aggregate")
+ATTACKS = ("sparse-recovery", "sequences")
+FIGURES = (TOKENS, RARE, SEQUENCES, SECRETS)
+COLUMNS = (
+    "adapter",
+    "exchange",
+    *(f"{stage}: rare" for stage in STAGES),
+    "records",
+    "personal data",
+    "leaves",
+)
+
+
+def exchanges() -> Mapping[str, Settings]:
+    """The exchanges by name; under privacy the settings of the scenario's private arm."""
+    ternary = {f"ternary {density:.0%}": {"exchange.up.density": density} for density in (0.2, 0.05)}
+    return {"dense": DENSE, **ternary, **{f"DP, epsilon {epsilon:g}": _private(epsilon) for epsilon in NOISE}}
+
+
+def _private(epsilon: float) -> Settings:
+    given = dict(load_config(embedded_scenario()).run.private)
+    kept = {key: value for key, value in given.items() if key.split(".")[0] != "adapter"}
+    del kept["privacy.epsilon"], kept["federation.rounds"]
+    return {
+        **kept,
+        **UTILITY[epsilon],
+        "privacy.noise_multiplier": NOISE[epsilon],
+        "privacy.most_noise": 10.0,
+    }
+
+
+def run_all(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Run and audit every adapter with every exchange; one row of figures per run, and their means.
+
+    Args:
+        seeds: of data, adapter and batches.
+        report: receives the name of each run when it is done.
+    """
+    rows: list[Row] = []
+    for seed in seeds:
+        for made in _rows(seed):
+            rows.append(made)
+            if report:
+                report(f"seed {seed}: {made['adapter']}, {made['exchange']}")
+    return {"machine": machine(), "rows": rows, "means": means(rows)}
+
+
+def _rows(seed: int) -> Iterator[Row]:
+    for adapter, format in ADAPTERS.items():
+        for exchange, settings in exchanges().items():
+            chosen = {**SMALL, **format, **settings, "run.seed": seed}
+            yield {"adapter": adapter, "exchange": exchange, "seed": seed, **facts(audited(options(chosen)))}
+
+
+def audited(settings: Sequence[str]) -> list[Finding]:
+    """One run in this process, and what the attacks read at its stages."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config(embedded_scenario(), settings)
+        store = run(config, Path(folder) / "run", "new", lambda event: None)
+        taps = read_taps(store)
+        evidence = gather(store, config, taps)
+        chosen = {stage: evidence.stages[stage] for stage in STAGES if stage in evidence.stages}
+        attacks = {name: attack_named(name) for name in ATTACKS}
+        return update_findings(store, replace(evidence, stages=chosen), taps, attacks)[0]
+
+
+def facts(findings: Sequence[Finding]) -> Row:
+    """The best figure of any attack and its best baseline, by stage and kind; None where none was read."""
+    found: Row = {"verdict": overall(findings, ())}
+    for stage in STAGES:
+        own = [finding for finding in findings if finding.stage == stage]
+        for name in FIGURES:
+            found[f"{stage} {name}"], found[f"{stage} {name} baseline"] = _best(own, name)
+    return found
+
+
+def _best(findings: Sequence[Finding], name: str) -> tuple[float | None, float | None]:
+    figures = [figure for finding in findings if (figure := finding.measure(name)) is not None]
+    if not figures:
+        return None, None
+    best = max(figures, key=lambda figure: figure.excess)
+    return best.value, best.baselines.best
+
+
+def means(rows: Sequence[Row]) -> list[Row]:
+    """One row per adapter and exchange: means over the seeds, and how many runs leaked."""
+    found: list[Row] = []
+    for place in dict.fromkeys((row["adapter"], row["exchange"]) for row in rows):
+        own = [row for row in rows if (row["adapter"], row["exchange"]) == place]
+        keys = [f"{stage} {name}{end}" for stage in STAGES for name in FIGURES for end in ("", " baseline")]
+        figures = {key: _mean([row[key] for row in own]) for key in keys}
+        leaks = sum(row["verdict"] == "leaks" for row in own)
+        found.append({"adapter": place[0], "exchange": place[1], "runs": len(own), "leaks": leaks, **figures})
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def cells(mean: Row) -> list[str]:
+    """A row of `means` as text, in the order of `COLUMNS`; whole records and data: gradient / envelope."""
+    rare = [_beside(mean, stage, RARE) for stage in STAGES]
+    wholes = [
+        " / ".join(_share(mean[f"{stage} {name}"]) for stage in ("gradient", "envelope"))
+        for name in FIGURES[2:]
+    ]
+    return [mean["adapter"], mean["exchange"], *rare, *wholes, f"{mean['leaks']} of {mean['runs']} leak"]
+
+
+def _beside(mean: Row, stage: str, name: str) -> str:
+    value, baseline = mean[f"{stage} {name}"], mean[f"{stage} {name} baseline"]
+    return "–" if value is None else f"{_share(value)} ({_share(baseline)})"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def show(facts: Mapping[str, Any]) -> None:
+    """Print the ladder of what the command has found."""
+    table(
+        f"what attacks read, best baseline in brackets ({facts['machine']})",
+        COLUMNS,
+        map(cells, facts["means"]),
+    )
