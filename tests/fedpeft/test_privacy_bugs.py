@@ -17,7 +17,7 @@ from fedpeft.privacy import dpsgd, noise, per_example
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.secagg.shamir import PRIME, fresh_secret
-from fedpeft_simulations.bench import mechanism
+from fedpeft_attacks.epsilon import mechanism
 from fedpeft_simulations.embedded.corpus import public_documents
 from fedpeft_simulations.embedded.people import pool
 from fedpeft_simulations.embedded.vocabulary import words
@@ -117,13 +117,13 @@ def test_a_residual_never_goes_with_the_privacy_of_whole_nodes(trust, adaptive):
 @pytest.mark.parametrize("claimed", [1.0, 8.0])
 def test_an_audit_counts_at_one_threshold_that_no_draw_decides(monkeypatch, claimed):
     """The best of many intervals has not the coverage of one."""
-    used, count = [], mechanism._by_counting
+    used, count = [], mechanism.counting_bound
 
-    def counting(members, others, threshold):
+    def counting(members, others, threshold, delta, confidence):
         used.append(threshold)
-        return count(members, others, threshold)
+        return count(members, others, threshold, delta, confidence)
 
-    monkeypatch.setattr(mechanism, "_by_counting", counting)
+    monkeypatch.setattr(mechanism, "counting_bound", counting)
     for scale in (1.0, 1.5):
         mechanism.audit(claimed, 5_000, scale)
     assert len(used) == 2 and used[0] == used[1]

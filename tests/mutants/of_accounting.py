@@ -6,7 +6,7 @@ from harness import Mutant
 
 ACCOUNTING, PLAN, PLANNING = "fedpeft.privacy.accounting", "fedpeft.privacy.plan", "fedpeft.privacy.planning"
 CALIBRATION, RENYI = "fedpeft.privacy.calibration", "fedpeft.privacy.renyi"
-AUDIT = "fedpeft_simulations.bench.mechanism"
+AUDIT, INTERVALS = "fedpeft_attacks.epsilon.mechanism", "fedpeft_attacks.epsilon.intervals"
 
 FIGURES = "fedpeft/test_privacy_accounting.py::"
 PLANS = "fedpeft/test_privacy_plan.py::"
@@ -178,18 +178,18 @@ MUTANTS = (
     Mutant(
         38,
         "the audit reports its point estimate as a bound",
-        AUDIT,
-        "return epsilon_of(estimate - float(norm.ppf(CONFIDENCE)) * error, DELTA)",
-        "return epsilon_of(estimate, DELTA)",
+        INTERVALS,
+        "return epsilon_of(estimate - float(norm.ppf(confidence)) * error, delta)",
+        "return epsilon_of(estimate, delta)",
         (BENCH + "test_bounds_above_the_claim_are_as_rare_as_they_say",),
     ),
     Mutant(
         38,
         "the best of many thresholds is reported with the confidence of one",
         AUDIT,
-        "counted = _by_counting(members, others, _threshold(multiplier, len(members)))",
+        "counted = counting_bound(members, others, threshold, DELTA, CONFIDENCE)",
         "cuts = np.linspace(0.5, 1 + 5 * multiplier, 200)\n"
-        "    counted = max(_by_counting(members, others, float(cut)) for cut in cuts)",
+        "    counted = max(counting_bound(members, others, float(cut), DELTA, CONFIDENCE) for cut in cuts)",
         ("fedpeft/test_privacy_bugs.py::test_an_audit_counts_at_one_threshold_that_no_draw_decides",),
     ),
 )

@@ -75,8 +75,8 @@ MUTANTS = (
         13,
         "the ledger is told that data are opened after they were",
         ROUND,
-        "ledger.started(reservation)\n    seconds = _train(desk, task, taps, plan)",
-        "seconds = _train(desk, task, taps, plan)\n    ledger.started(reservation)",
+        "ledger.started(reservation)\n    seconds, examples = _train(desk, task, taps, plan)",
+        "seconds, examples = _train(desk, task, taps, plan)\n    ledger.started(reservation)",
         (NODE + "test_a_round_that_dies_with_its_data_open_is_paid_for_and_paid_again",),
     ),
     Mutant(

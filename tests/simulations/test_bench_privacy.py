@@ -7,7 +7,9 @@ import pytest
 from scipy.stats import binom
 
 from fedpeft.privacy.accounting import Steps, epsilon
-from fedpeft_simulations.bench import mechanism, privacy
+from fedpeft_attacks.epsilon import mechanism
+from fedpeft_attacks.epsilon.gaussian import epsilon_of, separation
+from fedpeft_simulations.bench import privacy
 
 REPEATS = 40
 FALSE_ALARM = 1e-6
@@ -37,10 +39,10 @@ def test_all_twelve_settings_are_in_order():
 
 def test_one_gaussian_release_has_the_exact_epsilon():
     for claimed in (0.5, 1.0, 4.0, 8.0):
-        mu = mechanism.separation(claimed, mechanism.DELTA)
-        assert mechanism.epsilon_of(mu, mechanism.DELTA) == pytest.approx(claimed, rel=1e-6)
+        mu = separation(claimed, mechanism.DELTA)
+        assert epsilon_of(mu, mechanism.DELTA) == pytest.approx(claimed, rel=1e-6)
         assert epsilon([Steps(1.0, 1 / mu, 1)], mechanism.DELTA) == pytest.approx(claimed, rel=1e-3)
-    assert mechanism.epsilon_of(-1.0, mechanism.DELTA) == 0.0
+    assert epsilon_of(-1.0, mechanism.DELTA) == 0.0
 
 
 @pytest.mark.parametrize(("claimed", "repeats"), [(1.0, 25), (4.0, 4), (8.0, 4)])

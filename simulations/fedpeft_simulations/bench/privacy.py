@@ -12,8 +12,8 @@ import numpy as np
 
 from fedpeft.privacy import noise
 from fedpeft.privacy.accounting import FINE, Steps, epsilon
+from fedpeft_attacks.epsilon.mechanism import audit
 from fedpeft_simulations.bench.command import machine
-from fedpeft_simulations.bench.mechanism import audit
 from fedpeft_simulations.bench.timing import best
 
 VALUES = 1_000_000
