@@ -23,12 +23,12 @@ from fedpeft_attacks.registry import attack_named
 from fedpeft_attacks.suite import update_findings
 from fedpeft_attacks.summaries import overall
 from fedpeft_attacks.taps import read_taps
+from fedpeft_simulations import runner
 from fedpeft_simulations.bench.command import machine
 from fedpeft_simulations.bench.federation import DENSE
 from fedpeft_simulations.bench.gain import options
 from fedpeft_simulations.bench.private import UTILITY
 from fedpeft_simulations.cli import embedded_scenario
-from fedpeft_simulations.runner import run
 
 Row = dict[str, Any]
 Settings = Mapping[str, Any]
@@ -82,7 +82,7 @@ def _private(epsilon: float) -> Settings:
     }
 
 
-def run_all(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> dict[str, Any]:
+def run(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Run and audit every adapter with every exchange; one row of figures per run, and their means.
 
     Args:
@@ -109,7 +109,7 @@ def audited(settings: Sequence[str]) -> list[Finding]:
     """One run in this process, and what the attacks read at its stages."""
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(embedded_scenario(), settings)
-        store = run(config, Path(folder) / "run", "new", lambda event: None)
+        store = runner.run(config, Path(folder) / "run", "new", lambda event: None)
         taps = read_taps(store)
         evidence = gather(store, config, taps)
         chosen = {stage: evidence.stages[stage] for stage in STAGES if stage in evidence.stages}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,7 @@ def register(app: typer.Typer) -> None:
     group.command("ledger")(ledger)
     group.command("nodes")(nodes)
     group.command("private")(private)
+    group.command("audit")(audit)
     group.command("all")(everything)
     app.add_typer(group, name="bench")
 
@@ -196,6 +199,27 @@ def private(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
     emit(facts, as_json, lambda: benchmark.show(facts))
 
 
+class AuditPart(StrEnum):
+    """What ``fedpeft bench audit`` can measure."""
+
+    TOKENS = "tokens"
+    SEQUENCES = "sequences"
+    RECIT = "recit"
+    MEMORY = "memory"
+    EPSILON = "epsilon"
+    LADDER = "ladder"
+
+
+def audit(part: AuditPart, seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
+    """The attacks of the audit on what is undefended, defended, and nothing at all; ten minutes and more."""
+    from fedpeft_simulations.bench.timing import one_core
+
+    one_core()
+    benchmark = import_module(f"fedpeft_simulations.bench.audit_{part.value}")
+    facts = benchmark.run(seeds, _tell)
+    emit(facts, as_json, lambda: benchmark.show(facts))
+
+
 def _tell(line: str) -> None:
     typer.echo(line, err=True)
 
@@ -210,7 +234,7 @@ def _show_gain(title: str, rows: list[Row], as_json: bool) -> None:
 
 
 def everything() -> None:
-    """Run all benchmarks, one after the other; three hours."""
+    """Run all benchmarks, one after the other; four hours."""
     simulate([0, 1, 2], False)
     memory(False)
     resume(20, False)
@@ -222,5 +246,7 @@ def everything() -> None:
     ledger(kills=1000, as_json=False)
     nodes(False)
     private([0, 1, 2], False)
+    for part in AuditPart:
+        audit(part, [0, 1, 2], False)
     federation([0, 1, 2], False)
     participation([0, 1, 2], False)
