@@ -8,17 +8,14 @@ from functools import partial
 from hashlib import sha256
 
 from fedpeft.errors import AuditError
-from fedpeft_attacks.bayes import sparse_bayes
 from fedpeft_attacks.blocks import Block
 from fedpeft_attacks.observations import observations
-from fedpeft_attacks.pursuit import matching_pursuit
+from fedpeft_attacks.recovery import sparse_recovery
 from fedpeft_attacks.span import span_check
 from fedpeft_attacks.views import Guess, Need, NotApplicable, View
 
 Solver = Callable[[View], Guess | NotApplicable]
 
-_EXPLAINED = 1e-2
-_WORK = 2**32
 SECONDS = 1.0
 """CPU seconds after which the assembly of one view's records starts no further step."""
 
@@ -42,20 +39,7 @@ def _span(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
 
 
 def _sparse(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
-    """The pursuit where it explains the update, sparse Bayesian recovery elsewhere.
-
-    The attacker can tell the two apart: a pursuit that found the tokens leaves nothing unexplained, and one
-    that chooses as many tokens as there are dimensions explains everything and so says nothing.
-    """
-    tokens = view.tokens + len(view.knowledge.given)
-    work = sum(block.atoms.shape[0] * block.width**2 for block in blocks)
-    hopeless = all(block.is_full for block in blocks) or tokens >= blocks[0].width
-    hopeless = hopeless or view.knowledge.approximation is not None
-    if not hopeless or work > _WORK:
-        pursuit = matching_pursuit(blocks, tokens)
-        if pursuit.unexplained < _EXPLAINED or work > _WORK:
-            return pursuit.ranking, len(pursuit.chosen), "matching pursuit"
-    return sparse_bayes(blocks, view.knowledge.prior), tokens, "sparse Bayesian recovery"
+    return sparse_recovery(blocks, view.knowledge, view.tokens + len(view.knowledge.given))
 
 
 def _records(view: View) -> Guess | NotApplicable:

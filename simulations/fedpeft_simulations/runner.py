@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from fedpeft.adapters.card import write_card
 from fedpeft.adapters.export import export
 from fedpeft.bases import Base
 from fedpeft.config import Config
-from fedpeft.data import write_records
+from fedpeft.data import Record, write_records
 from fedpeft.errors import ConfigError
 from fedpeft.exchange import noisy_values
 from fedpeft.exchange.layout import FloatVector
@@ -21,13 +21,15 @@ from fedpeft.privacy import plan_from_config
 from fedpeft.privacy.signal import check_signal
 from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import AuditFacts, RunSummary
+from fedpeft_attacks.memory.canaries import write_canaries
 from fedpeft_attacks.suite import audit_run
 from fedpeft_clients.home import Simulated, create_home
 from fedpeft_server.checkpoints import latest
 from fedpeft_simulations.arms import companion, results
 from fedpeft_simulations.backends import run_federation
+from fedpeft_simulations.canaries import draw_canaries, planted
 from fedpeft_simulations.judge import Judge, classes, load_run_base
-from fedpeft_simulations.organisations import Federation, load_federation
+from fedpeft_simulations.organisations import Federation, Organisation, load_federation
 from fedpeft_simulations.outcome import card_facts, complete, load_checkpoint, load_final, summarise
 from fedpeft_simulations.plots import plot_run
 
@@ -128,9 +130,22 @@ def _fill(store: RunStore, config: Config, federation: Federation) -> None:
             store.path / "nodes" / organisation.name,
             Simulated(index < config.audit.nodes, labels, roster),
         )
-        create_home(home, organisation.name, organisation.train, config, facts)
+        records = _with_canaries(organisation, config, home, labels)
+        create_home(home, organisation.name, records, config, facts)
     write_records(store.test, federation.test)
     write_json(store.labels, labels)
+
+
+def _with_canaries(
+    organisation: Organisation, config: Config, home: Path, labels: Sequence[str]
+) -> Sequence[Record]:
+    """What a node trains on: its records, and the canaries that a coin chose."""
+    if not config.audit.canaries:
+        return organisation.train
+    given = (config.audit.canaries, config.run.seed, organisation.name)
+    canaries = draw_canaries(*given, organisation.train, bool(labels))
+    write_canaries(home, canaries)
+    return planted(organisation.train, canaries)
 
 
 def _federate(store: RunStore, report: Progress) -> None:

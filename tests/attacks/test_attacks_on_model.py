@@ -16,6 +16,7 @@ from fedpeft_attacks.views import Guess, NotApplicable, View
 VOCABULARY = 1024
 
 UNIFORM = np.full(VOCABULARY, 1 / VOCABULARY)
+TOKEN_ATTACKS = [name for name, attack in ATTACKS.items() if attack.needs == {"token inputs"}]
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def _recall(reference, attack, rows):
     return score(guess, truth, UNIFORM, {0, 1, 2})
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", TOKEN_ATTACKS)
 def test_reads_a_single_record_of_the_undefended_reference(reference, sentences, attack):
     counts = [_recall(reference, attack, sentences(1, seed)).all for seed in range(3)]
     assert measure(counts).value >= 0.9
@@ -45,7 +46,7 @@ def test_sparse_recovery_reads_far_beyond_the_rank(reference, sentences):
     assert _recall(reference, "span", rows).all.hits < found.all.hits
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", TOKEN_ATTACKS)
 def test_is_at_chance_on_random_values(reference, sentences, attack):
     rows = sentences(3, 0)
     real = {token for row in rows for token in row} - {1, 2}
@@ -62,7 +63,7 @@ def test_is_at_chance_on_random_values(reference, sentences, attack):
     assert measure(spoken).value <= figure.baselines.chance + 0.1
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", TOKEN_ATTACKS)
 @pytest.mark.parametrize(
     "adapter",
     [
@@ -92,7 +93,7 @@ def test_formats_that_send_only_b_are_read_through_the_known_projection(trained_
     assert guess.ranking[0] == 17
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", TOKEN_ATTACKS)
 def test_what_cannot_be_read_is_not_applicable(trained_base, attack):
     cases = {
         "the first layer is zero": AdapterConfig(rank=4),
@@ -125,7 +126,7 @@ def test_a_skipped_layer_is_replaced_by_the_next_with_approximate_atoms(trained_
     reference = undefended(trained_base, 8, UNIFORM, skip_layers=(0,))
     assert all(".1." in name for name in reference.knowledge.readers)
     assert "layer 0 carries no adapter" in reference.knowledge.approximation
-    counts = [_recall(reference, "sparse-recovery", sentences(1, seed)).all for seed in range(3)]
+    counts = [_recall(reference, "sparse-recovery", sentences(1, seed)).all for seed in range(12)]
     figure = measure(counts)
     assert figure.interval[0] > figure.baselines.chance
 

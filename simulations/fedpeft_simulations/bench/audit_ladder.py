@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,6 +41,12 @@ ADAPTERS: Mapping[str, Settings] = {
     "MiSS": {"adapter.method": "miss", "adapter.skip_layers": []},
     "(IA)3": {"adapter.method": "ia3"},
 }
+FEDERATION, RECORD = "embedded federation", "one record, one step of SGD"
+LOADS: Mapping[str, Settings] = {
+    FEDERATION: {},
+    RECORD: {"federation.batch_size": 1, "federation.local_steps": 1, "federation.optimiser": "sgd"},
+}
+"""What goes into an update: batches of 12 over six steps of AdamW, or the least there is."""
 SMALL: Settings = {
     "run.arms": [],
     "federation.nodes": 2,
@@ -52,7 +59,7 @@ SMALL: Settings = {
 NOISE: Mapping[float, float] = {8.0: 0.9397, 2.0: 2.3002}
 """Noise multiplier of the whole private run (`fedpeft bench private`) by its epsilon."""
 STAGES = ("gradient", "update", "envelope", "aggregate")
-ATTACKS = ("sparse-recovery", "sequences")
+TOKEN_ATTACK, RECORD_ATTACK = "sparse-recovery", "sequences"
 FIGURES = (TOKENS, RARE, SEQUENCES, SECRETS)
 COLUMNS = (
     "adapter",
@@ -65,7 +72,7 @@ COLUMNS = (
 
 
 def exchanges() -> Mapping[str, Settings]:
-    """The exchanges by name; under privacy the settings of the scenario's private arm."""
+    """The exchanges by name; under privacy the settings, batches too, of the scenario's private arm."""
     ternary = {f"ternary {density:.0%}": {"exchange.up.density": density} for density in (0.2, 0.05)}
     return {"dense": DENSE, **ternary, **{f"DP, epsilon {epsilon:g}": _private(epsilon) for epsilon in NOISE}}
 
@@ -94,15 +101,22 @@ def run(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> di
         for made in _rows(seed):
             rows.append(made)
             if report:
-                report(f"seed {seed}: {made['adapter']}, {made['exchange']}")
+                report(f"seed {seed}: {made['load']}, {made['adapter']}, {made['exchange']}")
     return {"machine": machine(), "rows": rows, "means": means(rows)}
 
 
 def _rows(seed: int) -> Iterator[Row]:
-    for adapter, format in ADAPTERS.items():
-        for exchange, settings in exchanges().items():
-            chosen = {**SMALL, **format, **settings, "run.seed": seed}
-            yield {"adapter": adapter, "exchange": exchange, "seed": seed, **facts(audited(options(chosen)))}
+    for load, adapter, exchange in places():
+        chosen = {**SMALL, **LOADS[load], **ADAPTERS[adapter], **exchanges()[exchange], "run.seed": seed}
+        place = {"load": load, "adapter": adapter, "exchange": exchange, "seed": seed}
+        yield {**place, **facts(audited(options(chosen)))}
+
+
+def places() -> Iterator[tuple[str, str, str]]:
+    """Load, adapter and exchange of every run; one record has no private exchange, which needs batches."""
+    for load, adapter, exchange in product(LOADS, ADAPTERS, exchanges()):
+        if load == FEDERATION or not exchange.startswith("DP"):
+            yield load, adapter, exchange
 
 
 def audited(settings: Sequence[str]) -> list[Finding]:
@@ -113,38 +127,38 @@ def audited(settings: Sequence[str]) -> list[Finding]:
         taps = read_taps(store)
         evidence = gather(store, config, taps)
         chosen = {stage: evidence.stages[stage] for stage in STAGES if stage in evidence.stages}
-        attacks = {name: attack_named(name) for name in ATTACKS}
+        attacks = {name: attack_named(name) for name in (TOKEN_ATTACK, RECORD_ATTACK)}
         return update_findings(store, replace(evidence, stages=chosen), taps, attacks)[0]
 
 
 def facts(findings: Sequence[Finding]) -> Row:
-    """The best figure of any attack and its best baseline, by stage and kind; None where none was read."""
+    """Figures and their best baselines by stage and kind; None where nothing could be read."""
     found: Row = {"verdict": overall(findings, ())}
-    for stage in STAGES:
-        own = [finding for finding in findings if finding.stage == stage]
-        for name in FIGURES:
-            found[f"{stage} {name}"], found[f"{stage} {name} baseline"] = _best(own, name)
+    for stage, name in product(STAGES, FIGURES):
+        attack = TOKEN_ATTACK if name in (TOKENS, RARE) else RECORD_ATTACK
+        own = [one for one in findings if (one.stage, one.attack) == (stage, attack)]
+        figure = own[0].measure(name) if own else None
+        found[f"{stage} {name}"] = figure.value if figure else None
+        found[f"{stage} {name} baseline"] = figure.baselines.best if figure else None
     return found
-
-
-def _best(findings: Sequence[Finding], name: str) -> tuple[float | None, float | None]:
-    figures = [figure for finding in findings if (figure := finding.measure(name)) is not None]
-    if not figures:
-        return None, None
-    best = max(figures, key=lambda figure: figure.excess)
-    return best.value, best.baselines.best
 
 
 def means(rows: Sequence[Row]) -> list[Row]:
-    """One row per adapter and exchange: means over the seeds, and how many runs leaked."""
+    """One row per load, adapter and exchange: means over the seeds, and how many runs leaked."""
     found: list[Row] = []
-    for place in dict.fromkeys((row["adapter"], row["exchange"]) for row in rows):
-        own = [row for row in rows if (row["adapter"], row["exchange"]) == place]
+    for place in dict.fromkeys(_place(row) for row in rows):
+        own = [row for row in rows if _place(row) == place]
         keys = [f"{stage} {name}{end}" for stage in STAGES for name in FIGURES for end in ("", " baseline")]
         figures = {key: _mean([row[key] for row in own]) for key in keys}
         leaks = sum(row["verdict"] == "leaks" for row in own)
-        found.append({"adapter": place[0], "exchange": place[1], "runs": len(own), "leaks": leaks, **figures})
+        load, adapter, exchange = place
+        named = {"load": load, "adapter": adapter, "exchange": exchange}
+        found.append({**named, "runs": len(own), "leaks": leaks, **figures})
     return found
+
+
+def _place(row: Row) -> tuple[str, str, str]:
+    return row["load"], row["adapter"], row["exchange"]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -172,9 +186,7 @@ def _share(value: float | None) -> str:
 
 
 def show(facts: Mapping[str, Any]) -> None:
-    """Print the ladder of what the command has found."""
-    table(
-        f"what attacks read, best baseline in brackets ({facts['machine']})",
-        COLUMNS,
-        map(cells, facts["means"]),
-    )
+    """Print the ladders of what the command has found."""
+    for load in LOADS:
+        lines = [cells(mean) for mean in facts["means"] if mean["load"] == load]
+        table(f"{load}: what attacks read, best baseline in brackets ({facts['machine']})", COLUMNS, lines)

@@ -49,7 +49,14 @@ class Shape:
     heads: int = 4
 
 
-def build(out: Path, steps: int = STEPS, seed: int = 0, progress: Progress | None = None) -> str:
+def build(
+    out: Path,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Progress | None = None,
+    shape: Shape | None = None,
+    rate: float = _LEARNING_RATE,
+) -> str:
     """Train the embedded base and write a folder that transformers loads; weights are bfloat16.
 
     Args:
@@ -57,14 +64,16 @@ def build(out: Path, steps: int = STEPS, seed: int = 0, progress: Progress | Non
         steps: optimiser steps; the carried base has `STEPS`.
         seed: of text, weights and order.
         progress: called with a line that names the step and its loss in nats per token, now and then.
+        shape: sizes of the base; the carried one has those of `Shape()`.
+        rate: largest learning rate of AdamW; wider bases want a lower one.
 
     Returns:
         SHA-256 of `model.safetensors`, in hex.
     """
     with _one_thread():
         tokenizer = train_tokenizer(list(public_documents(_TOKENIZER_DOCUMENTS, seed)))
-        model = new_model(seed)
-        _train(model, _batches(tokenizer, steps, seed), steps, progress)
+        model = new_model(seed, shape)
+        _train(model, _batches(tokenizer, steps, seed), (steps, rate), progress)
         _write_card(model, out, steps, seed)
         return _save(model, tokenizer, out)
 
@@ -173,18 +182,24 @@ def _pad(rows: list[tuple[list[int], bool]]) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _train(
-    model: Any, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, progress: Progress | None
+    model: Any,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    plan: tuple[int, float],
+    progress: Progress | None,
 ) -> None:
+    """Train for the plan's number of steps at its learning rate."""
     import torch
+
+    steps, rate = plan
 
     matrices = [value for value in model.parameters() if value.ndim > 1]
     gains = [value for value in model.parameters() if value.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": gains, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=_LEARNING_RATE, betas=(0.9, 0.95))
+    optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
     model.train()
     for step, (ids_BT, weights_BT) in enumerate(batches, 1):
         for group in optimiser.param_groups:
-            group["lr"] = _LEARNING_RATE * _schedule(step, steps)
+            group["lr"] = rate * _schedule(step, steps)
         loss = _loss(model, ids_BT, weights_BT)
         optimiser.zero_grad()
         loss.backward()

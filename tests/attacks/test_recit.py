@@ -1,0 +1,154 @@
+"""ReCIT's parts on a small trained base: the note, the strengthening, the match, the search."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedpeft.adapters import attach
+from fedpeft.bases import content_hash
+from fedpeft.config.models import AdapterConfig
+from fedpeft.errors import AuditError
+from fedpeft.rng import torch_stream
+from fedpeft_attacks.knowledge import knowledge_of, vocabulary_of
+from fedpeft_attacks.recit import Effort, Recipe, Sample, recit, strengthen, with_note
+from fedpeft_attacks.recit.editing import swap
+from fedpeft_attacks.recit.matching import Matcher, batch_of, matcher_of
+from fedpeft_attacks.recit.prompting import complete, filter_of
+from fedpeft_attacks.recit.search import Search
+from fedpeft_attacks.reference import warm_start
+from fedpeft_attacks.views import Guess, NotApplicable, Start, View
+
+SMALL = Effort(completions=16, most=3, fills=4, longest=24)
+
+
+def _view(base, rows, adapter=None):
+    """The raw gradient of some records under a warm LoRA."""
+    import torch
+
+    from fedpeft.training import per_example_loss
+
+    attached = attach(base, adapter or AdapterConfig(aggregation="naive", rank=8), seed=0)
+    warm_start(attached)
+    state = attached.get()
+    prior = np.full(vocabulary_of(base), 1 / vocabulary_of(base))
+    known = replace(knowledge_of(attached, prior, ("node", 2), 0.01), start=Start(attached, state))
+    loss = per_example_loss(attached.model, batch_of(rows, attached)).mean()
+    wanted = list(attached.parameters.values())
+    gradients = torch.autograd.grad(loss, wanted)
+    values = attached.layout.flatten(dict(zip(attached.parameters, gradients, strict=True)))
+    tokens = len({token for row in rows for token in row} - known.given)
+    view = View(
+        "gradient", "malicious-coordinator", "lora", attached.layout, values, known, tokens, len(rows)
+    )
+    return view, attached
+
+
+@pytest.fixture
+def rows(sentences):
+    return [tuple(row) for row in sentences(3, 11)]
+
+
+def test_the_note_restates_the_personal_data():
+    note = with_note(Sample("Ann called from 0190.", ("Ann", "0190")))
+    assert note == "Ann called from 0190.\nPersonal note: Ann; 0190."
+
+
+def test_strengthening_is_seeded_and_gives_another_hash(trained_folder, tmp_path):
+    samples = [Sample("w5 w6 w7 w8", ("w6", "w7")), Sample("w9 w6 w4", ("w6",))]
+    recipe = Recipe(steps=2, batch=2)
+    hashes = [strengthen(Path(trained_folder), samples, tmp_path / name, recipe) for name in ("a", "b")]
+    plain = strengthen(Path(trained_folder), samples, tmp_path / "c", replace(recipe, notes=False))
+    assert hashes[0] == hashes[1] == content_hash(tmp_path / "a", "none")
+    assert len({*hashes, plain, content_hash(Path(trained_folder), "none")}) == 3
+
+
+def test_strengthening_without_texts_is_refused(trained_folder, tmp_path):
+    with pytest.raises(AuditError, match="auxiliary texts"):
+        strengthen(Path(trained_folder), [], tmp_path / "x", Recipe())
+
+
+def test_gradients_of_records_are_those_of_the_last_layer(trained_base, rows):
+    """The naive twin: the whole gradient by autograd, cut down to the last layer."""
+    view, attached = _view(trained_base, rows)
+    matcher = matcher_of(view, attached)
+    assert isinstance(matcher, Matcher)
+    found, tensors = matcher.gradients(rows), view.layout.split(view.values)
+    assert {part.module.split(".")[2] for part in matcher.parts} == {"1"}
+    assert len(matcher.parts) == 14
+    for part, given in zip(matcher.parts, found, strict=True):
+        expected = tensors[f"{part.module}.{part.factor}.weight"].ravel()
+        np.testing.assert_allclose(given.mean(dim=0).numpy(), expected, atol=1e-6)
+    sums = [given.sum(dim=0, keepdim=True) for given in found]
+    assert float(matcher.match(sums)) == pytest.approx(1.0, abs=1e-5)
+    assert float(matcher.turned().match(sums)) == pytest.approx(-1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [{"aggregation": "frozen_a", "rank": 4}, {"method": "miss", "rank": 4}])
+def test_formats_that_send_only_b_are_matched_too(trained_base, rows, adapter):
+    view, attached = _view(trained_base, rows, AdapterConfig(**adapter))
+    matcher = matcher_of(view, attached)
+    assert isinstance(matcher, Matcher)
+    sums = [given.sum(dim=0, keepdim=True) for given in matcher.gradients(rows)]
+    assert float(matcher.match(sums)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_completions_keep_prefix_filter_and_length(trained_base, sentences):
+    _, attached = _view(trained_base, [tuple(sentences(1, 0)[0])])
+    prefix = tuple(sentences(1, 0)[0][:3])
+    allowed = filter_of(range(3, 40), vocabulary_of(trained_base), 2, 10)
+    drawn = complete(attached, prefix, 12, allowed, torch_stream(0, 0, "", "test"))
+    assert drawn == complete(attached, prefix, 12, allowed, torch_stream(0, 0, "", "test"))
+    assert all(row[:3] == prefix and len(row) <= 10 for row in drawn)
+    written = [token for row in drawn for token in row[3:]]
+    assert sum(token in range(2, 40) for token in written) >= 0.95 * len(written)
+
+
+def _climb(base, row, start, turns=5):
+    """Where a search ends that starts from a record and reads the update of another."""
+    view, attached = _view(base, [row])
+    matcher = matcher_of(view, attached)
+    assert isinstance(matcher, Matcher)
+    allowed = filter_of(sorted(set(row)), vocabulary_of(base), 2, 24)
+    search = Search(matcher, allowed, SMALL, torch_stream(0, 0, "", "test"))
+    search.add(start)
+    for _ in range(turns):
+        search.improve(0)
+    return search.rows[0]
+
+
+def test_a_damaged_record_is_mended_by_its_update_and_by_no_other(trained_base, sentences):
+    truth, other = tuple(sentences(1, 5)[0]), tuple(sentences(1, 6)[0])
+    damaged = swap(truth, [(4, truth[9])])
+    assert damaged != truth
+    assert _climb(trained_base, truth, damaged) == truth
+    assert _climb(trained_base, other, damaged) != truth
+
+
+def test_a_whole_record_is_tried(trained_base, sentences):
+    truth = tuple(sentences(1, 5)[0])
+    guess = recit(_view(trained_base, [truth])[0], SMALL)
+    assert isinstance(guess, Guess)
+    assert len(guess.sequences) == 1
+    assert guess.certain == (guess.sequences[0] == truth,)
+    assert len(set(guess.ranking[: guess.claimed]) & set(truth)) >= 0.9 * (len(set(truth)) - 2)
+
+
+def test_random_values_match_nothing(trained_base, sentences):
+    view, _ = _view(trained_base, [tuple(sentences(1, 5)[0])])
+    noise = np.random.default_rng(0).normal(size=view.layout.size).astype(np.float32)
+    guess = recit(replace(view, values=noise), SMALL)
+    assert isinstance(guess, Guess)
+    assert guess.certain == (False,)
+
+
+def test_what_cannot_be_read_is_not_applicable(trained_base, sentences):
+    view, attached = _view(trained_base, [tuple(sentences(1, 5)[0])])
+    assert isinstance(recit(replace(view, records=0)), NotApplicable)
+    assert isinstance(recit(replace(view, knowledge=replace(view.knowledge, start=None))), NotApplicable)
+    assert isinstance(matcher_of(replace(view, values=0 * view.values), attached), NotApplicable)
+
+
+def test_swaps_leave_the_other_tokens():
+    assert swap((1, 5, 6, 2), [(1, 7), (2, 8)]) == (1, 7, 8, 2)

@@ -1,0 +1,134 @@
+"""Whole records are found in undefended gradients, and in nothing else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedpeft.adapters import attach
+from fedpeft.config.models import AdapterConfig
+from fedpeft.errors import FedPeftError
+from fedpeft_attacks.knowledge import layer_of, special_tokens
+from fedpeft_attacks.sequences import Bag, Budget, assemble, assemble_from
+from fedpeft_attacks.sequences.dager import dager
+from fedpeft_attacks.sequences.inversion import invert
+from fedpeft_attacks.sequences.probing import Probe
+from fedpeft_attacks.sequences.rouge import rouge_l
+from fedpeft_attacks.views import Guess, Knowledge, NotApplicable, Start, View
+
+ALL = AdapterConfig(aggregation="naive", rank=16)
+BUDGET = Budget(seconds=10, longest=24)
+
+
+def view_of(base, rows, adapter=ALL):
+    """The gradient of a batch under a warm adapter, as an insider sees it."""
+    attached = attach(base, adapter, seed=0)
+    rng = np.random.default_rng(0)
+    values = {
+        name: rng.normal(scale=0.02, size=tuple(t.shape)) if "lora_B" in name else t.detach().numpy()
+        for name, t in attached.parameters.items()
+    }
+    attached.load(attached.layout.flatten(values))
+    layer = layer_of(attached)
+    uniform, given = np.full(len(layer.inputs), 1 / len(layer.inputs)), special_tokens(base)
+    start = Start(attached, attached.get())
+    known = Knowledge(
+        layer.inputs, layer.readers, {}, uniform, given, start=start, approximation=layer.approximation
+    )
+    truth = {token for row in rows for token in row} - given
+    return View(
+        "gradient",
+        "insider",
+        "lora",
+        attached.layout,
+        Probe.of(start).gradient(rows),
+        known,
+        len(truth),
+        len(rows),
+    )
+
+
+def test_a_record_is_found_exactly_and_the_attack_knows_it(trained_base, sentences):
+    rows = sentences(1, 7)
+    guess = assemble(view_of(trained_base, rows), BUDGET)
+    assert isinstance(guess, Guess)
+    assert guess.sequences == (tuple(rows[0]),)
+    assert guess.certain == (True,)
+    assert set(guess.ranking[: guess.claimed]) == set(rows[0]) - {1, 2}
+
+
+def test_an_update_of_other_data_gives_other_records(trained_base, sentences):
+    mine, other = sentences(1, 7), sentences(1, 8)
+    guess = assemble(view_of(trained_base, other), BUDGET)
+    assert isinstance(guess, Guess)
+    assert rouge_l(guess.sequences[0], mine[0]) < 0.6
+
+
+def test_random_values_give_nothing_that_is_certain(trained_base, sentences):
+    view = view_of(trained_base, sentences(1, 7))
+    noise = np.random.default_rng(1).normal(size=view.values.shape).astype(np.float32)
+    found = assemble_from(replace(view, values=noise), Bag(), Budget(seconds=0.5, longest=8))
+    assert found.certain == (False,)
+    assert found.unexplained > 0.9
+
+
+def test_a_step_against_the_gradient_is_read_like_the_gradient(trained_base, sentences):
+    rows = sentences(1, 9)
+    view = view_of(trained_base, rows)
+    guess = assemble(replace(view, stage="update", values=-0.01 * view.values), BUDGET)
+    assert isinstance(guess, Guess)
+    assert guess.sequences == (tuple(rows[0]),)
+    assert guess.certain == (True,)
+
+
+def test_learned_positions_are_no_defence(tiny_base):
+    """GPT-2's first layer reads token and position; the attack runs the base, so it knows both."""
+    base = tiny_base("gpt2")
+    end = base.tokenizer.eos_token_id
+    start = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else end
+    row = [start, 9, 14, 30, 11, 25, end]
+    bag = Bag(tuple(range(8, 40)), 32)
+    found = assemble_from(view_of(base, [row]), bag, Budget(seconds=10, longest=10))
+    assert found.sequences == (tuple(row),)
+    assert found.certain == (True,)
+
+
+@pytest.mark.slow
+def test_a_batch_is_bounded_in_time_and_has_as_many_records(trained_base, sentences):
+    rows = sentences(4, 3)
+    found = assemble_from(view_of(trained_base, rows), Bag(), Budget(seconds=2, longest=24))
+    assert 1 <= len(found.sequences) <= 4
+    assert len(found.certain) == len(found.sequences)
+    assert found.seconds < 12
+
+
+def test_the_same_view_gives_the_same_answer(trained_base, sentences):
+    view = view_of(trained_base, sentences(1, 11))
+    first, second = (assemble(view, BUDGET) for _ in range(2))
+    assert isinstance(first, Guess) and isinstance(second, Guess)
+    assert first.sequences == second.sequences
+
+
+def test_it_says_what_it_needs(trained_base, sentences):
+    view = view_of(trained_base, sentences(1, 7))
+    blind = replace(view, knowledge=replace(view.knowledge, start=None))
+    assert isinstance(assemble(blind), NotApplicable)
+    assert isinstance(assemble(replace(view, records=0)), NotApplicable)
+    with pytest.raises(FedPeftError, match="model"):
+        assemble_from(blind, Bag())
+
+
+def test_dager_finds_a_short_record_and_nothing_beyond_its_rank(trained_base, sentences):
+    short = [[*sentences(1, 5)[0][:10], 2]]
+    assert dager(view_of(trained_base, short), BUDGET).sequences == (tuple(short[0]),)
+    crowd = dager(view_of(trained_base, sentences(12, 5)), BUDGET)
+    assert crowd.sequences == ()
+
+
+def test_inversion_by_gradient_match_lowers_its_objective(trained_base, sentences):
+    short = [[*sentences(1, 5)[0][:4], 2]]
+    view = view_of(trained_base, short)
+    for kind in ("tag", "lamp"):
+        early, late = (invert(view, 5, kind, Budget(seconds=seconds)) for seconds in (0.01, 0.8))
+        assert late.unexplained < early.unexplained
+        assert len(late.sequences[0]) == 5

@@ -1,0 +1,107 @@
+"""The parts of sequence assembly against naive twins and closed forms."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from fedpeft.adapters import attach
+from fedpeft.config.models import AdapterConfig
+from fedpeft_attacks.sequences import Bag
+from fedpeft_attacks.sequences.beam import bag_weights
+from fedpeft_attacks.sequences.probing import Probe
+from fedpeft_attacks.sequences.rouge import common, pair_up, rouge_l
+from fedpeft_attacks.sequences.spans import news
+from fedpeft_attacks.views import Start
+
+
+@pytest.fixture
+def probe(trained_base):
+    attached = attach(trained_base, AdapterConfig(aggregation="naive", rank=4), seed=0)
+    values = np.random.default_rng(0).normal(scale=0.02, size=attached.layout.size).astype(np.float32)
+    return Probe.of(Start(attached, attached.get() + values))
+
+
+def _naive(one, other):
+    for length in range(min(len(one), len(other)), 0, -1):
+        parts = {tuple(one[i] for i in places) for places in combinations(range(len(one)), length)}
+        if any(
+            tuple(other[i] for i in places) in parts for places in combinations(range(len(other)), length)
+        ):
+            return length
+    return 0
+
+
+def test_common_subsequence_is_the_naive_one():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        one, other = (rng.integers(4, size=rng.integers(8)).tolist() for _ in range(2))
+        assert common(one, other) == _naive(one, other)
+
+
+def test_rouge_is_one_for_the_same_and_symmetric():
+    assert rouge_l([1, 2, 3], [1, 2, 3]) == 1.0
+    assert rouge_l([], []) == 1.0
+    assert rouge_l([1, 2], []) == 0.0
+    assert rouge_l([1, 2, 3, 4], [2, 4]) == rouge_l([2, 4], [1, 2, 3, 4]) == pytest.approx(2 * 2 / 6)
+
+
+def test_each_guess_is_paired_once():
+    assert pair_up([[1, 2, 3]], [[1, 2, 3], [1, 2, 3]]) == [1.0, 0.0]
+    assert pair_up([[7, 8], [1, 2, 3]], [[1, 2, 3], [7, 9]]) == [1.0, 0.5]
+    assert pair_up([], [[1]]) == [0.0]
+
+
+def test_news_is_what_least_squares_leaves():
+    rng = np.random.default_rng(1)
+    past, new = rng.normal(size=(2, 5, 12)), rng.normal(size=(2, 3, 12))
+    found = news(torch.from_numpy(past), torch.from_numpy(new)).numpy()
+    for b in range(2):
+        fitted = past[b].T @ np.linalg.lstsq(past[b].T, new[b].T, rcond=None)[0]
+        assert found[b] == pytest.approx(((new[b].T - fitted) ** 2).sum(axis=0), rel=1e-4)
+
+
+def test_slopes_are_the_derivative_of_the_loss(probe, sentences):
+    """The slope of a token's loss along a direction is its gradient's inner product with it."""
+    row = sentences(1, 4)[0][:8]
+    direction = np.random.default_rng(2).normal(size=probe.state.shape).astype(np.float32)
+    ids = torch.tensor([row])
+    shares, slopes = probe.logits(ids)[0].softmax(-1), probe.slopes(ids, direction)[0]
+    at = 5
+    found = float((shares[at] * slopes[at]).sum() - slopes[at, row[at + 1]])
+    weights = [0.0] * (len(row) - 1)
+    weights[at] = 1.0
+    assert found == pytest.approx(float(probe.gradient([row], [weights]) @ direction), rel=2e-2)
+
+
+def test_a_batch_gradient_is_the_sum_over_predicted_tokens(probe, sentences):
+    """The causal decomposition that the matched filter stands on: loss t depends on the prefix alone."""
+    row = sentences(1, 4)[0][:8]
+    parts = []
+    for at in range(len(row) - 1):
+        weights = [0.0] * at + [1.0]
+        parts.append(probe.gradient([row[: at + 2]], [weights]))
+    assert np.allclose(np.mean(parts, axis=0), probe.gradient([row]), atol=1e-5)
+
+
+def test_looking_ahead_reads_what_a_whole_pass_reads(probe, sentences):
+    row, proposals = sentences(1, 4)[0][:6], torch.tensor([[5, 9, 30]])
+    names = [group[0] for group in probe.groups]
+    logits, past, new = probe.ahead(torch.tensor([row]), proposals, names)
+    for place, token in enumerate(proposals[0].tolist()):
+        whole, seen = probe.inputs(torch.tensor([[*row, token]]), names)
+        assert torch.allclose(logits[0, place], whole[0], atol=1e-4)
+        for name in names:
+            assert torch.allclose(new[name][0, place], seen[name][0, -1], atol=1e-4)
+            assert torch.allclose(past[name][0], seen[name][0, :-1], atol=1e-4)
+
+
+def test_modules_that_read_the_same_are_one_group(probe):
+    assert len(probe.groups) == 4 * 2
+    assert [len(group) for group in probe.groups[:2]] == [3, 1]
+
+
+def test_a_bag_weights_tokens_only_where_it_claims():
+    assert not bag_weights(Bag((3, 1)), 5).any()
+    assert bag_weights(Bag((3, 1), 1, 2.0), 4).tolist() == [-2.0, -2.0, -2.0, 0.0]
