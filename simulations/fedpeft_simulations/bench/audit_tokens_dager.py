@@ -1,6 +1,6 @@
-"""The token step of DAGER, written from the paper, on the same gradients as our attack.
+"""The token step of DAGER as we know it, on the same gradients as our attack.
 
-Petrov et al., arXiv 2405.15586, sections 3.2, 4.1 and 4.4: the gradient of the first layer's query projection
+After Petrov et al., arXiv 2405.15586; neither its code nor its text was at hand. The gradient of the first layer's query projection
 (under LoRA that of its factor A) spans a space of its numerical rank, cut to 20 below the width where it is
 full; a token is in the batch if its input is closer to that space than a threshold. The threshold depends on
 model and precision, so here each gradient gets the one that suits DAGER best, which needs the truth.
@@ -19,7 +19,7 @@ from fedpeft_attacks.views import Guess, View
 _QUERY = "q_proj"
 _RESERVE = 20
 THRESHOLDS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-"""Distances from the span, in units of the layer's inputs; the released code's values are among them."""
+"""Distances from the span, in units of the layer's inputs."""
 
 
 def dager_distances(view: View) -> NDArray[np.float64]:
