@@ -9,6 +9,7 @@ from fedpeft.privacy import PrivacyPlan, plan_from_config
 from fedpeft.runstore import RunStore
 from fedpeft_attacks import epsilon
 from fedpeft_attacks.findings import EpsilonCheck
+from fedpeft_attacks.memory import canary_scores, released
 from fedpeft_attacks.taps import GRADIENT, Tap
 from fedpeft_attacks.verdicts import Audit, Bound, epsilon_check
 
@@ -35,7 +36,16 @@ def claim_checks(
         f"{tap.node} r{tap.round:02d}": tap.values(GRADIENT) for tap in taps if GRADIENT in tap.stages
     }
     checks = [*epsilon.epsilon_checks(plan, effort), *epsilon.tap_checks(gradients, plan)]
-    return [_told(check) for check in checks]
+    return [_told(check) for check in (*checks, *_of_canaries(store, plan))]
+
+
+def _of_canaries(store: RunStore, plan: PrivacyPlan) -> list[epsilon.EpsilonCheck]:
+    """One-run audits from the canaries among the records, where some were planted."""
+    if not store.config.audit.canaries or not (store.path / "state" / "final.npz").is_file():
+        return []
+    scores, coins = canary_scores(store, released(store))
+    what = "the whole run: canaries among the records of the nodes, scored by the released adapter"
+    return epsilon.score_checks(scores, coins, plan, what) if len(scores) else []
 
 
 def _told(check: epsilon.EpsilonCheck) -> EpsilonCheck:

@@ -264,7 +264,8 @@ class AuditConfig(Section):
     canaries: int = Field(
         default=0,
         ge=0,
-        description="made-up secrets per simulated node; a coin each decides which are trained on",
+        description="made-up secrets per simulated node, in 1, 8 and 32 copies in turn; a coin each decides "
+        "which are trained on",
     )
 
     def taps(self, round: int, rounds: int) -> bool:

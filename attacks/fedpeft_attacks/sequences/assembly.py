@@ -34,7 +34,7 @@ _EXPLAINED = 1e-2
 _PROPOSALS = 64
 _USUAL = 48  # tokens of a record, for the expected strength of one
 _CHECKED = 16
-_WIDER = 4
+_WIDER = (1, 2, 4)
 _TINY = 1e-30
 
 Record = tuple[int, ...]
@@ -61,8 +61,7 @@ def assemble(view: View, budget: Budget | None = None) -> Guess | NotApplicable:
     given = view.knowledge.given
     said = [t for record in found.sequences for t in record if t not in given] if all(found.certain) else []
     ranking = list(dict.fromkeys([*said, *(token for token in bag.ranking if token not in given)]))
-    claimed = len(set(said)) or sum(token not in given for token in bag.ranking[: bag.claimed])
-    return Guess(ranking, claimed, "sequence assembly", found.sequences, found.certain)
+    return Guess(ranking, len(set(said)), "sequence assembly", found.sequences, found.certain)
 
 
 def token_bag(view: View) -> Bag:
@@ -147,8 +146,8 @@ class _Work:
         spans = Spans.of(residual, self.probe, self.leave)
         tried: list[tuple[Path, float]] = []
         if spans.bases and self.records - len(others) == 1:
-            for width in (self.budget.beam, _WIDER * self.budget.beam):
-                search = replace(self.search(None, spans), width=width)
+            for factor in _WIDER:
+                search = replace(self.search(None, spans), width=factor * self.budget.beam)
                 tried.append(search.run(left, self.is_over))
                 if tried[-1][1] < CERTAIN:
                     break
@@ -170,7 +169,7 @@ class _Work:
     def total(self, found: Sequence[Record]) -> FloatVector:
         """What records contribute to the gradient of the batch."""
         parts = [np.zeros_like(self.observed), *(self.probe.gradient([record]) for record in found)]
-        return np.sum(parts, axis=0, dtype=np.float32) / np.float32(self.records)
+        return np.asarray(np.sum(parts, axis=0) / self.records, np.float32)
 
     def off(self, total: FloatVector) -> FloatVector:
         """The observed values less a gradient, whose length is fitted where they are a step."""
