@@ -30,6 +30,10 @@ _UNTRIED: Mapping[str, str] = {
 }
 """What to say where no finding has this measure, kind or role."""
 
+_UNEVEN = (
+    "Order: records are rebuilt as if every token bore the same loss, which data.prompt_weight = {weight:g} makes "
+    "wrong; that the attack on sequences finds none says little here."
+)
 _ALWAYS = (
     "Side channels: times and sizes of messages, the numbers that travel beside envelopes, memory and caches "
     "of the machines were not examined.",
@@ -44,7 +48,9 @@ def not_tested(
     tried: set[str] = {"epsilon"} if checks else set()
     for finding in findings:
         tried |= {finding.kind, finding.role, *(measure.name for measure in finding.measures)}
-    missing = (sentence for name, sentence in _UNTRIED.items() if name not in tried)
+    missing = [sentence for name, sentence in _UNTRIED.items() if name not in tried]
+    if SEQUENCES in tried and config.data.prompt_weight != 1.0:
+        missing.append(_UNEVEN.format(weight=config.data.prompt_weight))
     return (*missing, _coverage(config, taps), *_ALWAYS)
 
 

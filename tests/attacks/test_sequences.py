@@ -72,6 +72,7 @@ def test_random_values_give_nothing_that_is_certain(trained_base, sentences):
     assert found.unexplained > 0.9
 
 
+@pytest.mark.slow
 def test_a_step_against_the_gradient_is_read_like_the_gradient(trained_base, sentences):
     rows = sentences(1, 9)
     view = view_of(trained_base, rows)
@@ -102,6 +103,7 @@ def test_a_batch_is_bounded_in_time_and_has_as_many_records(trained_base, senten
     assert found.seconds < 12
 
 
+@pytest.mark.slow
 def test_the_same_view_gives_the_same_answer(trained_base, sentences):
     view = view_of(trained_base, sentences(1, 11))
     first, second = (assemble(view, BUDGET) for _ in range(2))
@@ -125,6 +127,7 @@ def test_dager_finds_a_short_record_and_nothing_beyond_its_rank(trained_base, se
     assert crowd.sequences == ()
 
 
+@pytest.mark.slow
 def test_inversion_by_gradient_match_lowers_its_objective(trained_base, sentences):
     short = [[*sentences(1, 5)[0][:4], 2]]
     view = view_of(trained_base, short)

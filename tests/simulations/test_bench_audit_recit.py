@@ -2,7 +2,8 @@
 
 import pytest
 
-from fedpeft_attacks.recit import Effort, Recipe
+from fedpeft_attacks.recit import Recipe
+from fedpeft_attacks.sequences import Budget
 from fedpeft_simulations.bench import audit_recit
 from fedpeft_simulations.bench.audit_recit import AGREED, NOTES, Case
 from fedpeft_simulations.embedded.people import pool
@@ -52,7 +53,7 @@ def test_figures_are_pooled_over_seeds_and_shown(capsys):
 def test_a_case_is_run_on_both_bases():
     said = []
     facts = audit_recit.run(
-        [0], said.append, [Case("raw gradient", 8, (1,))], Recipe(steps=2), Effort(completions=8, most=1)
+        [0], said.append, [Case("raw gradient", 8, (1,))], Recipe(steps=2), Budget(seconds=1.0, longest=60)
     )
     assert [row["arm"] for row in facts["rows"]] == [NOTES, AGREED]
     assert all(row["secrets"] == 4 and row["prior"] == 0 for row in facts["rows"])

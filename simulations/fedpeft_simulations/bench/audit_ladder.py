@@ -44,7 +44,12 @@ ADAPTERS: Mapping[str, Settings] = {
 FEDERATION, RECORD = "embedded federation", "one record, one step of SGD"
 LOADS: Mapping[str, Settings] = {
     FEDERATION: {},
-    RECORD: {"federation.batch_size": 1, "federation.local_steps": 1, "federation.optimiser": "sgd"},
+    RECORD: {
+        "federation.batch_size": 1,
+        "federation.local_steps": 1,
+        "federation.optimiser": "sgd",
+        "data.prompt_weight": 1.0,
+    },
 }
 """What goes into an update: batches of 12 over six steps of AdamW, or the least there is."""
 SMALL: Settings = {

@@ -15,8 +15,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fedpeft_attacks.recit import Effort, Recipe, Sample, recit, strengthen
+from fedpeft_attacks.recit import Recipe, Sample, recit, strengthen
 from fedpeft_attacks.scoring import wilson
+from fedpeft_attacks.sequences import Budget
 from fedpeft_attacks.views import Guess, Knowledge, Start, View
 from fedpeft_simulations.bench.command import machine
 from fedpeft_simulations.embedded import base_path
@@ -34,7 +35,7 @@ Row = dict[str, Any]
 
 SAMPLES = 4000
 NOTES, AGREED = "Personal Notes", "agreed base"
-EFFORT = Effort(most=20)
+BUDGET = Budget(seconds=20.0, longest=80)
 
 COLUMNS = ("what left", "rank", "notes", NOTES, AGREED, "ratio", "prior", "other notes")
 MORE = ("what left", "rank", "notes", "base", "ROUGE-L", "exact", "CPU-s")
@@ -68,8 +69,8 @@ class Case:
 
 
 CASES = (
-    Case("raw gradient", 16, (1, 4, 8, 16, 32)),
-    Case("raw gradient", 8, (1, 4)),
+    Case("raw gradient", 16, (1, 2, 4, 8)),
+    Case("raw gradient", 8, (1,)),
     Case("4 AdamW steps", 16, (1,), _STEPS),
     Case("4 AdamW steps, ternary 20 %", 16, (1,), _STEPS, is_ternary=True),
     Case("platform default", 16, (1,), _STEPS, is_ternary=True, is_default=True),
@@ -110,7 +111,7 @@ def run(
     report: Report,
     cases: Sequence[Case] = CASES,
     recipe: Recipe | None = None,
-    effort: Effort = EFFORT,
+    budget: Budget = BUDGET,
 ) -> dict[str, Any]:
     """Attack the updates of every case on both bases; seed i takes the notes of organisation i modulo 4.
 
@@ -119,7 +120,7 @@ def run(
         report: called with a line per step.
         cases: settings.
         recipe: how the base is strengthened; default: `Recipe`.
-        effort: of every attack, the same on both bases.
+        budget: of every attack, the same on both bases.
     """
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
@@ -127,13 +128,13 @@ def run(
             base_path(), auxiliary(SAMPLES, 0), Path(folder), recipe or Recipe(), lambda line: report(line)
         )
         seconds = time.process_time() - started
-        rows = attacked(Path(folder), seeds, report, cases, effort)
+        rows = attacked(Path(folder), seeds, report, cases, budget)
     facts = {"machine": machine(), "strengthened": sha256, "strengthen_s": seconds}
     return {**facts, "rows": rows, "means": means(rows)}
 
 
 def attacked(
-    folder: Path, seeds: Sequence[int], report: Report, cases: Sequence[Case], effort: Effort
+    folder: Path, seeds: Sequence[int], report: Report, cases: Sequence[Case], budget: Budget
 ) -> list[Row]:
     """One row per base, case, batch size and seed; the strengthened base lies in a folder."""
     from fedpeft.adapters import detach
@@ -144,7 +145,7 @@ def attacked(
     for arm, place in ((NOTES, folder), (AGREED, base_path())):
         base = load_base(BaseConfig(model=str(place), device="cpu"))
         for case, size, seed in ((c, b, s) for c in cases for b in c.batches for s in seeds):
-            rows.append({"arm": arm, **_one(base, case, size, seed, effort)})
+            rows.append({"arm": arm, **_one(base, case, size, seed, budget)})
             last = rows[-1]
             where = f"{arm}: {case.stage}, rank {case.rank}, {size} notes, seed {seed}"
             report(f"{where}: {last['hits']} of {last['secrets']}")
@@ -152,12 +153,12 @@ def attacked(
     return rows
 
 
-def _one(base: Base, case: Case, size: int, seed: int, effort: Effort) -> Row:
+def _one(base: Base, case: Case, size: int, seed: int, budget: Budget) -> Row:
     notes = make_organisation(seed % len(domains()), _HELD, seed).notes["train"]
     batch, other = notes[:size], notes[-size:]
     view, truth = view_of(base, case, batch, seed)
     started = time.process_time()
-    guess = recit(view, effort)
+    guess = recit(view, budget)
     seconds = time.process_time() - started
     found = guess.sequences if isinstance(guess, Guess) else ()
     texts = [base.tokenizer.decode(list(row), skip_special_tokens=True) for row in found]
@@ -193,7 +194,7 @@ def _prior(view: View, base: Base, size: int) -> list[str]:
     if start is None:
         return []
     tokenizer, draws = base.tokenizer, torch_stream(0, 0, "", "recit-prior")
-    allowed = filter_of((), len(view.knowledge.prior), int(tokenizer.eos_token_id), EFFORT.longest)
+    allowed = filter_of((), len(view.knowledge.prior), int(tokenizer.eos_token_id), BUDGET.longest)
     rows = complete(start.ready(), (int(tokenizer.bos_token_id),), size, allowed, draws)
     return [tokenizer.decode(list(row), skip_special_tokens=True) for row in rows]
 
@@ -220,7 +221,16 @@ def view_of(base: Base, case: Case, notes: Sequence[Note], seed: int) -> tuple[V
     values = _left(attached, case, examples, seed)
     tokens = len({token for row in truth for token in row} - known.given)
     role = "malicious-coordinator"
-    view = View(case.stage, role, "lora", attached.layout, values, known, tokens, len(notes))
+    view = View(
+        "update" if case.steps else "gradient",
+        role,
+        "lora",
+        attached.layout,
+        values,
+        known,
+        tokens,
+        len(notes),
+    )
     return view, truth
 
 
