@@ -31,8 +31,8 @@ _UNTRIED: Mapping[str, str] = {
 """What to say where no finding has this measure, kind or role."""
 
 _UNEVEN = (
-    "Order: records are rebuilt as if every token bore the same loss, which data.prompt_weight = {weight:g} makes "
-    "wrong; that the attack on sequences finds none says little here."
+    "Order: records are rebuilt as if every token bore the same loss, which data.prompt_weight = {weight:g} "
+    "makes wrong; that the attack on sequences finds none says little here."
 )
 _ALWAYS = (
     "Side channels: times and sizes of messages, the numbers that travel beside envelopes, memory and caches "

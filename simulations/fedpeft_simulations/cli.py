@@ -70,8 +70,7 @@ def build_base(
 
     if out.exists():
         raise ConfigError(f"{str(out)!r} exists; choose another --out")
-    arguments = {} if steps is None else {"steps": steps}
-    recipe.build(out, progress=None if as_json else typer.echo, **arguments)
+    recipe.build(out, steps or recipe.STEPS, progress=None if as_json else typer.echo)
     base_info(out, as_json)
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from fedpeft.config import load_config
 from fedpeft_simulations.cli import embedded_scenario
 from fedpeft_simulations.runner import run
@@ -29,7 +27,6 @@ UNDEFENDED = (
     "federation.optimiser=sgd",
     "federation.local_steps=1",
     "federation.batch_size=2",
-    "audit.outbox=refuse",
 )
 
 
@@ -47,7 +44,7 @@ def test_the_defaults_show_no_leak(tmp_path):
 
 
 def test_the_undefended_format_leaks(tmp_path):
-    report = audited(tmp_path, *UNDEFENDED[:-1])
+    report = audited(tmp_path, *UNDEFENDED)
     assert report["verdict"] == "leaks"
     leaking = {finding["stage"] for finding in report["findings"] if finding["verdict"] == "leaks"}
     assert {"gradient", "envelope"} <= leaking
