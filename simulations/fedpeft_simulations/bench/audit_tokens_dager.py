@@ -1,10 +1,10 @@
 """The token step of DAGER as we know it, on the same gradients as our attack.
 
 After Petrov et al., arXiv 2405.15586; neither its code nor its text was at hand. The gradient of the first
-layer's query projection (under LoRA that of its factor A) spans a space of its numerical rank, cut to 20 below
-the width where it is full; a token is in the batch if its input is closer to that space than a threshold. The
-threshold depends on model and precision, so here each gradient gets the one that suits DAGER best, which needs
-the truth.
+layer's query projection (under LoRA that of its factor A) spans a space of its numerical rank, cut to 20
+below the width where it is full; a token is in the batch if its input is closer to that space than a
+threshold. The threshold depends on model and precision, so here each gradient gets the one that suits DAGER
+best, which needs the truth.
 """
 
 from __future__ import annotations
