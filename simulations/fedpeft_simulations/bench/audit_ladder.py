@@ -27,7 +27,7 @@ from fedpeft_attacks.taps import read_taps
 from fedpeft_simulations import runner
 from fedpeft_simulations.bench.command import machine
 from fedpeft_simulations.bench.federation import DENSE
-from fedpeft_simulations.bench.gain import options
+from fedpeft_simulations.bench.gain import options, over_seeds
 from fedpeft_simulations.bench.private import UTILITY
 from fedpeft_simulations.cli import embedded_scenario
 
@@ -101,12 +101,7 @@ def run(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> di
         seeds: of data, adapter and batches.
         report: receives the name of each run when it is done.
     """
-    rows: list[Row] = []
-    for seed in seeds:
-        for made in _rows(seed):
-            rows.append(made)
-            if report:
-                report(f"seed {seed}: {made['load']}, {made['adapter']}, {made['exchange']}")
+    rows = over_seeds(seeds, _rows, report)
     return {"machine": machine(), "rows": rows, "means": means(rows)}
 
 
@@ -114,6 +109,7 @@ def _rows(seed: int) -> Iterator[Row]:
     for load, adapter, exchange in places():
         chosen = {**SMALL, **LOADS[load], **ADAPTERS[adapter], **exchanges()[exchange], "run.seed": seed}
         place = {"load": load, "adapter": adapter, "exchange": exchange, "seed": seed}
+        place["arm"] = f"{load}, {adapter}, {exchange}"
         yield {**place, **facts(audited(options(chosen)))}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from fedpeft.config import load_config
 from fedpeft.config.profiles import PROFILES
 from fedpeft.exchange import Layout
-from fedpeft_simulations.bench.gain import Figures, Row, options, platform, row
+from fedpeft_simulations.bench.gain import Figures, Row, options, over_seeds, platform, row
 from fedpeft_simulations.bench.laboratory import Down, Laboratory, Up, coded_down, coded_up, sparse_state
 from fedpeft_simulations.bench.peers import TopK
 from fedpeft_simulations.cli import embedded_scenario
@@ -90,13 +90,7 @@ def rows(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> l
         seeds: of data, adapter and batches.
         report: receives the name of each arm when it is done.
     """
-    found: list[Row] = []
-    for seed in seeds:
-        for made in _rows(seed):
-            found.append(made)
-            if report:
-                report(f"seed {seed}: {made['arm']}")
-    return found
+    return over_seeds(seeds, _rows, report)
 
 
 def _rows(seed: int) -> Iterator[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -96,6 +96,25 @@ def row(arm: str, seed: int, found: Figures, dense: Figures) -> Row:
         "ratio_up": dense.up / found.up,
         "ratio_down": dense.down / found.down,
     }
+
+
+def over_seeds(
+    seeds: Sequence[int], rows: Callable[[int], Iterable[Row]], report: Callable[[str], None] | None
+) -> list[Row]:
+    """The rows of all seeds; each row names its ``arm``.
+
+    Args:
+        seeds: one after the other.
+        rows: makes the rows of a seed.
+        report: receives seed and arm of each row when it is done.
+    """
+    found: list[Row] = []
+    for seed in seeds:
+        for made in rows(seed):
+            found.append(made)
+            if report:
+                report(f"seed {seed}: {made['arm']}")
+    return found
 
 
 def means(rows: Sequence[Row]) -> list[Row]:

@@ -25,7 +25,7 @@ from typing import Any
 from fedpeft.cli.output import table
 from fedpeft.config import load_config
 from fedpeft_simulations.bench.federation import DENSE
-from fedpeft_simulations.bench.gain import options
+from fedpeft_simulations.bench.gain import options, over_seeds
 from fedpeft_simulations.cli import embedded_scenario
 from fedpeft_simulations.runner import run
 
@@ -150,13 +150,7 @@ def rows(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> l
         seeds: of data, adapter and base; noise and sampling are drawn anew in every run.
         report: receives the name of each arm when it is done.
     """
-    found: list[Row] = []
-    for seed in seeds:
-        for made in _rows(seed):
-            found.append(made)
-            if report:
-                report(f"seed {seed}: {made['arm']} ({made['table']})")
-    return found
+    return over_seeds(seeds, _rows, report)
 
 
 def _rows(seed: int) -> Iterator[Row]:
