@@ -69,16 +69,16 @@ def _bytes(axis: Any, rounds: list[dict[str, Any]]) -> bool:
 
 
 def _leakage(axis: Any, findings: list[dict[str, Any]]) -> bool:
-    shown = [f for f in findings if f["value"] is not None and f["baselines"] is not None]
+    shown = [f for f in findings if f["kind"] == "inversion" and f["measures"]]
     if not shown:
         return False
-    labels = [f"{f['stage']} · {f['attack']}" for f in shown]
+    labels = [f"{f['stage']} · {f['attack']}: {f['measures'][0]['name']}" for f in shown]
     places = range(len(shown))
     axis.barh(places, [f["value"] for f in shown], color=ACCENT, label="attack")
     prior = [max(value or 0.0 for value in f["baselines"].values()) for f in shown]
     axis.plot(prior, places, "|", color=INK, markersize=11, label="best baseline")
     axis.set_yticks(list(places), labels, fontsize=7)
     axis.invert_yaxis()
-    axis.set(xlim=(0, 1), xlabel="share of the batch's tokens recovered", title="What an attacker reads")
+    axis.set(xlim=(0, 1), xlabel="share recovered", title="What an attacker reads")
     axis.legend(frameon=False, loc="lower right")
     return True
