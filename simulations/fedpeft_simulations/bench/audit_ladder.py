@@ -37,7 +37,7 @@ Settings = Mapping[str, Any]
 ADAPTERS: Mapping[str, Settings] = {
     "LoRA, A trained": {"adapter.aggregation": "naive", "adapter.skip_layers": []},
     "LoRA, A frozen": {"adapter.skip_layers": []},
-    "the same without layer 0 (default)": {},
+    "LoRA, A frozen, layer 0 left out (default)": {},
     "MiSS": {"adapter.method": "miss", "adapter.skip_layers": []},
     "(IA)3": {"adapter.method": "ia3"},
 }
