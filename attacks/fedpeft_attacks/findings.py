@@ -15,26 +15,6 @@ Verdict = Literal["leaks", "no leak found at this power", "not applicable"]
 Kind = Literal["inversion", "memorisation", "membership"]
 
 
-class Power(Facts):
-    """What a token attack reads from the undefended reference: warm LoRA, the raw gradient of the batch."""
-
-    batch: float = Field(ge=0, le=1, description="token recall on the very same batches")
-    rare: float | None = Field(description="recall of rare tokens on the very same batches")
-    record: float = Field(ge=0, le=1, description="token recall on one record of each batch alone")
-    layer: float = Field(ge=0, le=1, description="the same from the layers that the run's adapter lies on")
-
-    def strength(self) -> Strength:
-        """The same as the report states it."""
-        text = "the raw gradient of the same batches, with an unprotected LoRA on all layers"
-        shares = {
-            "the tokens of a batch": self.batch,
-            "its rare tokens": self.rare,
-            "the tokens of one record": self.record,
-            "those of one record from the layers of this adapter": self.layer,
-        }
-        return Strength(text=text, shares=shares)
-
-
 class ViewScore(Facts):
     """What one attack got from one view; counts only, never tokens."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,12 +70,13 @@ def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
     detach()
     base = load_base(config.base, _classes(store, config))
     prior = prior_of(base)
-    seen: list[Observed] = []
+    seen, starts = list[Observed](), dict[bytes, Start]()
     for tap in taps:
         attached = attach(base, config.adapter, config.run.seed, tap.node)
-        known = replace(
-            knowledge_of(attached, prior, (tap.node, tap.round), tap.lr), start=_start(attached, tap)
-        )
+        start = _start(attached, tap)
+        if start is not None:  # all nodes of a round were sent the same
+            start = starts.setdefault(sha256(start.state.tobytes()).digest(), start)
+        known = replace(knowledge_of(attached, prior, (tap.node, tap.round), tap.lr), start=start)
         for stage in tap.stages:
             records = tap.records(stage)
             truth = distinct(records, known)
@@ -88,9 +90,12 @@ def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
 
 
 def _start(attached: Attached, tap: Tap) -> Start | None:
-    """What the node was sent; None for factors, whose global part is another adapter each round."""
-    state = tap.start
-    return None if state is None or attached.law is not None else Start(attached, state)
+    """What the node was sent.
+
+    None for factors, whose global part is another adapter each round, and for a base that writes no text.
+    """
+    state, writes = tap.start, attached.base.task == "causal-lm"
+    return None if state is None or attached.law is not None or not writes else Start(attached, state)
 
 
 def distinct(records: TokenIds, known: Knowledge) -> frozenset[int]:

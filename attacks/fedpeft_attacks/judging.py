@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeft_attacks.figures import RARE
-from fedpeft_attacks.findings import Finding, Power, ViewScore
+from fedpeft_attacks.figures import RARE, Strength
+from fedpeft_attacks.findings import Finding, ViewScore
 from fedpeft_attacks.gathering import Observed
 from fedpeft_attacks.registry import Solver
 from fedpeft_attacks.scoring import Control, Score, measure, recall, score, verdict_of
@@ -32,7 +32,7 @@ class Trial:
 
     name: str
     attack: Solver
-    power: Power | None
+    power: Strength | None
     threshold: float
     tokenizer: Any
 
@@ -57,7 +57,7 @@ def find(trial: Trial, group: Sequence[Observed]) -> Finding:
     )  # what leaks is the headline
     figures = measure([part.all for part in scores]), measure([part.rare for part in scores], RARE)
     measures = [*written, *(figure for figure in figures if figure is not None)]
-    found = finding_of(subject, measures, threshold, trial.power.strength() if trial.power else None)
+    found = finding_of(subject, measures, threshold, trial.power)
     details = _details(read, scores, guesses, threshold)
     if written and found.verdict == LEAKS:
         details |= {"verdict": found.verdict, "reason": found.reason}

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from fedpeft.adapters import attach
 from fedpeft.config.models import AdapterConfig
 from fedpeft.data import Example, collate
-from fedpeft.exchange.layout import Layout
 from fedpeft.rng import stream
 from fedpeft.training import per_example_loss
+from fedpeft.training.modes import steady
 from fedpeft_attacks.knowledge import layer_of, special_tokens
-from fedpeft_attacks.views import Knowledge, View
+from fedpeft_attacks.views import Knowledge, Start, View
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -45,19 +45,16 @@ class Reference:
             token_ids: the records of the batch.
             truth: their distinct tokens; only the number is used.
         """
-        names = [f"{module}.lora_A.weight" for module in sorted(self.knowledge.readers)]
-        wanted = [self.attached.parameters[name] for name in names]
-        base = self.attached.base
+        base, layout = self.attached.base, self.attached.layout
         batch = collate([_example(ids) for ids in token_ids], base.pad_id, base.device)
         batch.targets.clamp_(min=0)
-        with torch.enable_grad():
+        wanted = list(self.attached.parameters.values())
+        with torch.enable_grad(), steady(self.attached.model):
             loss = per_example_loss(self.attached.model, batch, base.task).mean()
             gradients = torch.autograd.grad(loss, wanted)
-        tensors = {name: gradient.float() for name, gradient in zip(names, gradients, strict=True)}
-        layout = Layout.of(tensors)
-        return View(
-            "reference", "insider", "lora/naive", layout, layout.flatten(tensors), self.knowledge, len(truth)
-        )
+        values = layout.flatten(dict(zip(layout.names, gradients, strict=True)))
+        counts = len(truth), len(token_ids)
+        return View("reference", "insider", "lora/naive", layout, values, self.knowledge, *counts)
 
 
 def undefended(
@@ -76,7 +73,13 @@ def undefended(
     warm_start(attached)
     layer = layer_of(attached)
     knowledge = Knowledge(
-        layer.inputs, layer.readers, {}, prior, special_tokens(base), approximation=layer.approximation
+        inputs=layer.inputs,
+        readers=layer.readers,
+        projections={},
+        prior=prior,
+        given=special_tokens(base),
+        start=Start(attached, attached.get()) if base.task == "causal-lm" else None,
+        approximation=layer.approximation,
     )
     return Reference(attached, knowledge)
 

@@ -16,8 +16,11 @@ from fedpeft_attacks.views import Guess, Need, NotApplicable, View
 
 Solver = Callable[[View], Guess | NotApplicable]
 
-SECONDS = 1.0
-"""CPU seconds after which the assembly of one view's records starts no further step."""
+ALONE, TOGETHER = 6.0, 1.0
+"""CPU seconds after which the assembly of one record, or of several, starts no further step.
+
+One record of the embedded base takes 3 to 6; several were never found in ten times as much.
+"""
 
 
 def _attack(
@@ -45,7 +48,7 @@ def _sparse(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
 def _records(view: View) -> Guess | NotApplicable:
     from fedpeft_attacks.sequences import Budget, assemble
 
-    return assemble(view, Budget(seconds=SECONDS))
+    return assemble(view, Budget(seconds=ALONE if view.records == 1 else TOGETHER))
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,14 @@ class Attack:
         needs: what a view must hold beside its values; it cannot run on any other.
         solve: the attack itself.
         text: what it does, for the report: one or two plain sentences with the source.
+        trials: on how many undefended batches its power is measured at most; None: on all that were tapped.
     """
 
     name: str
     needs: frozenset[Need]
     solve: Solver
     text: str
+    trials: int | None = None
 
     def __call__(self, view: View) -> Guess | NotApplicable:
         """Attack a view that holds what is needed."""
@@ -98,6 +103,7 @@ ATTACKS: dict[str, Attack] = {
             "Sequence assembly (span checks of partial records as in DAGER, Petrov et al. 2024; pairing as "
             "in ReCIT, Xie et al. 2025). Writes whole records token by token so that their gradient explains "
             "what was sent, helped by what the base writes; where nothing is left, it knows it is right.",
+            trials=1,
         ),
     )
 }

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft.config.models import AdapterConfig
-from fedpeft_attacks.findings import Power
+from fedpeft_attacks.figures import Strength
 from fedpeft_attacks.gathering import Evidence, Observed, distinct
 from fedpeft_attacks.reference import Reference, undefended
-from fedpeft_attacks.registry import Solver
+from fedpeft_attacks.registry import Attack, remembering
 from fedpeft_attacks.scoring import Score, recall, score
 from fedpeft_attacks.taps import Tap, TokenIds
 from fedpeft_attacks.views import Guess
+from fedpeft_attacks.wholes import exact_records
+
+_WHERE = "the raw gradient of {} of the same batches, with an unprotected LoRA on all layers"
 
 
 @dataclass(frozen=True)
@@ -42,27 +45,52 @@ def trials_of(evidence: Evidence, adapter: AdapterConfig, taps: Sequence[Tap]) -
     return Trials(batches, records, tuple(_view(reference, tap, tap.first[:1]) for tap in taps))
 
 
-def power_of(attack: Solver, trials: Trials) -> Power | None:
-    """What an attack reads from the undefended reference; None where no batch was tapped."""
-    if not trials.batches:
+def power_of(attack: Attack, trials: Trials) -> Strength | None:
+    """What an attack reads from the undefended reference; None where it cannot be tried.
+
+    An attack that writes whole records is measured by those, any other by tokens.
+    """
+    kinds = trials.batches, trials.records, trials.layer
+    solve = remembering(attack)
+    groups = [[(one, solve(one.view)) for one in group[: attack.trials]] for group in kinds]
+    read = [[(one, guess) for one, guess in group if isinstance(guess, Guess)] for group in groups]
+    if not all(read):
         return None
-    batches, records, layer = (
-        [_score(attack, one) for one in group] for group in (trials.batches, trials.records, trials.layer)
-    )
-    return Power(
-        batch=recall([part.all for part in batches]) or 0.0,
-        rare=recall([part.rare for part in batches]),
-        record=recall([part.all for part in records]) or 0.0,
-        layer=recall([part.all for part in layer]) or 0.0,
-    )
+    batches, records, layer = read
+    shares: dict[str, float | None]
+    if any(guess.sequences for _, guess in records):
+        shares = {
+            "the records of a batch, word for word": _exact(batches),
+            "one record alone": _exact(records),
+            "one record from the layers of this adapter": _exact(layer),
+        }
+    else:
+        shares = {
+            "the tokens of a batch": _recall(batches),
+            "its rare tokens": recall([_score(*pair).rare for pair in batches]),
+            "the tokens of one record": _recall(records),
+            "those of one record from the layers of this adapter": _recall(layer),
+        }
+    return Strength(text=_WHERE.format(len(batches)), shares=shares)
+
+
+Read = Sequence[tuple[Observed, Guess]]
 
 
 def _view(reference: Reference, tap: Tap, records: TokenIds) -> Observed:
     truth = distinct(records, reference.knowledge)
-    return Observed(tap.node, tap.round, reference.view(records, truth), truth)
+    return Observed(tap.node, tap.round, reference.view(records, truth), truth, records)
 
 
-def _score(attack: Solver, one: Observed) -> Score:
-    answer, known = attack(one.view), one.view.knowledge
-    guess = answer if isinstance(answer, Guess) else Guess([], 0, answer.reason)
+def _recall(read: Read) -> float:
+    return recall([_score(*pair).all for pair in read]) or 0.0
+
+
+def _exact(read: Read) -> float:
+    counts = [exact_records(*pair) for pair in read]
+    return sum(hits for hits, _ in counts) / max(sum(total for _, total in counts), 1)
+
+
+def _score(one: Observed, guess: Guess) -> Score:
+    known = one.view.knowledge
     return score(guess, one.truth, known.prior, known.given)

@@ -30,9 +30,11 @@ Need = Literal["token inputs", "model", "records"]
 """What an attack may need beside the observed values; `View.holds` says what a view has."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Start:
     """Base and adapter as they were handed out before the update: what whoever holds both can run.
+
+    Each is one of its own; what is found out about it is kept with it.
 
     Attributes:
         attached: the adapter on the base, whose update is a plain mean; one is attached per process, so use

@@ -34,15 +34,21 @@ def wholes(read: Sequence[Observed], guesses: Mapping[Place, Guess], tokenizer: 
     return [_measure(name, parts) for name, parts in named if sum(total for _, _, total in parts)]
 
 
+def exact_records(one: Observed, guess: Guess) -> tuple[int, int]:
+    """How many records behind a view were written word for word, and of how many."""
+    truth = {_bare(record, one) for record in one.records}
+    return len(truth & {_bare(row, one) for row in guess.sequences}), len(truth)
+
+
 Part = tuple[int, int, int]
 """Hits of the attack, hits of the control, and how many there were to hit."""
 
 
 def _records(one: Observed, guesses: Mapping[Place, Guess]) -> Part:
+    own, total = exact_records(one, guesses[one.node, one.round])
     truth = {_bare(record, one) for record in one.records}
-    own = {_bare(row, one) for row in guesses[one.node, one.round].sequences}
     other = {_bare(row, one) for guess in _others(one, guesses) for row in guess.sequences}
-    return len(truth & own), len(truth & other), len(truth)
+    return own, len(truth & other), total
 
 
 def _secrets(one: Observed, guesses: Mapping[Place, Guess], tokenizer: Any) -> Part:

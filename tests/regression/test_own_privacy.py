@@ -41,6 +41,9 @@ def audited(tmp_path, *settings):
 def test_the_defaults_show_no_leak(tmp_path):
     report = audited(tmp_path)
     assert report["verdict"] == "no leak found at this power"
+    power = {finding["attack"]: finding["power"] for finding in report["findings"] if finding["power"]}
+    assert power["sparse-recovery"]["shares"]["the tokens of one record"] >= 0.9
+    assert power["sequences"]["shares"]["one record alone"] == 1.0
 
 
 def test_the_undefended_format_leaks(tmp_path):

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from fedpeft_attacks.observations import observations
 from fedpeft_attacks.pursuit import matching_pursuit
 from fedpeft_attacks.sequences import Assembled, Bag, Budget
 from fedpeft_attacks.sequences.beam import CERTAIN, Path, Search, bag_weights
-from fedpeft_attacks.sequences.matched import Filter, Null
+from fedpeft_attacks.sequences.matched import Filter, Null, null_of
 from fedpeft_attacks.sequences.probing import Probe
 from fedpeft_attacks.sequences.spans import Spans
 from fedpeft_attacks.views import Guess, NotApplicable, Start, View
@@ -102,6 +101,7 @@ class _Work:
     """One assembly: what was seen, and how to look at it."""
 
     probe: Probe
+    null: Null
     observed: FloatVector = field(repr=False)
     raw: bool
     records: int
@@ -112,15 +112,12 @@ class _Work:
 
     @classmethod
     def of(cls, view: View, bag: Bag, budget: Budget, start: Start) -> _Work:
-        raw, deadline = view.stage in RAW, time.process_time() + budget.seconds
+        probe, raw = Probe.of(start), view.stage in RAW
+        null = null_of(start, probe)
         observed = view.values if raw else -view.values
         leave = view.knowledge.readers if view.knowledge.approximation is None else frozenset[str]()
-        return cls(Probe.of(start), observed, raw, view.records, bag, budget, deadline, leave)
-
-    @cached_property
-    def null(self) -> Null:
-        """What other texts look like."""
-        return Null.of(self.probe)
+        deadline = time.process_time() + budget.seconds
+        return cls(probe, null, observed, raw, view.records, bag, budget, deadline, leave)
 
     def is_over(self) -> bool:
         return time.process_time() > self.deadline

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.rng import stream
 from fedpeft_attacks.sequences.probing import Probe, Records
+from fedpeft_attacks.views import Start
 
 Matrix = NDArray[np.float64]
 
 _TEXTS, _LENGTH, _CALIBRATION = 32, 40, 12
 _DAMPING = 0.03
 _FREEDOM = 4.0
+_LEAST, _OUTLIER = 1e-6, 50.0
 _TINY = 1e-30
 
 
@@ -99,14 +102,29 @@ class Null:
         return cls(whitening, texts, energy / _lengths(probe, texts), size)
 
 
+_NULLS: WeakKeyDictionary[Start, Null] = WeakKeyDictionary()
+
+
+def null_of(start: Start, probe: Probe) -> Null:
+    """`Null.of`, once per start: all stages of a round have the same."""
+    if start not in _NULLS:
+        _NULLS[start] = Null.of(probe)
+    return _NULLS[start]
+
+
 def _lengths(probe: Probe, texts: Records) -> float:
     """Sum of ``|head' u|^2`` over all targets of texts."""
-    total = 0.0
-    for text in texts:
-        ids = torch.tensor([text])
-        squares = squared_pull(probe, probe.logits(ids)[0, :-1])
-        total += float(squares.gather(1, ids[0, 1:, None]).sum())
-    return max(total, _TINY)
+    ids, there = _batch(texts)
+    squares = squared_pull(probe, probe.logits(ids)[:, :-1]).gather(2, ids[:, 1:, None])[..., 0]
+    return max(float(squares[there].sum()), _TINY)
+
+
+def _batch(texts: Records) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts filled up on the right to ``(B, T)``, which a causal base does not see, and where targets are."""
+    longest = max(map(len, texts))
+    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts])
+    lengths = torch.tensor([len(text) for text in texts])
+    return ids, torch.arange(1, longest) < lengths[:, None]
 
 
 def squared_pull(probe: Probe, logits: torch.Tensor) -> torch.Tensor:
@@ -138,17 +156,14 @@ class Filter:
     def of(cls, probe: Probe, null: Null, residual: FloatVector, weight: float) -> Filter:
         """Calibrate on texts of the base."""
         direction = null.whitening(residual)
-        squares, count = 0.0, 0
-        for text in null.texts[:_CALIBRATION]:
-            ids = torch.tensor([text])
-            logits = probe.logits(ids)[0, :-1]
-            products = _products(logits, probe.slopes(ids, direction)[0, :-1])
-            targets = ids[0, 1:, None]
-            ratio = products.gather(1, targets) ** 2 / squared_pull(probe, logits).gather(
-                1, targets
-            ).clamp_min(1e-6)
-            squares, count = squares + float(ratio.clamp(max=ratio.median() * 50).sum()), count + len(ratio)
-        return cls(probe, null, direction, weight, max(squares / max(count, 1), _TINY))
+        ids, there = _batch(null.texts[:_CALIBRATION])
+        logits, targets = probe.logits(ids)[:, :-1], ids[:, 1:, None]
+        products = _products(logits, probe.slopes(ids, direction)[:, :-1]).gather(2, targets)
+        pulls = squared_pull(probe, logits).gather(2, targets).clamp_min(_LEAST)
+        ratios = (products**2 / pulls)[..., 0]
+        parts = [ratio[row] for ratio, row in zip(ratios, there, strict=True)]
+        capped = torch.cat([part.clamp(max=_OUTLIER * part.median()) for part in parts])
+        return cls(probe, null, direction, weight, max(float(capped.mean()), _TINY))
 
     def last(self, ids: torch.Tensor) -> torch.Tensor:
         """Log likelihood ratio of each next token after whole prefixes, shape ``(B, V)``."""

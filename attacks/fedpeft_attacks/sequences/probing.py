@@ -170,10 +170,12 @@ class Probe:
     def texts(self, count: int, length: int) -> list[list[int]]:
         """Texts sampled from the base, each up to its end token; reproducible."""
         draws = torch_stream(0, 0, "", "audit-null-texts")
-        rows = torch.full((count, 1), self.begin)
-        for _ in range(length):
-            shares = self.logits(rows)[:, -1].softmax(dim=-1)
-            rows = torch.cat([rows, torch.multinomial(shares, 1, generator=draws)], dim=1)
+        rows, memory = torch.full((count, 1), self.begin), None
+        with torch.no_grad(), steady(self.attached.model):
+            for _ in range(length):
+                out = self.attached.model(input_ids=rows[:, -1:], past_key_values=memory, use_cache=True)
+                shares, memory = out.logits[:, -1].float().softmax(dim=-1), out.past_key_values
+                rows = torch.cat([rows, torch.multinomial(shares, 1, generator=draws)], dim=1)
         return [self.cut(row) for row in rows.tolist()]
 
     def cut(self, row: Sequence[int]) -> list[int]:
