@@ -1,19 +1,21 @@
-"""What coordinator and node say to each other: three messages, each one packed blob and one table of facts.
+"""What coordinator and node say to each other: four messages, each one packed blob and one table of facts.
 
-``hello`` (QUERY) lets both sides compare base, layout, starting state and config by hash before round 1.
-``train`` (TRAIN) carries the broadcast envelope down and the update's envelope up. ``query.secure`` carries
-the phases of secure aggregation around it. Nothing that arrives is trusted: every fact is checked for
+``query.terms`` lets a deployed node read, judge and accept a run. ``hello`` (QUERY) lets both sides compare
+base, layout, starting state and config by hash before round 1. ``train`` (TRAIN) carries the broadcast
+envelope down and the update's envelope up. ``query.secure`` carries the phases of secure aggregation around
+it. Nothing that arrives is trusted: every fact is checked for
 presence, type and range, and an unexpected record is an error.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -27,9 +29,11 @@ STYPE = "fedpeft.blob.v1"
 HELLO = "query"
 TRAIN = "train"
 SECURE = "query.secure"
+TERMS = "query.terms"
 COORDINATOR = "coordinator"
 NO_STATE = bytes(32)
 MAX_NAME = 64
+LARGEST_TERMS = 2**18
 LARGEST_TABLE = 2**20
 """No table of a phase of secure aggregation is longer, for 127 nodes."""
 
@@ -39,6 +43,81 @@ Facts = dict[str, Fact]
 _T = TypeVar("_T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CAUSE = re.compile(r"[A-Za-z]{1,60}")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a deployed node is asked to agree to before anything else of a run; the blob is `RunTerms`.
+
+    Attributes:
+        protocol: version.
+        run: `run_id` of the config, 16 bytes.
+        coordinator: Ed25519 public key, 32 bytes.
+    """
+
+    protocol: int
+    run: bytes
+    coordinator: bytes
+
+
+@dataclass(frozen=True)
+class TermsReply:
+    """A node's answer to `Terms`.
+
+    Attributes:
+        name: the organisation's name.
+        answer: ``agreed``, ``waiting`` (its operator has to approve first) or ``refused``.
+        rule: name of the policy rule that refused, such as ``epsilon``; empty otherwise.
+    """
+
+    name: str
+    answer: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class RunTerms:
+    """A run as its coordinator announces and signs it.
+
+    Attributes:
+        config: the whole resolved config, canonical JSON.
+        labels: labels of the task, if it has some, in agreed order.
+        roster: Ed25519 public keys of the nodes, 32 bytes by name; a secure sum needs them.
+        signature: of the coordinator, 64 bytes, over everything else and the run's 16 bytes.
+    """
+
+    config: bytes
+    labels: tuple[str, ...] = ()
+    roster: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    signature: bytes = b""
+
+    def message(self, run: bytes) -> bytes:
+        """What is signed."""
+        return b"fedpeft-terms-1\0" + run + replace(self, signature=b"").encode()
+
+    def encode(self) -> bytes:
+        """The blob of a `Terms` message."""
+        labels = json.dumps(list(self.labels), ensure_ascii=False).encode()
+        keys = pack_table(self.roster)
+        return pack_table({"config": self.config, "labels": labels, "roster": keys, "sign": self.signature})
+
+    @classmethod
+    def decode(cls, blob: bytes) -> RunTerms:
+        """The inverse of `encode`; says nothing of the signature.
+
+        Raises:
+            FederationError: the bytes are no terms.
+        """
+        table = unpack_table(blob)
+        try:
+            labels = json.loads(table["labels"])
+            roster = unpack_table(table["roster"])
+            config, signature = table["config"], table["sign"]
+        except (KeyError, ValueError):
+            raise FederationError("the terms of a run are not in their one valid form") from None
+        if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+            raise FederationError("the labels of a run's terms are not a list of words")
+        return cls(config, tuple(labels), roster, signature)
 
 
 @dataclass(frozen=True)
@@ -267,7 +346,7 @@ def _blob(record: Any, limit: int) -> bytes:
 
 
 def _fill(kind: type[_T], facts: Mapping[str, Any]) -> _T:
-    wanted = {field.name: field.type for field in fields(cast(Any, kind))}
+    wanted = {one.name: one.type for one in fields(cast(Any, kind))}
     if extra := sorted(set(facts) - set(wanted)):
         raise FederationError(f"unexpected fact {extra[0][:MAX_NAME]!r} in a message")
     return kind(**{name: _fact(name, str(declared), facts.get(name)) for name, declared in wanted.items()})
