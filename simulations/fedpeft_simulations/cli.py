@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     base.command("info")(base_info)
     data = typer.Typer(help="Records of a scenario.", no_args_is_help=True)
     data.command("show")(show_data)
+    data.command("write")(write_data)
     app.add_typer(base, name="base")
     app.add_typer(data, name="data")
     bench.register(app)
@@ -125,3 +126,27 @@ def show_data(
         typer.echo(f"global test: {len(federation.test)} records")
 
     emit(payload, as_json, text)
+
+
+def write_data(
+    out: Path = typer.Argument(help="Folder to write; one JSONL file per organisation, and test.jsonl."),
+    scenario: Path | None = typer.Option(
+        None, "--scenario", help="Scenario file; default: the embedded one."
+    ),
+    set_: list[str] = SET_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Write the training records of each organisation to a file, as if they were its own.
+
+    A deployment can then be tried with them: `fedpeft node data add`.
+    """
+    from fedpeft.config import load_config
+    from fedpeft.data import write_records
+    from fedpeft_simulations.organisations import load_federation
+
+    federation = load_federation(load_config(scenario or embedded_scenario(), set_))
+    groups = {item.name: item.train for item in federation.organisations} | {"test": federation.test}
+    for name, records in groups.items():
+        write_records(out / f"{name}.jsonl", records)
+    counts = {str(out / f"{name}.jsonl"): len(records) for name, records in groups.items()}
+    emit(counts, as_json, lambda: typer.echo("\n".join(f"{path}: {n} records" for path, n in counts.items())))

@@ -103,3 +103,11 @@ def test_eval_names_what_is_missing(tmp_path):
         options = () if command == "eval" else ("-o", tmp_path / "out")
         done = _fedpeft("adapter", command, tmp_path / "absent", *options)
         assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_data_write_gives_each_organisation_its_file(tmp_path):
+    sizes = ("--set", "data.samples=20", "--set", "data.test_samples=8", "--set", "federation.nodes=2")
+    done = _fedpeft("data", "write", tmp_path, *sizes)
+    assert done.returncode == 0, done.stderr
+    counts = {path.stem: len(path.read_text().splitlines()) for path in tmp_path.glob("*.jsonl")}
+    assert counts == {"bank": 20, "hospital": 20, "test": 8}
