@@ -24,8 +24,10 @@ from fedpeft.config import Config, config_hash
 from fedpeft.errors import FederationError
 from fedpeft.exchange.layout import FloatVector, Layout
 
-PROTOCOL = 2
+PROTOCOL = 3
 STYPE = "fedpeft.blob.v1"
+SMALL = 2**18
+"""Up to so many bytes a blob travels among the facts: each object of a message is a request of its own."""
 HELLO = "query"
 TRAIN = "train"
 SECURE = "query.secure"
@@ -302,9 +304,11 @@ def state_digest(layout: Layout, values: FloatVector) -> bytes:
 
 def pack(facts: Any, blob: bytes = b"") -> RecordDict:
     """A message's content: the facts of one of the dataclasses here and one opaque blob."""
-    table = ConfigRecord({key: value for key, value in asdict(facts).items() if value != []})
+    table = {key: value for key, value in asdict(facts).items() if value != []}
+    if len(blob) <= SMALL:
+        return RecordDict({"facts": ConfigRecord({**table, "blob": blob})})
     payload = ArrayRecord({"payload": Array("uint8", (len(blob),), STYPE, blob)})
-    return RecordDict({"facts": table, "blob": payload})
+    return RecordDict({"facts": ConfigRecord(table), "blob": payload})
 
 
 def unpack(message: Message, kind: type[_T], limit: int) -> tuple[_T, bytes]:
@@ -321,10 +325,16 @@ def unpack(message: Message, kind: type[_T], limit: int) -> tuple[_T, bytes]:
     if message.has_error():
         raise FederationError(error_cause(message))
     content = message.content
-    if set(content.keys()) != {"facts", "blob"} or not isinstance(content["facts"], ConfigRecord):
+    is_small = set(content.keys()) == {"facts"}
+    if not is_small and set(content.keys()) != {"facts", "blob"}:
         raise FederationError("unexpected records in a message")
-    facts = cast("Mapping[str, Any]", content["facts"])
-    return _fill(kind, facts), _blob(content["blob"], limit)
+    if not isinstance(content["facts"], ConfigRecord):
+        raise FederationError("unexpected records in a message")
+    facts = dict(cast("Mapping[str, Any]", content["facts"]))
+    blob = _small(facts.pop("blob", None)) if is_small else _large(content["blob"])
+    if len(blob) > limit:
+        raise FederationError(f"a message's payload has {len(blob)} bytes, allowed are {limit}")
+    return _fill(kind, facts), blob
 
 
 def error_cause(message: Message) -> str:
@@ -334,14 +344,18 @@ def error_cause(message: Message) -> str:
     return reason if _CAUSE.fullmatch(reason) else f"node error {error.code}"
 
 
-def _blob(record: Any, limit: int) -> bytes:
+def _small(blob: Any) -> bytes:
+    if type(blob) is not bytes or len(blob) > SMALL:
+        raise FederationError("unexpected payload in a message")
+    return blob
+
+
+def _large(record: Any) -> bytes:
     if not isinstance(record, ArrayRecord) or list(record.keys()) != ["payload"]:
         raise FederationError("unexpected payload in a message")
     array = record["payload"]
     if array.stype != STYPE or array.dtype != "uint8" or tuple(array.shape) != (len(array.data),):
         raise FederationError("a message's payload is not a packed blob")
-    if len(array.data) > limit:
-        raise FederationError(f"a message's payload has {len(array.data)} bytes, allowed are {limit}")
     return array.data
 
 

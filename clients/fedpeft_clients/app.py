@@ -1,54 +1,128 @@
-"""The ClientApp of a node; its home folder comes from the node's own configuration."""
+"""The ClientApp of a node; its home folder comes from the node's own configuration.
+
+A simulated node names ``home``. An organisation's node names ``organisation`` and ``coordinator``: its homes
+are those of the runs that it has agreed on, and policy and operator are asked again with every order.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
+import traceback
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedpeft.errors import ConfigError
+from fedpeft import flower
+from fedpeft.errors import ConfigError, FederationError, FedPeftError
 from fedpeft.exchange import OVERHEAD_BYTES
-from fedpeft.protocol import LARGEST_TABLE, Hello, SecureTask, TrainTask, pack, unpack
-from fedpeft_clients import secure, tasks
+from fedpeft.protocol import (
+    LARGEST_TABLE,
+    LARGEST_TERMS,
+    Hello,
+    SecureTask,
+    Terms,
+    TrainTask,
+    pack,
+    unpack,
+)
+from fedpeft_clients import secure, tasks, terms
 from fedpeft_clients.home import Home, open_home
+from fedpeft_clients.policy import PolicyError
+from fedpeft_clients.rules import check_hours
 
 LARGEST_BROADCAST = 2**31 - 1 + OVERHEAD_BYTES
+LOG = logging.getLogger("fedpeft.node")
 
 _turn = threading.Lock()
 
 app = ClientApp()
 
+Handler = Callable[[Message, Context], Message]
+
+
+def _alone(handler: Handler) -> Handler:
+    """One order at a time; what a policy refuses is answered by its rule alone, and said here in words."""
+
+    @wraps(handler)
+    def answered(message: Message, context: Context) -> Message:
+        try:
+            with _turn:
+                return handler(message, context)
+        except PolicyError as refusal:
+            _tell(context, str(refusal))
+            return flower.error_reply(message, flower.REFUSED, refusal.code)
+        except Exception as error:
+            _tell(context, _words(error))
+            raise
+
+    return answered
+
+
+@app.query("terms")
+@_alone
+def run_terms(message: Message, context: Context) -> Message:
+    """Judge the terms of a run."""
+    asked, blob = unpack(message, Terms, LARGEST_TERMS)
+    if "organisation" not in context.node_config:
+        raise FederationError("a simulated node has agreed to its run already")
+    post = terms.Post.of(context.node_config)
+    return Message(pack(terms.answer(post, context.run_id, asked, blob)), reply_to=message)
+
 
 @app.query()
+@_alone
 def hello(message: Message, context: Context) -> Message:
     """Introduce this node."""
     asked, _ = unpack(message, Hello, 0)
-    with _turn:
-        return Message(pack(tasks.greet(_home(context), asked)), reply_to=message)
+    return Message(pack(tasks.greet(_home(context), asked)), reply_to=message)
 
 
 @app.query("secure")
+@_alone
 def secure_sum(message: Message, context: Context) -> Message:
-    """Answer one phase of secure aggregation."""
+    """Answer one phase of secure aggregation; a round that has begun may end after hours."""
     task, blob = unpack(message, SecureTask, LARGEST_TABLE)
-    with _turn:
-        reply, answer = secure.answer(_home(context), task, blob)
+    reply, answer = secure.answer(_home(context, timed=False), task, blob)
     return Message(pack(reply, answer), reply_to=message)
 
 
 @app.train()
+@_alone
 def train(message: Message, context: Context) -> Message:
     """Train one round; nodes of one process share a base and take turns."""
     task, blob = unpack(message, TrainTask, LARGEST_BROADCAST)
-    with _turn:
-        reply, envelope = tasks.train(_home(context), task, blob)
+    reply, envelope = tasks.train(_home(context), task, blob)
     return Message(pack(reply, envelope), reply_to=message)
 
 
-def _home(context: Context) -> Home:
+def _home(context: Context, timed: bool = True) -> Home:
+    """The home of this order; an organisation's after policy, hours and approval were checked."""
+    if "organisation" in context.node_config:
+        post = terms.Post.of(context.node_config)
+        if timed:
+            check_hours(post.policy())
+        return post.home(context.run_id)
     path = context.node_config.get("home")
     if path is None:
         raise ConfigError("this node has no home: give node config home=<folder with node.json>")
     return open_home(Path(str(path)))
+
+
+def _tell(context: Context, words: str) -> None:
+    """Say to the organisation's own log what the coordinator is not told."""
+    if "organisation" in context.node_config:
+        LOG.warning("%s", words)
+
+
+def _words(error: Exception) -> str:
+    """What went wrong: fedpeft's own words hold no text of data; of other errors only the places are said."""
+    if isinstance(error, FedPeftError):
+        return f"{type(error).__name__}: {error}"
+    places = [
+        f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    return f"{type(error).__name__} at {' > '.join(places)}"

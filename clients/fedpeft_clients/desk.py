@@ -7,6 +7,7 @@ from itertools import accumulate, pairwise
 
 from fedpeft.adapters import Attached, FactorState, attach
 from fedpeft.bases import Base, load_base
+from fedpeft.config import Config
 from fedpeft.errors import FederationError
 from fedpeft.exchange import (
     Codec,
@@ -65,7 +66,7 @@ class Desk:
         Raises:
             FedPeftError: the base or the adapter cannot be made as agreed.
         """
-        base = load_base(home.config.base, len(home.classes) if home.classes else None)
+        base = load_base(home.base, len(home.classes) if home.classes else None)
         attached = attach(base, home.config.adapter, home.config.run.seed, home.name)
         return cls(home, base, attached, run_id(home.config))
 
@@ -170,6 +171,19 @@ class Plans:
 
 
 _plans: dict[bytes, Plans] = {}
+_privacy: dict[tuple[bytes, int], PrivacyPlan | None] = {}
+
+
+def privacy_of(config: Config, size: int = 0) -> PrivacyPlan | None:
+    """A run's privacy plan (`fedpeft.privacy.plan_from_config`), kept per process; None: no DP.
+
+    Raises:
+        PrivacyError: there is no such plan.
+    """
+    key = run_id(config), size if config.privacy.trust == "distributed" else 0
+    if key not in _privacy:
+        _privacy[key] = privacy_plan(config, size)
+    return _privacy[key]
 
 
 def plans(desk: Desk) -> Plans:
@@ -181,7 +195,7 @@ def plans(desk: Desk) -> Plans:
     key, config = desk.run, desk.home.config
     if key not in _plans:
         size = noisy_values(config.exchange, desk.attached.layout.size)
-        privacy = privacy_plan(config, size)
+        privacy = privacy_of(config, size)
         if privacy is not None:
             check_signal(privacy, size, config.federation.nodes, config.privacy.most_noise)
         up = up_plan(config.exchange, privacy is not None and privacy.trust == "local", _own_clip(privacy))
@@ -200,7 +214,7 @@ def signer_of(home: Home) -> Signer:
     """The node's key: from the seed of a simulation, else its own file, made when first needed."""
     if home.signing_seed is not None:
         return Signer.from_seed(bytes.fromhex(home.signing_seed))
-    return Signer.load_or_create(home.path / "signing.key")
+    return Signer.load_or_create(home.key)
 
 
 def trust(home: Home, key: bytes) -> None:

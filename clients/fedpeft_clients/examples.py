@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 from fedpeft.bases import Base
-from fedpeft.data import Example, read_written, tokenise
+from fedpeft.data import Example, tokenise
 from fedpeft_clients.home import Home
 
 LIMIT_BYTES = 64 * 2**20
@@ -24,12 +24,12 @@ def load_examples(home: Home, base: Base) -> list[Example]:
         DataError: a record cannot be used; names its line, never its text.
     """
     stat = home.train.stat()
-    key = (home.train, stat.st_mtime_ns, stat.st_size, home.config.data, base.sha256, home.classes)
+    columns = tuple(sorted((home.own.columns or {}).items()))
+    key = (home.train, stat.st_mtime_ns, stat.st_size, columns, home.config.data, base.sha256, home.classes)
     if key in _kept:
         _kept.move_to_end(key)
         return _kept[key]
-    records = read_written(home.train, home.config.data)
-    examples = tokenise(records, base.tokenizer, home.config.data, base.task, home.classes)
+    examples = tokenise(home.records(), base.tokenizer, home.config.data, base.task, home.classes)
     _kept[key] = examples
     while sum(map(_size, _kept.values())) > LIMIT_BYTES and len(_kept) > 1:
         _kept.popitem(last=False)

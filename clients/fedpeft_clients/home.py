@@ -8,17 +8,50 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedpeft.config import Config, build_config
-from fedpeft.data import Record, write_records
+from fedpeft.config.models import AuditConfig, BaseConfig
+from fedpeft.data import Record, read_records, read_written, write_records
 from fedpeft.errors import ConfigError
+from fedpeft.privacy import Budget
 from fedpeft.protocol import MAX_NAME
 from fedpeft.rng import stream
 from fedpeft.runstore import write_json
 from fedpeft.trust import Signer
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Own:
+    """What an organisation sets for itself, whatever a run's config says; all None in a simulation.
+
+    Attributes:
+        ledger: file of its ledger, which all runs share.
+        key: file of its signing key.
+        base: folder of the agreed base on this machine.
+        device: that trains.
+        columns: of its data file, as settings of ``[data]``; None: the file is as `write_records` wrote it.
+        outbox: its audit of each update before it leaves, as ``audit.outbox``.
+        threshold: of that audit.
+        outbox_seconds: of CPU that it may take.
+        budget: its limit on epsilon for the data set's whole life.
+        yearly_budget: its limit within 365 days.
+        data: name of its data set.
+    """
+
+    ledger: str | None = None
+    key: str | None = None
+    base: str | None = None
+    device: str | None = None
+    columns: Mapping[str, str | None] | None = None
+    outbox: Literal["off", "report", "refuse"] | None = None
+    threshold: float | None = None
+    outbox_seconds: float | None = None
+    budget: float | None = None
+    yearly_budget: float | None = None
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +70,7 @@ class Home:
         coordinator: the coordinator's public key, hexadecimal; None: believe the first one seen.
         roster: public keys of the nodes that this one sums with, hexadecimal by name; empty: believe the
             first roster seen.
+        own: what the organisation sets for itself, if it is a real one.
     """
 
     path: Path
@@ -49,6 +83,7 @@ class Home:
     signing_seed: str | None = None
     coordinator: str | None = None
     roster: Mapping[str, str] = field(default_factory=dict[str, str])
+    own: Own = Own()
 
     @property
     def states(self) -> Path:
@@ -73,7 +108,46 @@ class Home:
     @property
     def ledger(self) -> Path:
         """The privacy ledger."""
-        return self.path / "ledger.sqlite"
+        return Path(self.own.ledger) if self.own.ledger else self.path / "ledger.sqlite"
+
+    @property
+    def key(self) -> Path:
+        """File of the signing key."""
+        return Path(self.own.key) if self.own.key else self.path / "signing.key"
+
+    @property
+    def base(self) -> BaseConfig:
+        """The agreed base, where it lies on this machine."""
+        own = {"model": self.own.base, "device": self.own.device}
+        return self.config.base.model_copy(update={name: value for name, value in own.items() if value})
+
+    @property
+    def audit(self) -> AuditConfig:
+        """The audit as this organisation wants it."""
+        names = ("outbox", "threshold", "outbox_seconds")
+        given = {name: value for name in names if (value := getattr(self.own, name)) is not None}
+        return self.config.audit.model_copy(update=given)
+
+    @property
+    def budget(self) -> Budget | None:
+        """The limits on the data set's epsilon; None where a run promises no privacy."""
+        privacy, own = self.config.privacy, self.own
+        if privacy.unit == "none" or privacy.randomness != "system":
+            return None
+        if own.budget is not None or own.yearly_budget is not None:
+            return Budget(own.budget, own.yearly_budget)
+        target = privacy.epsilon if privacy.trust != "central" else None
+        return Budget(privacy.budget or target, privacy.yearly_budget)
+
+    def records(self) -> list[Record]:
+        """The training records, from the organisation's own file.
+
+        Raises:
+            DataError: a record cannot be used; names its line, never its text.
+        """
+        if self.own.columns is None:
+            return read_written(self.train, self.config.data)
+        return read_records(self.train, self.config.data.model_copy(update=dict(self.own.columns)))
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -168,6 +242,7 @@ def _read(file: Path, stamp: int) -> Home:
         facts = json.loads(file.read_text(encoding="utf-8"))
         config, labels = build_config(facts.pop("config")), tuple(facts.pop("labels", ()))
         train = file.parent / facts.pop("train")
-        return Home(path=file.parent, train=train, config=config, labels=labels, **facts)
+        own = Own(**facts.pop("own", {}))
+        return Home(path=file.parent, train=train, config=config, labels=labels, own=own, **facts)
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{file} is not a valid node.json ({type(error).__name__}: {error})") from None

@@ -15,7 +15,7 @@ from fedpeft.errors import ConfigError, PrivacyError
 if TYPE_CHECKING:
     from fedpeft.privacy.ledger import Budget, Chain, Entry, Head
 
-PLACE = typer.Argument(Path("."), help="A node's home, its ledger file, or an export.")
+PLACE = typer.Argument(None, help="A node's folder, its ledger file, or an export; default: the only node.")
 LINEAGE = typer.Option(None, help="Only this data set; default: all.")
 OUT = typer.Option(None, "-o", "--out", help="File to write; default: print it.")
 KNOWN = typer.Option(None, help="SEQ:HASH of an entry that was seen before.")
@@ -48,11 +48,12 @@ def register(app: typer.Typer) -> None:
 
 
 def show(
-    place: Path = PLACE,
+    place: Path | None = PLACE,
     lineage: str | None = LINEAGE,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """List what was spent, and the joint epsilon of each data set beside its budget."""
+    place = _place(place)
     chain = _chain(place)
     spending = [
         e for e in chain.entries if e.kind not in _free() and lineage in (None, e.body.get("lineage"))
@@ -65,25 +66,25 @@ def show(
 
 
 def verify(
-    place: Path = PLACE,
+    place: Path | None = PLACE,
     known: str | None = KNOWN,
     key: str | None = KEY,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Check chain and signatures; exits with 6 if it was changed, rolled back or is not this key's."""
-    chain = _chain(place)
+    chain = _chain(_place(place))
     head = chain.require(_head(known), _public(key))
     facts = {"entries": len(chain.entries), "head": _text(head), "key": _key(chain)}
     signed = f"signed by {facts['key']}" if chain.key else "not signed"
     emit(facts, as_json, lambda: typer.echo(f"intact: {head.seq} entries, head {_text(head)}, {signed}"))
 
 
-def export(place: Path = PLACE, out: Path | None = OUT) -> None:
+def export(place: Path | None = PLACE, out: Path | None = OUT) -> None:
     """Write the ledger as JSON lines, which `verify` checks on any machine."""
     from fedpeft.privacy.ledger.exports import export_text
     from fedpeft.runstore import write_atomic
 
-    text = export_text(_chain(place))
+    text = export_text(_chain(_place(place)))
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -96,6 +97,15 @@ def _chain(place: Path) -> Chain:
     from fedpeft.privacy.ledger.exports import load_chain
 
     return load_chain(place / "ledger.sqlite" if place.is_dir() else place)
+
+
+def _place(place: Path | None) -> Path:
+    """What was named; else this folder if it holds a ledger, else the only node on this machine."""
+    if place is not None or Path("ledger.sqlite").exists():
+        return place or Path()
+    from fedpeft_clients.organisation import open_organisation
+
+    return open_organisation().path
 
 
 def _free() -> tuple[str, ...]:
@@ -167,6 +177,11 @@ def _budget(place: Path) -> Budget:
     """The limits in a node's home; a bare file has none."""
     from fedpeft.privacy.ledger import Budget
 
+    if (place / "policy.toml").is_file():
+        from fedpeft_clients.policy import parse_policy
+
+        rules = parse_policy((place / "policy.toml").read_text(encoding="utf-8")).privacy
+        return Budget(rules.lineage_epsilon, rules.yearly_epsilon)
     if not (place / "node.json").is_file():
         return Budget()
     from fedpeft_clients.home import open_home

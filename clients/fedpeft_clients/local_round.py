@@ -54,7 +54,7 @@ def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeS
         FedPeftError: the budget does not allow the round, or base, records, plan or secure sum do not fit.
     """
     home, session = desk.home, session_of(desk.home, task)
-    ledger, before = _ledger(home), _newest(home, task.round)
+    ledger, before = ledger_of(home), _newest(home, task.round)
     for head in _known_heads(task, before):
         ledger.verify(head)
     reservation = _reserve(desk, ledger, task)
@@ -120,18 +120,15 @@ def _plan(desk: Desk, task: TrainTask, released: Decoded | None, session: Sessio
     return plan.at_scales(session.task.scales) if session.task.scales else plan
 
 
-_ledgers: dict[Path, Ledger] = {}
+_ledgers: dict[tuple[Path, Budget | None], Ledger] = {}
 
 
-def _ledger(home: Home) -> Ledger:
+def ledger_of(home: Home) -> Ledger:
     """The node's ledger with the organisation's own budget, signed by its key; opened once per process."""
-    privacy = home.config.privacy
-    if home.ledger not in _ledgers or not home.ledger.exists():
-        target = privacy.epsilon if privacy.trust != "central" else None
-        guarded = privacy.unit != "none" and privacy.randomness == "system"
-        budget = Budget(privacy.budget or target, privacy.yearly_budget) if guarded else None
-        _ledgers[home.ledger] = Ledger(home.ledger, budget, signer_of(home))
-    return _ledgers[home.ledger]
+    key = (home.ledger, home.budget)
+    if key not in _ledgers or not home.ledger.exists():
+        _ledgers[key] = Ledger(home.ledger, home.budget, signer_of(home))
+    return _ledgers[key]
 
 
 def _known_heads(task: TrainTask, before: NodeState | None) -> Iterator[Head]:
@@ -195,7 +192,7 @@ def _decoded(desk: Desk, task: TrainTask, plan: ExchangePlan, envelope: bytes) -
 
 def _look(desk: Desk, task: TrainTask, plan: ExchangePlan, envelope: bytes, examples: Watched) -> None:
     """The node's own audit of the very bytes, if it wants one; it may refuse to send them."""
-    if desk.home.config.audit.outbox != "off":
+    if desk.home.audit.outbox != "off":
         values = _decoded(desk, task, plan, envelope)
         look(desk, task.round, task.lr, values, (examples.seen, list(examples)))
 

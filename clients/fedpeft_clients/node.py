@@ -36,7 +36,8 @@ def _serve(options: argparse.Namespace) -> None:
     home = open_home(options.home)
     allowed = frozenset(options.app_hash or [flower.thin_app()[1]])
     certificates = options.root_certificates.read_bytes() if options.root_certificates else None
-    flower.serve_node(options.superlink, app, {"home": str(home.path)}, allowed, certificates, options.poll)
+    connection = flower.Connection(options.superlink, certificates, poll=options.poll)
+    flower.serve_node(connection, app, {"home": str(home.path)}, allowed)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

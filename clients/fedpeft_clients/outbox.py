@@ -40,7 +40,7 @@ def look(desk: Desk, round: int, lr: float, values: FloatVector, examples: Behin
     Raises:
         FederationError: the envelope leaks, and the node does not send what leaks.
     """
-    wanted = desk.home.config.audit.outbox
+    wanted = desk.home.audit.outbox
     if wanted == "off":
         return
     found = _examined(desk, round, lr, values, examples)
@@ -64,7 +64,7 @@ def _examined(desk: Desk, round: int, lr: float, values: FloatVector, examples: 
     from fedpeft_attacks.quick import examine
     from fedpeft_attacks.views import View, role_of
 
-    attached, audit = desk.attached, desk.home.config.audit
+    attached, audit = desk.attached, desk.home.audit
     known = knowledge_of(attached, _prior(desk), (desk.home.name, round), lr)
     behind, own = (_tokens(given) - known.given for given in examples)
     stage, counts = "envelope", (len(behind), len(examples[0]))

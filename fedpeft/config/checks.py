@@ -9,6 +9,8 @@ from fedpeft.errors import ConfigError
 
 MOST_SECURE_NODES = 127
 """A sum of 127 ternary values still fits 8 bits."""
+DENSE = ("sign", "masked-sign", "int8", "dense-bf16", "dense-fp32")
+"""Codecs with which all nodes of a round send the same values: all, or those of a public support."""
 
 
 def check(config: Config) -> None:
@@ -69,6 +71,41 @@ def _federation(config: Config) -> Iterator[str]:
         yield f"federation.quorum = {federation.quorum} exceeds federation.nodes = {federation.nodes}"
     if config.data.partition in ("natural", "pathological", "dirichlet") and not config.data.partition_column:
         yield f"data.partition = {config.data.partition!r} needs data.partition_column"
+    yield from _robust(config)
+
+
+def _robust(config: Config) -> Iterator[str]:
+    federation, asked = config.federation, config.federation.robust
+    if asked == "none" and not federation.norm_bound:
+        return
+    given = f"federation.robust = {asked!r}" if asked != "none" else "federation.norm_bound"
+    if config.exchange.secure.enabled:
+        yield f"{given} looks at single updates, which exchange.secure hides: leave one of them out"
+    if config.privacy.unit == "node" and config.privacy.trust == "central":
+        yield (
+            f"{given} weighs nodes against one another, which privacy.trust = 'central' must not; it cuts "
+            "every update to privacy.clip already: leave it out"
+        )
+    if asked == "none":
+        return
+    if config.adapter.method == "lora" and config.adapter.aggregation in ("stack", "reproject"):
+        yield (
+            f"{given} compares values of one meaning, which factors do not have: set adapter.aggregation = "
+            f"'frozen_a' (given: {config.adapter.aggregation!r})"
+        )
+    yield from _dense_enough(config)
+
+
+def _dense_enough(config: Config) -> Iterator[str]:
+    """A value that most nodes do not send has the median 0, and so nearly has its trimmed mean."""
+    federation, up = config.federation, config.exchange.up
+    sparse = up.codec not in DENSE and up.density <= 0.5
+    if sparse and federation.robust in ("median", "trimmed-mean"):
+        yield (
+            f"federation.robust = {federation.robust!r} takes a value that a node did not send for 0 and so "
+            f"loses most of updates of exchange.up.density = {up.density:g}: set exchange.up.codec = 'int8', "
+            "another dense one, or federation.robust = 'norm-clip'"
+        )
 
 
 def _privacy(config: Config) -> Iterator[str]:

@@ -30,6 +30,7 @@ Unit = Literal["none", "record", "person", "node"]
 Trust = Literal["local", "central", "distributed"]
 Engine = Literal["auto", "batched", "loop"]
 Arm = Literal["local_only", "centralised", "private"]
+Robust = Literal["none", "median", "trimmed-mean", "norm-clip"]
 
 
 class Section(BaseModel):
@@ -128,6 +129,25 @@ class FederationConfig(Section):
     )
     quorum: int = Field(default=0, ge=0, description="valid replies needed to apply a round; 0: a majority")
     deadline: float = Field(default=3600.0, gt=0, description="seconds a round may take")
+    norm_bound: float = Field(
+        default=0.0,
+        ge=0,
+        description="L2 norm above which an update is refused (norm-clip: to which it is cut); 0: none",
+    )
+    norm_ratio: float = Field(
+        default=10.0,
+        ge=0,
+        description="an update this many times as long as the round's median of three or more is refused; "
+        "0: none is; off where single updates must not be looked at",
+    )
+    robust: Robust = Field(default="none", description="aggregation that withstands hostile updates")
+    trim: float = Field(
+        default=0.2, ge=0, lt=0.5, description="trimmed-mean: share of nodes left out on either side"
+    )
+    stock_nodes: bool = Field(
+        default=False,
+        description="let a stock Flower SuperNode take part, which runs whatever code the coordinator sends",
+    )
     local_steps: int = Field(default=10, ge=1, description="optimiser steps per round and node")
     batch_size: int = Field(default=16, ge=1, description="records per step (expected, under DP)")
     optimiser: Literal["adamw", "sgd"] = Field(default="adamw", description="local optimiser")

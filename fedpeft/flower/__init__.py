@@ -1,8 +1,9 @@
 """The one package that touches private names of Flower (``flwr >=1.41,<1.42``).
 
-Contract tests in ``tests/fedpeft/test_flower.py`` call every function here against the installed
+Contract tests in ``tests/fedpeft/test_flower*.py`` call every function here against the installed
 version. Three ways to run the same ``ServerApp`` and ``ClientApp`` meet here: `run_local` (in process),
-`run_ray` (Flower's simulation engine) and `superlink` + `run_server_app` + `serve_node` (deployment).
+`run_ray` (Flower's simulation engine) and a SuperLink + `run_server_app` + `serve_node`. The SuperLink is
+`superlink` for simulations and `serve_link` for a federation of organisations.
 """
 
 import os
@@ -13,13 +14,20 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+from fedpeft.flower.bundle import thin_app
+from fedpeft.flower.control import end_run, register_node, unregister_node
 from fedpeft.flower.engine import run_ray
-from fedpeft.flower.link import SuperLink, free_port, run_server_app, superlink, thin_app
+from fedpeft.flower.faults import Fault, RunEnded
+from fedpeft.flower.fleet import Connection
+from fedpeft.flower.link import LinkSettings, SuperLink, free_port, serve_link, superlink
 from fedpeft.flower.local import LocalGrid, run_local
 from fedpeft.flower.messages import (
     APP_FAILED,
     EXPIRED,
+    LARGEST_MESSAGE,
+    NODE_LOST,
     REFUSED,
+    UNREADABLE,
     deserialise,
     error_reply,
     guarded,
@@ -27,25 +35,41 @@ from fedpeft.flower.messages import (
     identify,
     serialise,
 )
-from fedpeft.flower.node import serve_node
+from fedpeft.flower.node import Gate, serve_node
+from fedpeft.flower.pulse import EX_TEMPFAIL
+from fedpeft.flower.serverapp import public_keys, run_server_app
 
 __all__ = [
     "APP_FAILED",
     "EXPIRED",
+    "EX_TEMPFAIL",
+    "LARGEST_MESSAGE",
+    "NODE_LOST",
     "REFUSED",
+    "UNREADABLE",
+    "Connection",
+    "Fault",
+    "Gate",
+    "LinkSettings",
     "LocalGrid",
+    "RunEnded",
     "SuperLink",
     "deserialise",
+    "end_run",
     "error_reply",
     "free_port",
     "guarded",
     "hush",
     "identify",
+    "public_keys",
+    "register_node",
     "run_local",
     "run_ray",
     "run_server_app",
     "serialise",
+    "serve_link",
     "serve_node",
     "superlink",
     "thin_app",
+    "unregister_node",
 ]

@@ -1,48 +1,31 @@
-"""The coordinator's side of a deployment: a SuperLink and the ServerApp that runs on it."""
+"""The SuperLink: one in a thread for simulations, one behind a fence for a federation."""
 
 from __future__ import annotations
 
-import hashlib
-import io
+import asyncio
+import contextlib
 import os
 import socket
 import threading
 import time
-import zipfile
-from collections.abc import Callable, Generator, Mapping
+import warnings
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from flwr.serverapp import ServerApp
+from fedpeft.errors import ConfigError, FederationError
+from fedpeft.flower.fence import fenced
 
-from fedpeft._version import __version__
-from fedpeft.errors import FederationError
-from fedpeft.flower.messages import identify
+if TYPE_CHECKING:
+    import uvicorn
 
+IN_MEMORY = ":flwr-in-memory:"
+LOOPBACK = "127.0.0.1"
 _SECRET_BYTES = 32
-_START_SECONDS = 30.0
-
-
-def thin_app() -> tuple[bytes, str]:
-    """A Flower app bundle that holds only names, and its SHA-256: both apps come from the installed wheel.
-
-    Stored without compression and with fixed dates, so that all machines compute the same hash.
-    """
-    project = (
-        f'[project]\nname = "fedpeft"\nversion = "{__version__}"\ndependencies = []\n'
-        '[tool.flwr.app]\npublisher = "fedpeft"\n'
-        '[tool.flwr.app.components]\nserverapp = "fedpeft_server.app:app"\n'
-        'clientapp = "fedpeft_clients.app:app"\n'
-        "[tool.flwr.app.config]\n"
-    ).encode()
-    manifest = f"pyproject.toml,{hashlib.sha256(project).hexdigest()},{len(project) * 8}\n".encode()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as bundle:
-        for name, content in (("pyproject.toml", project), (".info/CONTENT", manifest)):
-            bundle.writestr(zipfile.ZipInfo(name), content)
-    data = buffer.getvalue()
-    return data, hashlib.sha256(data).hexdigest()
+_START_SECONDS = 60.0
+_FAREWELL_SECONDS = 3
 
 
 @dataclass(frozen=True)
@@ -60,51 +43,173 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class LinkSettings:
+    """A SuperLink that organisations reach.
+
+    Attributes:
+        folder: holds Flower's database, ``state.db``.
+        inside_port: port on loopback with all of Flower's API, without TLS.
+        host, port: where nodes connect, over TLS, and find nothing but the Fleet API, ``/health`` and
+            ``/ca.crt``.
+        certificate, key: PEM files of the server; read again when they change.
+        ca: PEM file of the authority that signed the certificate.
+        secret: lets a ServerApp on this machine take its task; the same after a restart.
+    """
+
+    folder: Path
+    inside_port: int
+    host: str
+    port: int
+    certificate: Path
+    key: Path
+    ca: Path
+    secret: bytes
+
+    @property
+    def inside(self) -> SuperLink:
+        """The SuperLink as a ServerApp on this machine sees it."""
+        return SuperLink(f"{LOOPBACK}:{self.inside_port}", self.secret)
+
+
 @contextmanager
-def superlink(port: int | None = None, database: str = ":flwr-in-memory:") -> Generator[SuperLink]:
-    """Run a SuperLink in a thread of this process, on loopback only.
+def superlink(
+    port: int | None = None, database: str = IN_MEMORY, secret: bytes | None = None
+) -> Generator[SuperLink]:
+    """Run a SuperLink in a thread of this process, on loopback only, without node authentication.
 
     Raises:
-        FederationError: it did not start within 30 s.
+        FederationError: it did not start within 60 s.
     """
-    import uvicorn
+    link = SuperLink(f"{LOOPBACK}:{port or free_port()}", secret or os.urandom(_SECRET_BYTES))
+    inside = _server(_application(link, database, authenticated=False))
+    with _socket(LOOPBACK, int(link.address.rsplit(":")[1])) as listener, _listening([(inside, listener)]):
+        yield link
+
+
+def serve_link(settings: LinkSettings, stop: threading.Event) -> None:
+    """Run a SuperLink with node authentication until ``stop`` is set; it may be killed at any moment.
+
+    Everything that it must not forget is in the database: nodes, runs, messages under way.
+
+    Raises:
+        ConfigError: the certificate or the key cannot be read.
+        FederationError: a port is taken, or it stopped by itself.
+    """
+    application = _application(settings.inside, str(settings.folder / "state.db"), authenticated=True)
+    outside = _server(fenced(application, settings.ca), settings)
+    with (
+        _socket(LOOPBACK, settings.inside_port) as near,
+        _socket(settings.host, settings.port) as far,
+        _listening([(_server(application), near), (outside, far)]) as thread,
+    ):
+        dates = _dates(settings)
+        while not stop.wait(1.0):
+            if not thread.is_alive():
+                raise FederationError("the SuperLink has stopped by itself; see the log before this line")
+            if (now := _dates(settings)) != dates:
+                dates = now
+                _load_certificate(outside, settings)
+
+
+def _dates(settings: LinkSettings) -> tuple[int, ...]:
+    return tuple(path.stat().st_mtime_ns for path in (settings.certificate, settings.key) if path.exists())
+
+
+def _load_certificate(server: uvicorn.Server, settings: LinkSettings) -> None:
+    """Take a renewed certificate for all connections from now on; a half-written pair is left for later."""
+    context = server.config.ssl
+    assert context is not None
+    with contextlib.suppress(OSError):
+        context.load_cert_chain(settings.certificate, settings.key)
+
+
+def _application(link: SuperLink, database: str, authenticated: bool) -> Any:
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.main import create_app
 
-    port, secret = port or free_port(), os.urandom(_SECRET_BYTES)
-    application = create_app(_superlink_config(port, secret, database), SuperLinkLifespan)
-    settings = uvicorn.Config(application, host="127.0.0.1", port=port, log_level="error", ws="none")
-    server = uvicorn.Server(settings)
-    thread = threading.Thread(target=server.run, daemon=True, name="fedpeft-superlink")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # alembic's news for Flower
+        return create_app(_configuration(link, database, authenticated), SuperLinkLifespan)
+
+
+def _server(application: Any, settings: LinkSettings | None = None) -> uvicorn.Server:
+    """A server of the application: with TLS if there are settings, otherwise plain and its main listener."""
+    import uvicorn
+
+    common: dict[str, Any] = {
+        "log_level": "error",
+        "ws": "none",
+        "server_header": False,
+        "timeout_graceful_shutdown": _FAREWELL_SECONDS,
+    }
+    if settings is None:
+        return uvicorn.Server(uvicorn.Config(application, **common))
+    common |= {"ssl_certfile": settings.certificate, "ssl_keyfile": settings.key, "lifespan": "off"}
+    configuration = uvicorn.Config(application, **common)
+    try:
+        configuration.load()
+    except OSError as error:
+        raise ConfigError(
+            f"the server's certificate {settings.certificate} and key cannot be read: {type(error).__name__};"
+            " make them again"
+        ) from None
+    return uvicorn.Server(configuration)
+
+
+def _socket(host: str, port: int) -> socket.socket:
+    """A bound socket; a port that a process left a moment ago is free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise FederationError(
+            f"cannot listen on {host}:{port}: {error.strerror}; end what uses it or choose another"
+        ) from None
+    return listener
+
+
+@contextmanager
+def _listening(listeners: list[tuple[uvicorn.Server, socket.socket]]) -> Generator[threading.Thread]:
+    """Servers of one process on one event loop in a thread, for the time of the block."""
+
+    async def serve() -> None:
+        await asyncio.gather(*(server.serve(sockets=[listener]) for server, listener in listeners))
+
+    servers = [server for server, _ in listeners]
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True, name="fedpeft-superlink")
     thread.start()
     try:
-        _wait_until(
-            lambda: server.started, thread, f"the SuperLink did not start on port {port}; is it in use?"
-        )
-        yield SuperLink(f"127.0.0.1:{port}", secret)
+        _wait_until(lambda: all(server.started for server in servers), thread)
+        yield thread
     finally:
-        server.should_exit = True
-        thread.join(10)
+        for server in servers:
+            server.should_exit = True
+        thread.join(2 * _FAREWELL_SECONDS)
 
 
-def _superlink_config(port: int, secret: bytes, database: str) -> Any:
+def _configuration(link: SuperLink, database: str, authenticated: bool) -> Any:
     from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
     from flwr.superlink.config_loader import SuperLinkLifespanConfig
 
+    host, port = link.address.rsplit(":", 1)
     return SuperLinkLifespanConfig(
-        control_address="127.0.0.1:0",
+        control_address=f"{LOOPBACK}:0",
         health_server_address=None,
-        host="127.0.0.1",
-        port=port,
+        host=host,
+        port=int(port),
         insecure=True,
         certificates=None,
-        superexec_auth_secret=secret,
+        superexec_auth_secret=link.secret,
         authn_plugin=NoOpControlAuthnPlugin(),
         event_log_plugin=None,
         fleet_event_log_plugin=None,
         enable_event_log=False,
         artifact_provider=None,
-        enable_supernode_auth=False,
+        enable_supernode_auth=authenticated,
         fleet_api_type="grpc-rere",
         fleet_api_address=None,
         simulation=False,
@@ -117,71 +222,9 @@ def _superlink_config(port: int, secret: bytes, database: str) -> Any:
     )
 
 
-def _wait_until(ready: Callable[[], bool], thread: threading.Thread, failure: str) -> None:
+def _wait_until(ready: Callable[[], bool], thread: threading.Thread) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not ready():
         if time.monotonic() > deadline or not thread.is_alive():
-            raise FederationError(failure)
+            raise FederationError("the SuperLink did not start; see the log before this line")
         time.sleep(0.01)
-
-
-def run_server_app(link: SuperLink, app: ServerApp, config: Mapping[str, Any]) -> None:
-    """Submit the thin app to a SuperLink and run the given ServerApp for it in this process.
-
-    Raises:
-        FederationError: the SuperLink does not hand out the task.
-    """
-    from flwr.common.serde import context_from_proto, run_from_proto
-    from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
-    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-    from flwr.superlink.grid import HttpGrid
-
-    _submit(link.address)
-    grid = HttpGrid(link.address, insecure=True, token=_take_task(link))
-    client = grid._runtime_client  # pyright: ignore[reportPrivateUsage]
-    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
-    heartbeat.start()
-    status = "failed"
-    try:
-        given = client.PullTaskInput(PullTaskInputRequest())
-        run, context = run_from_proto(given.run), context_from_proto(given.context)
-        identify(run.run_id, context.node_id, given.task_id)
-        grid.set_run(run)
-        context.run_config = dict(config)
-        app(grid=grid, context=context)
-        status = "completed"
-    finally:
-        client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
-        heartbeat.stop()
-        grid.close()
-
-
-def _submit(address: str) -> None:
-    from flwr.common.serde import fab_to_proto
-    from flwr.proto.control_pb2 import StartRunRequest
-    from flwr.supercore.control.control_http_client import ControlHttpClient
-    from flwr.supercore.fab import Fab
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-
-    bundle, digest = thin_app()
-    version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
-    with ControlHttpClient.from_server_address(address, True, None, [version]) as control:
-        control.StartRun(StartRunRequest(fab=fab_to_proto(Fab(digest, bundle, {}))))
-
-
-def _take_task(link: SuperLink) -> str:
-    from flwr.proto.runtime_pb2 import AcquireTaskRequest
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
-    from flwr.supercore.runtime import RuntimeHttpClient
-
-    interceptors = [
-        RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-        SuperExecAuthHttpInterceptor(
-            master_secret=link.secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
-        ),
-    ]
-    with RuntimeHttpClient.from_server_address(link.address, True, None, interceptors) as client:
-        task = client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))
-    if not task.token:
-        raise FederationError(f"the SuperLink at {link.address} has no ServerApp task to hand out")
-    return task.token

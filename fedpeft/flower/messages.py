@@ -13,7 +13,11 @@ from flwr.supercore.task_identity import TaskIdentity
 
 APP_FAILED = 2
 EXPIRED = 3
+UNREADABLE = 4
+NODE_LOST = 5
 REFUSED = 7
+LARGEST_MESSAGE = 2**32
+"""Bytes; a longer message is not read."""
 
 
 def hush() -> None:

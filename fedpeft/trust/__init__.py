@@ -1,5 +1,24 @@
-"""Who signed what: Ed25519 keys of nodes and coordinators."""
+"""Who signed what, and who speaks: Ed25519 signing keys, EC transport keys and fingerprints."""
 
 from fedpeft.trust.keys import Signer, Verifier
+from fedpeft.trust.transport import (
+    certificate_fingerprint,
+    fingerprint,
+    is_public_line,
+    new_transport_key,
+    prove,
+    proves,
+    public_line,
+)
 
-__all__ = ["Signer", "Verifier"]
+__all__ = [
+    "Signer",
+    "Verifier",
+    "certificate_fingerprint",
+    "fingerprint",
+    "is_public_line",
+    "new_transport_key",
+    "prove",
+    "proves",
+    "public_line",
+]

@@ -11,8 +11,19 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpeft.errors import FederationError
+from fedpeft.protocol import error_cause
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25
+SILENT = {
+    3: "its order expired before it was read",
+    4: "its reply did not arrive whole",
+    5: "went offline",
+    8: "stopped while it worked",
+}
+"""Error codes with which Flower says that an order, a reply or a node was lost: nobody answered."""
+RESTING = "PolicyHours"
+"""What a node says whose operator lets it work at other hours of the day only."""
+STOPPED = "the run was stopped, or whoever runs its nodes has ended"
 
 
 @dataclass(frozen=True)
@@ -40,15 +51,19 @@ def ask(
 ) -> dict[int, Message]:
     """Send each node its content and return the replies that came in time, by node id.
 
-    Replies are matched by the message they answer: errors made by a SuperLink carry another sender.
+    Replies are matched by the message they answer: errors made by a SuperLink carry another sender. A message
+    dies about the deadline, and what comes later is never collected, nor is what answers nothing asked here.
+
+    Raises:
+        FederationError: the run was stopped.
     """
     end = time.monotonic() + question.deadline
-    waiting = dict(zip(_push(grid, question, contents), contents, strict=True))
+    waiting = _push(grid, question, contents)
     replies: dict[int, Message] = {}
     pause = FIRST_PAUSE
     while waiting and (left := end - time.monotonic()) > 0:
         if question.stop.is_set():
-            raise FederationError("the run was stopped: whoever runs the nodes has ended")
+            raise FederationError(STOPPED)
         arrived = list(grid.pull_messages(list(waiting)))
         for message in arrived:
             node = waiting.pop(message.metadata.reply_to_message_id, None)
@@ -61,12 +76,14 @@ def ask(
     return replies
 
 
-def _push(grid: Grid, question: Question, contents: Mapping[int, RecordDict]) -> list[str]:
+def _push(grid: Grid, question: Question, contents: Mapping[int, RecordDict]) -> dict[str, int]:
+    """Nodes by message; a node that the SuperLink does not know any more has none."""
     messages = [
         Message(content, node, question.kind, ttl=question.deadline + 1.0, group_id=question.group)
         for node, content in contents.items()
     ]
-    return list(grid.push_messages(messages))
+    keys = list(grid.push_messages(messages))
+    return {key: node for key, node in zip(keys, contents, strict=False) if key}
 
 
 def _wait(grid: Grid, keys: Iterable[str], seconds: float) -> None:
@@ -75,3 +92,15 @@ def _wait(grid: Grid, keys: Iterable[str], seconds: float) -> None:
         time.sleep(seconds)
     else:
         wait(keys, seconds)
+
+
+def is_answer(message: Message) -> bool:
+    """Whether a node itself replied, and not only to say that it rests now."""
+    if not message.has_error():
+        return True
+    return message.error.code not in SILENT and message.error.reason != RESTING
+
+
+def cause_of(message: Message) -> str:
+    """A plain cause for an error reply; no text that a node has chosen."""
+    return SILENT.get(message.error.code) or error_cause(message)

@@ -25,11 +25,15 @@ from fedpeft.secagg import SecureAggregationError
 from fedpeft_server import checkpoints
 from fedpeft_server.checkpoints import Checkpoint, save_arrays
 from fedpeft_server.collect import Question, ask
-from fedpeft_server.messages import Inbox, Orders, next_heads
+from fedpeft_server.events import round_event, times
+from fedpeft_server.inbox import Inbox, next_heads
+from fedpeft_server.messages import Orders
+from fedpeft_server.patience import Patience
 from fedpeft_server.roster import Roster, sample
 from fedpeft_server.secure import SecureSum, SecureSums
 from fedpeft_server.setup import Setup, prepare
 from fedpeft_server.state import GlobalState, digest
+from fedpeft_server.terms import Enrolled, TermsRound
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -44,24 +48,34 @@ MEASURED = ("codecs", "density", "entropy_bits")
 
 
 def run_rounds(
-    grid: Grid, run: Path, report: Report = lambda event: None, stop: threading.Event | None = None
+    grid: Grid,
+    run: Path,
+    report: Report = lambda event: None,
+    stop: threading.Event | None = None,
+    enrolled: Enrolled | None = None,
 ) -> None:
     """Run a federation from its last checkpoint to its end and write ``RUN/state/final.npz``.
+
+    A deployed run, which has enrolled nodes, waits for nodes that are away as long as it takes.
 
     Args:
         grid: how nodes are reached.
         run: a run directory with its ``config.toml``.
         report: receives each event that is written to ``metrics.jsonl``.
         stop: ends the run when it is set, also while it waits for nodes.
+        enrolled: the nodes and the key of a deployed run; None: a simulation.
 
     Raises:
-        FederationError: too few nodes agree, no quorum in three rounds running, or stopped.
+        FederationError: too few nodes agree, no quorum in three rounds running, or stopped. In a deployed
+            run nodes that are away do not count for the first two.
         FedPeftError: the base, the adapter or the exchange cannot be made as configured.
     """
     store = RunStore.open(run)
-    setup = prepare(run, store.config)
+    setup = prepare(run, store.config, enrolled.signer if enrolled else None)
     coordinator = _resume(setup, store, report)
     coordinator.stop = stop or threading.Event()
+    if enrolled is not None:
+        coordinator.deploy(enrolled)
     coordinator.run(grid)
 
 
@@ -106,23 +120,31 @@ class Coordinator:
     heads: dict[str, Head] = field(default_factory=dict)
     fruitless: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
+    patience: Patience | None = None
+
+    def deploy(self, enrolled: Enrolled) -> None:
+        """Take enrolled nodes only, after they agreed to the terms, and wait for them while they are away."""
+        setup = self.setup
+        self.roster.terms = TermsRound(enrolled, setup.config, setup.run, setup.run_id)
+        self.patience = Patience(setup, self.roster, self.stop, self._tell)
 
     def run(self, grid: Grid) -> None:
         """All rounds that are left, then the result."""
         rounds = self.setup.config.federation.rounds
         if self.done < rounds:
             self._gather(grid)
-        for number in range(self.done + 1, rounds + 1):
-            self._round(grid, number)
-            every = self.setup.config.run.checkpoint_every
-            if number % every == 0 or number == rounds or self.account:
-                self._checkpoint()
+        while self.done < rounds:
+            self._round(grid, self.done + 1)
+            self._keep(rounds)
         facts = {"round": self.done, "method": self.state.method}
         save_arrays(self.setup.run / "state" / "final.npz", self.state.result(), facts)
         self._tell({"event": "done", "rounds": self.done, "text": f"{self.done} rounds done"})
 
     def _gather(self, grid: Grid) -> None:
         """Wait for the nodes and compare what they computed with what was agreed."""
+        if self.patience is not None:
+            self.patience.gather(grid, self.done)
+            return self._tell_agreed(self.roster.missing)
         federation = self.setup.config.federation
         end = time.monotonic() + min(GATHER_SECONDS, federation.deadline)
         while len(list(grid.get_node_ids())) < federation.nodes and time.monotonic() < end:
@@ -134,12 +156,18 @@ class Coordinator:
                 f"{len(names)} of {federation.nodes} nodes agree, {self.setup.quorum} are needed"
                 + "".join(f"; {name}: {cause}" for name, cause in sorted(refused.items()))
             )
+        self._tell_agreed(refused)
+
+    def _tell_agreed(self, refused: Mapping[str, str]) -> None:
+        names, stock = sorted(self.roster.members), self.roster.stock
         text = f"{len(names)} nodes agree on config, base, layout and starting state"
-        self._tell({"event": "hello", "nodes": names, "refused": refused, "text": text})
+        marked = {"runs coordinator code": stock} if stock else {}
+        self._tell({"event": "hello", "nodes": names, "refused": dict(refused), **marked, "text": text})
 
     def _round(self, grid: Grid, number: int) -> None:
         started = time.monotonic()
-        self.roster.refresh(grid, min(GREETING_SECONDS, self.setup.config.federation.deadline), self.stop)
+        self._meet(grid)
+        before, exponents = self.state, list(self.sums.exponents) if self.sums else []
         spent = self._reserve(number)
         chosen = self._sample(number)
         asked = [name for name in chosen if name in self.roster.members]
@@ -151,15 +179,45 @@ class Coordinator:
         replies = self._ask(grid, asked, orders, inbox.secure)
         inbox.refused |= {name: "not online" for name in chosen if name not in self.roster.members}
         needed = self._needed(len(chosen))
-        updates = self._updates(asked, replies, inbox)
+        members = [self.roster.members[name] for name in asked]
+        updates = inbox.updates(members, {name: replies.get(name) for name in asked})
         measured = self._absorb(self._summed(updates, orders, inbox), inbox, needed)
+        away = not measured and self._away(inbox, needed)
+        if away and self._everybody_is_asked:
+            return self._again(before, exponents, inbox)
         self.roster.settle(asked, inbox.accepted, number)
         self.heads, self.done = next_heads(self.heads, inbox.accepted), number
         parallel = not getattr(grid, "sequential", False)
-        event = _event(number, orders, inbox, measured, _times(started, inbox, parallel))
+        event = round_event(number, orders, inbox, measured, times(started, inbox, parallel))
         self._tell(self._discreet(event) | spent)
         if chosen or self.account:
-            self._judge_progress(bool(measured), inbox, needed)
+            self._judge_progress(bool(measured), away, inbox, needed)
+
+    def _meet(self, grid: Grid) -> None:
+        """Greet who is new; in a deployed run, wait until there is a quorum."""
+        seconds = min(GREETING_SECONDS, self.setup.config.federation.deadline)
+        if self.patience is not None:
+            self.patience.meet(grid, seconds, self.done)
+        else:
+            self.roster.refresh(grid, seconds, self.stop)
+
+    def _away(self, inbox: Inbox, needed: int) -> bool:
+        """Whether a deployed run had too few nodes, rather than too few that sent good updates."""
+        return self.patience is not None and len(inbox.answered) < needed
+
+    @property
+    def _everybody_is_asked(self) -> bool:
+        """Whether a round that is repeated waits for no node in particular."""
+        federation = self.setup.config.federation
+        return federation.selection == "seeded" and federation.participation == 1
+
+    def _again(self, before: GlobalState, exponents: list[int], inbox: Inbox) -> None:
+        """Make as if a round had not been, and pause: nodes that answered it will send the same bytes."""
+        assert self.patience is not None
+        self.state = before
+        if self.sums is not None:
+            self.sums.exponents = exponents
+        self.patience.back_off(self.done, inbox.refused)
 
     def _reserve(self, number: int) -> dict[str, Any]:
         """Spend a round's privacy before anybody is asked for it; and what has been spent with it."""
@@ -256,14 +314,6 @@ class Coordinator:
         self._tap(number, mean)
         return {"applied": True, **measured}
 
-    def _updates(
-        self, asked: list[str], replies: Mapping[str, Message], inbox: Inbox
-    ) -> Iterator[Contribution]:
-        for name in asked:
-            values = inbox.open(self.roster.members[name], replies.get(name))
-            if values is not None:
-                yield name, 1.0, values
-
     def _tap(self, number: int, mean: np.ndarray | None) -> None:
         """Write the mean update down for the audit, as every participant can compute it."""
         audit, rounds = self.setup.config.audit, self.setup.config.federation.rounds
@@ -284,8 +334,15 @@ class Coordinator:
         causes = enumerate(sorted(event["refused"].values()), 1)
         return told | {"refused": {f"node {n}": cause for n, cause in causes}, "epsilon": {}, "ledger": {}}
 
-    def _judge_progress(self, applied: bool, inbox: Inbox, needed: int) -> None:
-        """End a run that gets nowhere; under noise all that counts is how many nodes are online."""
+    def _judge_progress(self, applied: bool, away: bool, inbox: Inbox, needed: int) -> None:
+        """End a run that gets nowhere; under noise all that counts is how many nodes are online.
+
+        A deployed run does not end because nodes are away: it pauses.
+        """
+        if away and self.patience is not None:
+            return self.patience.back_off(self.done, inbox.refused)
+        if self.patience is not None:
+            self.patience.rest()
         causes = "".join(f"; {name}: {cause}" for name, cause in sorted(inbox.refused.items()))
         found = f"{len(inbox.accepted)} valid updates in round {self.done}, {needed} are needed{causes}"
         if self.account is not None:
@@ -295,6 +352,12 @@ class Coordinator:
         last = self.done == self.setup.config.federation.rounds
         if self.fruitless >= FRUITLESS_ROUNDS or (last and self.fruitless == self.done):
             raise FederationError(f"no quorum in {self.fruitless} rounds running: {found}")
+
+    def _keep(self, rounds: int) -> None:
+        """A checkpoint where one is due; what noise or other machines have seen is never done again."""
+        due = self.done % self.setup.config.run.checkpoint_every == 0 or self.done == rounds
+        if self.done and (due or self.account or self.patience):
+            self._checkpoint()
 
     def _checkpoint(self) -> None:
         keys = {name: key.hex() for name, key in self.roster.keys.items()}
@@ -312,37 +375,3 @@ class Coordinator:
 def _chain(first: Contribution, rest: Iterator[Contribution]) -> Iterator[Contribution]:
     yield first
     yield from rest
-
-
-def _times(started: float, inbox: Inbox, parallel: bool) -> dict[str, float]:
-    """Seconds of the round that nodes spent training, and all others.
-
-    Nodes that take turns add up; of nodes that work side by side only the slowest counts.
-    """
-    total = time.monotonic() - started
-    seconds = [reply.train_s for reply in inbox.accepted.values()]
-    train = min(max(seconds, default=0.0) if parallel else sum(seconds), total)
-    return {"train_s": train, "overhead_s": total - train, "total_s": total}
-
-
-def _event(
-    number: int, orders: Orders, inbox: Inbox, measured: Mapping[str, Any], times: Mapping[str, float]
-) -> dict[str, Any]:
-    accepted = inbox.accepted
-    return {
-        "event": "round",
-        "round": number,
-        "applied": False,
-        "replies": len(accepted),
-        "refused": dict(sorted(inbox.refused.items())),
-        "codecs": dict(sorted(inbox.codecs.items())),
-        "bytes_up": inbox.bytes_up,
-        "bytes_down": orders.bytes_down,
-        "values_up": inbox.values,
-        "density": inbox.kept / max(inbox.values, 1),
-        "entropy_bits": inbox.entropy,
-        "epsilon": {name: reply.epsilon or None for name, reply in accepted.items()},
-        "ledger": {name: [reply.ledger_entry, reply.ledger.hex()] for name, reply in accepted.items()},
-        **times,
-        **measured,
-    }

@@ -1,35 +1,25 @@
-"""The coordinator's side of one round's messages: orders out, envelopes in."""
+"""What the coordinator sends in a round: each member's order, with the broadcasts that it lacks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 
-from fedpeft.errors import FederationError, FedPeftError
 from fedpeft.exchange import (
     OVERHEAD_BYTES,
-    Context,
     Decoded,
-    Layout,
     Update,
-    bound,
-    codec_of,
-    entropy_bits,
-    open_envelope,
-    open_payload,
     seal,
 )
 from fedpeft.privacy import Head
-from fedpeft.protocol import NO_STATE, Broadcast, TrainReply, TrainTask, pack, unpack
+from fedpeft.protocol import NO_STATE, Broadcast, TrainTask, pack
 from fedpeft.runstore import write_atomic
 from fedpeft.training import LocalPlan
-from fedpeft.trust import Verifier
 from fedpeft_server.broadcasts import START
 from fedpeft_server.roster import Member
-from fedpeft_server.secure import SecureSum
 from fedpeft_server.setup import WHOLE, Setup
 from fedpeft_server.state import GlobalState, Release, digest
 
@@ -138,91 +128,3 @@ class Orders:
         data = seal(update, WHOLE, self.setup.down_context(self.round, NO_STATE), self.setup.signer)
         write_atomic(path, data)
         return data
-
-
-@dataclass
-class Inbox:
-    """Judges the replies of a round one by one; whatever is wrong with one stays with that one."""
-
-    setup: Setup
-    state: GlobalState
-    round: int
-    released: Callable[[str], Decoded | None]
-    heads: Mapping[str, Head]
-    secure: SecureSum | None = None
-    accepted: dict[str, TrainReply] = field(default_factory=dict)
-    codecs: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    bytes_up: int = 0
-    kept: int = 0
-    values: int = 0
-    entropy: float = 0.0
-
-    def open(self, member: Member, message: Message | None) -> Decoded | None:
-        """The values of one member's update; None with the cause in ``refused``, or where they are masked."""
-        if message is None:
-            self.refused[member.name] = "no reply before the deadline"
-            return None
-        return self._isolated(member.name, lambda: self._open(member, message))
-
-    def _isolated(self, name: str, work: Callable[[], Decoded | None]) -> Decoded | None:
-        try:
-            return work()
-        except FedPeftError as error:
-            self.refused[name] = str(error)
-        except Exception as error:
-            self.refused[name] = f"unreadable reply ({type(error).__name__})"
-        return None
-
-    def _open(self, member: Member, message: Message) -> Decoded | None:
-        layout = self.state.node_layout(member.name)
-        reply, blob = unpack(message, TrainReply, self._limit(layout))
-        self.bytes_up += len(blob)
-        self._check(reply, member.name)
-        context = Context(self.setup.run_id, self.round, member.name, digest(self.state), "up")
-        read = self._decoded if self.secure is None else self._masked
-        values = read(member, blob, layout, context)
-        folder = self.setup.run / "updates" / f"r{self.round:02d}"
-        write_atomic(folder / f"{member.name}.fpd", blob)
-        self.accepted[member.name] = reply
-        return values
-
-    def _limit(self, layout: Layout) -> int:
-        payload = self.setup.up.max_bytes(layout) if self.secure is None else self.secure.payload_bytes
-        return OVERHEAD_BYTES + payload
-
-    def _decoded(self, member: Member, blob: bytes, layout: Layout, context: Context) -> Decoded:
-        codec = bound(self.setup.up, context, self.released(member.name))
-        values = open_envelope(blob, layout, codec, context, Verifier(member.key))
-        self._measure(values)
-        self.codecs[member.name] = codec_of(blob, codec)
-        return values
-
-    def _masked(self, member: Member, blob: bytes, layout: Layout, context: Context) -> None:
-        """Add a masked update to the secure sum; by itself it has no values."""
-        assert self.secure is not None
-        verifier = Verifier(member.key)
-        payload = open_payload(blob, self.secure.payload_bytes, layout, context, verifier)
-        self.secure.add(member.name, payload)
-        self.values += layout.size
-
-    def _check(self, reply: TrainReply, name: str) -> None:
-        if reply.round != self.round:
-            raise FederationError(f"its reply is for round {reply.round}")
-        if not 1 <= reply.steps <= self.setup.config.federation.local_steps:
-            raise FederationError(f"it reports {reply.steps} local steps")
-        seen = self.heads.get(name)
-        if len(reply.ledger) != 32 or reply.ledger_entry <= (seen.seq if seen else 0):
-            raise FederationError("its privacy ledger went back: it was rolled back or replaced")
-
-    def _measure(self, values: Decoded) -> None:
-        self.values += values.layout.size
-        self.kept += values.nonzero
-        if self.setup.up.name == "ternary":
-            self.entropy += entropy_bits(values, values.layout)
-
-
-def next_heads(heads: Mapping[str, Head], accepted: Mapping[str, TrainReply]) -> dict[str, Head]:
-    """The newest ledger entry seen of each node: its copy, against which the node checks its own ledger."""
-    seen = {name: Head(reply.ledger_entry, reply.ledger.hex()) for name, reply in accepted.items()}
-    return {**heads, **seen}

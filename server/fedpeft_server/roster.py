@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -19,8 +20,11 @@ from fedpeft.privacy.sampling import poisson
 from fedpeft.protocol import HELLO, PROTOCOL, Hello, HelloReply, pack, unpack
 from fedpeft.rng import stream
 from fedpeft_server.collect import Question, ask
+from fedpeft_server.terms import TermsRound
 
 GREETINGS = 3
+FORGIVEN_SECONDS = 30.0
+"""In a deployed run, nodes that could not be greeted are greeted anew after this time."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +61,55 @@ class Member:
 class Roster:
     """The members by name; nodes may come, leave and come back under another Flower id.
 
-    A name belongs to the key that first used it in this run: ``keys``, in order of enrolment, is part of
-    every checkpoint.
+    A name belongs to the key that first used it in this run, in a deployed one to the key that is enrolled
+    under it: ``keys``, in order of enrolment, is part of every checkpoint.
+
+    Attributes:
+        terms: of a deployed run, in which only nodes that agreed to them are greeted.
     """
 
     agreed: Agreed
     keys: dict[str, bytes] = field(default_factory=dict)
     members: dict[str, Member] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    terms: TermsRound | None = None
     _greeted: dict[int, int] = field(default_factory=dict)
+    _forgiven: float = field(default_factory=time.monotonic)
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why enrolled nodes of a deployed run are not members, by name."""
+        if self.terms is None:
+            return {}
+        agreed = sorted(who.name for who in self.terms.agreed.values())
+        mute = {name: self.refused.get(name, "cannot be greeted") for name in agreed}
+        return {
+            name: cause for name, cause in {**mute, **self.terms.missing}.items() if name not in self.members
+        }
+
+    def open_seats(self, nodes: int) -> int:
+        """How many of some nodes may still come: those that neither are members nor refused for good."""
+        refusals = self.terms.refusals if self.terms is not None else 0
+        return max(0, nodes - len(self.members) - refusals)
+
+    @property
+    def stock(self) -> list[str]:
+        """Members that run whatever code the coordinator sends, in order of name."""
+        return sorted(self.members.keys() & self.terms.stock) if self.terms is not None else []
 
     def refresh(self, grid: Grid, deadline: float, stop: threading.Event) -> None:
         """Greet nodes that are new; forget those that left. Never raises because of a node.
 
-        A node that gives no answer is greeted again in the next rounds, three times in all.
+        A node that gives no answer is greeted again in the next rounds, three times in all. In a deployed run
+        nodes agree to the terms first, and those that fail are greeted again as long as the run lasts.
         """
-        online = set(grid.get_node_ids())
-        self.members = {name: member for name, member in self.members.items() if member.node in online}
-        self._greeted = {node: times for node, times in self._greeted.items() if node in online}
+        online = self._present(grid, deadline, stop)
+        stays = {name: member for name, member in self.members.items() if member.node in online}
+        self.members = {
+            name: one for name, one in stays.items() if self.terms is None or not self._stranger(one)
+        }
+        known = online - {member.node for name, member in stays.items() if name not in self.members}
+        self._greeted = {node: times for node, times in self._greeted.items() if node in known}
         new = sorted(node for node in online if self._greeted.get(node, 0) < GREETINGS)
         if not new:
             return
@@ -85,17 +120,40 @@ class Roster:
         for member, cause in _judge(replies, self.agreed):
             self._admit(member, cause)
 
+    def _present(self, grid: Grid, deadline: float, stop: threading.Event) -> set[int]:
+        """The nodes that may be greeted."""
+        if self.terms is None:
+            return set(grid.get_node_ids())
+        if time.monotonic() > self._forgiven + FORGIVEN_SECONDS:
+            members = {member.node for member in self.members.values()}
+            self._greeted = {node: times for node, times in self._greeted.items() if node in members}
+            self._forgiven = time.monotonic()
+        return self.terms.refresh(grid, deadline, stop)
+
     def _admit(self, member: Member, cause: str | None) -> None:
-        if cause is None and self.keys.get(member.name, member.key) != member.key:
-            cause = "this name belongs to another key"
+        if cause is None:
+            cause = self._stranger(member)
         if cause is None and member.name in self.members:
             cause = "this name is already present"
         if cause is None:
             self.members[member.name] = member
-            self.keys.setdefault(member.name, member.key)
+            self.keys[member.name] = member.key
             self.refused.pop(member.name, None)
-        elif member.name not in self.members:
-            self.refused[member.name or f"node-{member.node}"] = cause
+        elif (name := self._name(member)) not in self.members:
+            self.refused[name] = cause
+
+    def _stranger(self, member: Member) -> str | None:
+        """Why a node may not use its name; None if it may."""
+        if self.terms is not None:
+            return self.terms.objection(member.node, member.name, member.key)
+        known = self.keys.get(member.name, member.key) == member.key
+        return None if known else "this name belongs to another key"
+
+    def _name(self, member: Member) -> str:
+        """Under which name a refusal is told: the enrolled one, or what the node calls itself."""
+        if self.terms is not None:
+            return self.terms.agreed[member.node].name
+        return member.name or f"node-{member.node}"
 
     def settle(self, asked: Iterable[str], valid: Iterable[str], round: int) -> None:
         """Record who holds a round's state now; of the others nothing is assumed."""

@@ -28,6 +28,7 @@ from fedpeft.protocol import COORDINATOR, run_id, state_digest
 from fedpeft.runstore import RunStore
 from fedpeft.trust import Signer
 from fedpeft_server.broadcasts import Broadcasts
+from fedpeft_server.robust import RobustMean
 from fedpeft_server.roster import Agreed
 from fedpeft_server.state import GlobalState, digest, initial_state
 
@@ -74,6 +75,11 @@ class Setup:
         return Context(self.run_id, round, COORDINATOR, before, "down")
 
     @property
+    def compares(self) -> bool:
+        """Whether norms of single updates may be compared: not in a secure sum, not under central noise."""
+        return self.central is None and not self.config.exchange.secure.enabled
+
+    @property
     def quorum(self) -> int:
         """Valid replies that a round needs: as configured, or a majority of those expected to be asked."""
         federation = self.config.federation
@@ -81,8 +87,13 @@ class Setup:
         return min(federation.quorum or asked // 2 + 1, federation.nodes)
 
 
-def prepare(run: Path, config: Config) -> Setup:
+def prepare(run: Path, config: Config, signer: Signer | None = None) -> Setup:
     """Load the base, attach the adapter once and derive what must agree.
+
+    Args:
+        run: the run directory.
+        config: its resolved config.
+        signer: the coordinator's key; default: one that belongs to the run.
 
     Raises:
         FedPeftError: the base, the adapter or the exchange cannot be made as configured.
@@ -92,9 +103,10 @@ def prepare(run: Path, config: Config) -> Setup:
     attached = attach(base, config.adapter, config.run.seed)
     privacy = _privacy(config, attached.layout)
     noise = CentralNoise.of(privacy, config.run.seed) if privacy and privacy.trust == "central" else None
-    state = initial_state(config, attached.law, attached.layout, attached.initial(), noise)
+    mean = noise or RobustMean.of(config)
+    state = initial_state(config, attached.law, attached.layout, attached.initial(), mean)
     start = digest(state) if attached.law else state_digest(attached.layout, attached.initial())
-    signer, identity = Signer.load_or_create(run / KEY_FILE), run_id(config)
+    signer, identity = signer or Signer.load_or_create(run / KEY_FILE), run_id(config)
     agreed = Agreed(
         run=identity,
         base=base.sha256,

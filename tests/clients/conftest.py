@@ -1,5 +1,6 @@
 """One organisation's home with a tiny base, and the orders of a coordinator without one."""
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,4 +57,146 @@ def organisation(tmp_path, tiny_model_folder):
         return home, Coordinator(home)
 
     yield make
+    detach()
+
+
+POLICY = """
+version = 1
+{top}
+[bases]
+"{base}" = "{folder}"
+[cohort]
+least_nodes = 2
+least_quorum = 1
+[adapter]
+most_rank = 8
+[privacy]
+lineage_epsilon = 40.0
+yearly_epsilon = 40.0
+most_epsilon = 20.0
+"""
+PRIVATE_RUN = {
+    "unit": "record",
+    "noise_multiplier": 1.0,
+    "sampling_probability": 0.3,
+    "most_noise": 99.0,
+}
+
+
+@dataclass
+class Joined:
+    """A real organisation that has joined a coordinator, which speaks to its app as Flower would."""
+
+    organisation: object
+    grant: object
+    signer: object
+    settings: dict
+
+    @property
+    def post(self):
+        from fedpeft_clients.terms import Post
+
+        return Post(self.organisation, self.grant)
+
+    def policy(self, **changes):
+        """Write settings into the policy; ``privacy={"units": [...]}`` and the like change tables."""
+        import tomllib
+
+        import tomli_w
+
+        held = tomllib.loads(self.organisation.policy.read_text())
+        for key, value in changes.items():
+            held[key] = {**held.get(key, {}), **value} if isinstance(value, dict) and value else value
+        self.organisation.policy.write_text(tomli_w.dumps(held))
+
+    def config(self, **sections):
+        from fedpeft.config import build_config
+
+        merged = {
+            key: {**self.settings.get(key, {}), **sections.get(key, {})}
+            for key in {*self.settings, *sections}
+        }
+        return build_config(merged)
+
+    def say(self, kind, facts, blob=b"", flower_run=7):
+        """(what was asked, what leaves through the gate)."""
+        from flwr.app import Context, Message, RecordDict
+
+        from fedpeft import flower
+        from fedpeft.protocol import pack
+        from fedpeft_clients.app import app
+        from fedpeft_clients.gate import OrganisationGate
+
+        flower.identify(flower_run, 1)
+        asked = Message(pack(facts, blob), 1000, kind, ttl=600, group_id="")
+        asked.metadata.__dict__["_message_id"] = "asked"
+        node = {"organisation": str(self.organisation.path), "coordinator": self.grant.fingerprint}
+        reply = flower.guarded(app, asked, Context(flower_run, 1000, node, RecordDict(), {}))
+        return asked, OrganisationGate(self.post)(asked, reply)
+
+    def terms(self, config, signer=None, **changes):
+        from dataclasses import replace
+
+        from fedpeft.protocol import PROTOCOL, RunTerms, Terms, run_id
+
+        canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()
+        run, key = run_id(config), (signer or self.signer)
+        bare = RunTerms(canonical, **changes)
+        signed = replace(bare, signature=key.sign(bare.message(run)))
+        return Terms(PROTOCOL, run, key.public), signed.encode()
+
+    def offer(self, config, flower_run=7, **changes):
+        """The node's answer to a run's terms."""
+        from fedpeft.protocol import TERMS, TermsReply, unpack
+
+        asked, blob = self.terms(config, **changes)
+        reply = unpack(self.say(TERMS, asked, blob, flower_run)[1], TermsReply, 0)[0]
+        return reply.answer, reply.rule
+
+    def first_task(self, config, **changes):
+        import time
+
+        from fedpeft.protocol import HELLO, PROTOCOL, Hello, HelloReply, TrainTask, run_id, unpack
+
+        asked = Hello(PROTOCOL, run_id(config), self.signer.public)
+        state = unpack(self.say(HELLO, asked)[1], HelloReply, 0)[0].state
+        task = TrainTask(1, 2, config.federation.lr, "none", 0, [], state, [], time.time() + 600)
+        return replace(task, **changes)
+
+    def log(self):
+        from fedpeft_clients.outbox_log import OutboxLog, entries_of
+
+        return entries_of(OutboxLog(self.organisation.outbox, self.organisation.signer).read())
+
+
+@pytest.fixture
+def joined(tmp_path, tiny_model_folder):
+    """An organisation ``clinic`` with a data set and a policy, and the coordinator that it has joined."""
+    from fedpeft.adapters import detach
+    from fedpeft.bases import content_hash
+    from fedpeft.runstore import write_json
+    from fedpeft.trust import Signer, fingerprint
+    from fedpeft_clients.organisation import DataSet, init_organisation
+
+    rng = np.random.default_rng(0)
+    rows = [{"q": f"note {rng.integers(1000)} is", "a": str(rng.choice(["green", "red"]))} for _ in range(12)]
+    file, folder = tmp_path / "notes.jsonl", tiny_model_folder("llama")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = content_hash(folder)
+    policy = POLICY.format(base=base, folder=folder, top="approval = false")
+    organisation = init_organisation(tmp_path / "clinic", "clinic", policy)
+    columns = {"prompt": "q", "completion": "a", "messages": None, "person": None, "partition_column": None}
+    organisation.add("notes", DataSet(str(file), "notes", 12, {**columns, "format": "auto"}))
+    signer = Signer.from_seed(b"coordinator")
+    place = organisation.path / "coordinators" / fingerprint(signer.public)
+    facts = {"address": "127.0.0.1:1", "coordinator": signer.public.hex(), "app": "0" * 64}
+    write_json(place / "grant.json", {**facts, "federation": "east", "issued": 1})
+    settings = {
+        "base": {"model": "/elsewhere/llama", "sha256": base, "threads": 1},
+        "adapter": {"rank": 2},
+        "data": {"max_length": 32, "source": "/elsewhere/data"},
+        "federation": TRAINING,
+        "privacy": PRIVATE_RUN,
+    }
+    yield Joined(organisation, organisation.grant(), signer, settings)
     detach()

@@ -105,7 +105,8 @@ import sys
 from fedpeft import flower
 sys.path.insert(0, {folder!r})
 from test_flower import _client
-flower.serve_node(sys.argv[1], _client(), {{"home": "good"}}, frozenset(sys.argv[2:]), poll=0.05)
+connection = flower.Connection(sys.argv[1], poll=0.05)
+flower.serve_node(connection, _client(), {{"home": "good"}}, frozenset(sys.argv[2:]))
 """
 
 

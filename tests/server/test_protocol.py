@@ -6,7 +6,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from fedpeft import flower
 from fedpeft.config import Config
 from fedpeft.errors import FederationError
-from fedpeft.protocol import Hello, TrainReply, TrainTask, pack, run_id, unpack
+from fedpeft.protocol import SMALL, Hello, TrainReply, TrainTask, pack, run_id, unpack
 
 REPLY = TrainReply(round=2, steps=3, train_s=1.5, epsilon=0.0, ledger_entry=2, ledger=b"x" * 32)
 TASK = TrainTask(1, 2, 0.1, "delta", 1, [40, 2], bytes(32), [0, 3], 5.0)
@@ -18,11 +18,23 @@ def message(content) -> Message:
 
 
 @pytest.mark.parametrize(
-    ("facts", "blob"), [(REPLY, b"envelope"), (TASK, b""), (Hello(1, b"r" * 16, b"k" * 32), b"")]
+    ("facts", "blob"),
+    [
+        (REPLY, b"envelope"),
+        (TASK, b""),
+        (Hello(1, b"r" * 16, b"k" * 32), b""),
+        (REPLY, bytes(SMALL)),
+        (REPLY, bytes(SMALL + 1)),
+    ],
 )
 def test_what_is_packed_is_what_is_unpacked(facts, blob):
     crossed = flower.deserialise(*flower.serialise(message(pack(facts, blob))))
-    assert unpack(crossed, type(facts), 10) == (facts, blob)
+    assert unpack(crossed, type(facts), SMALL + 1) == (facts, blob)
+
+
+def test_a_small_message_is_three_objects():
+    """Each object is a request of its own on the way."""
+    assert len(flower.serialise(message(pack(REPLY, b"envelope")))[1]) == 3
 
 
 @pytest.mark.parametrize(
@@ -60,6 +72,8 @@ def test_payloads_are_bounded_and_of_one_kind():
     content["blob"] = ArrayRecord({"payload": Array("float32", (1,), "numpy.ndarray", b"1234")})
     with pytest.raises(FederationError, match="not a packed blob"):
         unpack(message(content), TrainReply, 10)
+    with pytest.raises(FederationError, match="unexpected payload"):
+        unpack(message(RecordDict({"facts": ConfigRecord({"round": 1})})), TrainReply, 10)
     with pytest.raises(FederationError, match="unexpected records"):
         unpack(message(RecordDict({"junk": ConfigRecord({})})), TrainReply, 10)
 

@@ -1,0 +1,142 @@
+"""What an operator wants to know at a glance: coordinators, runs, privacy spent, what left last."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import typer
+
+from fedpeft.cli.output import table
+from fedpeft.errors import FedPeftError
+from fedpeft_clients.organisation import Grant, Organisation, read_json
+from fedpeft_clients.outbox_cli import COLUMNS, row
+from fedpeft_clients.outbox_log import OutboxLog, entries_of
+from fedpeft_clients.policy import printable
+from fedpeft_clients.rules import Offer, agreed_base, run_epsilon
+from fedpeft_clients.service import running
+from fedpeft_clients.state import held_rounds
+from fedpeft_clients.terms import Stored, offers
+
+LAST = 5
+
+
+def examine(organisation: Organisation) -> dict[str, Any]:
+    """Everything that ``status`` shows."""
+    entries = entries_of(OutboxLog(organisation.outbox, organisation.signer).read())
+    return {
+        "name": organisation.name,
+        "home": str(organisation.path),
+        "coordinators": [_coordinator(grant) for grant in organisation.grants()],
+        "runs": [_run(stored) for stored in offers(organisation)],
+        "lineages": _lineages(organisation),
+        "sent": {"messages": len(entries), "bytes": sum(entry.get("bytes", 0) for entry in entries)},
+        "outbox": entries[-LAST:],
+    }
+
+
+def describe_offers(organisation: Organisation) -> list[dict[str, Any]]:
+    """Every offered run with its terms in plain words."""
+    found: list[dict[str, Any]] = []
+    for one in offers(organisation):
+        facts = {key: getattr(one, key) for key in ("run", "coordinator", "answer", "rule", "sentence")}
+        found.append({**facts, "since": one.since, "terms": _words(one, organisation)})
+    return found
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print it for people."""
+    typer.echo(f"node {facts['name']} in {facts['home']}")
+    for one in facts["coordinators"]:
+        life = "running" if one["running"] else "not running"
+        last = f"; last said {_ago(one['time'])} ago: {one['state']}" if one["state"] else ""
+        typer.echo(
+            f"coordinator {one['federation']} at {one['address']} ({one['fingerprint']}): {life}{last}"
+        )
+    runs = ((one["run"][:12], one["answer"], one["rule"] or "-", one["round"]) for one in facts["runs"])
+    table("runs", ("run", "answer", "rule", "last round"), runs)
+    sums = ((one["lineage"], one["epsilon"], one["budget"]) for one in facts["lineages"])
+    table("privacy", ("data set", "epsilon", "of"), sums)
+    sent = facts["sent"]
+    table(f"what left last, of {sent['messages']} messages", COLUMNS, map(row, facts["outbox"]))
+
+
+def _coordinator(grant: Grant) -> dict[str, Any]:
+    said = read_json(grant.service, {})
+    facts = {"federation": grant.federation, "address": grant.address, "fingerprint": grant.fingerprint}
+    return {**facts, "running": running(grant), "state": said.get("state"), "time": said.get("time")}
+
+
+def _run(stored: Stored) -> dict[str, Any]:
+    rounds = held_rounds(stored.folder / "state")
+    return {
+        "run": stored.run,
+        "coordinator": stored.coordinator,
+        "answer": stored.answer,
+        "rule": stored.rule,
+        "round": rounds[-1] if rounds else 0,
+    }
+
+
+def _lineages(organisation: Organisation) -> list[dict[str, Any]]:
+    """Joint epsilon of each data set that was ever trained on; None is infinite."""
+    from fedpeft.privacy import Ledger
+    from fedpeft.privacy.ledger.spending import lineages
+    from fedpeft_clients.policy import parse_policy
+
+    if not organisation.ledger.exists():
+        return []
+    try:
+        budget = parse_policy(organisation.policy.read_text(encoding="utf-8")).privacy.lineage_epsilon
+    except (OSError, FedPeftError):
+        budget = None
+    ledger = Ledger(organisation.ledger)
+    spent = {name: ledger.spent(name) for name in lineages(ledger.entries())}
+    return [
+        {"lineage": name, "epsilon": round(value, 4) if math.isfinite(value) else None, "budget": budget}
+        for name, value in spent.items()
+    ]
+
+
+def _words(stored: Stored, organisation: Organisation) -> list[str]:
+    """The terms of a run for an operator; what the coordinator wrote cannot move the cursor."""
+    try:
+        terms = _terms(Offer(stored.config, organisation.name, stored.coordinator))
+        return [printable(line) for line in terms]
+    except FedPeftError as error:
+        return [f"its terms cannot be shown: {error}"]
+
+
+def _terms(offer: Offer) -> list[str]:
+    config = offer.config
+    federation, adapter, up = config.federation, config.adapter, config.exchange.up
+    base = agreed_base(config) or "not named by hash"
+    mode = f", {adapter.aggregation}" if adapter.method == "lora" else ""
+    sums = ", summed securely: the coordinator sees the sum alone" if config.exchange.secure.enabled else ""
+    return [
+        f"name: {config.run.name}",
+        f"model: {config.base.model} ({base}), quantisation {config.base.quantisation}",
+        f"adapter: {adapter.method}{mode}, rank {offer.rank}",
+        f"training: {federation.rounds} rounds of {federation.local_steps} steps with "
+        f"{federation.batch_size} records, learning rate {federation.lr:g}",
+        f"others: {federation.nodes} nodes, {offer.quorum} replies make a round",
+        f"what leaves: each round one update, {up.codec}, {offer.density:.0%} of its values{sums}",
+        _privacy(offer),
+    ]
+
+
+def _privacy(offer: Offer) -> str:
+    privacy = offer.config.privacy
+    if privacy.unit == "none":
+        return "privacy: none is promised; the update may tell of single records"
+    reached = run_epsilon(offer.config)
+    return (
+        f"privacy: epsilon {reached:.4g} at delta {privacy.delta:g} per {privacy.unit} over the whole run, "
+        f"noise by trust {privacy.trust}, clip {privacy.clip:g}"
+    )
+
+
+def _ago(moment: float) -> str:
+    seconds = max(0, int(time.time() - moment))
+    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"

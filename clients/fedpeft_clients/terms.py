@@ -1,0 +1,338 @@
+"""Terms of a run: read, judged and remembered, and the home that a run gets once it is agreed on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from fedpeft.config import Config, build_config
+from fedpeft.errors import ConfigError, FederationError, PrivacyError
+from fedpeft.privacy import Budget, Ledger
+from fedpeft.privacy.ledger import spending
+from fedpeft.protocol import PROTOCOL, RunTerms, Terms, TermsReply
+from fedpeft.runstore import write_json
+from fedpeft.runstore.files import sync_folder
+from fedpeft.trust import Verifier
+from fedpeft_clients.desk import privacy_of
+from fedpeft_clients.home import Home, Own, open_home
+from fedpeft_clients.organisation import DataSet, Grant, Organisation, open_organisation, read_json
+from fedpeft_clients.policy import Policy, PolicyError, parse_policy, within_hours
+from fedpeft_clients.rules import Offer, judge, own_base
+
+MOST_OFFERS = 64
+"""Runs that may lie here without having been agreed on; more are refused unread."""
+MOST_FLOWER_RUNS = 256
+FILE = "terms.json"
+_AUDIT: dict[str, Literal["off", "report", "refuse"]] = {"off": "off", "warn": "report", "block": "refuse"}
+
+
+@dataclass(frozen=True)
+class Post:
+    """One organisation as one coordinator speaks to it."""
+
+    organisation: Organisation
+    grant: Grant
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, Any]) -> Post:
+        """What a node's own configuration names.
+
+        Raises:
+            ConfigError: it names no organisation, or a coordinator that was not joined.
+        """
+        organisation = open_organisation(Path(str(node_config["organisation"])))
+        return cls(organisation, organisation.grant(str(node_config["coordinator"])))
+
+    def policy(self) -> Policy:
+        """The organisation's limits as they stand now.
+
+        Raises:
+            PolicyError: rule ``policy``: the file is missing or does not hold; nothing is allowed then.
+        """
+        try:
+            return parse_policy(self.organisation.policy.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ConfigError) as error:
+            raise PolicyError("policy", f"{self.organisation.policy} cannot be used: {error}") from None
+
+    def folder(self, run: bytes) -> Path:
+        """Home of a run."""
+        return self.organisation.runs / run.hex()
+
+    def home(self, flower_run: int) -> Home:
+        """The home of the run that a Flower run is, held against today's policy.
+
+        Raises:
+            PolicyError: its terms were not agreed on, or the policy or the operator now says no.
+        """
+        name = read_json(self.grant.flower, {}).get(str(flower_run))
+        if name is None:
+            raise PolicyError("terms", f"Flower run {flower_run} speaks before its terms were agreed on")
+        home = open_home(self.organisation.runs / name)
+        policy, offer = self.policy(), Offer(home.config, home.name, self.grant.fingerprint)
+        if home.coordinator != self.grant.coordinator:
+            raise PolicyError("coordinator", f"run {name[:12]} belongs to another coordinator")
+        judge(policy, offer)
+        if _word(self, offer.run).get("answer") == "refused":
+            raise PolicyError("approval", f"run {name[:12]} was refused by the operator")
+        return _settled(self, policy, offer, (home.labels, home.roster), home.own.data)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An offered run as it lies in the organisation's folder.
+
+    Attributes:
+        run: 32 hexadecimal digits.
+        coordinator: fingerprint of the coordinator's key.
+        terms: the coordinator's terms, encoded, hexadecimal.
+        since: seconds since the epoch.
+        answer: ``agreed``, ``waiting`` or ``refused``.
+        rule: that refused.
+        sentence: why, for the operator.
+    """
+
+    run: str
+    coordinator: str
+    terms: str
+    since: float
+    answer: str = "waiting"
+    rule: str = ""
+    sentence: str = ""
+    folder: Path = field(default=Path(), compare=False)
+
+    @property
+    def digest(self) -> str:
+        """What an approval names: SHA-256 of the terms."""
+        return hashlib.sha256(bytes.fromhex(self.terms)).hexdigest()
+
+    @property
+    def config(self) -> Config:
+        """Of the run."""
+        return build_config(json.loads(RunTerms.decode(bytes.fromhex(self.terms)).config))
+
+    def save(self) -> None:
+        """Write it, atomically."""
+        facts = asdict(self)
+        del facts["folder"]
+        write_json(self.folder / FILE, facts)
+
+
+def offers(organisation: Organisation) -> list[Stored]:
+    """All runs that were offered, the newest first."""
+    found = [read_json(path, {}) | {"folder": path.parent} for path in organisation.runs.glob(f"*/{FILE}")]
+    return sorted((Stored(**facts) for facts in found), key=lambda one: -one.since)
+
+
+def answer(post: Post, flower_run: int, asked: Terms, blob: bytes) -> TermsReply:
+    """Judge the terms of a run and say what comes of it; only names of rules are told.
+
+    Once this says ``agreed``, the run's home and the Flower run's place in it are on the disk.
+    """
+    name = post.organisation.name
+    try:
+        terms, config = _verified(post, asked, blob)
+        stored = _kept(post, asked.run, terms)
+        result = _decided(post, flower_run, Offer(config, name, post.grant.fingerprint), terms, stored)
+    except PolicyError as refusal:
+        return TermsReply(name, "refused", refusal.rule)
+    return TermsReply(name, result.answer, result.rule)
+
+
+def approve(organisation: Organisation, run: str, data: str | None, refuse: bool = False) -> Stored:
+    """Write down the operator's word on a run, named by the first digits of its id.
+
+    Raises:
+        ConfigError: no such run, several of that name, or no such data set.
+    """
+    found = [one for one in offers(organisation) if run and one.run.startswith(run)]
+    if len(found) != 1:
+        waiting = ", ".join(one.run[:12] for one in offers(organisation)) or "none"
+        raise ConfigError(f"run {run!r} names {len(found)} offered runs; those offered are: {waiting}")
+    if data is not None and data not in organisation.datasets():
+        known = ", ".join(organisation.datasets()) or "none; add one with 'fedpeft node data add'"
+        raise ConfigError(f"no data set {data!r}; there are {known}")
+    words = read_json(organisation.approvals, {})
+    given = "refused" if refuse else "approved"
+    words[found[0].run] = {"answer": given, "data": data, "terms": found[0].digest, "time": time.time()}
+    write_json(organisation.approvals, words)
+    return found[0]
+
+
+def _verified(post: Post, asked: Terms, blob: bytes) -> tuple[RunTerms, Config]:
+    """The terms and their config, after key, signature and run id were checked."""
+    if asked.protocol != PROTOCOL:
+        raise PolicyError(
+            "protocol", f"the coordinator speaks protocol {asked.protocol}, this node {PROTOCOL}"
+        )
+    if asked.coordinator.hex() != post.grant.coordinator:
+        raise PolicyError("coordinator", "another coordinator speaks than the one that was joined")
+    try:
+        terms = RunTerms.decode(blob)
+        if not Verifier(asked.coordinator).verify(terms.signature, terms.message(asked.run)):
+            raise PolicyError("signature", "the terms are not signed by the coordinator that was joined")
+        offer = Offer(build_config(json.loads(terms.config)), post.organisation.name, "")
+    except PolicyError:
+        raise
+    except (FederationError, ConfigError, ValueError, TypeError, AttributeError) as error:
+        raise PolicyError("terms", f"the terms cannot be read ({type(error).__name__})") from None
+    if offer.run != asked.run:
+        raise PolicyError("terms", "the run's id is not the one of its config")
+    return terms, offer.config
+
+
+def _kept(post: Post, run: bytes, terms: RunTerms) -> Stored:
+    """The offer as it is remembered, written down if it is new."""
+    folder, encoded = post.folder(run), terms.encode().hex()
+    facts = read_json(folder / FILE, {})
+    if facts and facts["coordinator"] != post.grant.fingerprint:
+        raise PolicyError("coordinator", f"run {run.hex()[:12]} belongs to another coordinator")
+    if facts.get("terms") == encoded:
+        return Stored(**facts, folder=folder)
+    if not facts and len([one for one in offers(post.organisation) if one.answer != "agreed"]) >= MOST_OFFERS:
+        raise PolicyError("offers", f"{MOST_OFFERS} offers lie here undecided; refuse or remove some")
+    stored = Stored(run.hex(), post.grant.fingerprint, encoded, time.time(), folder=folder)
+    stored.save()
+    sync_folder(post.organisation.runs)
+    return stored
+
+
+def _decided(post: Post, flower_run: int, offer: Offer, terms: RunTerms, stored: Stored) -> Stored:
+    """The offer with its answer, written down before it is given."""
+    facts: dict[str, Any] = {"answer": "agreed", "rule": "", "sentence": ""}
+    try:
+        policy = post.policy()
+        judge(policy, offer)
+        if not _approved(post, policy, offer, stored):
+            facts["answer"] = "waiting"
+        elif not within_hours(policy, datetime.now()):
+            facts |= {"answer": "waiting", "rule": "hours"}
+        else:
+            _agree(post, flower_run, policy, offer, terms)
+    except PolicyError as refusal:
+        facts = {"answer": "refused", "rule": refusal.rule, "sentence": refusal.sentence}
+    decided = Stored(**(asdict(stored) | facts))
+    if decided != stored:
+        decided.save()
+    return decided
+
+
+def _word(post: Post, run: bytes) -> dict[str, Any]:
+    """What the operator said of a run."""
+    return read_json(post.organisation.approvals, {}).get(run.hex(), {})
+
+
+def _approved(post: Post, policy: Policy, offer: Offer, stored: Stored) -> bool:
+    """Whether the operator has said yes to these very terms, or need not."""
+    word = _word(post, offer.run)
+    if word.get("answer") == "refused":
+        raise PolicyError("approval", "the operator refused this run")
+    agreed = (post.folder(offer.run) / "node.json").exists()
+    return agreed or not policy.approval or word.get("terms") == stored.digest
+
+
+def _agree(post: Post, flower_run: int, policy: Policy, offer: Offer, terms: RunTerms) -> None:
+    """Make or find the run's home, and remember which Flower run it is."""
+    folder = post.folder(offer.run)
+    roster = {name: key.hex() for name, key in terms.roster.items()}
+    labels, data = terms.labels, _word(post, offer.run).get("data")
+    if (folder / "node.json").exists():
+        home = open_home(folder)
+        if labels != home.labels or not roster.items() <= home.roster.items():
+            raise PolicyError("roster", "the run's labels or roster are not those that were agreed on")
+        labels, roster, data = home.labels, home.roster, home.own.data
+    elif (roster or offer.config.exchange.secure.enabled) and roster.get(
+        offer.name
+    ) != post.organisation.signer.public.hex():
+        raise PolicyError("roster", "the run's roster does not hold this node's own key")
+    else:
+        _affordable(post, policy, offer, _dataset(post, policy, offer, data)[1])
+    _settled(post, policy, offer, (labels, roster), data)
+    known = read_json(post.grant.flower, {}) | {str(flower_run): offer.run.hex()}
+    write_json(post.grant.flower, dict(list(known.items())[-MOST_FLOWER_RUNS:]))
+    sync_folder(post.grant.folder)
+
+
+def _settled(
+    post: Post,
+    policy: Policy,
+    offer: Offer,
+    agreed: tuple[tuple[str, ...], Mapping[str, str]],
+    data: str | None,
+) -> Home:
+    """The run's home as policy and data set make it now; written only where something changed."""
+    name, dataset = _dataset(post, policy, offer, data)
+    facts: dict[str, Any] = {
+        "name": offer.name,
+        "train": dataset.file,
+        "lineage": dataset.lineage,
+        "config": offer.config.model_dump(mode="json"),
+        "labels": list(agreed[0]),
+        "coordinator": post.grant.coordinator,
+        "roster": dict(agreed[1]),
+        "own": asdict(_own(post, policy, offer, dataset)) | {"data": name},
+    }
+    folder = post.folder(offer.run)
+    if read_json(folder / "node.json", None) != facts:
+        write_json(folder / "node.json", facts)
+        sync_folder(folder)
+    return open_home(folder)
+
+
+def _own(post: Post, policy: Policy, offer: Offer, dataset: DataSet) -> Own:
+    """What this organisation sets for itself in a run."""
+    private = offer.config.privacy.unit != "none"
+    mode: Literal["off", "report", "refuse"] = (
+        "report" if private and policy.audit.mode == "block" else _AUDIT[policy.audit.mode]
+    )
+    return Own(
+        ledger=str(post.organisation.ledger),
+        key=str(post.organisation.signing),
+        base=own_base(policy, offer.config),
+        device=policy.limits.device,
+        columns=dict(dataset.columns),
+        outbox=mode,
+        threshold=policy.audit.threshold,
+        outbox_seconds=policy.audit.seconds,
+        budget=policy.privacy.lineage_epsilon,
+        yearly_budget=policy.privacy.yearly_epsilon,
+    )
+
+
+def _dataset(post: Post, policy: Policy, offer: Offer, named: str | None) -> tuple[str, DataSet]:
+    """The data set of a run: the approval's, the policy's, or the only one there is."""
+    known = post.organisation.datasets()
+    name = named or policy.data or (next(iter(known)) if len(known) == 1 else None)
+    if name is None or name not in known:
+        cause = f"no data set {name!r}" if name else f"{len(known)} data sets, and none is named"
+        raise PolicyError("data", f"{cause}: 'fedpeft node approve RUN --data NAME', or data in the policy")
+    wanted, held = offer.config.data, known[name].columns
+    for role in ("person", "messages"):
+        if getattr(wanted, role) is not None and held.get(role) is None:
+            raise PolicyError("data", f"the run needs a column for {role}, which data set {name!r} lacks")
+    if wanted.messages is None and held.get("messages") is not None:
+        raise PolicyError("data", f"the run wants prompts and completions, data set {name!r} holds chats")
+    return name, known[name]
+
+
+def _affordable(post: Post, policy: Policy, offer: Offer, dataset: DataSet) -> None:
+    """Refuse a run that the data set's budget cannot bear to its end; the ledger guards each round."""
+    config, rules = offer.config, policy.privacy
+    if config.privacy.unit == "none" or config.privacy.trust != "local":
+        return
+    plan, now = privacy_of(config), time.time()
+    if plan is None or plan.reproducible:
+        return
+    ledger = Ledger(post.organisation.ledger, None, post.organisation.signer)
+    claim = spending.Claim(plan.unit, plan.trust)
+    spent = spending.charges(ledger.entries(), dataset.lineage)
+    spent.append(spending.Charge(0, now, plan.event(), claim, plan.delta, True))
+    try:
+        spending.allowed(dataset.lineage, spent, Budget(rules.lineage_epsilon, rules.yearly_epsilon), now)
+    except PrivacyError as error:
+        raise PolicyError("budget", str(error)) from None

@@ -1,0 +1,118 @@
+"""Calls to a SuperLink's Control API, which listens on loopback only: nodes admitted, runs ended."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fedpeft.errors import ConfigError, FederationError
+from fedpeft.flower.bundle import thin_app
+from fedpeft.flower.faults import GONE, KEY_IN_USE, Fault, plain
+
+if TYPE_CHECKING:
+    from flwr.supercore.control.control_http_client import ControlHttpClient
+
+_UNREGISTERED = "unregistered"
+
+
+def register_node(address: str, public_line: bytes) -> None:
+    """Let a node with this transport key (OpenSSH line) in; doing it twice is harmless.
+
+    Raises:
+        ConfigError: the line is no EC key.
+        FederationError: the key was revoked here before; Flower takes a key once only.
+        Fault: the SuperLink does not answer.
+    """
+    from flwr.proto.control_pb2 import RegisterNodeRequest
+
+    if _node_id(address, public_line) is not None:
+        return
+    try:
+        with _control(address) as control:
+            control.RegisterNode(RegisterNodeRequest(public_key=_pem(public_line)))
+    except Fault as fault:
+        if fault.code != KEY_IN_USE:
+            raise
+        if _node_id(address, public_line) is None:
+            raise FederationError(
+                "this transport key was revoked here and cannot come back; the node must make a new one"
+            ) from None
+
+
+def unregister_node(address: str, public_line: bytes) -> None:
+    """Shut a node out, at once; doing it twice is harmless, an unknown key too.
+
+    Raises:
+        ConfigError: the line is no EC key.
+        Fault: the SuperLink does not answer.
+    """
+    from flwr.proto.control_pb2 import UnregisterNodeRequest
+
+    if (node_id := _node_id(address, public_line)) is None:
+        return
+    with _unless_gone(), _control(address) as control:
+        control.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+
+
+def start_run(address: str) -> int:
+    """Start a Flower run of the thin app; its id."""
+    from flwr.common.serde import fab_to_proto
+    from flwr.proto.control_pb2 import StartRunRequest
+    from flwr.supercore.fab import Fab
+
+    bundle, digest = thin_app()
+    with _control(address) as control:
+        return control.StartRun(StartRunRequest(fab=fab_to_proto(Fab(digest, bundle, {})))).run_id
+
+
+def end_run(address: str, run_id: int) -> None:
+    """Stop a Flower run, so that no node works for it; one that is over or unknown is left alone."""
+    from flwr.proto.control_pb2 import StopRunRequest
+
+    with _unless_gone(), _control(address) as control:
+        control.StopRun(StopRunRequest(run_id=run_id))
+
+
+def _node_id(address: str, public_line: bytes) -> int | None:
+    """The number of the node that is registered with this key."""
+    from flwr.proto.control_pb2 import ListNodesRequest
+
+    wanted = _pem(public_line)
+    with _control(address) as control:
+        nodes = control.ListNodes(ListNodesRequest()).nodes_info
+    found = [node.node_id for node in nodes if node.public_key == wanted and node.status != _UNREGISTERED]
+    return found[0] if found else None
+
+
+def _pem(public_line: bytes) -> bytes:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+
+    try:
+        key = load_ssh_public_key(public_line)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigError("a node's transport key must be one OpenSSH public line (EC P-256)") from None
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+@contextmanager
+def _control(address: str) -> Generator[ControlHttpClient]:
+    from flwr.supercore.control.control_http_client import ControlHttpClient
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+    version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
+    with (
+        ControlHttpClient.from_server_address(address, True, None, [version]) as client,
+        plain(address),
+    ):
+        yield client
+
+
+@contextmanager
+def _unless_gone() -> Generator[None]:
+    try:
+        yield
+    except Fault as fault:
+        if fault.code not in GONE:
+            raise

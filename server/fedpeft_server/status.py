@@ -1,0 +1,177 @@
+"""What an operator sees of a run, read from the files that its process writes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.cli.output import quantity
+from fedpeft.runstore import RunStore
+from fedpeft_server.home import ENDED, RunStatus, ServerHome, read_status
+from fedpeft_server.registry import Registry
+from fedpeft_server.runner_contacts import Contact, read_contacts
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+STOCK = "runs coordinator code"
+ONLINE_SECONDS = 60.0
+"""A node that the link held for online so lately is shown as online."""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as its files tell it.
+
+    Attributes:
+        name: of the run.
+        status: its ``status.json``.
+        rounds: rounds done.
+        planned: rounds of the whole run.
+        nodes: what is known of each node; all enrolled ones are there.
+        bytes_up: of envelopes, over all rounds.
+        bytes_down: likewise.
+        replies: valid updates over all rounds.
+        refused: how often each cause was met.
+        round_seconds: of the newest round; None before the first.
+        loss: newest held-out loss; None where the coordinator judges none.
+        epsilon: privacy spent, of the worst node; None: no claim so far.
+        stock: nodes that run whatever code the coordinator sends.
+    """
+
+    name: str
+    status: RunStatus
+    rounds: int
+    planned: int
+    nodes: dict[str, Contact]
+    bytes_up: int
+    bytes_down: int
+    replies: int
+    refused: Counter[str]
+    round_seconds: float | None
+    loss: float | None
+    epsilon: float | None
+    stock: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self) | {"refused": dict(self.refused)}
+
+
+def read_view(home: ServerHome, run: Path) -> RunView:
+    """Read a run.
+
+    Raises:
+        RunError: it is no run of this coordinator.
+    """
+    store = RunStore.open(run)
+    events = list(store.events())
+    rounds = [event for event in events if event.get("event") == "round"]
+    losses = [event["loss"] for event in events if event.get("event") == "evaluation"]
+    nodes, known = Registry(home).nodes(), read_contacts(run)
+    for name, node in nodes.items():
+        if node.state == "enrolled":
+            known.setdefault(name, Contact())
+        elif node.state == "revoked" and name in known:
+            known[name] = replace(known[name], cause="revoked")
+    return RunView(
+        name=run.name,
+        status=read_status(run),
+        rounds=max((event["round"] for event in rounds), default=0),
+        planned=store.config.federation.rounds,
+        nodes=known,
+        bytes_up=sum(event["bytes_up"] for event in rounds),
+        bytes_down=sum(event["bytes_down"] for event in rounds),
+        replies=sum(event["replies"] for event in rounds),
+        refused=Counter(cause for event in rounds for cause in event["refused"].values()),
+        round_seconds=rounds[-1]["total_s"] if rounds else None,
+        loss=losses[-1] if losses else None,
+        epsilon=_epsilon(rounds),
+        stock=_stock(events),
+    )
+
+
+def _epsilon(rounds: list[dict[str, Any]]) -> float | None:
+    """The most that is known to be spent: by nodes on their records, or by the coordinator on nodes."""
+    found: list[float] = []
+    for event in rounds:
+        given = [*event.get("epsilon", {}).values(), event.get("spent", {}).get("epsilon")]
+        found += [value for value in given if value is not None and math.isfinite(value)]
+    return max(found, default=None)
+
+
+def _stock(events: list[dict[str, Any]]) -> tuple[str, ...]:
+    """The nodes that the newest greeting marked."""
+    marks = [event.get(STOCK, ()) for event in events if event.get("event") == "hello"]
+    return tuple(marks[-1]) if marks else ()
+
+
+def render(view: RunView, now: float) -> RenderableType:
+    """One run as a headline, a line of facts and a table of its nodes."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.text import Text
+
+    headline = f"[bold]{escape(view.name)}[/bold]  {_state(view)}  round {view.rounds} of {view.planned}"
+    return Group(Text.from_markup(headline), Text(_facts(view)), _nodes(view, now))
+
+
+def _state(view: RunView) -> str:
+    from rich.markup import escape
+
+    colours = {"done": "green", "running": "cyan", "failed": "red", "stopped": "yellow"}
+    colour = colours.get(view.status.state, "white")
+    cause = f": {escape(view.status.cause)}" if view.status.cause else ""
+    return f"[{colour}]{view.status.state}{cause}[/{colour}]"
+
+
+def _facts(view: RunView) -> str:
+    parts = [f"{quantity(view.bytes_up)} up", f"{quantity(view.bytes_down)} down"]
+    if view.round_seconds is not None:
+        parts.append(f"last round {view.round_seconds:.1f} s")
+    if view.loss is not None:
+        parts.append(f"loss {view.loss:.4f}")
+    parts.append("no privacy claim" if view.epsilon is None else f"epsilon {view.epsilon:.3g}")
+    if view.status.restarts:
+        parts.append(f"{view.status.restarts} restarts")
+    return " · ".join(parts)
+
+
+def _nodes(view: RunView, now: float) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    grid = Table("node", "last contact", "last update", "cause", box=SIMPLE_HEAD)
+    for name, node in sorted(view.nodes.items()):
+        update = f"round {node.round}" if node.round else "-"
+        notes = [note for note in (STOCK if name in view.stock else "", node.cause) if note]
+        grid.add_row(name, ago(node.seen, now), update, "; ".join(notes) or "-")
+    return grid
+
+
+def ago(then: float, now: float) -> str:
+    """How long ago something was, for people: ``12 s``, ``3 min``, ``5 h``, ``2 d``; ``-``: never."""
+    if not then:
+        return "-"
+    seconds = max(0.0, now - then)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def watch(home: ServerHome, run: Path, pause: float = 1.0) -> RunView:
+    """Show a run live until it has ended; its last view."""
+    from rich.live import Live
+
+    view = read_view(home, run)
+    with Live(render(view, time.time()), refresh_per_second=4) as live:
+        while view.status.state not in ENDED:
+            time.sleep(pause)
+            view = read_view(home, run)
+            live.update(render(view, time.time()))
+    return view

@@ -1,0 +1,165 @@
+"""One test per rule of the policy: the run or order is refused, and the coordinator sees the rule alone."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+
+from fedpeft.errors import ConfigError
+from fedpeft.protocol import HELLO, PROTOCOL, TRAIN, Hello, run_id
+from fedpeft_clients.policy import Policy, parse_policy, template, window, within_hours
+from fedpeft_clients.service import allowed_apps
+
+SECURE = {"enabled": True, "least_nodes": 3}
+DISTRIBUTED = {
+    "federation": {"nodes": 3},
+    "privacy": {"unit": "node", "trust": "distributed", "sampling_probability": None},
+    "exchange": {
+        "secure": {"enabled": True, "bits": 32},
+        "up": {"codec": "ternary", "error_feedback": False},
+    },
+}
+
+RULES = [
+    ("coordinator", {"coordinators": []}, {}),
+    ("base", {"bases": {}}, {}),
+    ("base", {}, {"base": {"sha256": "0" * 64}}),
+    ("base", {}, {"base": {"sha256": None}}),
+    ("method", {"adapter": {"methods": ["miss"]}}, {}),
+    ("aggregation", {}, {"adapter": {"aggregation": "naive"}}),
+    ("rank", {}, {"adapter": {"rank": 9}}),
+    ("tokens", {"adapter": {"least_tokens_per_rank": 65.0}}, {}),
+    ("layers", {"adapter": {"skipped_layers": [0]}}, {}),
+    ("step", {"training": {"most_step_tokens": 127}}, {}),
+    ("rounds", {}, {"federation": {"rounds": 101}}),
+    ("steps", {}, {"federation": {"local_steps": 51}}),
+    ("rate", {}, {"federation": {"lr": 60.0}}),
+    ("unit", {}, {"privacy": {"unit": "none", "noise_multiplier": None}}),
+    ("trust", {"privacy": {"units": ["record", "node"]}}, DISTRIBUTED),
+    ("randomness", {}, {"privacy": {"randomness": "seeded"}}),
+    ("epsilon", {"privacy": {"most_epsilon": 0.5}}, {}),
+    ("epsilon", {}, {"privacy": {"epsilon": 21.0, "noise_multiplier": None}}),
+    ("delta", {}, {"privacy": {"delta": 1e-4}}),
+    ("clip", {}, {"privacy": {"clip": 11.0}}),
+    ("clip", {}, {"privacy": {"clip": 1e-4}}),
+    ("cohort", {"cohort": {"least_nodes": 3}}, {}),
+    ("quorum", {"cohort": {"least_quorum": 2}}, {"federation": {"quorum": 1}}),
+    ("secure", {"cohort": {"secure": True}}, {}),
+    ("sum", {"cohort": {"least_summed": 4}}, {"federation": {"nodes": 4}, "exchange": {"secure": SECURE}}),
+    ("stock", {}, {"federation": {"stock_nodes": True}}),
+    ("codec", {}, {"exchange": {"up": {"codec": "dense-fp32"}}}),
+    ("density", {"exchange": {"most_density": 0.4}}, {}),
+    ("memory", {"limits": {"memory_gib": 1e-6}}, {}),
+    ("budget", {"privacy": {"lineage_epsilon": 0.5}}, {}),
+    ("budget", {"privacy": {"yearly_epsilon": 0.5}}, {}),
+    ("data", {"data": "absent"}, {}),
+    ("data", {}, {"data": {"person": "patient"}}),
+    ("data", {}, {"data": {"messages": "chat"}}),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "policy", "run"), RULES, ids=[f"{one[0]}-{n}" for n, one in enumerate(RULES)]
+)
+def test_a_run_beyond_a_rule_is_refused_by_its_name_alone(joined, rule, policy, run):
+    joined.policy(**policy)
+    assert joined.offer(joined.config(**run)) == ("refused", rule)
+    (entry,) = joined.log()
+    assert entry["facts"] == {"name": "clinic", "answer": "refused", "rule": rule} and entry["bytes"] == 0
+
+
+def test_without_a_promise_a_run_is_allowed_only_where_the_policy_says_none(joined):
+    config = joined.config(privacy={"unit": "none", "noise_multiplier": None})
+    assert joined.offer(config) == ("refused", "unit")
+    joined.policy(privacy={"units": ["none"]})
+    assert joined.offer(config) == ("agreed", "")
+
+
+def test_orders_outside_the_hours_are_refused_and_new_runs_wait(joined, monkeypatch):
+    config = joined.config()
+    assert joined.offer(config) == ("agreed", "")
+    task = joined.first_task(config)
+    joined.policy(hours=[_closed_now()])
+    reply = joined.say(TRAIN, task)[1]
+    assert (reply.error.code, reply.error.reason) == (7, "PolicyHours")
+    asked = Hello(PROTOCOL, run_id(config), joined.signer.public)
+    assert joined.say(HELLO, asked)[1].error.reason == "PolicyHours"
+    assert joined.offer(joined.config(run={"seed": 5}), flower_run=9) == ("waiting", "hours")
+
+
+def _closed_now():
+    """A window on the day before yesterday."""
+    from fedpeft_clients.policy import DAYS
+
+    return f"{DAYS[(datetime.now().weekday() - 2) % 7]} 10:00-11:00"
+
+
+def test_apps_are_the_installed_one_or_those_named():
+    from fedpeft import flower
+
+    assert allowed_apps(Policy()) == {flower.thin_app()[1]}
+    assert allowed_apps(Policy(apps=("a" * 64,))) == {"a" * 64}
+
+
+@pytest.mark.parametrize(
+    ("text", "moment", "open_now"),
+    [
+        ("mon-fri 20:00-06:00", "2026-11-23 19:59", False),
+        ("mon-fri 20:00-06:00", "2026-11-23 20:00", True),
+        ("mon-fri 20:00-06:00", "2026-11-23 05:00", False),
+        ("mon-fri 20:00-06:00", "2026-11-28 05:59", True),
+        ("mon-fri 20:00-06:00", "2026-11-28 06:00", False),
+        ("sat 00:00-24:00", "2026-11-28 23:59", True),
+        ("sat 00:00-24:00", "2026-11-29 00:00", False),
+        ("fri-mon 08:00-09:00", "2026-11-29 08:30", True),
+        ("08:00-09:00", "2026-11-25 08:30", True),
+    ],
+)
+def test_windows(text, moment, open_now):
+    assert within_hours(Policy(hours=(text,)), datetime.fromisoformat(moment)) is open_now
+
+
+@pytest.mark.parametrize("text", ["always", "25:00-26:00", "10:00-10:00", "xyz 10:00-11:00", "10:60-11:00"])
+def test_what_is_no_window(text):
+    with pytest.raises(ValueError):
+        window(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("surprise = 1", "surprise"),
+        ("[privacy]\nmost_epsilonn = 1.0", "privacy.most_epsilonn"),
+        ("[privacy]\nmost_epsilon = -1.0", "privacy.most_epsilon"),
+        ("[training]\nrounds = [5, 1]", "training.rounds"),
+        ('hours = ["never"]', "hours.0"),
+        ('coordinators = ["abc"]', "coordinators"),
+        ('apps = "any"', "apps"),
+        ('[bases]\nabc = "/x"', "bases"),
+    ],
+)
+def test_a_policy_that_does_not_hold_names_its_setting(text, place):
+    with pytest.raises(ConfigError, match=place):
+        parse_policy(text)
+
+
+def test_the_strict_template_is_what_an_empty_policy_means():
+    assert parse_policy(template("strict")) == parse_policy("") == Policy()
+
+
+def test_the_pilot_template_holds_and_allows_runs_without_privacy():
+    assert "none" in parse_policy(template("research-pilot")).privacy.units
+
+
+def test_the_audit_of_the_policy_overrides_the_runs_and_blocks_only_without_privacy(joined):
+    from fedpeft_clients.home import open_home
+
+    joined.policy(audit={"mode": "block", "threshold": 0.3}, privacy={"units": ["none", "record"]})
+    for unit, wanted in (("record", "report"), ("none", "refuse")):
+        noise = 1.0 if unit == "record" else None
+        privacy = {"unit": unit, "noise_multiplier": noise}
+        config = joined.config(privacy=privacy, audit={"outbox_seconds": 1e-9})
+        joined.offer(config)
+        home = open_home(joined.organisation.runs / run_id(config).hex())
+        assert (home.audit.outbox, home.audit.threshold, home.audit.outbox_seconds) == (wanted, 0.3, 5.0)

@@ -1,0 +1,152 @@
+"""Bounds on norms and robust means, against plain numpy and scipy."""
+
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+from fedpeft.config import build_config
+from fedpeft.config.models import FederationConfig
+from fedpeft.errors import ConfigError, ExchangeError
+from fedpeft.exchange import Decoded, Layout
+from fedpeft_server import robust
+from fedpeft_server.robust import RobustMean, norm_of, too_long
+
+LAYOUT = Layout.of({"w": np.zeros((11, 13))})
+SIZE = LAYOUT.size
+
+
+def updates(count, seed=0, density=None):
+    """Dense updates, or sparse ones in which a share of the values is sent; and all of them as a matrix."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal((count, SIZE)).astype(np.float32)
+    if density is None:
+        return [Decoded(LAYOUT, row) for row in matrix], matrix
+    matrix *= rng.random(matrix.shape) < density
+    places = [np.flatnonzero(row) for row in matrix]
+    return [Decoded(LAYOUT, row[at], at) for row, at in zip(matrix, places, strict=True)], matrix
+
+
+def named(values):
+    return ((f"n{index:02d}", 1.0, one) for index, one in enumerate(values))
+
+
+@pytest.fixture(params=[7, 1 << 16])
+def block(request, monkeypatch):
+    monkeypatch.setattr(robust, "_BLOCK", request.param)
+
+
+@pytest.mark.parametrize("density", [None, 0.6])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
+def test_the_median_is_numpys(block, count, density):
+    values, matrix = updates(count, count, density)
+    mean, _, _ = RobustMean("median").mean(SIZE, named(values))
+    np.testing.assert_allclose(mean, np.median(matrix.astype(np.float64), axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("density", [None, 0.6])
+@pytest.mark.parametrize("trim", [0.0, 0.1, 0.2, 0.49])
+@pytest.mark.parametrize("count", [1, 3, 8, 10])
+def test_the_trimmed_mean_is_scipys(block, count, trim, density):
+    values, matrix = updates(count, count, density)
+    mean, _, facts = RobustMean("trimmed-mean", trim).mean(SIZE, named(values))
+    np.testing.assert_allclose(mean, trim_mean(matrix.astype(np.float64), trim, axis=0), atol=1e-12)
+    assert facts == {"trimmed": 2 * int(trim * count)}
+
+
+@pytest.mark.parametrize("bound", [0.0, 11.0])
+@pytest.mark.parametrize("density", [None, 0.6])
+def test_norm_clip_is_the_mean_of_what_is_cut_one_by_one(bound, density):
+    values, matrix = updates(5, density=density)
+    wide = matrix.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1)
+    most = bound or np.median(lengths)
+    naive = np.mean([row * min(1.0, most / norm) for row, norm in zip(wide, lengths, strict=True)], axis=0)
+    mean, _, facts = RobustMean("norm-clip", bound=bound).mean(SIZE, named(values))
+    np.testing.assert_allclose(mean, naive, atol=1e-7)
+    assert facts["clipped"] == (lengths > most).sum()
+
+
+@pytest.mark.parametrize("kind", ["median", "trimmed-mean", "norm-clip"])
+def test_two_of_ten_liars_move_a_robust_mean_by_no_more_than_honest_nodes_differ(kind):
+    values, matrix = updates(10)
+    liars = [Decoded(LAYOUT, np.full(SIZE, 1e6, np.float32)), Decoded(LAYOUT, -matrix[1])]
+    mean, _, _ = RobustMean(kind, 0.2).mean(SIZE, named([*liars, *values[2:]]))
+    assert abs(mean).max() <= abs(matrix).max()
+
+
+def test_updates_come_once_in_order_and_fit():
+    values, _ = updates(2)
+    law = RobustMean("median")
+    for given in ([], [("b", 1.0, values[0]), ("a", 1.0, values[1])], [("a", 1.0, values[0])] * 2):
+        with pytest.raises(ExchangeError):
+            law.mean(SIZE, iter(given))
+    with pytest.raises(ExchangeError, match="expected 4 values"):
+        law.mean(4, named(values))
+
+
+def test_norms_are_those_of_all_values():
+    values, matrix = updates(2, density=0.3)
+    for one, row in zip(values, matrix, strict=True):
+        assert norm_of(one) == pytest.approx(float(np.linalg.norm(row.astype(np.float64))), rel=1e-12)
+    assert norm_of(Decoded(LAYOUT, np.full(SIZE, 3e38, np.float32))) < float("inf")
+
+
+NORMS = {"a": 1.0, "b": 1.1, "c": 0.9, "d": 1e6}
+
+
+@pytest.mark.parametrize(
+    ("settings", "norms", "refused"),
+    [
+        ({}, NORMS, {"d": "10 times the round's median 1 is allowed"}),
+        ({"norm_ratio": 0.0}, NORMS, {}),
+        ({}, {"a": 1.0, "d": 1e6}, {}),  # of two nobody can say which one lies
+        ({}, {"a": 1.0, "b": 1.0, "c": 9.9}, {}),
+        ({}, {"a": 1.0, "b": 1.0, "c": 10.1}, {"c": "norm 10.1"}),
+        ({"norm_bound": 1.05}, NORMS, {"b": "norm_bound is 1.05", "d": "norm_bound is 1.05"}),
+        ({"norm_bound": 1.05, "robust": "norm-clip"}, NORMS, {"d": "median"}),
+        ({}, {"a": 0.0, "b": 0.0, "c": 1.0}, {}),
+        ({}, {"a": 1.0, "b": 1e6, "c": 1.0, "d": 1e6}, {"b": "median 1", "d": "median 1"}),
+    ],
+)
+def test_updates_that_are_too_long_are_refused_with_the_cause(settings, norms, refused):
+    found = too_long(norms, FederationConfig(**settings))
+    assert found.keys() == refused.keys()
+    assert all(cause in found[name] for name, cause in refused.items())
+
+
+TERNARY = {"exchange": {"up": {"codec": "ternary", "density": 0.2}}}
+INT8 = {"exchange": {"up": {"codec": "int8"}}}
+CENTRAL = {
+    "privacy": {"unit": "node", "trust": "central", "noise_multiplier": 1.0},
+    "exchange": {"up": {"codec": "int8", "error_feedback": False}},
+}
+STACK = {
+    "adapter": {"aggregation": "stack"},
+    "exchange": {"up": {"codec": "int8", "error_feedback": False}, "down": {"codec": "dense-fp32"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "federation", "cause"),
+    [
+        ({"exchange": {"secure": {"enabled": True}}}, {"robust": "median"}, "exchange.secure hides"),
+        ({"exchange": {"secure": {"enabled": True}}}, {"norm_bound": 1.0}, "exchange.secure hides"),
+        (CENTRAL, {"robust": "norm-clip"}, "must not"),
+        (CENTRAL, {"norm_bound": 2.0}, "must not"),
+        (STACK, {"robust": "median"}, "factors do not have"),
+        (TERNARY, {"robust": "median"}, "loses most of updates of exchange.up.density = 0.2"),
+        (TERNARY, {"robust": "trimmed-mean"}, "loses most"),
+    ],
+)
+def test_what_cannot_hold_is_refused_in_one_line(settings, federation, cause):
+    with pytest.raises(ConfigError, match=cause) as refusal:
+        build_config({**settings, "federation": federation})
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_can_hold_is_not_refused():
+    build_config({**TERNARY, "federation": {"robust": "norm-clip", "norm_bound": 3.0}})
+    for kind in ("median", "trimmed-mean"):
+        config = build_config({**INT8, "federation": {"robust": kind, "trim": 0.3}})
+        assert RobustMean.of(config) == RobustMean(kind, 0.3)
+    assert RobustMean.of(build_config({})) is None
