@@ -75,6 +75,7 @@ class OutboxLog:
             os.chmod(file.fileno(), 0o600)
             fcntl.flock(file, fcntl.LOCK_EX)
             last = self._require_end(_heal(file))
+            self._catch_up(last)
             entry = sealed({**facts, "seq": last.seq + 1, "previous": last.hash}, self.signer)
             file.write(line_of(entry))
             file.flush()
@@ -84,6 +85,11 @@ class OutboxLog:
             head = Head(entry["seq"], entry["hash"])
             write_json(self.head_file, signed_head(head, self.signer))
         return entry
+
+    def _catch_up(self, last: Head) -> None:
+        """Write the head down that a crash or a full disk held back: the log is never two ahead."""
+        if last.seq and last != self.head():
+            write_json(self.head_file, signed_head(last, self.signer))
 
     def read(self) -> list[bytes]:
         """The lines; one that a crash has torn at the end is left out, as its message never left."""

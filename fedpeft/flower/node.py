@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedpeft.errors import FedPeftError
 from fedpeft.flower.faults import Fault, RunEnded
 from fedpeft.flower.fleet import Arrival, Connection, Fleet, Outgoing
 from fedpeft.flower.messages import APP_FAILED, REFUSED, deserialise, error_reply, guarded, identify
@@ -145,7 +146,7 @@ class _Desk:
         started = time.monotonic()
         identify(arrival.run_id, self.fleet.node_id)
         with watched(longest, lambda: self._give_up(longest, tell)):
-            reply = self._passed(*self._worked(arrival, objects, digest))
+            reply = self._passed(*self._worked(arrival, objects, digest), tell)
             return None if reply is None else _packed(arrival, reply, time.monotonic() - started)
 
     def _worked(self, arrival: Arrival, objects: dict[str, bytes], digest: str) -> tuple[Message, Message]:
@@ -161,11 +162,13 @@ class _Desk:
         context = Context(arrival.run_id, self.fleet.node_id, self._node_config, RecordDict(), {})
         return asked, guarded(self._app, asked, context)
 
-    def _passed(self, asked: Message, reply: Message) -> Message | None:
+    def _passed(self, asked: Message, reply: Message, tell: Callable[[str], None]) -> Message | None:
         """What the gate lets out of a reply; if it fails, of an error that says so; then nothing."""
         try:
             return self._gate(asked, reply)
         except Exception as error:
+            why = str(error) if isinstance(error, FedPeftError | OSError) else ""
+            tell(f"a reply was held back ({type(error).__name__}): {why}".rstrip(": "))
             plain = error_reply(asked, APP_FAILED, type(error).__name__)
         try:
             return self._gate(asked, plain)

@@ -94,6 +94,7 @@ def test_nothing_leaves_through_a_closed_gate(world, end):
     _run(world, 1, 1, got, ttl=2.0)
     assert [code for code, _ in got[1]] == [flower.EXPIRED]
     assert (world.folder / "closed.gate").read_text().split() == ["content", "PermissionError"]
+    assert "a reply was held back (PermissionError)" in world.said("closed")
 
 
 def test_the_watchdog_ends_a_process_whose_step_hangs(world, end):
