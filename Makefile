@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.fedpeft-setup
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow test-gpu fuzz mutants lint bench clean
+.PHONY: setup demo test test-slow test-faults test-gpu fuzz mutants lint bench clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -m faults tests/faults
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

@@ -11,7 +11,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -71,11 +72,7 @@ class OutboxLog:
             RunError: the log is shorter than its head says, or its end was changed; nothing may leave then.
             OSError: the disk is full or cannot be written.
         """
-        with self.path.open("a+b") as file:
-            os.chmod(file.fileno(), 0o600)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            last = self._require_end(_heal(file))
-            self._catch_up(last)
+        with self._opened() as (file, last):
             entry = sealed({**facts, "seq": last.seq + 1, "previous": last.hash}, self.signer)
             file.write(line_of(entry))
             file.flush()
@@ -86,10 +83,30 @@ class OutboxLog:
             write_json(self.head_file, signed_head(head, self.signer))
         return entry
 
-    def _catch_up(self, last: Head) -> None:
-        """Write the head down that a crash or a full disk held back: the log is never two ahead."""
-        if last.seq and last != self.head():
-            write_json(self.head_file, signed_head(last, self.signer))
+    def require_ready(self) -> None:
+        """Find out before any work, and before privacy is spent on it, that its result could leave.
+
+        Raises:
+            RunError: the log was cut or changed.
+            OSError: the disk is full or cannot be written.
+        """
+        with self._opened():
+            pass
+
+    @contextmanager
+    def _opened(self) -> Generator[tuple[IO[bytes], Head]]:
+        """The log, locked and healed, and its end.
+
+        The head is written each time: a crash or a full disk may have held it back, and a log is never two
+        entries ahead of it.
+        """
+        with self.path.open("a+b") as file:
+            os.chmod(file.fileno(), 0o600)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            last = self._require_end(_heal(file))
+            if last.seq:
+                write_json(self.head_file, signed_head(last, self.signer))
+            yield file, last
 
     def read(self) -> list[bytes]:
         """The lines; one that a crash has torn at the end is left out, as its message never left."""

@@ -102,6 +102,25 @@ def test_the_entry_is_on_the_disk_before_the_message_goes(joined, monkeypatch):
         joined.say(HELLO, Hello(PROTOCOL, run_id(joined.config()), joined.signer.public))
 
 
+def test_no_privacy_is_spent_while_the_log_cannot_be_written(joined, monkeypatch):
+    config = joined.config()
+    joined.offer(config)
+    task = joined.first_task(config)
+    ledger, before = joined.organisation.ledger, len(joined.log())
+    spent = ledger.read_bytes() if ledger.exists() else b""
+
+    def full(*_):
+        raise OSError(28, "full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(outbox_log, "write_json", full)
+        with pytest.raises(OSError):
+            joined.say(TRAIN, task)
+    assert (ledger.read_bytes() if ledger.exists() else b"") == spent
+    assert len(joined.log()) == before
+    assert not joined.say(TRAIN, task)[1].has_error()
+
+
 @pytest.fixture
 def log(tmp_path):
     from fedpeft.trust import Signer
@@ -119,6 +138,25 @@ def check(log):
 def test_an_honest_log_holds(log):
     assert check(log).seq == 3 and log.head() == check(log)
     assert log.path.stat().st_mode & 0o077 == 0
+
+
+def test_a_head_that_a_full_disk_held_back_catches_up(log, monkeypatch):
+    """However often it happens, the log is never more than one entry ahead of its head."""
+    real, calls = outbox_log.write_json, []
+
+    def every_second(*arguments):
+        calls.append(arguments)
+        if len(calls) % 2 == 0:
+            raise OSError(28, "full")
+        real(*arguments)
+
+    monkeypatch.setattr(outbox_log, "write_json", every_second)
+    for _ in range(3):
+        with pytest.raises(OSError):
+            log.append({"kind": "train"})
+    monkeypatch.undo()
+    assert log.append({"kind": "train"})["seq"] == 7
+    assert check(log).seq == 7
 
 
 def test_any_flipped_bit_is_found(log):
