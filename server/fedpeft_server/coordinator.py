@@ -182,7 +182,7 @@ class Coordinator:
         members = [self.roster.members[name] for name in asked]
         updates = inbox.updates(members, {name: replies.get(name) for name in asked})
         measured = self._absorb(self._summed(updates, orders, inbox), inbox, needed)
-        away = not measured and self._away(inbox, needed)
+        away = not measured and self._away(inbox, needed, len(chosen))
         if away and self._everybody_is_asked:
             return self._again(before, exponents, inbox)
         self.roster.settle(asked, inbox.accepted, number)
@@ -201,9 +201,16 @@ class Coordinator:
         else:
             self.roster.refresh(grid, seconds, self.stop)
 
-    def _away(self, inbox: Inbox, needed: int) -> bool:
-        """Whether a deployed run had too few nodes, rather than too few that sent good updates."""
-        return self.patience is not None and len(inbox.answered) < needed
+    def _away(self, inbox: Inbox, needed: int, chosen: int) -> bool:
+        """Whether a deployed run had too few nodes, rather than too few that sent good updates.
+
+        So it is too where those who did not answer could have made up for those who sent bad ones.
+        """
+        if self._everybody_is_asked:
+            chosen = len(self.roster.members) + self.roster.open_seats(self.setup.config.federation.nodes)
+        silent = chosen - len(inbox.answered)
+        few = len(inbox.answered) < needed or len(inbox.accepted) + silent >= needed
+        return self.patience is not None and few
 
     @property
     def _everybody_is_asked(self) -> bool:

@@ -241,6 +241,23 @@ def test_bad_updates_of_nodes_that_are_there_end_a_deployed_run_with_the_cause(d
         made.go()
 
 
+def test_a_hostile_node_does_not_end_a_run_while_an_honest_one_is_away(deploy, monkeypatch):
+    monkeypatch.setattr("fedpeft_server.patience.FIRST_SECONDS", 0.02)
+    made, tries = deploy(deadline=0.5), []
+    honest = made.spoil
+
+    def spoil(round, index, message, facts, blob):
+        if index != 1:
+            return honest(round, index, message, facts, blob)
+        tries.append(round)
+        made.offline = {2} if len(tries) < 6 else set()
+        raise ValueError
+
+    made.spoil, made.offline = spoil, {2}
+    assert [event["replies"] for event in made.go()] == [2, 2, 2]
+    assert tries.count(1) >= 6
+
+
 def test_a_run_goes_on_under_another_flower_run_and_asks_all_again(deploy):
     whole, cut = deploy("whole"), deploy("cut")
 
