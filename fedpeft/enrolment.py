@@ -33,7 +33,8 @@ MAX_BYTES = 2**16
 State = Literal["waiting", "enrolled", "refused"]
 STATES = ("waiting", "enrolled", "refused")
 _TOKEN = re.compile(r"fp1-([0-9a-f]{32})-([1-9][0-9]{0,4})-([0-9a-f]{32})")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_NAME = 64
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 _KEY = re.compile(r"[0-9a-f]{64}")
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 

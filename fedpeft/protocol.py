@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar, cast
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedpeft.config import Config, config_hash
+from fedpeft.enrolment import MAX_NAME, valid_name
 from fedpeft.errors import FederationError
 from fedpeft.exchange.layout import FloatVector, Layout
 
@@ -34,7 +35,6 @@ SECURE = "query.secure"
 TERMS = "query.terms"
 COORDINATOR = "coordinator"
 NO_STATE = bytes(32)
-MAX_NAME = 64
 LARGEST_TERMS = 2**18
 LARGEST_TABLE = 2**20
 """No table of a phase of secure aggregation is longer, for 127 nodes."""
@@ -43,7 +43,6 @@ Broadcast = Literal["none", "delta", "full"]
 Fact = int | float | str | bytes | list[int]
 Facts = dict[str, Fact]
 _T = TypeVar("_T")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CAUSE = re.compile(r"[A-Za-z]{1,60}")
 
 
@@ -373,7 +372,7 @@ def _fact(name: str, declared: str, value: Any) -> Fact:
             raise FederationError(f"fact {name!r} must be a list of natural numbers")
         return cast("list[int]", values)
     valid = _VALID[declared]
-    if not valid(value) or (name == "name" and not (_NAME.fullmatch(value) and len(value) <= MAX_NAME)):
+    if not valid(value) or (name == "name" and not valid_name(value)):
         raise FederationError(f"fact {name!r} of a message is missing or out of range")
     return cast(Fact, value)
 

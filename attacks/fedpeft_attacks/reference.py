@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from fedpeft.adapters import attach
 from fedpeft.config.models import AdapterConfig
-from fedpeft.data import Example, collate
+from fedpeft.data import collate
 from fedpeft.rng import stream
 from fedpeft.training import per_example_loss
 from fedpeft.training.modes import steady
 from fedpeft_attacks.knowledge import layer_of, special_tokens
+from fedpeft_attacks.sequences.probing import whole_example
 from fedpeft_attacks.views import Knowledge, Start, View
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Reference:
             truth: their distinct tokens; only the number is used.
         """
         base, layout = self.attached.base, self.attached.layout
-        batch = collate([_example(ids) for ids in token_ids], base.pad_id, base.device)
+        batch = collate([whole_example(ids) for ids in token_ids], base.pad_id, base.device)
         batch.targets.clamp_(min=0)
         wanted = list(self.attached.parameters.values())
         with torch.enable_grad(), steady(self.attached.model):
@@ -98,10 +99,3 @@ def _warm(name: str, tensor: Any) -> NDArray[np.float32]:
         return values
     draws = stream(0, 0, name, "audit-warm-start").normal(scale=_WARM, size=values.shape)
     return values + draws.astype(np.float32)
-
-
-def _example(ids: Sequence[int]) -> Example:
-    """A record whose every token but the first is a target."""
-    weights = np.ones(len(ids), np.float32)
-    weights[:1] = 0.0
-    return Example(np.asarray(ids, np.int64), weights)

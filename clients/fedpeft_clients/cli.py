@@ -48,8 +48,9 @@ def init(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Make an organisation's folder: its keys, which never leave it, and its policy."""
+    from fedpeft.runstore import state_root
     from fedpeft.trust import fingerprint, public_line
-    from fedpeft_clients.organisation import init_organisation, state_root
+    from fedpeft_clients.organisation import init_organisation
     from fedpeft_clients.policy import template
 
     made = init_organisation(home or state_root() / "node" / name, name, template(policy))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,14 +12,12 @@ from typing import Any, Literal
 from fedpeft.config import Config, build_config
 from fedpeft.config.models import AuditConfig, BaseConfig
 from fedpeft.data import Record, read_records, read_written, write_records
+from fedpeft.enrolment import MAX_NAME, valid_name
 from fedpeft.errors import ConfigError
 from fedpeft.privacy import Budget
-from fedpeft.protocol import MAX_NAME
 from fedpeft.rng import stream
 from fedpeft.runstore import write_json
 from fedpeft.trust import Signer
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -199,7 +196,7 @@ def create_home(
     Raises:
         ConfigError: the name has other characters.
     """
-    if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
+    if not valid_name(name):
         raise ConfigError(f"node name {name!r} may hold letters, digits and . _ - only, at most {MAX_NAME}")
     write_records(path / "train.jsonl", records)
     keys = {other: Signer.from_seed(_signing_seed(config, other)).public for other in simulated.roster}

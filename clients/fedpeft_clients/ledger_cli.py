@@ -73,7 +73,7 @@ def verify(
 ) -> None:
     """Check chain and signatures; exits with 6 if it was changed, rolled back or is not this key's."""
     chain = _chain(_place(place))
-    head = chain.require(_head(known), _public(key))
+    head = chain.require(_head(known), public_key(key))
     facts = {"entries": len(chain.entries), "head": _text(head), "key": _key(chain)}
     signed = f"signed by {facts['key']}" if chain.key else "not signed"
     emit(facts, as_json, lambda: typer.echo(f"intact: {head.seq} entries, head {_text(head)}, {signed}"))
@@ -243,7 +243,12 @@ def _head(text: str | None) -> Head | None:
     return Head(int(seq), digest)
 
 
-def _public(text: str | None) -> bytes | None:
+def public_key(text: str | None) -> bytes | None:
+    """The 32 bytes of ``--key``.
+
+    Raises:
+        ConfigError: the text is no key.
+    """
     if text is None:
         return None
     try:

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.errors import ConfigError
-from fedpeft.runstore import write_atomic, write_json
+from fedpeft.runstore import state_root, write_atomic, write_json
 from fedpeft.trust import Signer
 
 FILE = "organisation.json"
@@ -158,15 +157,6 @@ class Organisation:
             raise ConfigError("no such coordinator; run 'fedpeft node join ADDRESS --token TOKEN' first")
         listed = ", ".join(one.fingerprint for one in grants)
         raise ConfigError(f"several coordinators are joined: give --coordinator, one of {listed}")
-
-
-def state_root() -> Path:
-    """Folder of all roles on this machine: ``$FEDPEFT_HOME``, or the platform's."""
-    if given := os.environ.get("FEDPEFT_HOME"):
-        return Path(given).expanduser()
-    from platformdirs import user_state_dir
-
-    return Path(user_state_dir("fedpeft"))
 
 
 def init_organisation(path: Path, name: str, policy: str) -> Organisation:

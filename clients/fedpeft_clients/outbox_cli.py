@@ -10,6 +10,7 @@ import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, quantity, table
 from fedpeft.errors import ConfigError, RunError
+from fedpeft_clients.ledger_cli import public_key
 
 if TYPE_CHECKING:
     from fedpeft_clients.outbox_log import Head, OutboxLog
@@ -61,7 +62,7 @@ def verify(
 
     A log that was put back as a whole to an earlier day holds: compare its head with one noted elsewhere.
     """
-    public = _public(key)
+    public = public_key(key)
     lines, head, signed = _verified(file, public, home)
     _require_known(known, lines)
     facts = {"entries": head.seq, "head": str(head), "key": signed.hex(), "key_given": public is not None}
@@ -115,18 +116,6 @@ def _verified(file: Path | None, key: bytes | None, home: Path | None) -> tuple[
     data = file.read_bytes()
     header, head = outbox_log.verify_export(data, key)
     return outbox_log.lines_of(data)[1:], head, bytes.fromhex(header["key"])
-
-
-def _public(text: str | None) -> bytes | None:
-    if text is None:
-        return None
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise ConfigError(f"--key {text!r} must be 64 hexadecimal digits")
-    return key
 
 
 def _require_known(known: str | None, lines: list[bytes]) -> None:

@@ -39,3 +39,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def state_root() -> Path:
+    """Folder of all roles on this machine: ``$FEDPEFT_HOME``, or the platform's."""
+    if given := os.environ.get("FEDPEFT_HOME"):
+        return Path(given).expanduser()
+    from platformdirs import user_state_dir
+
+    return Path(user_state_dir("fedpeft"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import secrets
 import shutil
 import time
@@ -17,7 +16,7 @@ from typing import IO, Any, Literal
 
 from fedpeft.enrolment import valid_name
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.runstore import write_atomic, write_json
+from fedpeft.runstore import state_root, write_atomic, write_json
 from fedpeft.trust import Signer
 from fedpeft_server import certificates
 
@@ -30,12 +29,7 @@ ENDED = ("done", "failed", "stopped")
 
 def coordinators() -> Path:
     """Folder of all coordinators: ``$FEDPEFT_HOME/server``; without that variable in the user's state."""
-    root = os.environ.get("FEDPEFT_HOME")
-    if root is None:
-        from platformdirs import user_state_dir
-
-        root = user_state_dir("fedpeft")
-    return Path(root) / "server"
+    return state_root() / "server"
 
 
 def only_home() -> Path:

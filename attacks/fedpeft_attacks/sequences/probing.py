@@ -97,7 +97,7 @@ class Probe:
             weights: signed weight of each token's loss, instead of the mean.
         """
         attached = self.attached
-        batch = collate([_example(ids) for ids in records], attached.base.pad_id, attached.base.device)
+        batch = collate([whole_example(ids) for ids in records], attached.base.pad_id, attached.base.device)
         batch.targets.clamp_(min=0)
         with torch.enable_grad(), steady(attached.model):
             if weights is None:
@@ -184,7 +184,8 @@ class Probe:
         return list(row[: ends[0] + 1]) if ends else list(row)
 
 
-def _example(ids: Sequence[int]) -> Example:
+def whole_example(ids: Sequence[int]) -> Example:
+    """A record whose every token but the first is a target."""
     weights = np.ones(len(ids), np.float32)
     weights[:1] = 0.0
     return Example(np.asarray(ids, np.int64), weights)

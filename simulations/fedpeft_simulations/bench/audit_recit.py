@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fedpeft_attacks.recit import Recipe, Sample, recit, strengthen
 from fedpeft_attacks.scoring import wilson
 from fedpeft_attacks.sequences import Budget
+from fedpeft_attacks.sequences.rouge import rouge_l
 from fedpeft_attacks.views import Guess, Knowledge, Start, View
 from fedpeft_simulations.bench.command import machine
 from fedpeft_simulations.embedded import base_path
@@ -273,21 +274,6 @@ def _left(attached: Any, case: Case, examples: Sequence[Any], seed: int) -> Floa
         for step in (Sparsify(_DENSITY), Ternarise()):
             update, _ = step.apply(update, {})
     return update.values
-
-
-def rouge_l(truth: Sequence[int], guess: Sequence[int]) -> float:
-    """F1 of the longest common subsequence of two token sequences (Lin 2004).
-
-    >>> rouge_l((1, 2, 3), (1, 3))
-    0.8
-    """
-    before = [0] * (len(guess) + 1)
-    for token in truth:
-        now = [0]
-        for place, other in enumerate(guess):
-            now.append(before[place] + 1 if token == other else max(before[place + 1], now[-1]))
-        before = now
-    return 2 * before[-1] / max(len(truth) + len(guess), 1)
 
 
 def means(rows: Sequence[Row]) -> list[Row]:
