@@ -1,7 +1,8 @@
-"""Atomic file writes."""
+"""Writes that are whole or not there, and where they go."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -37,6 +38,25 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def append_whole(path: Path, line: bytes) -> None:
+    """Append to a file; a disk that is full leaves it as it was.
+
+    Raises:
+        OSError: the line cannot be written.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        end = os.fstat(handle).st_size
+        try:
+            if os.write(handle, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(handle, end)
+            raise
     finally:
         os.close(handle)
 

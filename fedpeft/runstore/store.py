@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 
 from fedpeft.config import Config, dump_config, load_config
 from fedpeft.errors import RunError
-from fedpeft.runstore.files import write_atomic
+from fedpeft.runstore.files import append_whole, write_atomic
+
+_APPENDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,14 @@ class RunStore:
             ) from None
 
     def append(self, event: dict[str, Any]) -> None:
-        """Append one event to ``metrics.jsonl`` in one write."""
+        """Append one event to ``metrics.jsonl``, whole or not at all; threads may do so at once.
+
+        Raises:
+            OSError: the line cannot be written.
+        """
         line = (json.dumps(event, allow_nan=False) + "\n").encode()
-        handle = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line)
-        finally:
-            os.close(handle)
+        with _APPENDING:
+            append_whole(self.metrics, line)
 
     def events(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
         """Events of ``metrics.jsonl``; a torn last line of a killed run is left out."""

@@ -65,12 +65,16 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(folder / f"{old:04d}")
 
 
+def newest_round(run: Path) -> int:
+    """The round of the newest whole checkpoint, 0 before the first."""
+    return max(_rounds(run / "checkpoints"), default=0)
+
+
 def latest(run: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a run, or None before the first."""
-    rounds = _rounds(run / "checkpoints")
-    if not rounds:
+    if not (newest := newest_round(run)):
         return None
-    arrays, facts = load_arrays(run / "checkpoints" / f"{rounds[-1]:04d}" / "state.npz")
+    arrays, facts = load_arrays(run / "checkpoints" / f"{newest:04d}" / "state.npz")
     return Checkpoint(int(facts.pop("round")), facts, arrays)
 
 

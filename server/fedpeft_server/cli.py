@@ -163,19 +163,24 @@ def submit(
     set_: list[str] = SET_OPTION,
     name: str | None = typer.Option(None, help="Name of the run; default: run.name of the file."),
     labels: Path | None = typer.Option(None, help="JSON list of classes, for sequence classification."),
+    judge: Path | None = typer.Option(
+        None, help="Records of your own, on which rounds (federation.evaluate_every) and result are judged."
+    ),
     home: Path | None = HOME_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Check a run and hand it to the service, which starts it now or when it is up again."""
+    from fedpeft_server.cli_submit import Files
     from fedpeft_server.cli_submit import submit as hand_over
 
-    facts = hand_over(_open(home), config, set_, name, labels)
+    facts = hand_over(_open(home), config, set_, name, Files(labels, judge))
     text = f"submitted {facts['run']}: {facts['rounds']} rounds, {facts['nodes']} nodes"
     claim = f", {facts['privacy']}" if facts["privacy"] else ""
+    judged = f"\njudged on {facts['judged']} records of your own" if facts["judged"] else ""
     emit(
         facts,
         as_json,
-        lambda: typer.echo(f"{text}{claim}\nwatch it: fedpeft server status {facts['run']} --watch"),
+        lambda: typer.echo(f"{text}{claim}{judged}\nwatch it: fedpeft server status {facts['run']} --watch"),
     )
 
 

@@ -7,19 +7,34 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from fedpeft.config import Config, dump_config, load_config
 from fedpeft.enrolment import valid_name
 from fedpeft.errors import ConfigError
-from fedpeft.runstore import write_atomic, write_json
+from fedpeft.runstore import RunStore, write_atomic, write_json
 from fedpeft.runstore.files import sync_folder
 from fedpeft_server.home import RunStatus, ServerHome, write_status
 from fedpeft_server.registry import Registry
 
+if TYPE_CHECKING:
+    from fedpeft.data import Record
+
+
+class Files(NamedTuple):
+    """Files that go with a scenario.
+
+    Attributes:
+        labels: JSON list of the classes; needed for sequence classification.
+        judge: records of the coordinator's own on which rounds and result are judged; none: no held-out loss.
+    """
+
+    labels: Path | None = None
+    judge: Path | None = None
+
 
 def submit(
-    home: ServerHome, file: Path, overrides: Sequence[str], name: str | None, labels: Path | None
+    home: ServerHome, file: Path, overrides: Sequence[str], name: str | None, files: Files
 ) -> dict[str, Any]:
     """Write a run directory that the service will find.
 
@@ -28,23 +43,33 @@ def submit(
         file: scenario.
         overrides: ``key=value``.
         name: of the run; None: as the scenario names it.
-        labels: JSON list of the classes; needed for sequence classification.
+        files: what goes with it.
 
     Returns:
-        Facts about the run: name, rounds, nodes, base, what its privacy plan promises (or nothing).
+        Facts about the run: name, rounds, nodes, base, what its privacy plan promises (or nothing), number
+        of records on which it is judged.
 
     Raises:
-        FedPeftError: settings, base, labels, number of nodes or privacy plan are not as they must be.
+        FedPeftError: settings, base, labels, records, number of nodes or privacy plan are not as they must
+            be.
     """
     config = load_config(file, [*overrides, *([f"run.name={json.dumps(name)}"] if name else [])])
     run = home.runs / _free_name(home, config.run.name)
     _check_nodes(home, config)
-    classes = _classes(config, labels)
+    classes = _classes(config, files.labels)
+    records = _records(config, files.judge, classes)
     config = _resolved(config)
-    promise = _promise(config, len(classes))
-    _write(run, config, classes)
-    facts = {"rounds": config.federation.rounds, "nodes": config.federation.nodes}
-    return {"run": run.name, "path": str(run), **facts, "base": config.base.sha256, "privacy": promise}
+    promise = _promise(config, classes)
+    _write(run, config, classes, records)
+    return {
+        "run": run.name,
+        "path": str(run),
+        "rounds": config.federation.rounds,
+        "nodes": config.federation.nodes,
+        "base": config.base.sha256,
+        "privacy": promise,
+        "judged": len(records),
+    }
 
 
 def _free_name(home: ServerHome, name: str) -> str:
@@ -81,6 +106,20 @@ def _classes(config: Config, labels: Path | None) -> list[str]:
     return cast("list[str]", words)
 
 
+def _records(config: Config, judge: Path | None, classes: Sequence[str]) -> list[Record]:
+    """The coordinator's own held-out records; of a labelled task each must have one of its classes."""
+    if judge is None:
+        return []
+    from fedpeft.data import label_set, read_records
+
+    records = read_records(judge, config.data)
+    if not records:
+        raise ConfigError(f"--judge {str(judge)!r} holds no record")
+    if classes and (unknown := len(set(label_set(records)) - set(classes))):
+        raise ConfigError(f"--judge {str(judge)!r} has {unknown} labels that --labels does not list")
+    return records
+
+
 def _resolved(config: Config) -> Config:
     """The config with the content of its base pinned, as all nodes must have it."""
     from fedpeft.bases.source import base_folder, content_hash
@@ -93,7 +132,7 @@ def _resolved(config: Config) -> Config:
     return config.model_copy(update={"base": base, "federation": federation})
 
 
-def _promise(config: Config, classes: int) -> str:
+def _promise(config: Config, classes: Sequence[str]) -> str:
     """What the privacy plan promises; one whose noise swamps the run is refused.
 
     The base is loaded for a run with a claim only: its layout says how many values bear noise.
@@ -101,12 +140,12 @@ def _promise(config: Config, classes: int) -> str:
     if config.privacy.unit == "none":
         return ""
     from fedpeft.adapters import attach
-    from fedpeft.bases import load_base
+    from fedpeft.adapters.held_out import load_run_base
     from fedpeft.exchange import noisy_values
     from fedpeft.privacy import plan_from_config
     from fedpeft.privacy.signal import check_signal
 
-    base = load_base(config.base, classes if config.base.task == "sequence-classification" else None)
+    base = load_run_base(config, classes)
     size = noisy_values(config.exchange, attach(base, config.adapter, config.run.seed).layout.size)
     if (plan := plan_from_config(config, size)) is None:
         return ""
@@ -117,13 +156,17 @@ def _promise(config: Config, classes: int) -> str:
     )
 
 
-def _write(run: Path, config: Config, classes: Sequence[str]) -> None:
+def _write(run: Path, config: Config, classes: Sequence[str], records: Sequence[Record]) -> None:
     """Write the directory beside its place and move it there: the service sees all of it or nothing."""
+    from fedpeft.data import write_records
+
     draft = run.with_name(f".{run.name}.{os.getpid()}")
     try:
         draft.mkdir(mode=0o700)
         write_atomic(draft / "config.toml", dump_config(config).encode())
         write_json(draft / "data" / "labels.json", list(classes))
+        if records:
+            write_records(RunStore(draft).test, records)
         write_status(draft, RunStatus("submitted").to("submitted"))
         draft.rename(run)
         sync_folder(run.parent)

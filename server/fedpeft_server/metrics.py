@@ -100,6 +100,7 @@ def _families() -> _Families:
         "planned": gauge("fedpeft_rounds_planned", "Rounds of the whole run", labels=["run"]),
         "seconds": gauge("fedpeft_round_seconds", "Seconds of the newest round", labels=["run"]),
         "online": gauge("fedpeft_nodes_online", "Nodes heard of lately", labels=["run"]),
+        "loss": gauge("fedpeft_held_out_loss", "Newest loss on records of our own", labels=["run"]),
         "epsilon": gauge("fedpeft_epsilon", "Privacy spent, of the worst node", labels=["run"]),
         "restarts": counter("fedpeft_run_restarts", "Deaths of the run's process", labels=["run"]),
         "bytes": counter("fedpeft_bytes", "Bytes of envelopes", labels=["run", "direction"]),
@@ -118,6 +119,8 @@ def _add_run(families: _Families, view: RunView) -> None:
         families["seconds"].add_metric([name], view.round_seconds)
     recent = [node for node in view.nodes.values() if now - node.seen < ONLINE_SECONDS]
     families["online"].add_metric([name], len(recent))
+    if view.loss is not None:
+        families["loss"].add_metric([name], view.loss)
     if view.epsilon is not None:
         families["epsilon"].add_metric([name], view.epsilon)
     families["restarts"].add_metric([name], view.status.restarts)

@@ -13,10 +13,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.errors import FedPeftError
+from fedpeft.runstore import RunStore
 from fedpeft_server.home import ENDED, RunStatus, ServerHome, read_status, take_lock, write_status
+from fedpeft_server.judging import Judging
 from fedpeft_server.registry import Registry
 from fedpeft_server.runner_contacts import Contacts
 from fedpeft_server.supervisor_child import TEMPORARY_FAILURE, begin_service, end_with_parent
@@ -42,6 +44,7 @@ class Runner:
         run: the run directory.
         stop: ends the rounds when it is set.
         contacts: when each node was last heard of.
+        judging: held-out figures on the coordinator's own records, if there are some.
         entered: whether the round loop was reached: what goes wrong before is not the run's fault.
     """
 
@@ -49,10 +52,12 @@ class Runner:
     run: Path
     stop: threading.Event = field(default_factory=threading.Event)
     contacts: Contacts = field(init=False)
+    judging: Judging = field(init=False)
     entered: bool = False
 
     def __post_init__(self) -> None:
         self.contacts = Contacts(self.run)
+        self.judging = Judging(RunStore(self.run))
 
     def main(self) -> int:
         """Run to the end; the exit code."""
@@ -84,14 +89,19 @@ class Runner:
         """All rounds that are left, and the adapter."""
         from fedpeft.flower import SuperLink, hush, run_server_app
         from fedpeft_server.app import make_app
-        from fedpeft_server.runner_export import export_adapter
+        from fedpeft_server.outcome import export_adapter
 
         hush()
         enrolled = enrolment(self.home)
-        inner = make_app(self.contacts.report, self.run, self.stop, enrolled)
+        inner = make_app(self._report, self.run, self.stop, enrolled)
         link = SuperLink(self.home.settings.inside, self.home.secret.read_bytes())
-        run_server_app(link, self._noted(inner), {}, self.run / "flower_run")
+        with self.judging.beside():
+            run_server_app(link, self._noted(inner), {}, self.run / "flower_run")
         export_adapter(self.run)
+
+    def _report(self, event: dict[str, Any]) -> None:
+        self.contacts.report(event)
+        self.judging.report(event)
 
     def _may_be_repeated(self, error: FedPeftError) -> bool:
         """Whether this attempt ended and not the run: told to end, not begun, or without a link."""

@@ -39,6 +39,7 @@ class RunView:
         refused: how often each cause was met.
         round_seconds: of the newest round; None before the first.
         loss: newest held-out loss; None where the coordinator judges none.
+        base_loss: that of the base without an adapter.
         epsilon: privacy spent, of the worst node; None: no claim so far.
         stock: nodes that run whatever code the coordinator sends.
     """
@@ -54,6 +55,7 @@ class RunView:
     refused: Counter[str]
     round_seconds: float | None
     loss: float | None
+    base_loss: float | None
     epsilon: float | None
     stock: tuple[str, ...]
 
@@ -71,7 +73,7 @@ def read_view(home: ServerHome, run: Path) -> RunView:
     store = RunStore.open(run)
     events = list(store.events())
     rounds = [event for event in events if event.get("event") == "round"]
-    losses = [event["loss"] for event in events if event.get("event") == "evaluation"]
+    losses = {event["arm"]: event["loss"] for event in events if event.get("event") == "evaluation"}
     nodes, known = Registry(home).nodes(), read_contacts(run)
     for name, node in nodes.items():
         if node.state == "enrolled":
@@ -89,7 +91,8 @@ def read_view(home: ServerHome, run: Path) -> RunView:
         replies=sum(event["replies"] for event in rounds),
         refused=Counter(cause for event in rounds for cause in event["refused"].values()),
         round_seconds=rounds[-1]["total_s"] if rounds else None,
-        loss=losses[-1] if losses else None,
+        loss=losses.get("federated"),
+        base_loss=losses.get("base"),
         epsilon=_epsilon(rounds),
         stock=_stock(events),
     )
@@ -135,6 +138,8 @@ def _facts(view: RunView) -> str:
         parts.append(f"last round {view.round_seconds:.1f} s")
     if view.loss is not None:
         parts.append(f"loss {view.loss:.4f}")
+    if view.base_loss is not None:
+        parts.append(f"base {view.base_loss:.4f}")
     parts.append("no privacy claim" if view.epsilon is None else f"epsilon {view.epsilon:.3g}")
     if view.status.restarts:
         parts.append(f"{view.status.restarts} restarts")

@@ -21,9 +21,9 @@ from fedpeft.errors import FedPeftError, RunError
 from fedpeft.runstore import RunStore, write_json
 
 if TYPE_CHECKING:
+    from fedpeft.adapters.held_out import HeldOut
     from fedpeft.data import Example
     from fedpeft.training import Evaluation
-    from fedpeft_simulations.judge import Judge
 
 
 @contextmanager
@@ -89,9 +89,9 @@ def private_config(config: Config) -> Config:
 
 
 def _local_only(store: RunStore) -> dict[str, Any]:
-    from fedpeft_simulations.judge import Judge
+    from fedpeft.adapters.held_out import HeldOut
 
-    judge = Judge.of(store)
+    judge = HeldOut.of(store)
     scores = {name: _train_alone(judge, examples, name, 1) for name, examples in _node_data(store, judge)}
     accuracies = [score.accuracy for score in scores.values() if score.accuracy is not None]
     return {
@@ -102,9 +102,9 @@ def _local_only(store: RunStore) -> dict[str, Any]:
 
 
 def _centralised(store: RunStore) -> dict[str, Any]:
-    from fedpeft_simulations.judge import Judge
+    from fedpeft.adapters.held_out import HeldOut
 
-    judge = Judge.of(store)
+    judge = HeldOut.of(store)
     data = list(_node_data(store, judge))
     pooled = [example for _, examples in data for example in examples]
     score = _train_alone(judge, pooled, "centralised", len(data))
@@ -126,16 +126,16 @@ def _private(store: RunStore) -> dict[str, Any]:
     }
 
 
-def _node_data(store: RunStore, judge: Judge) -> Iterator[tuple[str, Sequence[Example]]]:
+def _node_data(store: RunStore, judge: HeldOut) -> Iterator[tuple[str, Sequence[Example]]]:
+    from fedpeft.adapters.held_out import tokens
     from fedpeft.data import read_written
-    from fedpeft_simulations.judge import tokens
 
     for home in store.homes:
         records = read_written(home / "train.jsonl", judge.config.data)
         yield home.name, tokens(records, judge.base, judge.config, judge.labels)
 
 
-def _train_alone(judge: Judge, examples: Sequence[Example], name: str, pooled: int) -> Evaluation:
+def _train_alone(judge: HeldOut, examples: Sequence[Example], name: str, pooled: int) -> Evaluation:
     """Train as a federation of one: same steps and rates, batches ``pooled`` times as large."""
     from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What comes out of a run: the final state, ``run.json`` and the model card."""
+"""What comes out of a simulation: ``run.json`` and the model card."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.adapters import FactorState
 from fedpeft.adapters.card import CardFacts
 from fedpeft.adapters.methods import method_key
 from fedpeft.config import Config, config_hash
 from fedpeft.config.models import EMBEDDED
-from fedpeft.errors import RunError
 from fedpeft.exchange import noisy_values
 from fedpeft.exchange.codecs import codec_named
 from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
-from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft.exchange.layout import Layout
 from fedpeft.exchange.measure import entropy_bits
 from fedpeft.privacy import Ledger, PrivacyPlan, plan_from_config
 from fedpeft.runstore import RunStore
@@ -31,7 +29,6 @@ from fedpeft.runstore.summary import (
     RunSummary,
     TimeFacts,
 )
-from fedpeft_server.checkpoints import latest, load_arrays
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -41,29 +38,6 @@ BROADCAST = "broadcast"
 WHOLE = "broadcast-full"
 """The dense envelope for a node that has missed a round."""
 SUFFIX = ".fpd"
-
-
-def load_final(store: RunStore, attached: Attached) -> FloatVector | FactorState:
-    """The federation's final state: values that are averaged, or factors.
-
-    Raises:
-        RunError: the federation has not finished.
-    """
-    arrays, _ = load_arrays(store.path / "state" / "final.npz")
-    return arrays["values"] if attached.law is None else attached.law.from_tensors(arrays)
-
-
-def load_checkpoint(store: RunStore, attached: Attached) -> FloatVector | FactorState:
-    """The federation's state at its newest checkpoint.
-
-    Raises:
-        RunError: there is no checkpoint yet.
-    """
-    if (found := latest(store.path)) is None:
-        raise RunError(f"{str(store.path)!r} has no checkpoint yet")
-    if attached.law is None:
-        return found.arrays["exact"].astype("float32")
-    return attached.law.from_tensors(found.arrays)
 
 
 def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluation]) -> RunSummary:

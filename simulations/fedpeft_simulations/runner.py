@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedpeft.adapters import Attached, FactorState, attach
 from fedpeft.adapters.card import write_card
 from fedpeft.adapters.export import export
+from fedpeft.adapters.held_out import HeldOut, classes, evaluation_event, load_run_base
 from fedpeft.bases import Base
 from fedpeft.config import Config
 from fedpeft.data import Record, write_records
@@ -25,12 +26,12 @@ from fedpeft_attacks.memory.canaries import write_canaries
 from fedpeft_attacks.suite import audit_run
 from fedpeft_clients.home import Simulated, create_home
 from fedpeft_server.checkpoints import latest
+from fedpeft_server.outcome import load_checkpoint, load_final
 from fedpeft_simulations.arms import companion, results
 from fedpeft_simulations.backends import run_federation
 from fedpeft_simulations.canaries import draw_canaries, planted
-from fedpeft_simulations.judge import Judge, classes, load_run_base
 from fedpeft_simulations.organisations import Federation, Organisation, load_federation
-from fedpeft_simulations.outcome import card_facts, complete, load_checkpoint, load_final, summarise
+from fedpeft_simulations.outcome import card_facts, complete, summarise
 from fedpeft_simulations.plots import plot_run
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _is_judged(store: RunStore, config: Config, round: int) -> bool:
 
 
 def _score_state(store: RunStore, load: Callable[[RunStore, Attached], State]) -> tuple[State, Evaluation]:
-    judge, config = Judge.of(store), store.config
+    judge, config = HeldOut.of(store), store.config
     attached = attach(judge.base, config.adapter, config.run.seed)
     state = load(store, attached)
     attached.begin(state)
@@ -179,15 +180,14 @@ def _score_state(store: RunStore, load: Callable[[RunStore, Attached], State]) -
 
 
 def _tell(store: RunStore, report: Progress, arm: str, round: int, score: Evaluation) -> None:
-    facts = {"loss": score.loss, "accuracy": score.accuracy}
-    event = {"event": "evaluation", "arm": arm, "round": round, **facts}
+    event = evaluation_event(arm, round, score)
     store.append(event)
     report(event)
 
 
 def _judge(store: RunStore, report: Progress) -> RunSummary:
     """Judge base and federated adapter on the global test, export the adapter, sum up what is known."""
-    judge, config = Judge.of(store), store.config
+    judge, config = HeldOut.of(store), store.config
     attached = attach(judge.base, config.adapter, config.run.seed)
     scores = {"base": judge.score(attached)}
     final, scores["federated"] = _score_state(store, load_final)

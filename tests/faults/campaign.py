@@ -49,6 +49,7 @@ PRIVATE = {
     "federation.norm_bound": 1000.0,
     "federation.robust": "median",
     "federation.rounds": ROUNDS,
+    "federation.evaluate_every": 1,
 }
 DENSE = {"exchange.up.codec": "dense-fp32", "exchange.up.error_feedback": "false"}
 
@@ -142,7 +143,9 @@ class Campaign:
             number = len(self.runs) + 1
             settings = PRIVATE | {"federation.rounds": self.rounds, "run.seed": number}
             settings |= DENSE if number % 2 else {}
-            self.runs.append(self.scene.deployment.submit(f"run-{number:02d}", settings))
+            deployment = self.scene.deployment
+            judge = ("--judge", str(deployment.held_out))
+            self.runs.append(deployment.submit(f"run-{number:02d}", settings, *judge))
         return self.runs[-1]
 
     def _next_round(self, ahead: int) -> tuple[Path, int]:

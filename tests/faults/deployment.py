@@ -113,6 +113,11 @@ class Deployment:
             path.write_text('[base]\nmodel = "embedded"\n')
         return path
 
+    @property
+    def held_out(self) -> Path:
+        """The records that belong to no node."""
+        return self.root / "data" / "test.jsonl"
+
     def begin(self) -> None:
         """Make the coordinator and start its service."""
         ports = [str(free_port()) for _ in range(4)]
@@ -138,7 +143,7 @@ class Deployment:
         folder = self.root / "data"
         settings = {"federation.nodes": len(names), **DATA, **overrides}
         self.cli("data", "write", str(folder), "--scenario", str(self.scenario), *_set(settings))
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        files = sorted(path for path in folder.iterdir() if path != self.held_out)
         return dict(zip(names, files, strict=False))
 
     def join(self, name: str, records: Path, address: str | None = None, place: Path | None = None) -> Node:
@@ -177,10 +182,11 @@ class Deployment:
         node.service = Service(node.name, [*prefix, *(command or own)], environment, log)
         return self.manager.add(node.service)
 
-    def submit(self, name: str, settings: Mapping[str, Any]) -> Path:
+    def submit(self, name: str, settings: Mapping[str, Any], *options: str) -> Path:
         """Hand a run in; its directory."""
         chosen = {"federation.nodes": len(self.nodes), **SMALL, **settings}
-        return Path(self.cli("server", "submit", str(self.scenario), "--name", name, *_set(chosen))["path"])
+        command = ("server", "submit", str(self.scenario), "--name", name, *options)
+        return Path(self.cli(*command, *_set(chosen))["path"])
 
     def child(self, part: str) -> int:
         """Pid of the link (``link``) or of a run's process (``runner``), 0 while there is none."""

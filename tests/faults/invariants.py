@@ -52,6 +52,8 @@ def run_is_whole(run: Path) -> None:
     run_holds(run)
     rounds = [event for event in events_of(run) if event["event"] == "done"][-1]["rounds"]
     assert len(rounds_of(run)) == rounds == checkpointed(run)
+    judged = [event["round"] for event in events_of(run) if event["event"] == "evaluation"]
+    assert judged[:: len(judged) - 1] == [0, rounds] and judged == sorted(set(judged)), f"judged {judged}"
     with np.load(run / "state" / "final.npz") as result:
         assert np.isfinite(result["values"]).all()
     tensors = load_file(run / "adapter" / "adapter_model.safetensors")

@@ -13,8 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
 from fedpeft.cli import build_app
+from fedpeft.data import read_written
 from fedpeft.errors import ConfigError, FedPeftError, RunError
 from fedpeft.flower import free_port
+from fedpeft.runstore import RunStore
 from fedpeft.trust import Signer, new_transport_key, public_line
 from fedpeft_server import certificates
 from fedpeft_server.home import (
@@ -237,6 +239,28 @@ def test_submit_writes_a_run_directory(home, run, scenario):
     assert [path.name for path in home.run_folders()] == ["first", "second"]
     assert run("stop", "first")["asked"] and (folder / "stop").exists()
     assert [view["name"] for view in run("status")["runs"]] == ["first", "second"]
+
+
+def test_a_run_is_judged_on_records_of_the_coordinators_own(home, run, scenario, tmp_path):
+    enrol(home, "a", "b")
+    columns = ("--set", "data.prompt=question", "--set", "data.completion=answer")
+    rows = [{"question": f"colour {n}?", "answer": "red" if n % 2 else "green"} for n in range(6)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = ("--judge", str(tmp_path / "own.jsonl"))
+    assert run("submit", scenario, *columns, *judge)["judged"] == 6
+    store = RunStore.open(home.run("first"))
+    assert [record.completion for record in read_written(store.test, store.config.data)][:2] == [
+        "green",
+        "red",
+    ]
+    place = ("--name", "other", "--home", str(home.path))
+    assert "question" in refused("submit", scenario, *place, *judge)
+    (tmp_path / "labels.json").write_text('["red"]')
+    labels = ("--labels", str(tmp_path / "labels.json"))
+    assert "1 labels" in refused("submit", scenario, *place, *columns, *judge, *labels)
+    (tmp_path / "own.jsonl").write_text("")
+    assert "own.jsonl" in refused("submit", scenario, *place, *columns, *judge)
+    assert [path.name for path in home.runs.iterdir()] == ["first"]
 
 
 def test_submit_refuses_what_cannot_run(home, run, scenario):

@@ -54,7 +54,8 @@ def run(home):
         {"event": "hello", "nodes": ["clinic", "school"], "refused": {}, "runs coordinator code": ["school"]},
         {**ROUND, "round": 1, "refused": {}, "ledger": {"clinic": [1, ""], "school": [1, ""]}},
         {**ROUND, "round": 2},
-        {"event": "evaluation", "loss": 1.5, "accuracy": None},
+        {"event": "evaluation", "arm": "base", "round": 0, "loss": 2.5, "accuracy": None},
+        {"event": "evaluation", "arm": "federated", "round": 1, "loss": 1.5, "accuracy": None},
     ]
     contacts = Contacts(folder)
     for event in events:
@@ -73,7 +74,7 @@ def text_of(renderable):
 def test_a_view_of_a_run(home, run):
     view = read_view(home, run)
     assert (view.rounds, view.planned, view.bytes_up, view.bytes_down) == (2, 4, 2000, 1000)
-    assert view.loss == 1.5 and view.epsilon == 1.25 and view.round_seconds == 2.5
+    assert view.loss == 1.5 and view.base_loss == 2.5 and view.epsilon == 1.25 and view.round_seconds == 2.5
     assert view.refused == {"norm 9 exceeds 2": 1}
     assert view.nodes["clinic"].round == 2 and view.nodes["school"].round == 1
     assert view.nodes["school"].cause == "norm 9 exceeds 2" and view.nodes["harbour"].seen == 0.0
@@ -89,6 +90,7 @@ def test_the_table_tells_all_of_it(home, run):
         "2 kB up",
         "1 kB down",
         "loss 1.5",
+        "base 2.5",
         "epsilon 1.25",
         "2 restarts",
     ):

@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from fedpeft import flower
 from fedpeft.adapters import attach
+from fedpeft.adapters.held_out import load_run_base, tokens
 from fedpeft.data import Record
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Update, envelope, open_envelope, seal
 from fedpeft.protocol import TrainReply, TrainTask, pack, run_id, unpack
@@ -17,7 +18,6 @@ from fedpeft.training import evaluate
 from fedpeft.trust import Verifier
 from fedpeft_clients.desk import Desk, signer_of
 from fedpeft_clients.home import open_home
-from fedpeft_simulations.judge import load_run_base, tokens
 
 PLAIN = ExchangePlan((), DenseFp32())
 WORDS = ["the", "patient", "asked", "for", "a", "letter", "to", "the", "heart", "team"]

@@ -247,7 +247,7 @@ def test_a_run_that_was_killed_before_its_homes_were_made_makes_them(tiny_model_
 
 def test_chats_are_judged_through_the_template_they_are_trained_with(tiny_model_folder, tmp_path):
     from fedpeft.adapters.evaluation import evaluate_run
-    from fedpeft_simulations.judge import Judge
+    from fedpeft.adapters.held_out import HeldOut
 
     folder = tmp_path / "chats"
     folder.mkdir()
@@ -264,7 +264,7 @@ def test_chats_are_judged_through_the_template_they_are_trained_with(tiny_model_
         _write(folder / f"{name}.jsonl", talks)
     settings = (f"base.model={tiny_model_folder()}", f"data.source={folder}", "data.messages=chat")
     store = _simulate(tmp_path / "run", *QUIET, *settings)
-    judge = Judge.of(store)
+    judge = HeldOut.of(store)
     assert "<|user|>" in judge.base.tokenizer.decode(judge.examples[0].ids)
     assert evaluate_run(store.path).loss == pytest.approx(store.summary["loss"]["federated"], rel=1e-4)
 
@@ -291,12 +291,12 @@ def test_a_dense_resync_is_not_taken_for_a_compressed_envelope(embedded_run, tmp
     import shutil
 
     from fedpeft.adapters import attach
-    from fedpeft_simulations.judge import Judge
+    from fedpeft.adapters.held_out import HeldOut
     from fedpeft_simulations.outcome import summarise
 
     copy = RunStore(tmp_path / "run")
     shutil.copytree(embedded_run.path, copy.path)
     (copy.path / "updates" / "r02" / "broadcast-full.fpd").write_bytes(b"a dense envelope")
-    attached = attach(Judge.of(copy).base, copy.config.adapter, copy.config.run.seed)
+    attached = attach(HeldOut.of(copy).base, copy.config.adapter, copy.config.run.seed)
     sent = summarise(copy, attached, {}).bytes
     assert sent.bits_per_parameter == embedded_run.summary["bytes"]["bits_per_parameter"]

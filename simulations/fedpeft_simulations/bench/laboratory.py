@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from fedpeft.adapters import Attached, Contribution, attach
+from fedpeft.adapters.held_out import HeldOut, classes, load_run_base, tokens
 from fedpeft.config import Config
 from fedpeft.data import Example
 from fedpeft.errors import ConfigError
@@ -24,7 +25,6 @@ from fedpeft.training import LocalPlan, train_local
 from fedpeft_server.optimisers import Vector
 from fedpeft_server.roster import sample
 from fedpeft_server.state import VectorState
-from fedpeft_simulations.judge import Judge, classes, load_run_base, tokens
 from fedpeft_simulations.organisations import load_federation
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Laboratory:
 
     config: Config
     attached: Attached
-    judge: Judge
+    judge: HeldOut
     nodes: Mapping[str, Sequence[Example]]
 
     @classmethod
@@ -97,7 +97,7 @@ class Laboratory:
         if attached.law is not None:
             raise ConfigError(f"aggregation {config.adapter.aggregation!r} has no one vector; use 'frozen_a'")
         nodes = {part.name: tokens(part.train, base, config, labels) for part in federation.organisations}
-        judge = Judge(base, config, tokens(federation.test, base, config, labels), labels)
+        judge = HeldOut(base, config, tokens(federation.test, base, config, labels), labels)
         return cls(config, attached, judge, nodes)
 
     @property

@@ -1,11 +1,11 @@
-"""Held-out loss and accuracy of adapters on a run's global test."""
+"""Held-out loss and accuracy of a run's states on its global test."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.bases import Base, load_base
 from fedpeft.config import Config
@@ -32,7 +32,7 @@ def load_run_base(config: Config, labels: Sequence[str]) -> Base:
 
 
 @dataclass(frozen=True)
-class Judge:
+class HeldOut:
     """The global test of one run, tokenised once.
 
     Attributes:
@@ -48,8 +48,12 @@ class Judge:
     labels: list[str]
 
     @classmethod
-    def of(cls, store: RunStore) -> Judge:
-        """The judge of a prepared run."""
+    def of(cls, store: RunStore) -> HeldOut:
+        """The global test of a prepared run.
+
+        Raises:
+            FedPeftError: its base or its records cannot be read.
+        """
         config, labels = store.config, json.loads(store.labels.read_text())
         base = load_run_base(config, labels)
         records = read_written(store.test, config.data)
@@ -65,3 +69,9 @@ class Judge:
 def tokens(records: Sequence[Record], base: Base, config: Config, labels: Sequence[str]) -> list[Example]:
     """Records of a run as examples of its base."""
     return tokenise(records, base.tokenizer, config.data, config.base.task, labels or None)
+
+
+def evaluation_event(arm: str, round: int, score: Evaluation) -> dict[str, Any]:
+    """An evaluation as ``metrics.jsonl`` tells it; arm ``base`` is the base as it is, at round 0."""
+    facts = {"loss": score.loss, "accuracy": score.accuracy}
+    return {"event": "evaluation", "arm": arm, "round": round, **facts}
