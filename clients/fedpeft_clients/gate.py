@@ -26,9 +26,9 @@ from fedpeft.protocol import (
     TrainReply,
     unpack,
 )
+from fedpeft.runstore import read_json
 from fedpeft_clients.home import Home, open_home
 from fedpeft_clients.local_round import ledger_of
-from fedpeft_clients.organisation import read_json
 from fedpeft_clients.outbox_log import OutboxLog
 from fedpeft_clients.policy import PolicyError
 from fedpeft_clients.terms import Post

@@ -9,15 +9,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from fedpeft.errors import ConfigError
-from fedpeft.runstore import state_root, write_atomic, write_json
+from fedpeft.runstore import read_json, state_root, write_atomic, write_json
 from fedpeft.trust import Signer
 
 FILE = "organisation.json"
@@ -199,17 +197,3 @@ def open_organisation(path: Path | None = None) -> Organisation:
     if not isinstance(facts, dict) or not isinstance(facts.get("name"), str):
         raise ConfigError(f"{path} holds no organisation; run 'fedpeft node init NAME --home {path}'")
     return Organisation(path.resolve(), facts["name"])
-
-
-def read_json(path: Path, missing: Any) -> Any:
-    """The JSON of a file, or what stands for a file that is not there.
-
-    Raises:
-        ConfigError: the file is no JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return missing
-    except ValueError:
-        raise ConfigError(f"{path} is damaged: it is no JSON; restore it from a backup") from None

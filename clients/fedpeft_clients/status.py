@@ -10,7 +10,8 @@ import typer
 
 from fedpeft.cli.output import table
 from fedpeft.errors import FedPeftError
-from fedpeft_clients.organisation import Grant, Organisation, read_json
+from fedpeft.runstore import read_json
+from fedpeft_clients.organisation import Grant, Organisation
 from fedpeft_clients.outbox_cli import COLUMNS, row
 from fedpeft_clients.outbox_log import OutboxLog, entries_of
 from fedpeft_clients.policy import printable

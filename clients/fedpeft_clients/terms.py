@@ -16,12 +16,12 @@ from fedpeft.errors import ConfigError, FederationError, PrivacyError
 from fedpeft.privacy import Budget, Ledger
 from fedpeft.privacy.ledger import spending
 from fedpeft.protocol import PROTOCOL, RunTerms, Terms, TermsReply
-from fedpeft.runstore import write_json
+from fedpeft.runstore import read_json, write_json
 from fedpeft.runstore.files import sync_folder
 from fedpeft.trust import Verifier
 from fedpeft_clients.desk import privacy_of
 from fedpeft_clients.home import Home, Own, open_home
-from fedpeft_clients.organisation import DataSet, Grant, Organisation, open_organisation, read_json
+from fedpeft_clients.organisation import DataSet, Grant, Organisation, open_organisation
 from fedpeft_clients.policy import Policy, PolicyError, parse_policy, within_hours
 from fedpeft_clients.rules import Offer, judge, own_base
 

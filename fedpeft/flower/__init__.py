@@ -36,13 +36,11 @@ from fedpeft.flower.messages import (
     serialise,
 )
 from fedpeft.flower.node import Gate, serve_node
-from fedpeft.flower.pulse import EX_TEMPFAIL
 from fedpeft.flower.serverapp import public_keys, run_server_app
 
 __all__ = [
     "APP_FAILED",
     "EXPIRED",
-    "EX_TEMPFAIL",
     "LARGEST_MESSAGE",
     "NODE_LOST",
     "REFUSED",

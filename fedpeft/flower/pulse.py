@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable, Generator
 
-EX_TEMPFAIL = 75
 _AFTER_FAILURE = 1.0
 
 
@@ -58,7 +57,7 @@ def _bite(last_act: Callable[[], object]) -> None:
     try:
         within(3.0, last_act)
     finally:
-        os._exit(EX_TEMPFAIL)
+        os._exit(os.EX_TEMPFAIL)
 
 
 def within(seconds: float, act: Callable[[], object]) -> None:

@@ -1,6 +1,6 @@
 """The run directory: every write is atomic, so that a run can be killed at any byte and resumed."""
 
-from fedpeft.runstore.files import state_root, write_atomic, write_json
+from fedpeft.runstore.files import read_json, state_root, write_atomic, write_json
 from fedpeft.runstore.store import RunStore, check_free, create_run
 
-__all__ = ["RunStore", "check_free", "create_run", "state_root", "write_atomic", "write_json"]
+__all__ = ["RunStore", "check_free", "create_run", "read_json", "state_root", "write_atomic", "write_json"]

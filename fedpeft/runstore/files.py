@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from fedpeft.errors import ConfigError
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part.
@@ -40,6 +42,23 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_json(path: Path, missing: Any) -> Any:
+    """The JSON object of a file, or what stands for a file that is not there.
+
+    Raises:
+        ConfigError: the file holds no JSON object.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return missing
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} is damaged: it holds no JSON object; restore it from a backup")
+    return found
 
 
 def append_whole(path: Path, line: bytes) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from fedpeft.enrolment import valid_name
 from fedpeft.errors import ConfigError, RunError
@@ -252,13 +252,3 @@ def read_status(run: Path) -> RunStatus:
 def write_status(run: Path, status: RunStatus) -> None:
     """Replace ``status.json``."""
     write_json(run / "status.json", asdict(status))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty if there is none."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError):
-        raise ConfigError(f"{path} is damaged; restore it from a backup") from None

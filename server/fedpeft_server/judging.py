@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Load = Callable[[RunStore, Attached], FloatVector | FactorState]
 
 POLL_SECONDS = 1.0
-FAREWELL_SECONDS = 20.0
+FAREWELL_SECONDS = 5.0
 ARM = "federated"
 
 

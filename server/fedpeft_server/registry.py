@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 
 from fedpeft.enrolment import Request, State, Token, valid_name
 from fedpeft.errors import ConfigError
-from fedpeft.runstore import write_json
-from fedpeft_server.home import ServerHome, read_json
+from fedpeft.runstore import read_json, write_json
+from fedpeft_server.home import ServerHome
 
 LARGEST_SKEW = 300
 """Seconds that a node's clock may differ: Flower's own authentication allows no more."""
@@ -207,7 +207,7 @@ class Registry:
 
 def _read(home: ServerHome, file: str, kind: type[_T]) -> dict[str, _T]:
     try:
-        return {key: kind(**value) for key, value in read_json(home.path / file).items()}
+        return {key: kind(**value) for key, value in read_json(home.path / file, {}).items()}
     except TypeError:
         raise ConfigError(f"{home.path / file} is damaged; restore it from a backup") from None
 

@@ -1,12 +1,13 @@
 """The process of one run: the ServerApp, on the link, from its last checkpoint to its end.
 
 ``python -m fedpeft_server.runner SERVER_HOME RUN``; the supervisor starts it, and starts it again when it
-dies. Exit code 0: the run has ended, whatever its state; 75: start it again.
+dies. Exit code 0: the run has ended, whatever its state; `os.EX_TEMPFAIL`: start it again.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from fedpeft_server.home import ENDED, RunStatus, ServerHome, read_status, take_
 from fedpeft_server.judging import Judging
 from fedpeft_server.registry import Registry
 from fedpeft_server.runner_contacts import Contacts
-from fedpeft_server.supervisor_child import TEMPORARY_FAILURE, begin_service, end_with_parent
+from fedpeft_server.supervisor_child import begin_service, end_with_parent
 from fedpeft_server.supervisor_registrar import listens
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Runner:
                 return self._end(status.to("stopped", STOPPED))
             if self._may_be_repeated(error):
                 print(f"to be started again: {error}", file=sys.stderr)
-                return TEMPORARY_FAILURE
+                return os.EX_TEMPFAIL
             return self._end(status.to("failed", str(error)))
         return self._end(read_status(self.run).to("done"))
 
@@ -170,7 +171,7 @@ def main(arguments: list[str]) -> int:
     while (lock := take_lock(run / "runner.lock")) is None:
         if time.monotonic() > end:
             print("another process works on this run", file=sys.stderr)
-            return TEMPORARY_FAILURE
+            return os.EX_TEMPFAIL
         time.sleep(_PAUSE)
     with lock:
         return runner.main()
@@ -184,7 +185,7 @@ def _exit(arguments: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(f"to be started again: {error.strerror}", file=sys.stderr)
-        return TEMPORARY_FAILURE
+        return os.EX_TEMPFAIL
     except FedPeftError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.runstore import write_json
-from fedpeft_server.home import read_json
+from fedpeft.runstore import read_json, write_json
 from fedpeft_server.registry import Registry
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Contacts:
 
 def read_contacts(run: Path) -> dict[str, Contact]:
     """What is known of the nodes of a run; empty before its first process."""
-    return {name: Contact(**value) for name, value in read_json(run / FILE).items()}
+    return {name: Contact(**value) for name, value in read_json(run / FILE, {}).items()}
 
 
 def online(grid: Grid, registry: Registry) -> list[str]:

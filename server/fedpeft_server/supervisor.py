@@ -7,6 +7,7 @@ a running service, and a service that starts again goes on where the last one en
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -17,7 +18,7 @@ from typing import IO
 from fedpeft.errors import FederationError, FedPeftError
 from fedpeft_server import certificates
 from fedpeft_server.home import ENDED, ServerHome, read_status, take_lock, write_status
-from fedpeft_server.supervisor_child import TEMPORARY_FAILURE, Child, stop_all
+from fedpeft_server.supervisor_child import Child, stop_all
 from fedpeft_server.supervisor_log import Tell
 from fedpeft_server.supervisor_probe import Probe
 from fedpeft_server.supervisor_registrar import Registrar
@@ -168,7 +169,7 @@ class Supervisor:
         """Count a crash; a run whose process dies again and again at the same place is given up."""
         progress = _progress(folder)
         before = one.crashes if progress == one.progress else 0
-        one.crashes, one.progress = before + (code != TEMPORARY_FAILURE), progress
+        one.crashes, one.progress = before + (code != os.EX_TEMPFAIL), progress
         self.restarts["runner"] += 1
         cause = one.child.last_line()
         self.tell("run process died", "error", run=folder.name, code=code, crashes=one.crashes, cause=cause)

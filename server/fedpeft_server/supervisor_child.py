@@ -14,8 +14,6 @@ from pathlib import Path
 
 SUPERVISED = "FEDPEFT_SUPERVISED"
 """Set in a child's environment: its standard input ends when its supervisor does."""
-TEMPORARY_FAILURE = 75
-"""Exit code of a child that has to be started again."""
 GRACE_SECONDS = 10.0
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 CALM_SECONDS = 60.0
@@ -146,7 +144,7 @@ def end_with_parent(stop: threading.Event) -> None:
             pass
         stop.set()
         time.sleep(GRACE_SECONDS)
-        os._exit(TEMPORARY_FAILURE)
+        os._exit(os.EX_TEMPFAIL)
 
     threading.Thread(target=watch, daemon=True, name="fedpeft-parent").start()
 

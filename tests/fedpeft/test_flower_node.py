@@ -1,5 +1,6 @@
 """A node against every fault of the network and of its SuperLink, each part a real process."""
 
+import os
 import re
 import signal
 import threading
@@ -102,7 +103,7 @@ def test_the_watchdog_ends_a_process_whose_step_hangs(world, end):
     world.enrol("hangs")
     process = world.start_node("hangs", longest=0.5, sleep=60)
     _run(world, 1, 1, got)
-    assert process.wait(20) == flower.EX_TEMPFAIL
+    assert process.wait(20) == os.EX_TEMPFAIL
     assert [code for code, _ in got[1]] == [flower.NODE_LOST]
     assert "took longer than 0.5 s" in world.said("hangs")
 

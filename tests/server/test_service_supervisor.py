@@ -18,7 +18,7 @@ from fedpeft.trust import new_transport_key, public_line
 from fedpeft_server.home import RunStatus, ServerHome, Settings, is_up, read_status, write_status
 from fedpeft_server.registry import Node, Registry
 from fedpeft_server.supervisor import MOST_CRASHES, Supervisor, _RunChild
-from fedpeft_server.supervisor_child import FIRST_DELAY, SUPERVISED, TEMPORARY_FAILURE, Child, stop_all
+from fedpeft_server.supervisor_child import FIRST_DELAY, SUPERVISED, Child, stop_all
 from fedpeft_server.supervisor_log import open_log
 from fedpeft_server.supervisor_probe import MOST_SILENCES, Probe
 from fedpeft_server.supervisor_registrar import listens
@@ -112,7 +112,7 @@ def test_a_run_that_crashes_at_one_place_is_given_up(home, tmp_path):
     one = _RunChild(Child(("none",), tmp_path / "log"))
     for crash in range(MOST_CRASHES - 1):
         supervisor._died(folder, one, -9)
-        supervisor._died(folder, one, TEMPORARY_FAILURE)
+        supervisor._died(folder, one, os.EX_TEMPFAIL)
         assert read_status(folder).state == "submitted" and one.crashes == crash + 1
     supervisor._died(folder, one, 1)
     status = read_status(folder)
@@ -164,7 +164,7 @@ def test_a_child_ends_with_its_supervisor(home):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         until(lambda: read_status(folder).state == "running")
         process.stdin.close()
-        assert process.wait(PATIENCE) == TEMPORARY_FAILURE
+        assert process.wait(PATIENCE) == os.EX_TEMPFAIL
     assert read_status(folder).state == "running", "it goes on when the service is up again"
 
 
