@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.errors import ConfigError, FederationError
-from fedpeft.flower.fence import fenced
+from fedpeft.flower.fence import Handout, fenced, nobody
 
 if TYPE_CHECKING:
     import uvicorn
@@ -55,6 +55,7 @@ class LinkSettings:
         certificate, key: PEM files of the server; read again when they change.
         ca: PEM file of the authority that signed the certificate.
         secret: lets a ServerApp on this machine take its task; the same after a restart.
+        handout: whether a node may have the app bundle of a run.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class LinkSettings:
     key: Path
     ca: Path
     secret: bytes
+    handout: Handout = nobody
 
     @property
     def inside(self) -> SuperLink:
@@ -97,7 +99,7 @@ def serve_link(settings: LinkSettings, stop: threading.Event) -> None:
         FederationError: a port is taken, or it stopped by itself.
     """
     application = _application(settings.inside, str(settings.folder / "state.db"), authenticated=True)
-    outside = _server(fenced(application, settings.ca), settings)
+    outside = _server(fenced(application, settings.ca, settings.handout), settings)
     with (
         _socket(LOOPBACK, settings.inside_port) as near,
         _socket(settings.host, settings.port) as far,

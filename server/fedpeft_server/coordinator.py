@@ -159,10 +159,9 @@ class Coordinator:
         self._tell_agreed(refused)
 
     def _tell_agreed(self, refused: Mapping[str, str]) -> None:
-        names, stock = sorted(self.roster.members), self.roster.stock
+        names = sorted(self.roster.members)
         text = f"{len(names)} nodes agree on config, base, layout and starting state"
-        marked = {"runs coordinator code": stock} if stock else {}
-        self._tell({"event": "hello", "nodes": names, "refused": dict(refused), **marked, "text": text})
+        self._tell({"event": "hello", "nodes": names, "refused": dict(refused), "text": text})
 
     def _round(self, grid: Grid, number: int) -> None:
         started = time.monotonic()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedpeft.errors import FedPeftError
 from fedpeft_server.home import ServerHome
+from fedpeft_server.stock import Desk
 from fedpeft_server.supervisor_child import begin_service, end_with_parent
 
 
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> int:
             key=folder / "server.key",
             ca=folder / "ca.crt",
             secret=home.secret.read_bytes(),
+            handout=Desk(home),
         ),
         stop,
     )

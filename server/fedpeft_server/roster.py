@@ -92,11 +92,6 @@ class Roster:
         refusals = self.terms.refusals if self.terms is not None else 0
         return max(0, nodes - len(self.members) - refusals)
 
-    @property
-    def stock(self) -> list[str]:
-        """Members that run whatever code the coordinator sends, in order of name."""
-        return sorted(self.members.keys() & self.terms.stock) if self.terms is not None else []
-
     def refresh(self, grid: Grid, deadline: float, stop: threading.Event) -> None:
         """Greet nodes that are new; forget those that left. Never raises because of a node.
 

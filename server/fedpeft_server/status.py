@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.cli.output import quantity
 from fedpeft.runstore import RunStore
 from fedpeft_server.home import ENDED, RunStatus, ServerHome, read_status
-from fedpeft_server.registry import Registry
+from fedpeft_server.registry import Node, Registry
 from fedpeft_server.runner_contacts import Contact, read_contacts
+from fedpeft_server.stock import MARK, REFUSED, read_stock
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-STOCK = "runs coordinator code"
 ONLINE_SECONDS = 60.0
 """A node that the link held for online so lately is shown as online."""
 
@@ -41,7 +42,7 @@ class RunView:
         loss: newest held-out loss; None where the coordinator judges none.
         base_loss: that of the base without an adapter.
         epsilon: privacy spent, of the worst node; None: no claim so far.
-        stock: nodes that run whatever code the coordinator sends.
+        stock: nodes that took the app bundle: they run whatever code the coordinator sends.
     """
 
     name: str
@@ -74,18 +75,13 @@ def read_view(home: ServerHome, run: Path) -> RunView:
     events = list(store.events())
     rounds = [event for event in events if event.get("event") == "round"]
     losses = {event["arm"]: event["loss"] for event in events if event.get("event") == "evaluation"}
-    nodes, known = Registry(home).nodes(), read_contacts(run)
-    for name, node in nodes.items():
-        if node.state == "enrolled":
-            known.setdefault(name, Contact())
-        elif node.state == "revoked" and name in known:
-            known[name] = replace(known[name], cause="revoked")
+    nodes, asked = Registry(home).nodes(), read_stock(run)
     return RunView(
         name=run.name,
         status=read_status(run),
         rounds=max((event["round"] for event in rounds), default=0),
         planned=store.config.federation.rounds,
-        nodes=known,
+        nodes=_contacts(run, nodes, asked),
         bytes_up=sum(event["bytes_up"] for event in rounds),
         bytes_down=sum(event["bytes_down"] for event in rounds),
         replies=sum(event["replies"] for event in rounds),
@@ -94,8 +90,23 @@ def read_view(home: ServerHome, run: Path) -> RunView:
         loss=losses.get("federated"),
         base_loss=losses.get("base"),
         epsilon=_epsilon(rounds),
-        stock=_stock(events),
+        stock=tuple(name for name, node in sorted(nodes.items()) if asked.get(node.transport)),
     )
+
+
+def _contacts(run: Path, nodes: Mapping[str, Node], asked: Mapping[str, bool]) -> dict[str, Contact]:
+    """All enrolled nodes and those that were heard of; enrolment speaks before what the run remembers."""
+    known = read_contacts(run)
+    for name, node in nodes.items():
+        if node.state == "enrolled":
+            known.setdefault(name, Contact())
+        if name not in known:
+            continue
+        if node.state == "revoked":
+            known[name] = replace(known[name], cause="revoked")
+        elif asked.get(node.transport) is False and not known[name].round:
+            known[name] = replace(known[name], cause=REFUSED)
+    return known
 
 
 def _epsilon(rounds: list[dict[str, Any]]) -> float | None:
@@ -105,12 +116,6 @@ def _epsilon(rounds: list[dict[str, Any]]) -> float | None:
         given = [*event.get("epsilon", {}).values(), event.get("spent", {}).get("epsilon")]
         found += [value for value in given if value is not None and math.isfinite(value)]
     return max(found, default=None)
-
-
-def _stock(events: list[dict[str, Any]]) -> tuple[str, ...]:
-    """The nodes that the newest greeting marked."""
-    marks = [event.get(STOCK, ()) for event in events if event.get("event") == "hello"]
-    return tuple(marks[-1]) if marks else ()
 
 
 def render(view: RunView, now: float) -> RenderableType:
@@ -153,7 +158,7 @@ def _nodes(view: RunView, now: float) -> RenderableType:
     grid = Table("node", "last contact", "last update", "cause", box=SIMPLE_HEAD)
     for name, node in sorted(view.nodes.items()):
         update = f"round {node.round}" if node.round else "-"
-        notes = [note for note in (STOCK if name in view.stock else "", node.cause) if note]
+        notes = [note for note in (MARK if name in view.stock else "", node.cause) if note]
         grid.add_row(name, ago(node.seen, now), update, "; ".join(notes) or "-")
     return grid
 

@@ -20,7 +20,7 @@ from fedpeft.errors import FederationError
 from fedpeft.protocol import PROTOCOL, TERMS, RunTerms, Terms, TermsReply, pack, unpack
 from fedpeft.runstore import RunStore, write_json
 from fedpeft.trust import Signer
-from fedpeft_server.collect import SILENT, Question, ask, cause_of
+from fedpeft_server.collect import Question, ask, cause_of
 
 AGAIN_SECONDS = 5.0
 """A node that waits for its operator is asked again after this time, one that gives no answer after a while
@@ -83,7 +83,6 @@ class TermsRound:
         run: the run directory.
         run_id: 16 bytes.
         agreed: who a node is, by Flower's id, for all that agreed.
-        stock: names of nodes that know no terms and may take part all the same; they run coordinator code.
         missing: why the other enrolled nodes do not take part, by name.
     """
 
@@ -92,7 +91,6 @@ class TermsRound:
     run: Path
     run_id: bytes
     agreed: dict[int, EnrolledNode] = field(default_factory=dict[int, EnrolledNode])
-    stock: set[str] = field(default_factory=set[str])
     missing: dict[str, str] = field(default_factory=dict[str, str])
     _verdicts: dict[int, _Verdict] = field(default_factory=dict[int, _Verdict])
     _due: dict[int, float] = field(default_factory=dict[int, float])
@@ -118,7 +116,6 @@ class TermsRound:
         self.missing |= {who.name: self._verdicts[node].cause for node, who in here.items()}
         for who in self.agreed.values():
             del self.missing[who.name]
-        self.stock &= {who.name for who in self.agreed.values()}
         return set(self.agreed)
 
     @property
@@ -154,19 +151,13 @@ class TermsRound:
         content = pack(facts, self._terms(roster).encode())
         replies = ask(grid, question, dict.fromkeys(asked, content))
         for node, who in asked.items():
-            verdict = self._verdicts[node] = self._judge(who, replies.get(node))
+            verdict = self._verdicts[node] = _verdict(replies.get(node), who.name)
             if verdict.cause:
                 self._due[node] = time.monotonic() + self._pause(node, verdict)
             else:  # if it leaves and comes back it is asked at once
                 self.agreed[node] = who
                 self._due.pop(node, None)
                 self._pauses.pop(node, None)
-
-    def _judge(self, who: EnrolledNode, message: Message | None) -> _Verdict:
-        if self.config.federation.stock_nodes and message is not None and _knows_no_terms(message):
-            self.stock.add(who.name)
-            return _Verdict("")
-        return _verdict(message, who.name)
 
     def _pause(self, node: int, verdict: _Verdict) -> float:
         if verdict.again is not None:
@@ -222,10 +213,6 @@ def _verdict(message: Message | None, name: str) -> _Verdict:
     if reply.answer == "refused":
         return _Verdict(f"refused by its policy, rule {rule}", math.inf)
     return _Verdict("gives an unknown answer to the run's terms", math.inf)
-
-
-def _knows_no_terms(message: Message) -> bool:
-    return message.has_error() and message.error.code not in SILENT
 
 
 def _identified(enrolled: Mapping[str, EnrolledNode], lines: Mapping[int, bytes]) -> dict[int, EnrolledNode]:

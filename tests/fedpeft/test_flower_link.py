@@ -1,13 +1,17 @@
 """The fenced SuperLink: who gets in, what an outsider finds, what survives its death."""
 
+import contextlib
 import shutil
 import threading
 
 import httpx
 import pytest
+from flwr.proto.fab_pb2 import GetFabRequest
+from flwr.serverapp import ServerApp
 
 from fedpeft import flower
 from fedpeft.errors import ConfigError, FederationError
+from fedpeft.flower.fleet import Fleet
 from fedpeft.flower.serverapp import _take_task
 from fedpeft.trust import new_transport_key, public_line
 from tests.fedpeft.flower_world import SECRET, World, answers, make_certificates, rounds_app, tls, wait_for
@@ -79,6 +83,30 @@ def test_the_fleet_api_refuses_who_signs_nothing(world, call):
     url = f"https://{world.outside}/v1/fleet/{call}"
     answer = httpx.post(url, content=b"", headers=headers, verify=tls(world.folder / "ca.crt"))
     assert answer.status_code in (401, 415, 422)
+
+
+def test_the_app_bundle_is_handed_to_whom_the_coordinator_allows(world):
+    """A node that asks for it runs what is in it: a stock Flower node."""
+    line, (bundle, name), app = world.enrol("stock"), flower.thin_app(), ServerApp()
+    files = [(world.folder / name).read_bytes() for name in ("ca.crt", "stock.key")]
+
+    @app.main()
+    def main(grid, context):
+        asked = f"{context.run_id} {line.decode()}\n"
+        with contextlib.closing(Fleet(flower.Connection(world.outside, *files))) as fleet:
+            fleet.open()
+            ask = GetFabRequest(node=fleet._me(), hash_str=name, run_id=context.run_id)
+            with pytest.raises(httpx.HTTPStatusError, match="403"):
+                fleet._client.GetFab(ask)
+            (world.folder / "generous").touch()
+            assert fleet._client.GetFab(ask).fab.content == bundle
+            ask.hash_str = "other"
+            with pytest.raises(httpx.HTTPStatusError):
+                fleet._client.GetFab(ask)
+        assert (world.folder / "bundles").read_text() == 2 * asked, "what Flower refuses is not noted"
+
+    flower.run_server_app(world.link, app, {})
+    assert (world.folder / "bundles").exists()
 
 
 def test_a_request_that_is_too_long_is_not_read(world):

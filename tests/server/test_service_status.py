@@ -16,6 +16,7 @@ from fedpeft_server.metrics import MOST_CAUSES, exposing
 from fedpeft_server.registry import Node, Registry
 from fedpeft_server.runner_contacts import Contacts, read_contacts
 from fedpeft_server.status import ago, read_view, render
+from fedpeft_server.stock import Desk
 
 ROUND = {
     "event": "round",
@@ -47,16 +48,18 @@ def home(tmp_path):
 def run(home):
     folder = home.runs / "first"
     folder.mkdir()
-    config = build_config({"federation": {"rounds": 4, "nodes": 3}})
+    config = build_config({"federation": {"rounds": 4, "nodes": 3, "stock_nodes": True}})
     (folder / "config.toml").write_text(dump_config(config))
     write_status(folder, RunStatus("running", restarts=2, flower_run=7, since=1.0))
     events = [
-        {"event": "hello", "nodes": ["clinic", "school"], "refused": {}, "runs coordinator code": ["school"]},
+        {"event": "hello", "nodes": ["clinic", "school"], "refused": {}},
         {**ROUND, "round": 1, "refused": {}, "ledger": {"clinic": [1, ""], "school": [1, ""]}},
         {**ROUND, "round": 2},
         {"event": "evaluation", "arm": "base", "round": 0, "loss": 2.5, "accuracy": None},
         {"event": "evaluation", "arm": "federated", "round": 1, "loss": 1.5, "accuracy": None},
     ]
+    school = Registry(home).nodes()["school"].transport
+    assert Desk(home)(7, school) is True and Desk(home)(8, school) is False
     contacts = Contacts(folder)
     for event in events:
         contacts.report(event)
@@ -99,6 +102,14 @@ def test_the_table_tells_all_of_it(home, run):
     assert "30 s ago" in lines["clinic"] and "round 2" in lines["clinic"]
     assert "runs coordinator code; norm 9 exceeds 2" in lines["school"]
     assert lines["harbour"].split()[1:] == ["-", "-", "-"]
+
+
+def test_a_stock_node_that_the_run_does_not_take_is_told_so(home, run):
+    (run / "config.toml").write_text(dump_config(build_config({"federation": {"rounds": 4, "nodes": 3}})))
+    harbour = Registry(home).nodes()["harbour"].transport
+    assert Desk(home)(7, harbour) is False
+    view = read_view(home, run)
+    assert "federation.stock_nodes" in view.nodes["harbour"].cause and view.stock == ("school",)
 
 
 def test_a_revoked_node_is_shown_as_such(home, run):

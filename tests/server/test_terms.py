@@ -287,15 +287,6 @@ def test_every_round_of_a_deployed_run_is_kept(deploy):
     assert seen == [0, 0, 1, 2, 3]
 
 
-def test_a_stock_node_takes_part_only_where_it_is_allowed_and_is_marked(deploy):
-    for allowed in (False, True):
-        made = deploy(str(allowed), stock_nodes=allowed, deadline=0.5)
-        made.answers[1] = [RuntimeError("no such message")]
-        replies = [event["replies"] for event in made.go()]
-        assert replies == ([3, 3, 3] if allowed else [2, 2, 2])
-        assert made.told("hello")[0].get("runs coordinator code", []) == (["n1"] if allowed else [])
-
-
 def test_the_roster_of_a_secure_sum_goes_with_the_terms_and_never_grows(deploy):
     made = deploy(deadline=0.3, exchange=SECURE)
     late = made.enrolled.pop("n2")
