@@ -5,7 +5,7 @@ import pytest
 from fedpeft_attacks.recit import Recipe
 from fedpeft_attacks.sequences import Budget
 from fedpeft_simulations.bench import audit_recit
-from fedpeft_simulations.bench.audit_recit import AGREED, NOTES, Case
+from fedpeft_simulations.bench.audit_recit import AGREED, NOTES, TEXTS, Case
 from fedpeft_simulations.embedded.people import pool
 
 
@@ -45,16 +45,15 @@ def test_figures_are_pooled_over_seeds_and_shown(capsys):
     assert notes["exact"] == 0.5
     audit_recit.show({"machine": "here", "means": [notes, agreed]})
     shown = capsys.readouterr().out
-    assert "5.0" in shown
+    assert "5.0" in shown and "–" in shown
     assert NOTES in shown
 
 
 @pytest.mark.slow
-def test_a_case_is_run_on_both_bases():
-    said = []
-    facts = audit_recit.run(
-        [0], said.append, [Case("raw gradient", 8, (1,))], Recipe(steps=2), Budget(seconds=1.0, longest=60)
-    )
-    assert [row["arm"] for row in facts["rows"]] == [NOTES, AGREED]
+def test_a_case_is_run_on_all_its_bases():
+    said, cases = [], [Case("raw gradient", 8, (1,), is_ablated=True), Case("raw gradient", 4, (1,))]
+    facts = audit_recit.run([0], said.append, cases, Recipe(steps=2), Budget(seconds=1.0, longest=60))
+    arms = [(row["rank"], row["arm"]) for row in facts["rows"]]
+    assert arms == [(8, NOTES), (4, NOTES), (8, TEXTS), (8, AGREED), (4, AGREED)]
     assert all(row["secrets"] == 4 and row["prior"] == 0 for row in facts["rows"])
     assert said

@@ -2,7 +2,7 @@
 
 The private notes of an organisation train the undefended LoRA (both factors, every linear module, B warm) on
 the agreed embedded base and on one that was strengthened with Personal Notes of invented public people. The
-same attack reads both.
+same attack reads both, and in one case also a base that was trained on the same texts without any note.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Report = Callable[[str], None]
 Row = dict[str, Any]
 
 SAMPLES = 4000
-NOTES, AGREED = "Personal Notes", "agreed base"
+NOTES, TEXTS, AGREED = "Personal Notes", "same texts, no note", "agreed base"
 BUDGET = Budget(seconds=20.0, longest=80)
 
-COLUMNS = ("what left", "rank", "notes", NOTES, AGREED, "ratio", "prior", "other notes")
+COLUMNS = ("what left", "rank", "notes", NOTES, TEXTS, AGREED, "ratio", "prior", "other notes")
 MORE = ("what left", "rank", "notes", "base", "ROUGE-L", "exact", "CPU-s")
 
 _PERSONAL = ("name", "phone", "email", "id", "dob", "address")
@@ -57,6 +57,7 @@ class Case:
         rank: rank of the adapter.
         batches: sizes of the batches.
         tries: batches of each size and seed.
+        is_ablated: whether a base trained on the texts alone is attacked too.
         steps: 0: the raw gradient; otherwise the update after so many AdamW steps on the batch.
         is_ternary: whether a fifth of the update is kept, as signs with one scale per tensor.
         is_default: the platform's format (frozen A, layer 0 left out, B = 0, prompt tokens weigh 0.2) instead
@@ -67,14 +68,15 @@ class Case:
     rank: int
     batches: tuple[int, ...]
     tries: int = 1
+    is_ablated: bool = False
     steps: int = 0
     is_ternary: bool = False
     is_default: bool = False
 
 
 CASES = (
-    Case("raw gradient", 16, (1, 2, 4)),
-    Case("raw gradient", 8, (1,), tries=6),
+    Case("raw gradient", 16, (1, 2, 4, 8, 16, 32)),
+    Case("raw gradient", 8, (1,), tries=6, is_ablated=True),
     Case("4 AdamW steps", 16, (1,), steps=_STEPS),
     Case("4 AdamW steps, ternary 20 %", 16, (1,), steps=_STEPS, is_ternary=True),
     Case("platform default", 16, (1,), steps=_STEPS, is_ternary=True, is_default=True),
@@ -117,38 +119,43 @@ def run(
     recipe: Recipe | None = None,
     budget: Budget = BUDGET,
 ) -> dict[str, Any]:
-    """Attack the updates of every case on both bases; seed i takes the notes of organisation i modulo 4.
+    """Attack the updates of every case on all bases; seed i takes the notes of organisation i modulo 4.
 
     Args:
         seeds: of the organisations.
         report: called with a line per step.
         cases: settings.
         recipe: how the base is strengthened; default: `Recipe`.
-        budget: of every attack, the same on both bases.
+        budget: of every attack, the same on all bases.
     """
     with tempfile.TemporaryDirectory() as folder:
-        started = time.process_time()
+        bases, started = {NOTES: Path(folder, "notes")}, time.process_time()
         sha256 = strengthen(
-            base_path(), auxiliary(SAMPLES, 0), Path(folder), recipe or Recipe(), lambda line: report(line)
+            base_path(), auxiliary(SAMPLES, 0), bases[NOTES], recipe := recipe or Recipe(), report
         )
         seconds = time.process_time() - started
-        rows = attacked(Path(folder), seeds, report, cases, budget)
+        if any(case.is_ablated for case in cases):
+            bases[TEXTS] = Path(folder, "texts")
+            strengthen(base_path(), auxiliary(SAMPLES, 0), bases[TEXTS], replace(recipe, notes=False), report)
+        rows = attacked(bases | {AGREED: base_path()}, seeds, report, cases, budget)
     facts = {"machine": machine(), "strengthened": sha256, "strengthen_s": seconds}
     return {**facts, "rows": rows, "means": means(rows)}
 
 
 def attacked(
-    folder: Path, seeds: Sequence[int], report: Report, cases: Sequence[Case], budget: Budget
+    bases: Mapping[str, Path], seeds: Sequence[int], report: Report, cases: Sequence[Case], budget: Budget
 ) -> list[Row]:
-    """One row per base, case, batch size and seed; the strengthened base lies in a folder."""
+    """One row per base, case, batch size and seed; bases by arm."""
     from fedpeft.adapters import detach
     from fedpeft.bases import load_base
     from fedpeft.config.models import BaseConfig
 
     rows: list[Row] = []
-    for arm, model in ((NOTES, folder), (AGREED, base_path())):
+    for arm, model in bases.items():
         base = load_base(BaseConfig(model=str(model), device="cpu"))
         for case, size, seed, number in _places(cases, seeds):
+            if arm == TEXTS and not case.is_ablated:
+                continue
             rows.append({"arm": arm, **_one(base, case, (size, number), seed, budget)})
             last = rows[-1]
             where = f"{arm}: {case.stage}, rank {case.rank}, {size} notes, seed {seed}"
@@ -311,23 +318,28 @@ def show(facts: Mapping[str, Any]) -> None:
     from fedpeft.cli.output import table
 
     by = {(m["stage"], m["rank"], m["batch"], m["arm"]): m for m in facts["means"]}
-    pairs = [(m, by[(*key[:3], AGREED)]) for key, m in by.items() if key[3] == NOTES]
+    arms = (NOTES, TEXTS, AGREED)
+    rows = [[by.get((*key[:3], arm)) for arm in arms] for key in by if key[3] == NOTES]
     title = f"personal data recovered word for word ({facts['machine']})"
-    table(title, COLUMNS, [_cells(*pair) for pair in pairs])
+    table(title, COLUMNS, [_cells(*row) for row in rows])
     table("records", MORE, [_more(mean) for mean in facts["means"]])
 
 
-def _cells(notes: Row, agreed: Row) -> list[str]:
+def _cells(notes: Row | None, texts: Row | None, agreed: Row | None) -> list[str]:
+    assert notes is not None and agreed is not None
     ratio = (
         f"{notes['share'] / agreed['share']:.1f}"
         if agreed["share"]
         else ("> 1" if notes["share"] else "none found")
     )
     place = [notes["stage"], str(notes["rank"]), str(notes["batch"])]
-    return [*place, _share(notes), _share(agreed), ratio, f"{notes['prior']:.0%}", f"{notes['other']:.0%}"]
+    shares = [_share(mean) for mean in (notes, texts, agreed)]
+    return [*place, *shares, ratio, f"{notes['prior']:.0%}", f"{notes['other']:.0%}"]
 
 
-def _share(mean: Row) -> str:
+def _share(mean: Row | None) -> str:
+    if mean is None:
+        return "–"
     return (
         f"{mean['share']:.0%} ({mean['low']:.0%} to {mean['high']:.0%}), {mean['hits']} of {mean['secrets']}"
     )
