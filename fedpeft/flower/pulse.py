@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import threading
 from collections.abc import Callable, Generator
 
 _AFTER_FAILURE = 1.0
+_LAST_RESORT = 10.0
+_STDERR = 2
 
 
 class Pulse:
@@ -39,7 +42,8 @@ def watched(seconds: float | None, last_act: Callable[[], object]) -> Generator[
     """End the process with exit code 75 if the block takes longer; `None` watches nothing.
 
     ``last_act`` is called before, for at most 3 s. Only a process that was ended can be trusted to have
-    left a step that hangs; its service manager starts it again.
+    left a step that hangs; its service manager starts it again. A step that holds the interpreter, so that
+    no Python thread runs, is ended 10 s later, with exit code 1 and without the last act.
     """
     if seconds is None:
         yield
@@ -47,9 +51,11 @@ def watched(seconds: float | None, last_act: Callable[[], object]) -> Generator[
     timer = threading.Timer(seconds, _bite, (last_act,))
     timer.daemon = True
     timer.start()
+    faulthandler.dump_traceback_later(seconds + _LAST_RESORT, exit=True, file=_STDERR)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         timer.cancel()
 
 

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -106,6 +108,23 @@ def test_the_watchdog_ends_a_process_whose_step_hangs(world, end):
     assert process.wait(20) == os.EX_TEMPFAIL
     assert [code for code, _ in got[1]] == [flower.NODE_LOST]
     assert "took longer than 0.5 s" in world.said("hangs")
+
+
+GRIPS = """
+import ctypes
+from fedpeft.flower import pulse
+pulse._LAST_RESORT = 0.3
+with pulse.watched(0.2, lambda: print("last act")):
+    ctypes.PyDLL(None).sleep(60)
+"""
+
+
+def test_a_step_that_holds_the_interpreter_is_ended_too():
+    """``PyDLL`` keeps the interpreter's lock, so that no watchdog in Python can run."""
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", GRIPS], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == "" and "Timeout" in done.stderr
+    assert time.monotonic() - begun < 50
 
 
 def test_a_terminated_node_tells_the_coordinator_and_leaves_no_thread(world, end):
