@@ -1,7 +1,7 @@
 """A deployment heals from whatever happens to it, without an operator."""
 
 import pytest
-from campaign import Campaign, plan_of, report, scene
+from campaign import Campaign, plan_of, report, scene, taken_in
 from faults import CATALOGUE, SHORT
 
 
@@ -28,6 +28,7 @@ def test_the_whole_campaign(tmp_path, capsys):
             with capsys.disabled():
                 print("\n" + report(made, campaign))
         assert len(campaign.outcomes) + sent_by_hostile(made) >= 200
+        assert not taken_in(made, campaign)
         check(campaign)
 
 
