@@ -48,6 +48,7 @@ def clipped_sum(size: int, contributions: Iterable[Contribution], clip: float) -
         PrivacyError: a node comes twice or out of order, or a vector has another size.
     """
     total, count, last = np.zeros(size, np.float64), 0.0, None
+    bound = clip * (1 - CLIP_MARGIN)
     for node, _, values in contributions:
         if last is not None and node <= last:
             raise PrivacyError(f"each node counts once, in rising order; {node!r} came after {last!r}")
@@ -56,7 +57,7 @@ def clipped_sum(size: int, contributions: Iterable[Contribution], clip: float) -
         vector, last = values.dense().astype(np.float64), node
         norm = float(np.linalg.norm(vector))
         if math.isfinite(norm):
-            total += vector * min(1.0, clip * (1 - CLIP_MARGIN) / max(norm, np.finfo(float).tiny))
+            total += vector * (bound / max(norm, bound))
             count += 0.5 if norm <= clip else -0.5
     return total, count
 

@@ -88,6 +88,16 @@ def test_small_updates_pass_unchanged_and_their_direction_always_does():
     np.testing.assert_allclose(total, 2.0 * large / np.linalg.norm(large), rtol=2e-6)
 
 
+@pytest.mark.parametrize("clip", [1e-3, 2.0, 1e9])
+@pytest.mark.parametrize("size", [0.0, 1e-44])
+def test_an_update_of_next_to_nothing_passes_without_a_warning(clip, size):
+    """Warnings are errors here: a clip divided by a norm of 0 is one."""
+    vector = np.full(SIZE, size)
+    total, count = clipped_sum(SIZE, contributions(vector), clip)
+    np.testing.assert_array_equal(total, vector.astype(np.float32))
+    assert count == 0.5
+
+
 def test_sparse_updates_count_as_their_dense_twins():
     positions = np.array([1, 4, 29])
     sparse = Decoded(LAYOUT, np.array([3.0, -4.0, 12.0], np.float32), positions)
