@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,6 +31,7 @@ from fedpeft.exchange.device import fits_device, run_on_device
 from fedpeft.privacy import Budget, Head, Ledger, Reservation
 from fedpeft.protocol import TrainReply, TrainTask
 from fedpeft.rng import stream
+from fedpeft.runstore.files import append_whole
 from fedpeft.training import Extras, LocalPlan, PerformanceFlags, train_local
 from fedpeft.trust import Verifier
 from fedpeft_clients.desk import Desk, Held, Received, plans, signer_of
@@ -212,7 +212,8 @@ def _compressed(
 
 def _reply(desk: Desk, task: TrainTask, reservation: Reservation, head: Head, seconds: float) -> TrainReply:
     """What the coordinator is told; seconds stay here where they would tell how many records were drawn."""
-    _note(desk.home.times, {"round": task.round, "train_s": seconds})
+    line = json.dumps({"round": task.round, "train_s": seconds}) + "\n"
+    append_whole(desk.home.times, line.encode(), 0o600)
     privacy = plans(desk).privacy
     return TrainReply(
         round=task.round,
@@ -222,14 +223,6 @@ def _reply(desk: Desk, task: TrainTask, reservation: Reservation, head: Head, se
         ledger_entry=head.seq,
         ledger=bytes.fromhex(head.hash),
     )
-
-
-def _note(path: Path, facts: dict[str, Any]) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(handle, (json.dumps(facts) + "\n").encode())
-    finally:
-        os.close(handle)
 
 
 def _values(held: Held) -> FloatVector:

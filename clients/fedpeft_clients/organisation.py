@@ -193,7 +193,7 @@ def open_organisation(path: Path | None = None) -> Organisation:
             cause = "several nodes are" if found else "no node is"
             raise ConfigError(f"{cause} in {state_root() / 'node'}: give --home, or run 'fedpeft node init'")
         path = found[0].parent
-    facts = read_json(path / FILE, None)
-    if not isinstance(facts, dict) or not isinstance(facts.get("name"), str):
+    facts = read_json(path / FILE, {})
+    if not isinstance(facts.get("name"), str):
         raise ConfigError(f"{path} holds no organisation; run 'fedpeft node init NAME --home {path}'")
     return Organisation(path.resolve(), facts["name"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from fedpeft.errors import RunError
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.protocol import TrainReply
 from fedpeft.runstore import write_atomic
+from fedpeft.runstore.files import append_whole
 
 KEPT = 2
 _RESIDUAL = "residual/"
@@ -106,11 +106,7 @@ def put_out(folder: Path, round: int, answer: Answer) -> None:
     """Copy an answer to the outbox: ``rNN.fpd`` are the bytes that leave, a line of the index the facts."""
     write_atomic(folder / f"r{round:02d}.fpd", answer.envelope)
     facts = json.dumps({"answered": round, **_facts(answer)}, allow_nan=False)
-    handle = os.open(folder / _INDEX, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(handle, f"\n{facts}\n".encode())
-    finally:
-        os.close(handle)
+    append_whole(folder / _INDEX, f"\n{facts}\n".encode(), 0o600)
 
 
 def sent(folder: Path, round: int) -> Answer | None:

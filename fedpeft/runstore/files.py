@@ -61,13 +61,13 @@ def read_json(path: Path, missing: Any) -> Any:
     return found
 
 
-def append_whole(path: Path, line: bytes) -> None:
-    """Append to a file; a disk that is full leaves it as it was.
+def append_whole(path: Path, line: bytes, mode: int = 0o644) -> None:
+    """Append to a file, made with ``mode`` if it is not there; a disk that is full leaves it as it was.
 
     Raises:
         OSError: the line cannot be written.
     """
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
     try:
         end = os.fstat(handle).st_size
         try:

@@ -48,7 +48,6 @@ class Hostile:
     seed: int
     last: Any = None
     place: tuple[str, int] = ("", 0)
-    run: int = 0
     done: dict[str, Callable[..., Any]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,7 +82,7 @@ class Hostile:
         elif kind == "dies":
             os._exit(3)
         reply = honest(message=message, context=context)
-        return reply if reply.has_error() else self._spoilt(kind, message, reply, context)
+        return reply if reply.has_error() else self._spoilt(kind, message, reply)
 
     def _kind(self) -> str:
         """What is ordered, or the seed's next choice."""
@@ -102,7 +101,7 @@ class Hostile:
         with (self.home / "hostile.jsonl").open("a") as log:
             log.write(json.dumps({**facts, "time": time.time()}) + "\n")
 
-    def _spoilt(self, kind: str, message: Any, reply: Any, context: Any) -> Any:
+    def _spoilt(self, kind: str, message: Any, reply: Any) -> Any:
         from flwr.app import ConfigRecord, Message, RecordDict
 
         from fedpeft import flower
@@ -117,19 +116,16 @@ class Hostile:
         if kind not in self.done:
             self.last = (facts, blob)
             return reply
-        self.run = context.run_id
         spoilt = self.done[kind](order, facts, blob)
         self.last = (facts, blob)
         return Message(pack(*spoilt), reply_to=message)
 
     def _fedpeft_run(self, flower_run: int) -> str:
         """Whose round it is: asked again for one, after a kill, a replay is what an honest node sends too."""
-        return json.loads(self._grant().flower.read_text()).get(str(flower_run), "")
-
-    def _grant(self) -> Any:
         from fedpeft_clients.organisation import open_organisation
 
-        return open_organisation(self.home).grant(None)
+        grant = open_organisation(self.home).grant(None)
+        return json.loads(grant.flower.read_text()).get(str(flower_run), "")
 
     def _garbage(self, order: Any, facts: Any, blob: bytes) -> tuple[Any, bytes]:
         return facts, os.urandom(len(blob))
@@ -138,8 +134,7 @@ class Hostile:
         from fedpeft_clients.desk import Desk
         from fedpeft_clients.home import open_home
 
-        run = self._fedpeft_run(self.run)
-        return Desk.of(open_home(self.home / "runs" / run))
+        return Desk.of(open_home(self.home / "runs" / self.place[0]))
 
     def _context(self, desk: Any, order: Any) -> Any:
         from fedpeft.exchange import Context
