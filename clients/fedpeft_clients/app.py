@@ -31,7 +31,6 @@ from fedpeft.protocol import (
 )
 from fedpeft_clients import secure, tasks, terms
 from fedpeft_clients.home import Home, open_home
-from fedpeft_clients.outbox_log import OutboxLog
 from fedpeft_clients.policy import PolicyError
 from fedpeft_clients.rules import check_hours
 
@@ -104,7 +103,7 @@ def _home(context: Context, timed: bool = True) -> Home:
     """The home of this order; an organisation's after policy, hours and approval were checked."""
     if "organisation" in context.node_config:
         post = terms.Post.of(context.node_config)
-        OutboxLog(post.organisation.outbox, post.organisation.signer).require_ready()
+        post.organisation.outbox.require_ready()
         if timed:
             check_hours(post.policy())
         return post.home(context.run_id)

@@ -17,7 +17,6 @@ from fedpeft.config.models import BaseConfig, DataConfig
 from fedpeft.errors import FedPeftError
 from fedpeft_clients.joining import Address
 from fedpeft_clients.organisation import Grant, Organisation
-from fedpeft_clients.outbox_log import OutboxLog, verify
 from fedpeft_clients.policy import Policy, parse_policy
 
 LEAST_DISK = 2 * 2**30
@@ -107,8 +106,7 @@ def _ledger(organisation: Organisation) -> Iterator[Check]:
 
 
 def _outbox(organisation: Organisation) -> Iterator[Check]:
-    log = OutboxLog(organisation.outbox, organisation.signer)
-    head = verify(log.read(), organisation.signer.public, log.head())
+    _, head = organisation.outbox.verified()
     yield _ok("outbox", f"intact, {head.seq} entries")
 
 

@@ -29,7 +29,6 @@ from fedpeft.protocol import (
 from fedpeft.runstore import read_json
 from fedpeft_clients.home import Home, open_home
 from fedpeft_clients.local_round import ledger_of
-from fedpeft_clients.outbox_log import OutboxLog
 from fedpeft_clients.policy import PolicyError
 from fedpeft_clients.terms import Post
 
@@ -62,8 +61,7 @@ class OrganisationGate:
         except PolicyError as refusal:
             leaving = flower.error_reply(asked, flower.REFUSED, refusal.code)
             facts = self._facts(asked, leaving)
-        organisation = self.post.organisation
-        OutboxLog(organisation.outbox, organisation.signer).append(facts)
+        self.post.organisation.outbox.append(facts)
         return leaving
 
     def _facts(self, asked: Message, reply: Message) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from pathlib import Path
 from fedpeft.errors import ConfigError
 from fedpeft.runstore import read_json, state_root, write_atomic, write_json
 from fedpeft.trust import Signer
+from fedpeft.trust.signed_log import LogFormat, SignedLog
 
 FILE = "organisation.json"
+OUTBOX = LogFormat("outbox")
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,9 @@ class Organisation:
         return self.path / "ledger.sqlite"
 
     @property
-    def outbox(self) -> Path:
+    def outbox(self) -> SignedLog:
         """The log of what left."""
-        return self.path / "outbox.jsonl"
+        return SignedLog(self.path / "outbox.jsonl", self.signer, OUTBOX)
 
     @property
     def approvals(self) -> Path:

@@ -13,7 +13,7 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft_clients.ledger_cli import public_key
 
 if TYPE_CHECKING:
-    from fedpeft_clients.outbox_log import Head, OutboxLog
+    from fedpeft.trust.signed_log import Head
 
 HOME = typer.Option(None, "--home", help="The node's folder; default: the only one in $FEDPEFT_HOME/node.")
 LAST = typer.Option(20, min=1, help="How many of the newest entries.")
@@ -35,9 +35,10 @@ def register(app: typer.Typer) -> None:
 
 def show(last: int = LAST, home: Path | None = HOME, as_json: bool = JSON_OPTION) -> None:
     """List what left, the newest last."""
-    from fedpeft_clients.outbox_log import entries_of
+    from fedpeft.trust.signed_log import entries_of
+    from fedpeft_clients.organisation import open_organisation
 
-    entries = entries_of(_log(home).read())[-last:]
+    entries = entries_of(open_organisation(home).outbox.read())[-last:]
     emit({"entries": entries}, as_json, lambda: table("outbox", COLUMNS, map(row, entries)))
 
 
@@ -77,15 +78,13 @@ def export(
 ) -> None:
     """Write the log as one file that `verify FILE --key KEY` checks on any machine."""
     from fedpeft.runstore import write_atomic
-    from fedpeft_clients import outbox_log
     from fedpeft_clients.organisation import open_organisation
 
     if out.exists():
         raise ConfigError(f"{str(out)!r} exists; choose another --out")
     organisation = open_organisation(home)
-    log = outbox_log.OutboxLog(organisation.outbox, organisation.signer)
-    write_atomic(out, outbox_log.export(log, organisation.name))
-    key = log.signer.public.hex()
+    write_atomic(out, organisation.outbox.export(organisation.name))
+    key = organisation.signer.public.hex()
     emit(
         {"file": str(out), "key": key},
         as_json,
@@ -93,34 +92,27 @@ def export(
     )
 
 
-def _log(home: Path | None) -> OutboxLog:
-    from fedpeft_clients.organisation import open_organisation
-    from fedpeft_clients.outbox_log import OutboxLog
-
-    organisation = open_organisation(home)
-    return OutboxLog(organisation.outbox, organisation.signer)
-
-
 def _verified(file: Path | None, key: bytes | None, home: Path | None) -> tuple[list[bytes], Head, bytes]:
     """The lines, their head and the key that signed them."""
-    from fedpeft_clients import outbox_log
+    from fedpeft.trust.signed_log import lines_of
+    from fedpeft_clients.organisation import OUTBOX, open_organisation
 
     if file is None:
-        log = _log(home)
-        lines, signed = log.read(), log.signer.public
+        log = open_organisation(home).outbox
+        signed = log.signer.public
         if key not in (None, signed):
             raise RunError(f"the log is signed by {signed.hex()}, not by the key given")
-        return lines, outbox_log.verify(lines, signed, log.head()), signed
+        return *log.verified(), signed
     if not file.is_file():
         raise ConfigError(f"there is no export at {str(file)!r}")
     data = file.read_bytes()
-    header, head = outbox_log.verify_export(data, key)
-    return outbox_log.lines_of(data)[1:], head, bytes.fromhex(header["key"])
+    header, head = OUTBOX.verify_export(data, key)
+    return lines_of(data)[1:], head, bytes.fromhex(header["key"])
 
 
 def _require_known(known: str | None, lines: list[bytes]) -> None:
     """Refuse a log that does not hold an entry which was noted before."""
-    from fedpeft_clients.outbox_log import entries_of
+    from fedpeft.trust.signed_log import entries_of
 
     if known is None:
         return

@@ -11,9 +11,9 @@ import typer
 from fedpeft.cli.output import table
 from fedpeft.errors import FedPeftError
 from fedpeft.runstore import read_json
+from fedpeft.trust.signed_log import entries_of
 from fedpeft_clients.organisation import Grant, Organisation
 from fedpeft_clients.outbox_cli import COLUMNS, row
-from fedpeft_clients.outbox_log import OutboxLog, entries_of
 from fedpeft_clients.policy import printable
 from fedpeft_clients.rules import Offer, agreed_base, run_epsilon
 from fedpeft_clients.service import running
@@ -25,7 +25,7 @@ LAST = 5
 
 def examine(organisation: Organisation) -> dict[str, Any]:
     """Everything that ``status`` shows."""
-    entries = entries_of(OutboxLog(organisation.outbox, organisation.signer).read())
+    entries = entries_of(organisation.outbox.read())
     return {
         "name": organisation.name,
         "home": str(organisation.path),

@@ -164,9 +164,9 @@ class Joined:
         return replace(task, **changes)
 
     def log(self):
-        from fedpeft_clients.outbox_log import OutboxLog, entries_of
+        from fedpeft.trust.signed_log import entries_of
 
-        return entries_of(OutboxLog(self.organisation.outbox, self.organisation.signer).read())
+        return entries_of(self.organisation.outbox.read())
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ def test_the_log_is_exported_and_verified_elsewhere(node, joined, tmp_path):
     refused(node("outbox", "verify", out, "--key", "00" * 32), "another version or key")
     refused(node("outbox", "verify", out, "--known", f"2:{'0' * 64}"), "put back or replaced")
     refused(node("outbox", "export", "-o", out, *home), "exists")
-    log = joined.organisation.outbox
+    log = joined.organisation.outbox.path
     log.write_bytes(log.read_bytes().replace(b'"agreed"', b'"agreeD"', 1))
     refused(node("outbox", "verify", *home), "changed at entry 1")
 

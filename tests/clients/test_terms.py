@@ -203,8 +203,6 @@ def test_a_node_that_dies_at_any_write_agrees_and_trains_after_its_restart(joine
     """Each file is put in place by one rename; a death at any of them is healed by asking again."""
     import os
 
-    from fedpeft_clients.outbox_log import OutboxLog, verify
-
     config, real = joined.config(), os.replace
     deaths = 0
     for last in range(100):
@@ -227,7 +225,7 @@ def test_a_node_that_dies_at_any_write_agrees_and_trains_after_its_restart(joine
             monkeypatch.setattr(os, "replace", real)
     assert deaths >= 5 and answer == ("agreed", "")
     assert unpack(reply, TrainReply, 10**6)[0].round == 1
-    log = OutboxLog(joined.organisation.outbox, joined.organisation.signer)
-    assert verify(log.read(), log.signer.public, log.head()).seq == len(joined.log())
+    log = joined.organisation.outbox
+    assert log.verified()[1].seq == len(joined.log())
     digests = [entry["sha256"] for entry in joined.log() if entry["kind"] == "train"]
     assert len(set(digests)) == 1

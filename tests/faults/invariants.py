@@ -16,7 +16,8 @@ from fedpeft.privacy import Ledger
 from fedpeft.privacy.ledger.exports import load_chain
 from fedpeft.privacy.ledger.spending import lineages
 from fedpeft.trust import Signer
-from fedpeft_clients.outbox_log import OutboxLog, entries_of, verify
+from fedpeft.trust.signed_log import SignedLog, entries_of
+from fedpeft_clients.organisation import OUTBOX
 from fedpeft_clients.policy import parse_policy
 from fedpeft_server.checkpoints import latest
 
@@ -62,7 +63,7 @@ def run_is_whole(run: Path) -> None:
 
 def node_holds(node: Node) -> dict[str, int]:
     """A node's log and ledger verify, and nothing was spent or released twice; what they hold."""
-    log = OutboxLog(node.home / "outbox.jsonl", Signer.load_or_create(node.home / "signing.key"))
+    log = SignedLog(node.home / "outbox.jsonl", Signer.load_or_create(node.home / "signing.key"), OUTBOX)
     lines = _settled(lambda: _log_lines(log))
     chain = _settled(lambda: load_chain(node.home / "ledger.sqlite"))
     chain.require(None, log.signer.public)
@@ -92,10 +93,8 @@ def nothing_is_left_over(deployment: Deployment) -> None:
         time.sleep(0.2)
 
 
-def _log_lines(log: OutboxLog) -> list[bytes]:
-    lines = log.read()
-    verify(lines, log.signer.public, log.head())
-    return lines
+def _log_lines(log: SignedLog) -> list[bytes]:
+    return log.verified()[0]
 
 
 def _settled(read: Callable[[], Any]) -> Any:
