@@ -49,6 +49,7 @@ def test_a_container_may_do_nothing_but_its_work(kit):
     assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["user"] == "10001"
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == "unless-stopped"
+    assert service["mem_limit"] and service["pids_limit"] and service["ulimits"] == {"core": 0}
     for volume in service["volumes"]:
         assert volume.startswith("state:") or volume.endswith(":ro")
     assert set(service.get("ports", ())) <= {"8443:8443", "8444:8444"}
@@ -67,6 +68,15 @@ def test_the_unit_is_hardened(kit):
     verified = subprocess.run([tool, "verify", str(unit)], capture_output=True, text=True, check=False)
     said = [line for line in verified.stderr.splitlines() if unit.name in line]
     assert all("is not executable" in line for line in said), said
+
+
+@kit
+def test_the_unit_bounds_memory_and_processes_and_leaves_no_core_file(kit):
+    """A core file would hold keys and records; memory without bound would take the machine down with it."""
+    (unit,) = kit.glob("*.service")
+    settings = dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line)
+    assert settings["LimitCORE"] == "0" and int(settings["TasksMax"]) > 0
+    assert 0 < int(settings["MemoryMax"].removesuffix("%")) < 100
 
 
 @kit

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
+from fedpeft.cli.signed_logs import public_key
 from fedpeft.errors import ConfigError, PrivacyError
 
 if TYPE_CHECKING:
@@ -241,20 +242,3 @@ def _head(text: str | None) -> Head | None:
     if not seq.isdecimal() or len(digest) != 64:
         raise ConfigError(f"--known {text!r} must be SEQ:HASH, as `verify` prints it")
     return Head(int(seq), digest)
-
-
-def public_key(text: str | None) -> bytes | None:
-    """The 32 bytes of ``--key``.
-
-    Raises:
-        ConfigError: the text is no key.
-    """
-    if text is None:
-        return None
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise ConfigError(f"--key {text!r} must be 64 hexadecimal digits")
-    return key

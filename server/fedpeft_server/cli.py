@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
+from fedpeft.cli.signed_logs import LogCommands, moment
 
 if TYPE_CHECKING:
+    from fedpeft.trust.signed_log import Entry, SignedLog
     from fedpeft_server.home import ServerHome
     from fedpeft_server.status import RunView
 
@@ -20,6 +22,7 @@ HOME_OPTION = typer.Option(
 )
 NODE = typer.Argument(help="Name of the organisation's node.")
 RUN = typer.Argument(help="Name of the run.")
+LOG_COLUMNS = ("entry", "time (UTC)", "user", "action", "of", "fingerprint or config")
 SET_OPTION = typer.Option([], "--set", help="key=value, may be given many times.")
 
 
@@ -28,6 +31,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="A federation's coordinator.", no_args_is_help=True)
     for command in (init, up, enroll, approve, nodes, revoke, renew, submit, status, stop, doctor):
         group.command(command.__name__)(command)
+    LogCommands("operator", _operators, LOG_COLUMNS, _act).register(group, "log", "What operators did.")
     app.add_typer(group, name="server")
 
 
@@ -35,6 +39,18 @@ def _open(home: Path | None) -> ServerHome:
     from fedpeft_server.home import ServerHome, only_home
 
     return ServerHome.open(home or only_home())
+
+
+def _operators(home: Path | None) -> tuple[str, SignedLog]:
+    opened = _open(home)
+    return opened.settings.name, opened.operator_log
+
+
+def _act(entry: Entry) -> tuple[str, ...]:
+    """An operator's act as a line of a table."""
+    subject = entry.get("node") or entry.get("run") or entry.get("host")
+    detail = entry.get("fingerprint") or entry.get("config") or "-"
+    return (str(entry["seq"]), moment(entry), str(entry["uid"]), entry["action"], str(subject), detail)
 
 
 def init(
@@ -149,6 +165,7 @@ def renew(home: Path | None = HOME_OPTION, as_json: bool = JSON_OPTION) -> None:
     from fedpeft_server import certificates
 
     opened = _open(home)
+    opened.record("renew", host=opened.settings.host)
     certificates.renew(opened.path, opened.settings.host)
     end = certificates.load(opened.path / "server.crt").not_valid_after_utc
     emit(
@@ -246,9 +263,11 @@ def stop(run: str = RUN, home: Path | None = HOME_OPTION, as_json: bool = JSON_O
     from fedpeft.runstore import write_atomic
     from fedpeft_server.home import ENDED, read_status
 
-    folder = _open(home).run(run)
+    opened = _open(home)
+    folder = opened.run(run)
     state = read_status(folder).state
     if state not in ENDED:
+        opened.record("stop", run=run)
         write_atomic(folder / "stop", b"")
     text = f"{run} has ended already: {state}" if state in ENDED else f"{run} stops"
     emit({"run": run, "state": state, "asked": state not in ENDED}, as_json, lambda: typer.echo(text))

@@ -135,13 +135,17 @@ def _versions() -> Iterator[Finding]:
 
 
 def _files(home: ServerHome) -> Iterator[Finding]:
-    """The registry and the runs can be read."""
+    """The registry, the runs and the operator log can be read."""
     try:
         states = [node.state for node in Registry(home).nodes().values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in ("enrolled", "waiting", "revoked"))
         yield Finding("nodes", True, counts)
     except FedPeftError as error:
         yield Finding("nodes", False, str(error))
+    try:
+        yield Finding("operator log", True, f"intact, {home.operator_log.verified()[1].seq} entries")
+    except FedPeftError as error:
+        yield Finding("operator log", False, str(error))
     for folder in home.run_folders():
         try:
             read_status(folder)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from fedpeft.config import Config, dump_config, load_config
+from fedpeft.config import Config, config_hash, dump_config, load_config
 from fedpeft.enrolment import valid_name
 from fedpeft.errors import ConfigError
 from fedpeft.runstore import RunStore, write_atomic, write_json
@@ -54,13 +54,13 @@ def submit(
             be.
     """
     config = load_config(file, [*overrides, *([f"run.name={json.dumps(name)}"] if name else [])])
-    run = home.runs / _free_name(home, config.run.name)
+    name = _free_name(home, config.run.name)
     _check_nodes(home, config)
     classes = _classes(config, files.labels)
     records = _records(config, files.judge, classes)
     config = _resolved(config)
     promise = _promise(config, classes)
-    _write(run, config, classes, records)
+    run = _write(home, name, config, classes, records)
     return {
         "run": run.name,
         "path": str(run),
@@ -156,11 +156,13 @@ def _promise(config: Config, classes: Sequence[str]) -> str:
     )
 
 
-def _write(run: Path, config: Config, classes: Sequence[str], records: Sequence[Record]) -> None:
+def _write(
+    home: ServerHome, name: str, config: Config, classes: Sequence[str], records: Sequence[Record]
+) -> Path:
     """Write the directory beside its place and move it there: the service sees all of it or nothing."""
     from fedpeft.data import write_records
 
-    draft = run.with_name(f".{run.name}.{os.getpid()}")
+    run, draft = home.runs / name, home.runs / f".{name}.{os.getpid()}"
     try:
         draft.mkdir(mode=0o700)
         write_atomic(draft / "config.toml", dump_config(config).encode())
@@ -168,8 +170,10 @@ def _write(run: Path, config: Config, classes: Sequence[str], records: Sequence[
         if records:
             write_records(RunStore(draft).test, records)
         write_status(draft, RunStatus("submitted").to("submitted"))
+        home.record("submit", run=run.name, config=config_hash(config))
         draft.rename(run)
         sync_folder(run.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    return run

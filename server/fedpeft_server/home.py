@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import secrets
 import shutil
 import time
@@ -18,9 +19,11 @@ from fedpeft.enrolment import valid_name
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.runstore import state_root, write_atomic, write_json
 from fedpeft.trust import Signer
+from fedpeft.trust.signed_log import LogFormat, SignedLog
 from fedpeft_server import certificates
 
 SECRET_BYTES = 32
+OPERATOR_LOG = LogFormat("operator")
 PORTS = ("port", "enrolment_port", "inside_port", "metrics_port")
 
 RunState = Literal["submitted", "running", "done", "failed", "stopped"]
@@ -128,6 +131,7 @@ class ServerHome:
             Signer.load_or_create(home.signing_key)
             write_atomic(home.secret, secrets.token_bytes(SECRET_BYTES))
             certificates.create(path, settings.name, settings.host)
+            home.record("init", federation=settings.name, host=settings.host)
             write_json(home.path / "server.json", asdict(settings))
         except BaseException:
             shutil.rmtree(path)
@@ -187,6 +191,22 @@ class ServerHome:
     def log(self) -> Path:
         """What the service did, one JSON object a line."""
         return self.path / "log.jsonl"
+
+    @property
+    def operator_log(self) -> SignedLog:
+        """What operators did: who was let in, approved and revoked, which runs were submitted and stopped."""
+        return SignedLog(self.path / "operators.jsonl", self.signer, OPERATOR_LOG)
+
+    def record(self, action: str, **facts: str | float) -> None:
+        """Write down what an operator is about to do; called before it takes effect, so that none is missing.
+
+        An act that fails afterwards stands there all the same.
+
+        Raises:
+            RunError: the log was cut or changed; nothing may be done until its newest copy is restored.
+            OSError: it cannot be written.
+        """
+        self.operator_log.append({"time": time.time(), "uid": os.getuid(), "action": action, **facts})
 
     def run(self, name: str) -> Path:
         """The directory of a submitted run.

@@ -98,6 +98,7 @@ class Registry:
                 raise ConfigError(f"{name!r} is enrolled; 'fedpeft server revoke {name}' comes first")
             token = Token.make((self.home.path / "ca.crt").read_bytes(), self.home.settings.enrolment_port)
             now, tokens = time.time(), self._tokens()
+            self.home.record("enroll", node=name, hours=hours)
             kept = {key: one for key, one in tokens.items() if one.name != name and _alive(one, now)}
             self._write("tokens.json", {**kept, _digest(token): IssuedToken(name, now + 3600 * hours)})
         return token
@@ -162,6 +163,7 @@ class Registry:
                     f"{name!r} has another fingerprint than {fingerprint}: do not admit it before its "
                     "operator has read out the one that 'fedpeft node join' shows"
                 )
+            self.home.record("approve", node=name, fingerprint=node.fingerprint)
             return self._change(name, node, "enrolled")
 
     def revoke(self, name: str) -> Node:
@@ -172,6 +174,7 @@ class Registry:
         """
         with self.home.locked(_LOCK):
             node = self._known(name)
+            self.home.record("revoke", node=name, fingerprint=node.fingerprint)
             if node.state == "enrolled":
                 write_json(self.home.path / "revoked.json", sorted({*self.revoked(), node.transport}))
             return self._change(name, node, "revoked")
