@@ -68,7 +68,7 @@ def _policy(organisation: Organisation) -> Iterator[Check]:
 
 def _bases(organisation: Organisation) -> Iterator[Check]:
     from fedpeft.bases import base_folder, content_hash
-    from fedpeft.bases.source import read_model_config, stored_quantisation
+    from fedpeft.bases.files import read_model_config, stored_quantisation
 
     policy = _parsed(organisation)
     if policy.bases == "any":

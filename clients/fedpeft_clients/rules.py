@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from fedpeft.bases import base_folder, content_hash
-from fedpeft.bases.source import read_model_config, weight_files
+from fedpeft.bases.files import read_model_config, weight_files
 from fedpeft.config import Config
 from fedpeft.config.models import EMBEDDED
 from fedpeft.errors import FedPeftError

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedpeft.bases.files import content_hash, read_model_config, stored_quantisation, view
 from fedpeft.bases.runtime import choose_device, choose_dtype, prepare
-from fedpeft.bases.source import base_folder, content_hash, read_model_config, stored_quantisation
+from fedpeft.bases.source import base_folder
 from fedpeft.config.models import BaseConfig, Quantisation, Task
 from fedpeft.errors import BaseModelError
 from fedpeft.rng import stream
@@ -41,7 +42,7 @@ class Base:
         tokenizer: its tokenizer, with a padding token.
         name: as configured.
         folder: where it was loaded from.
-        sha256: content hash (`fedpeft.bases.source.content_hash`).
+        sha256: content hash (`fedpeft.bases.files.content_hash`).
         quantisation: none, int8 or nf4.
         dtype: compute type, such as float32.
         device: such as cpu or cuda:0.
@@ -140,10 +141,12 @@ def _load(cfg: BaseConfig, folder: Path, sha256: str, stored: str, num_labels: i
         torch.set_num_threads(cfg.threads)
     device = choose_device(cfg.device)
     dtype = choose_dtype(cfg.dtype, device)
-    model, missing = _model(cfg, folder, _placement(cfg, device, dtype, stored), num_labels)
+    with view(folder) as shown, _offline():
+        model, missing = _model(cfg, shown, _placement(cfg, device, dtype, stored), num_labels)
+        tokenizer = _tokenizer(shown, cfg)
+        _rename(model, tokenizer, shown, folder)
     _fill_head(cfg, model, missing)
     _settle(model, dtype, device, cfg)
-    tokenizer = _tokenizer(folder, cfg)
     model.config.pad_token_id = tokenizer.pad_token_id
     return Base(
         model=model,
@@ -203,11 +206,20 @@ def _model(
                 folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, **place
             )
     except Exception as error:  # whatever a foreign folder provokes becomes one line
-        line = (str(error).strip().splitlines() or [""])[0][:200]
+        line = (str(error).replace(str(folder), cfg.model).strip().splitlines() or [""])[0][:200]
         cause = f"{type(error).__name__}: {line}"
     else:
         return model, sorted(info["missing_keys"])
     raise BaseModelError(f"base.model {cfg.model!r} cannot be loaded as {cfg.task}: {cause}")
+
+
+def _rename(model: Any, tokenizer: Any, shown: Path, folder: Path) -> None:
+    """Let model and tokenizer name the base's own folder, not the view that is gone after loading."""
+    model.name_or_path = model.config._name_or_path = str(folder)
+    for held in (vars(tokenizer), tokenizer.init_kwargs):
+        for key, value in held.items():
+            if isinstance(value, str) and value.startswith(str(shown)):
+                held[key] = str(folder) + value.removeprefix(str(shown))
 
 
 def _fill_head(cfg: BaseConfig, model: Any, missing: list[str]) -> None:
@@ -279,6 +291,19 @@ def _tokenizer(folder: Path, cfg: BaseConfig) -> Any:
             return tokenizer
         cause = "it has neither a padding nor an end token"
     raise BaseModelError(f"base.model {cfg.model!r} holds no usable tokenizer ({cause}); add tokenizer.json")
+
+
+@contextlib.contextmanager
+def _offline() -> Generator[None]:
+    """Keep loaders off the network: all that a base is lies in its folder."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextlib.contextmanager

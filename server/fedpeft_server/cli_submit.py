@@ -122,7 +122,7 @@ def _records(config: Config, judge: Path | None, classes: Sequence[str]) -> list
 
 def _resolved(config: Config) -> Config:
     """The config with the content of its base pinned, as all nodes must have it."""
-    from fedpeft.bases.source import base_folder, content_hash
+    from fedpeft.bases import base_folder, content_hash
 
     found = content_hash(base_folder(config.base), config.base.quantisation)
     if config.base.sha256 not in (None, found):

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedpeft.bases.files import content_hash, read_model_config
 from fedpeft.bases.load import load_apart, quiet
-from fedpeft.bases.source import content_hash
 from fedpeft.config.models import BaseConfig
 from fedpeft.errors import AuditError
 from fedpeft.rng import stream
@@ -106,9 +106,8 @@ def _row(tokenizer: Any, text: str) -> list[int]:
 
 
 def _dtype(folder: Path) -> torch.dtype:
-    from transformers import AutoConfig
-
-    stored: object = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
+    config = read_model_config(folder)
+    stored: object = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
     return stored if isinstance(stored, torch.dtype) else torch.float32
 
 
