@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.fedpeft-setup
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow test-faults test-gpu fuzz mutants lint bench clean
+.PHONY: setup demo test test-portable test-slow test-faults test-gpu fuzz mutants lint bench clean
 
 setup: $(STAMP)
 
@@ -20,7 +20,10 @@ demo: $(STAMP)
 	$(BIN)/fedpeft simulate --out runs/demo --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+test-portable: $(STAMP)
+	tests/portable.sh
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
