@@ -30,6 +30,7 @@ from fedpeft.protocol import COORDINATOR, NO_STATE, TrainTask, run_id, state_dig
 from fedpeft.runstore import write_atomic
 from fedpeft.trust import Signer, Verifier
 from fedpeft_clients.home import Home
+from fedpeft_clients.policy import PolicyError
 from fedpeft_clients.state import load_state
 
 Held = FloatVector | FactorState
@@ -87,10 +88,13 @@ class Desk:
         """The state to train from.
 
         Raises:
+            PolicyError: round 1 does not begin at the agreed start, which this node computes itself.
             FederationError: it is not the state that the coordinator announced, or this node lacks the
                 state that a delta applies to.
             EnvelopeError: the broadcast does not verify or decode.
         """
+        if task.round == 1 and task.state != self.digest_of(self.initial()):
+            raise PolicyError("start", "round 1 begins at the agreed starting adapter and at no other")
         received = self._read(task, self._links(task, blob))
         if self.digest_of(received.held) != task.state:
             raise FederationError(f"round {task.round}: the state received is not the one announced")

@@ -63,7 +63,7 @@ class Home:
         config: the config that the organisation agreed to.
         labels: labels of the task, if it has some, in agreed order.
         tapped: whether updates are written down for the audit (simulation only).
-        signing_seed: seed of a reproducible signing key, hexadecimal (simulation only).
+        signing_seed: seed of a reproducible signing key, hexadecimal: the mark of a simulation.
         coordinator: the coordinator's public key, hexadecimal; None: believe the first one seen.
         roster: public keys of the nodes that this one sums with, hexadecimal by name; empty: believe the
             first roster seen.
@@ -81,6 +81,16 @@ class Home:
     coordinator: str | None = None
     roster: Mapping[str, str] = field(default_factory=dict[str, str])
     own: Own = Own()
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether batches follow from ``run.seed``: in a simulation, or where run and policy say so."""
+        return self.signing_seed is not None or self.config.privacy.randomness == "seeded"
+
+    @property
+    def discreet(self) -> bool:
+        """Whether nothing but the update may tell of a record: under DP, and in a secure sum."""
+        return self.config.privacy.unit != "none" or self.config.exchange.secure.enabled
 
     @property
     def states(self) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.errors import FederationError
 from fedpeft.exchange import (
     Context,
     Decoded,
@@ -38,6 +38,7 @@ from fedpeft_clients.desk import Desk, Held, Received, plans, signer_of
 from fedpeft_clients.examples import load_examples
 from fedpeft_clients.home import Home
 from fedpeft_clients.outbox import look
+from fedpeft_clients.policy import PolicyError
 from fedpeft_clients.secure import Session
 from fedpeft_clients.state import Answer, NodeState, held_rounds, load_state
 from fedpeft_clients.summands import Integers, summand
@@ -83,11 +84,15 @@ def session_of(home: Home, task: TrainTask) -> Session | None:
     """The secure sum that a round is part of.
 
     Raises:
-        FederationError: it has none although this node agreed to send no update by itself, or the reverse.
+        PolicyError: it has none although this node agreed to send no update by itself, or the reverse, or the
+            sum was opened for another state: nodes that train from different ones must not share masks.
     """
     if home.config.exchange.secure.enabled != bool(task.attempt):
-        raise FederationError(f"round {task.round}: secure aggregation is not as agreed")
-    return Session.load(home, task.round, task.attempt) if task.attempt else None
+        raise PolicyError("secure", f"round {task.round}: secure aggregation is not as agreed")
+    session = Session.load(home, task.round, task.attempt) if task.attempt else None
+    if session is not None and session.task.state != task.state:
+        raise PolicyError("secure", f"round {task.round}: its secure sum was opened for another state")
+    return session
 
 
 def hidden(
@@ -165,12 +170,18 @@ def _train(desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> t
         flags=PerformanceFlags.of(home.config.run),
         support=None if support is None else np.asarray(support.positions(desk.attached.layout), np.int64),
     )
-    rng = stream(home.config.run.seed, task.round, home.name, "batches")
     started = time.monotonic()
-    train_local(desk.attached, examples, plan, rng, plans(desk).dpsgd, extras)
+    train_local(desk.attached, examples, plan, _batches(home, task.round), plans(desk).dpsgd, extras)
     seconds = time.monotonic() - started
     taps.truth(examples.seen)
     return seconds, examples
+
+
+def _batches(home: Home, round: int) -> np.random.Generator:
+    """What draws a round's batches: the system's entropy, for whoever knows them knows whom to look for."""
+    if home.reproducible:
+        return stream(home.config.run.seed, round, home.name, "batches")
+    return np.random.default_rng(int.from_bytes(os.urandom(32)))
 
 
 def _sealed(
@@ -211,14 +222,13 @@ def _compressed(
 
 
 def _reply(desk: Desk, task: TrainTask, reservation: Reservation, head: Head, seconds: float) -> TrainReply:
-    """What the coordinator is told; seconds stay here where they would tell how many records were drawn."""
+    """What the coordinator is told; seconds stay here where they would tell of the records."""
     line = json.dumps({"round": task.round, "train_s": seconds}) + "\n"
     append_whole(desk.home.times, line.encode(), 0o600)
-    privacy = plans(desk).privacy
     return TrainReply(
         round=task.round,
         steps=task.steps,
-        train_s=0.0 if privacy is not None and privacy.trust != "central" else seconds,
+        train_s=0.0 if desk.home.discreet else seconds,
         epsilon=float(reservation.epsilon) if np.isfinite(reservation.epsilon) else 0.0,
         ledger_entry=head.seq,
         ledger=bytes.fromhex(head.hash),

@@ -102,7 +102,7 @@ class PrivacyRules(Section):
         default=("record", "person"), description="units of differential privacy; 'none' allows runs without"
     )
     trusts: tuple[Trust, ...] = Field(default=("local",), description="who may add the noise")
-    seeded: bool = Field(default=False, description="allow reproducible noise, which protects nothing")
+    seeded: bool = Field(default=False, description="allow noise and batches that follow from run.seed")
     most_epsilon: float = Field(default=4.0, gt=0, description="of one run")
     most_delta: float = Field(default=1e-5, gt=0, lt=1, description="of one run")
     clip: Range = Field(default=(0.001, 10.0), description="L2 bound of one unit's gradient or update")

@@ -183,12 +183,12 @@ def _privacy(policy: Policy, offer: Offer) -> Problems:
     rules, privacy = policy.privacy, offer.config.privacy
     if privacy.unit not in rules.units:
         yield "unit", f"privacy.unit = {privacy.unit!r}, allowed are {_list(rules.units)}"
+    if privacy.randomness != "system" and not rules.seeded:
+        yield "randomness", "privacy.randomness = 'seeded' protects nothing"
     if privacy.unit == "none":
         return
     if privacy.trust not in rules.trusts:
         yield "trust", f"privacy.trust = {privacy.trust!r}, allowed are {_list(rules.trusts)}"
-    if privacy.randomness != "system" and not rules.seeded:
-        yield "randomness", "privacy.randomness = 'seeded' protects nothing"
     if (reached := _epsilon(offer.config)) > rules.most_epsilon:
         yield "epsilon", f"the run spends epsilon {reached:.4g}, allowed are {rules.most_epsilon:g}"
     if privacy.delta > rules.most_delta:

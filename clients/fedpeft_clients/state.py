@@ -102,6 +102,17 @@ def held_rounds(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("[0-9]*.npz"))
 
 
+def answered(states: Path, outbox: Path, round: int) -> Answer | None:
+    """What was answered in a round: as it is held, or else as it lies in the outbox."""
+    state = load_state(states, round)
+    return state.answer if state else sent(outbox, round)
+
+
+def newest(states: Path, outbox: Path) -> int:
+    """The last round that was answered, 0 if none was."""
+    return max([*held_rounds(states)[-1:], *(line.get("answered", 0) for line in _index(outbox)), 0])
+
+
 def put_out(folder: Path, round: int, answer: Answer) -> None:
     """Copy an answer to the outbox: ``rNN.fpd`` are the bytes that leave, a line of the index the facts."""
     write_atomic(folder / f"r{round:02d}.fpd", answer.envelope)
@@ -111,16 +122,15 @@ def put_out(folder: Path, round: int, answer: Answer) -> None:
 
 def sent(folder: Path, round: int) -> Answer | None:
     """The newest answer of a round that lies in the outbox."""
-    try:
-        lines = (folder / _INDEX).read_bytes().splitlines()
-        envelope = (folder / f"r{round:02d}.fpd").read_bytes()
-    except FileNotFoundError:
-        return None
-    for line in reversed(lines):
-        facts = _parsed(line)
-        if facts.pop("answered", None) == round:
-            return _answer(facts, envelope)
-    return None
+    path = folder / f"r{round:02d}.fpd"
+    found = [facts for facts in _index(folder) if facts.pop("answered", None) == round]
+    return _answer(found[-1], path.read_bytes()) if found and path.exists() else None
+
+
+def _index(folder: Path) -> list[dict[str, Any]]:
+    """All lines of the index of an outbox, in order."""
+    path = folder / _INDEX
+    return [_parsed(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

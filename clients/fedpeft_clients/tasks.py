@@ -11,7 +11,17 @@ from fedpeft.training import LocalPlan
 from fedpeft_clients.desk import Desk, plans, signer_of, trust
 from fedpeft_clients.home import Home
 from fedpeft_clients.local_round import INTEGERS, hidden, session_of, work
-from fedpeft_clients.state import Answer, NodeState, held_rounds, load_state, put_out, save_state, sent
+from fedpeft_clients.policy import PolicyError
+from fedpeft_clients.state import (
+    Answer,
+    NodeState,
+    answered,
+    held_rounds,
+    load_state,
+    newest,
+    put_out,
+    save_state,
+)
 
 
 def greet(home: Home, hello: Hello) -> HelloReply:
@@ -42,23 +52,39 @@ def greet(home: Home, hello: Hello) -> HelloReply:
 def train(home: Home, task: TrainTask, blob: bytes) -> tuple[TrainReply, bytes]:
     """Train one round and return the facts and the sealed envelope.
 
-    A repeated order for the same round and state is answered with the stored bytes: nothing is trained or
-    spent again. A new attempt of the round's secure sum hides the very same integers under new masks. The
-    ledger is written before the records are opened, the answer before it leaves.
+    A node takes one state a round, and rounds do not go back. A repeated order for the same round and state
+    is answered with the stored bytes: nothing is trained or spent again. A new attempt of the round's secure
+    sum hides the very same integers under new masks. The ledger is written before the records are opened,
+    the answer before it leaves.
 
     Raises:
-        FederationError: the order exceeds what this node agreed to, came too late or does not fit.
+        PolicyError: the order is not what this node agreed to; names the rule.
+        FederationError: it came too late or does not fit.
         PrivacyError: the budget does not allow the round.
         FedPeftError: anything else that is wrong with base, records, plan or envelope.
     """
     _check_order(home, task)
     answer = _answered(home, task)
-    if answer is None:
-        state = _masked_again(home, task, blob) or _trained(home, task, blob)
+    if answer is None or answer.attempt != task.attempt:
+        state = _trained(home, task, blob) if answer is None else _masked_again(home, task, blob)
         save_state(home.states, state)
         answer = state.answer
     put_out(home.outbox, task.round, answer)
     return answer.reply, answer.envelope
+
+
+def _answered(home: Home, task: TrainTask) -> Answer | None:
+    """What this node sent in the round; None where it is the round's turn."""
+    answer = answered(home.states, home.outbox, task.round)
+    if answer is None and task.round < (done := newest(home.states, home.outbox)):
+        raise PolicyError(
+            "back", f"round {task.round} is asked for after round {done}; rounds do not go back"
+        )
+    if answer is not None and answer.digest != task.state:
+        raise PolicyError(
+            "again", f"round {task.round} was answered from another state; a node takes one state a round"
+        )
+    return answer
 
 
 def _trained(home: Home, task: TrainTask, blob: bytes) -> NodeState:
@@ -67,12 +93,11 @@ def _trained(home: Home, task: TrainTask, blob: bytes) -> NodeState:
     return work(desk, task, desk.receive(task, broadcast), inbox)
 
 
-def _masked_again(home: Home, task: TrainTask, blob: bytes) -> NodeState | None:
-    """The round as it was trained, for another attempt of its secure sum; None where it was not."""
-    state = load_state(home.states, task.round)
-    session = session_of(home, task)
-    if state is None or session is None or state.answer.digest != task.state:
-        return None
+def _masked_again(home: Home, task: TrainTask, blob: bytes) -> NodeState:
+    """The round as it was trained, for another attempt of its secure sum."""
+    state, session = load_state(home.states, task.round), session_of(home, task)
+    if state is None or session is None:
+        raise PolicyError("back", f"round {task.round}: its secure sum is over, it cannot be tried again")
     envelope = hidden(Desk.of(home), task, session, state.residuals[INTEGERS], _cut(task, blob)[1])
     return replace(state, answer=Answer(task.state, state.answer.reply, envelope, task.attempt))
 
@@ -86,22 +111,15 @@ def _cut(task: TrainTask, blob: bytes) -> tuple[bytes, bytes]:
 
 
 def _check_order(home: Home, task: TrainTask) -> None:
-    """Refuse what the agreed config does not cover; nothing the coordinator says can widen it."""
+    """Refuse what is not as agreed: a coordinator chooses the state to train from, and nothing else."""
     federation = home.config.federation
     if not 1 <= task.round <= federation.rounds:
-        raise FederationError(f"round {task.round} is not one of the {federation.rounds} agreed rounds")
-    if not 1 <= task.steps <= federation.local_steps:
-        raise FederationError(f"{task.steps} steps are asked for, {federation.local_steps} are agreed")
-    if not 0 < task.lr <= LocalPlan.of(federation, task.round).lr:
-        raise FederationError(f"learning rate {task.lr:g} exceeds the agreed one")
+        raise PolicyError("rounds", f"round {task.round} is not one of the {federation.rounds} agreed rounds")
+    if task.steps != federation.local_steps:
+        raise PolicyError("steps", f"{task.steps} steps are asked for, {federation.local_steps} are agreed")
+    if task.lr != (agreed := LocalPlan.of(federation, task.round).lr):
+        raise PolicyError("rate", f"learning rate {task.lr:g} is asked for, {agreed:g} is agreed")
     if task.broadcast not in ("none", "delta", "full"):
         raise FederationError("the broadcast is of an unknown kind")
     if time.time() > task.expires:
         raise FederationError(f"the order for round {task.round} has expired")
-
-
-def _answered(home: Home, task: TrainTask) -> Answer | None:
-    state = load_state(home.states, task.round)
-    answer = state.answer if state else sent(home.outbox, task.round)
-    fits = answer is not None and (answer.digest, answer.attempt) == (task.state, task.attempt)
-    return answer if fits else None

@@ -360,9 +360,10 @@ class Coordinator:
             raise FederationError(f"no quorum in {self.fruitless} rounds running: {found}")
 
     def _keep(self, rounds: int) -> None:
-        """A checkpoint where one is due; what noise or other machines have seen is never done again."""
+        """A checkpoint where one is due; what noise, coins or other nodes have seen is never done again."""
         due = self.done % self.setup.config.run.checkpoint_every == 0 or self.done == rounds
-        if self.done and (due or self.account or self.patience):
+        drawn = self.setup.config.federation.selection == "poisson"
+        if self.done and (due or drawn or self.account or self.patience):
             self._checkpoint()
 
     def _checkpoint(self) -> None:

@@ -30,12 +30,26 @@ class Coordinator:
         import time
 
         from fedpeft.protocol import TrainTask
+        from fedpeft.training import LocalPlan
         from fedpeft_clients.tasks import greet
 
         state = greet(self.home, self.hello()).state
-        lr = self.home.config.federation.lr
+        federation = self.home.config.federation
+        lr = LocalPlan.of(federation, min(changes.get("round", 1), federation.rounds)).lr
         task = TrainTask(1, 2, lr, "none", 0, [], state, [], time.time() + 600)
         return replace(task, **changes)
+
+    def whole(self, values, round=1):
+        """An order that sends a whole state of the coordinator's choice, and its bytes."""
+        from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Update, seal
+        from fedpeft.protocol import COORDINATOR, NO_STATE, run_id, state_digest
+        from fedpeft_clients.desk import Desk
+
+        layout, values = Desk.of(self.home).attached.layout, np.asarray(values, np.float32)
+        context = Context(run_id(self.home.config), round, COORDINATOR, NO_STATE, "down")
+        blob = seal(Update(layout, values, round, 0), ExchangePlan((), DenseFp32()), context, self.signer)
+        facts = {"broadcast": "full", "sizes": [len(blob)], "state": state_digest(layout, values)}
+        return self.first_task(round=round, **facts), blob
 
 
 @pytest.fixture

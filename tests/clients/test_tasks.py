@@ -60,13 +60,16 @@ def test_a_repeated_order_sends_the_stored_bytes_and_spends_nothing(organisation
     [
         ({"steps": 3}, "3 steps are asked for, 2 are agreed"),
         ({"round": 4}, "round 4 is not one of the 3 agreed rounds"),
-        ({"lr": 1.0}, "learning rate 1 exceeds"),
+        ({"steps": 1}, "1 steps are asked for, 2 are agreed"),
+        ({"lr": 1.0}, "learning rate 1 is asked for, 0.01 is agreed"),
+        ({"lr": 1e-5}, "learning rate 1e-05 is asked for, 0.01 is agreed"),
         ({"expires": 1.0}, "has expired"),
-        ({"state": bytes(32)}, "not the one announced"),
-        ({"broadcast": "delta", "since": 1, "round": 2, "lr": 1e-4}, "do not fit its order"),
-        ({"broadcast": "delta", "since": 2, "round": 2, "lr": 1e-4}, "do not fit its order"),
-        ({"broadcast": "delta", "since": 3, "round": 2, "lr": 1e-4}, "do not fit its order"),
-        ({"broadcast": "full", "round": 2, "lr": 1e-4}, "do not fit its order"),
+        ({"state": bytes(32)}, "round 1 begins at the agreed starting adapter"),
+        ({"state": bytes(32), "round": 2}, "not the one announced"),
+        ({"broadcast": "delta", "since": 1, "round": 2}, "do not fit its order"),
+        ({"broadcast": "delta", "since": 2, "round": 2}, "do not fit its order"),
+        ({"broadcast": "delta", "since": 3, "round": 2}, "do not fit its order"),
+        ({"broadcast": "full", "round": 2}, "do not fit its order"),
         ({"sizes": [0]}, "do not fit its order"),
         ({"broadcast": "surprise"}, "unknown kind"),
     ],
@@ -157,23 +160,12 @@ def test_old_answers_are_sent_again_from_the_outbox(federation_round_two):
 @pytest.fixture
 def federation_round_two(organisation, request):
     """A node after round 1, and the order for round 2."""
-    from dataclasses import replace
-
-    from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Update, seal
-    from fedpeft.protocol import COORDINATOR, NO_STATE, run_id, state_digest
     from fedpeft_clients.desk import Desk
 
     home, coordinator = organisation(**getattr(request, "param", {}))
-    first = coordinator.first_task()
-    train(home, first, b"")
-    desk = Desk.of(home)
-    values = desk.attached.initial() + np.float32(0.01)
-    update = Update(desk.attached.layout, values, 2, 0)
-    context = Context(run_id(home.config), 2, COORDINATOR, NO_STATE, "down")
-    blob = seal(update, ExchangePlan((), DenseFp32()), context, coordinator.signer)
-    state = state_digest(desk.attached.layout, values)
-    task = replace(first, round=2, lr=1e-4, broadcast="full", sizes=[len(blob)], state=state)
-    return home, task, blob
+    train(home, coordinator.first_task(), b"")
+    values = Desk.of(home).attached.initial() + np.float32(0.01)
+    return home, *coordinator.whole(values, round=2)
 
 
 def test_a_whole_state_is_trained_from(federation_round_two):
@@ -225,7 +217,6 @@ class Chain:
         sizes = [len(link) for link in links]
         facts = {
             "round": round,
-            "lr": 1e-4,
             "broadcast": "delta",
             "since": since,
             "sizes": sizes,

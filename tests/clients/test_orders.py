@@ -1,0 +1,215 @@
+"""A hostile coordinator with good keys: what it may ask of a node in a round, and what the node refuses.
+
+It knows base, config, ``run.seed`` and all that it has sent, and wants the records of chosen steps: a start
+that makes gradients speak, one step, one round again and again from other states, the same records each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from fedpeft.errors import FedPeftError
+from fedpeft.protocol import TRAIN, SecureTask, pack_table
+from fedpeft.rng import stream
+from fedpeft.training.batches import epochs
+from fedpeft_clients import local_round, secure
+from fedpeft_clients.desk import Desk
+from fedpeft_clients.policy import PolicyError
+from fedpeft_clients.state import held_rounds
+from fedpeft_clients.tasks import train
+
+SECURE = {"exchange": {"up": {"density": 1.0}, "secure": {"enabled": True}}, "federation": {"nodes": 3}}
+PRIVATE = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.3, "most_noise": 99.0}
+OPEN = {"unit": "none", "noise_multiplier": None, "sampling_probability": None, "most_noise": 1.0}
+
+
+def rule(home, task, blob=b""):
+    """The rule by which a node refuses an order; nothing may have been opened or kept for it."""
+    before, records = held_rounds(home.states), home.train.read_bytes()
+    home.train.unlink()
+    try:
+        with pytest.raises(PolicyError) as refusal:
+            train(home, task, blob)
+    finally:
+        home.train.write_bytes(records)
+    assert held_rounds(home.states) == before
+    return refusal.value.rule
+
+
+def warm(home, seed=0):
+    """A state that is not the agreed start: B is random, so that gradients reach A and token rows."""
+    return np.random.default_rng(seed).normal(scale=0.02, size=Desk.of(home).attached.layout.size)
+
+
+def test_round_one_starts_from_the_agreed_adapter_and_no_other(organisation):
+    home, coordinator = organisation()
+    assert rule(home, *coordinator.whole(warm(home))) == "start"
+    first = coordinator.first_task()
+    reply = train(home, first, b"")
+    assert rule(home, *coordinator.whole(warm(home))) == "again"
+    assert train(home, first, b"") == reply
+
+
+def test_the_agreed_start_may_be_sent_whole(organisation):
+    home, coordinator = organisation()
+    agreed = Desk.of(home).attached.initial()
+    assert train(home, *coordinator.whole(agreed))[0].round == 1
+
+
+@pytest.mark.parametrize("lost", [(), ("states",), ("outbox",)])
+def test_a_node_takes_one_state_a_round(organisation, lost):
+    """Also after a restart, and where one of the two places that remember the answer is gone."""
+    import shutil
+
+    home, coordinator = organisation()
+    train(home, coordinator.first_task(), b"")
+    order = coordinator.whole(warm(home, 1), round=2)
+    reply = train(home, *order)
+    for folder in lost:
+        shutil.rmtree(getattr(home, folder))
+    for seed in range(2, 5):
+        assert rule(home, *coordinator.whole(warm(home, seed), round=2)) == "again"
+    assert train(home, *order) == reply
+
+
+def test_rounds_do_not_go_back(organisation):
+    """What was not answered in its turn is not answered later; what was is sent again."""
+    home, coordinator = organisation()
+    first = coordinator.first_task()
+    reply = train(home, first, b"")
+    train(home, *coordinator.whole(warm(home), round=3))
+    assert rule(home, *coordinator.whole(warm(home, 1), round=2)) == "back"
+    assert train(home, first, b"") == reply
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"steps": 1}, "steps"),
+        ({"steps": 3}, "steps"),
+        ({"lr": 1e-5}, "rate"),
+        ({"lr": 1.0}, "rate"),
+        ({"round": 4}, "rounds"),
+        ({"round": 0}, "rounds"),
+        ({"attempt": 1}, "secure"),
+    ],
+)
+def test_an_order_asks_for_what_was_agreed_and_nothing_else(organisation, change, name):
+    home, coordinator = organisation()
+    assert rule(home, replace(coordinator.first_task(), **change)) == name
+
+
+def test_the_coordinator_is_told_the_rule(joined):
+    config = joined.config()
+    joined.offer(config)
+    reply = joined.say(TRAIN, joined.first_task(config, steps=1))[1]
+    assert (reply.error.code, reply.error.reason) == (7, "PolicySteps")
+
+
+def test_a_refused_order_costs_nothing(joined):
+    from fedpeft.privacy import Ledger
+
+    config = joined.config()
+    joined.offer(config)
+    for change in ({"steps": 1}, {"state": bytes(32)}, {"lr": 1e-9}):
+        assert joined.say(TRAIN, joined.first_task(config, **change))[1].has_error()
+    assert [e for e in Ledger(joined.organisation.ledger).entries() if e.kind == "reserve"] == []
+
+
+def drawn(monkeypatch, work):
+    """Indices of the batches that a round drew."""
+    from fedpeft.training import local
+
+    seen, real = [], epochs
+
+    def watching(*arguments):
+        for batch in real(*arguments):
+            seen.append(batch.tolist())
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "epochs", watching)
+        work()
+    return seen
+
+
+def public(config, name="clinic", count=12):
+    """What whoever knows the config expects."""
+    rng = stream(config.run.seed, 1, name, "batches")
+    federation = config.federation
+    return [b.tolist() for b in islice(epochs(count, federation.batch_size, rng), federation.local_steps)]
+
+
+def one_round(joined, **sections):
+    config = joined.config(**sections)
+    assert joined.offer(config) == ("agreed", "")
+    assert not joined.say(TRAIN, joined.first_task(config))[1].has_error()
+    return config
+
+
+def test_batches_of_an_organisation_follow_from_no_seed(joined, monkeypatch):
+    joined.policy(privacy={"units": ["none"]})
+    found = []
+    for seed in (1, 2):
+        settings = {"privacy": OPEN, "run": {"seed": seed}}
+        batches = drawn(monkeypatch, lambda settings=settings: one_round(joined, **settings))
+        assert len(batches) == 2 and batches != public(joined.config(**settings))
+        found.append(batches)
+    assert found[0] != found[1]
+
+
+def test_batches_follow_from_the_seed_where_run_and_policy_say_so(joined, monkeypatch):
+    """For reproducing a deployment; policy and terms say it, and it is marked as not private."""
+    seeded = {"privacy": {**OPEN, "randomness": "seeded"}}
+    joined.policy(privacy={"units": ["none"]})
+    assert joined.offer(joined.config(**seeded)) == ("refused", "randomness")
+    joined.policy(privacy={"seeded": True})
+    batches = drawn(monkeypatch, lambda: one_round(joined, **seeded))
+    assert batches == public(joined.config(**seeded))
+
+
+def test_batches_of_a_simulation_follow_from_its_seed(organisation, monkeypatch):
+    home, coordinator = organisation()
+    assert home.signing_seed is not None
+    batches = drawn(monkeypatch, lambda: train(home, coordinator.first_task(), b""))
+    assert batches == public(home.config)
+
+
+def begun(home, state):
+    """A secure sum whose first phase this node has answered."""
+    roster = {name: bytes([index]) * 32 for index, name in enumerate(("bank", "clinic", "court"))}
+    keys = pack_table(roster | {"clinic": secure.signer_of(home).public})
+    secure.answer(home, SecureTask("keys", 1, 1, state, 3, 8, 0, [1]), keys)
+
+
+def test_a_secure_sum_is_of_the_state_that_is_trained_from(organisation):
+    """Else nodes that train from different models share masks, and the sum shows one of them alone."""
+    home, coordinator = organisation(**SECURE)
+    task = coordinator.first_task(attempt=1)
+    begun(home, bytes(32))
+    assert rule(home, task) == "secure"
+    begun(home, task.state)
+    with pytest.raises(FedPeftError) as error:
+        train(home, task, pack_table({}))
+    assert not isinstance(error.value, PolicyError)
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({}, True),
+        (SECURE, False),
+        ({"privacy": PRIVATE}, False),
+    ],
+)
+def test_seconds_of_training_leave_only_where_single_records_may_show(organisation, sections, told):
+    from types import SimpleNamespace
+
+    home, coordinator = organisation(**sections)
+    spent, head = SimpleNamespace(epsilon=0.0), SimpleNamespace(seq=3, hash="00" * 32)
+    reply = local_round._reply(Desk.of(home), coordinator.first_task(), spent, head, 3.5)
+    assert reply.train_s == (3.5 if told else 0.0)
