@@ -1,9 +1,8 @@
-"""The house's own rules: sizes of files and functions, who imports what at start-up, and how fast."""
+"""The house's own rules: sizes of files and functions, who imports what at start-up, and how much of it."""
 
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -62,15 +61,15 @@ def test_the_command_line_imports_nothing_heavy():
     assert loaded.stdout.strip() == ""
 
 
-def test_help_takes_less_than_half_a_second():
-    command = [str(Path(sys.executable).parent / "fedpeft"), "--help"]
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        shown = subprocess.run(command, capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
+def test_help_imports_few_modules():
+    """It starts quickly on every machine; a bare interpreter has about 80 modules, torch some 1,500."""
+    script = (
+        "import sys; from fedpeft.cli import main; sys.argv = ['fedpeft', '--help']\n"
+        "try:\n    main()\nfinally:\n    print(len(sys.modules), file=sys.stderr)"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "simulate" in shown.stdout and "audit" in shown.stdout
-    assert min(times) < 0.5
+    assert int(shown.stderr) <= 400
 
 
 def test_private_names_of_flower_stay_in_one_place():
