@@ -71,7 +71,7 @@ Event = Steps | Skellam | Pure
 def epsilon(events: Iterable[Event], delta: float, interval: float = FINE) -> float:
     """Joint epsilon of all releases on one data set; 0 without releases; inf without noise.
 
-    Equal releases are merged, so the order does not matter and repeated calls are cached (below 1 ms). An
+    Equal releases are merged, so the order does not matter, and repeated calls are cached. An
     upper bound always: by PLD, or, as soon as one event is a `Skellam`, by RDP for all of them.
 
     Args:
