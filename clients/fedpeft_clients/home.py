@@ -146,15 +146,15 @@ class Home:
         target = privacy.epsilon if privacy.trust != "central" else None
         return Budget(privacy.budget or target, privacy.yearly_budget)
 
-    def records(self) -> list[Record]:
-        """The training records, from the organisation's own file.
+    def records(self, faults: list[str] | None = None) -> list[Record]:
+        """The training records, from the organisation's own file; ``faults`` as in `read_records`.
 
         Raises:
             DataError: a record cannot be used; names its line, never its text.
         """
         if self.own.columns is None:
-            return read_written(self.train, self.config.data)
-        return read_records(self.train, self.config.data.model_copy(update=dict(self.own.columns)))
+            return read_written(self.train, self.config.data, faults)
+        return read_records(self.train, self.config.data.model_copy(update=dict(self.own.columns)), faults)
 
     @property
     def classes(self) -> tuple[str, ...] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ from fedpeft_clients.state import Answer, NodeState, held_rounds, load_state
 from fedpeft_clients.summands import Integers, summand
 from fedpeft_clients.taps import Taps, Watched
 
+LOG = logging.getLogger("fedpeft.node")
 INTEGERS = "integers"
 """Beside the residuals of a secure round: what was masked, for another attempt of the same sum."""
 
@@ -171,10 +173,27 @@ def _train(desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> t
         support=None if support is None else np.asarray(support.positions(desk.attached.layout), np.int64),
     )
     started = time.monotonic()
-    train_local(desk.attached, examples, plan, _batches(home, task.round), plans(desk).dpsgd, extras)
+    _trained(desk, examples, plan, _batches(home, task.round), extras)
     seconds = time.monotonic() - started
     taps.truth(examples.seen)
     return seconds, examples
+
+
+def _trained(
+    desk: Desk, examples: Watched, plan: LocalPlan, rng: np.random.Generator, extras: Extras
+) -> None:
+    """Train in place; where other nodes' noise or masks hide an update, one that fails is an update of zeros.
+
+    With noise of the node's own no step fails because of a record, and an update without noise would tell.
+    """
+    attached, dpsgd, start = desk.attached, plans(desk).dpsgd, desk.attached.get()
+    try:
+        train_local(attached, examples, plan, rng, dpsgd, extras)
+    except Exception as error:
+        if dpsgd is not None or not desk.home.discreet:
+            raise
+        LOG.warning("training failed (%s); the update is zero", type(error).__name__)
+        attached.load(start)
 
 
 def _batches(home: Home, round: int) -> np.random.Generator:
@@ -203,9 +222,15 @@ def _decoded(desk: Desk, task: TrainTask, plan: ExchangePlan, envelope: bytes) -
 
 def _look(desk: Desk, task: TrainTask, plan: ExchangePlan, envelope: bytes, examples: Watched) -> None:
     """The node's own audit of the very bytes, if it wants one; it may refuse to send them."""
-    if desk.home.audit.outbox != "off":
-        values = _decoded(desk, task, plan, envelope)
+    if desk.home.audit.outbox == "off":
+        return
+    values = _decoded(desk, task, plan, envelope)
+    try:
         look(desk, task.round, task.lr, values, (examples.seen, list(examples)))
+    except Exception as error:
+        if not desk.home.discreet:
+            raise
+        LOG.warning("the node's own audit failed (%s); the update leaves unseen", type(error).__name__)
 
 
 def _compressed(

@@ -1,6 +1,7 @@
 """Reading records from JSONL, CSV, Parquet and Hugging Face datasets folders.
 
-Every error names the file, the line or row and the rule; none repeats what stands in the record.
+Every error names the file, the line or row and the rule; none repeats what stands in the record. What is
+wrong with one row is an error of this row alone: a reader that must not tell of it leaves it out and goes on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import csv
 import difflib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from fedpeft.data.records import Record
 from fedpeft.errors import DataError
 
 Row = dict[str, Any]
-Rows = Iterator[tuple[str, Row]]
+Rows = Iterator[tuple[str, Row | DataError]]
+"""Place and content of each row, or why it has none."""
 
 _SUFFIXES = {
     ".jsonl": "jsonl",
@@ -30,22 +32,41 @@ _SUFFIXES = {
 _DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
 
 
-def read_records(path: Path, cfg: DataConfig) -> list[Record]:
+def read_records(path: Path, cfg: DataConfig, faults: list[str] | None = None) -> list[Record]:
     """All records of one file or datasets folder.
 
     Columns are mapped by ``cfg``: prompt and completion, or messages for chats, and the partition column.
 
+    Args:
+        path: of the file or folder.
+        cfg: format and columns.
+        faults: None: a row that cannot be used is an error, and so is a file without records. A list: such
+            rows are left out, each with its cause in the list, and there may be no records.
+
     Raises:
-        DataError: no such file, an unknown format, a missing column, a bad row or no records.
+        DataError: no such file, an unknown format, no file of its format, a missing column, a bad row or no
+            records.
     """
     kind = _format(path, cfg)
-    records = [_record(path, place, row, cfg) for place, row in _READERS[kind](path)]
-    if not records:
+    records = list(_usable(path, cfg, _READERS[kind](path), faults))
+    if not records and faults is None:
         raise DataError(f"{path} holds no records; each organisation needs at least one")
     return records
 
 
-def read_written(path: Path, cfg: DataConfig) -> list[Record]:
+def _usable(path: Path, cfg: DataConfig, rows: Rows, faults: list[str] | None) -> Iterator[Record]:
+    for place, row in rows:
+        try:
+            if isinstance(row, DataError):
+                raise row
+            yield _record(path, place, row, cfg)
+        except DataError as error:
+            if faults is None:
+                raise
+            faults.append(str(error))
+
+
+def read_written(path: Path, cfg: DataConfig, faults: list[str] | None = None) -> list[Record]:
     """Records as `write_records` wrote them, whatever the columns of the original files were.
 
     Raises:
@@ -53,7 +74,7 @@ def read_written(path: Path, cfg: DataConfig) -> list[Record]:
     """
     columns = {"format": "jsonl", "prompt": "prompt", "completion": "completion", "partition_column": None}
     chats = {"messages": cfg.messages and "messages", "person": cfg.person and "person"}
-    return read_records(path, cfg.model_copy(update={**columns, **chats}))
+    return read_records(path, cfg.model_copy(update={**columns, **chats}), faults)
 
 
 def read_folder(path: Path, cfg: DataConfig) -> dict[str, list[Record]]:
@@ -109,17 +130,24 @@ def _read_jsonl(path: Path) -> Rows:
     # not splitlines: U+2028 and form feeds may stand inside a JSON string
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
-            value = _parse(line)
-            if not isinstance(value, dict):
-                raise DataError(f"{path} line {number}: not a JSON object; each line must be one")
-            yield f"line {number}", value
+            yield f"line {number}", _object(f"{path} line {number}", line)
+
+
+def _object(where: str, line: str) -> Row | DataError:
+    try:
+        value = _parse(_checked(where, line))
+    except DataError as error:
+        return error
+    if isinstance(value, dict):
+        return value
+    return DataError(f"{where}: not a JSON object; each line must be one")
 
 
 def _parse(line: str) -> Any:
     """The JSON value, or None; the parser's own error would carry the text."""
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -127,28 +155,31 @@ def _read_csv(path: Path) -> Rows:
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     header: list[str] | None = None
     while (row := _next_csv(path, reader)) is not None:
-        if header is None:
+        place = f"line {reader.line_num}"
+        if isinstance(row, DataError):
+            yield place, row
+        elif header is None:
             header = _header(path, row)
+        elif row and len(row) != len(header):
+            cause = f"{len(row)} fields, the header has {len(header)}; quote fields that hold a comma"
+            yield place, DataError(f"{path} {place}: {cause}")
         elif row:
-            if len(row) != len(header):
-                cause = f"{len(row)} fields, the header has {len(header)}; quote fields that hold a comma"
-                raise DataError(f"{path} line {reader.line_num}: {cause}")
-            yield f"line {reader.line_num}", dict(zip(header, row, strict=True))
+            yield place, dict(zip(header, row, strict=True))
 
 
-def _next_csv(path: Path, reader: Any) -> list[str] | None:
+def _next_csv(path: Path, reader: Any) -> list[str] | DataError | None:
+    """The next row; a broken one ends with its line. The reader's own error would carry the text."""
     try:
         return next(reader, None)
     except csv.Error:
-        number = reader.line_num
-    limit = csv.field_size_limit()
-    raise DataError(
+        number, limit = reader.line_num, csv.field_size_limit()
+    return DataError(
         f"{path} line {number}: not valid CSV; check its quotes, and fields above {limit} characters"
     )
 
 
 def _header(path: Path, row: list[str]) -> list[str]:
-    names = [name.strip() for name in row]
+    names = [_checked(f"{path} line 1", name.strip()) for name in row]
     if len(set(names)) != len(names) or "" in names:
         raise DataError(f"{path} line 1: column names must be unique and not empty")
     return names
@@ -159,14 +190,23 @@ def _read_parquet(path: Path) -> Rows:
     import pyarrow.parquet as pq
 
     try:
-        batches = pq.ParquetFile(path).iter_batches()
-        rows = [row for batch in batches for row in batch.to_pylist()]
+        batches = list(pq.ParquetFile(path).iter_batches())
     except (pa.ArrowException, OSError) as error:
         cause = type(error).__name__
     else:
-        yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
+        yield from _numbered(path, (batch.slice(n, 1) for batch in batches for n in range(batch.num_rows)))
         return
     raise DataError(f"{path} is not a readable Parquet file ({cause}); write it again")
+
+
+def _numbered(path: Path, rows: Iterable[Any]) -> Rows:
+    """Rows of one row each; a value that Python has no form for (a date in year 0) spoils its own row."""
+    for number, row in enumerate(rows, 1):
+        place = f"row {number}"
+        try:
+            yield place, row.to_pylist()[0]
+        except Exception as error:  # the error would carry the value
+            yield place, DataError(f"{path} {place}: it cannot be read ({type(error).__name__})")
 
 
 def _read_dataset(path: Path) -> Rows:
@@ -180,7 +220,8 @@ def _read_dataset(path: Path) -> Rows:
         if isinstance(data, datasets.DatasetDict):
             name = "train" if "train" in data else min(data)
             data = data[name]
-        yield from ((f"row {number}", dict(row)) for number, row in enumerate(data, 1))
+        table = data.with_format("arrow")
+        yield from _numbered(path, (table[n] for n in range(len(table))))
         return
     raise DataError(f"{path} is not a readable datasets folder ({cause}); write it with save_to_disk")
 
@@ -194,11 +235,23 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
 
 
 def _text(path: Path) -> str:
+    """A file as text; bytes that are no UTF-8 become what `_checked` finds in the rows that hold them."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
+        return path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
         cause = type(error).__name__
-    raise DataError(f"{path} cannot be read as UTF-8 text ({cause}); convert it or set data.format")
+    raise DataError(f"{path} cannot be read ({cause})")
+
+
+def _checked(where: str, text: str) -> str:
+    """A text that can be written down: no half of a surrogate pair, and no bytes that were not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        return text
+    raise DataError(f"{where} cannot be read as UTF-8 text; convert the file or set data.format")
 
 
 def _record(path: Path, place: str, row: Row, cfg: DataConfig) -> Record:
@@ -223,7 +276,7 @@ def _person(where: str, row: Row, cfg: DataConfig) -> str | None:
 
 def _group(where: str, row: Row, cfg: DataConfig) -> str | None:
     if cfg.partition_column is None:
-        return row["group"] if isinstance(row.get("group"), str) else None
+        return _checked(where, row["group"]) if isinstance(row.get("group"), str) else None
     return _string(
         where, cfg.partition_column, _column(where, row, cfg.partition_column, "data.partition_column")
     )
@@ -241,7 +294,7 @@ def _column(where: str, row: Row, name: str, setting: str) -> Any:
 
 def _string(where: str, name: str, value: Any) -> str:
     if isinstance(value, str):
-        return value
+        return _checked(where, value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise DataError(f"{where}: {name!r} is {_kind(value)}; it must be text or a whole number")
@@ -257,6 +310,8 @@ def _messages(where: str, value: Any) -> tuple[tuple[str, str], ...]:
         )
     if messages[-1][0] != "assistant" or not messages[-1][1].strip():
         raise DataError(f"{where}: the last message must come from the assistant and not be empty")
+    for role, content in messages:
+        _checked(where, role + content)
     return messages
 
 

@@ -75,6 +75,7 @@ def tokenise(
     cfg: DataConfig,
     task: Task = "causal-lm",
     labels: Sequence[str] | None = None,
+    faults: list[str] | None = None,
 ) -> list[Example]:
     """Token ids and loss weights of records.
 
@@ -89,6 +90,8 @@ def tokenise(
         cfg: template, maximal length and prompt weight.
         task: head of the model; sequence classification sees the prompt only.
         labels: classes in agreed order; needed for sequence classification.
+        faults: None: a record that cannot be tokenised is an error. A list: such records are left out,
+            whatever tokenizer or template made of them, each with its cause in the list.
 
     Raises:
         DataError: a template without its two fields, a chat without a chat template, an unknown label
@@ -98,7 +101,16 @@ def tokenise(
     if task == "sequence-classification" and not places:
         raise DataError("sequence classification needs the list of labels; none was given")
     frame = _Frame.of(tokenizer, cfg)
-    return [_example(record, number, frame, task, places) for number, record in enumerate(records, 1)]
+    examples: list[Example] = []
+    for number, record in enumerate(records, 1):
+        try:
+            examples.append(_example(record, number, frame, task, places))
+        except Exception as error:  # tokenizers and templates fail in their own ways, and repeat the text
+            if faults is None:
+                raise
+            known = isinstance(error, DataError)
+            faults.append(str(error) if known else f"record {number}: {type(error).__name__}")
+    return examples
 
 
 def collate(examples: Sequence[Example], pad_id: int, device: str | torch.device = "cpu") -> Batch:

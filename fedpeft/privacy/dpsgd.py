@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +16,14 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy import noise
 from fedpeft.privacy.csprng import Randomness, words
 from fedpeft.privacy.gates import Engine
-from fedpeft.privacy.per_example import Positions, clipped_sum
+from fedpeft.privacy.passes import bounds_of, clear
+from fedpeft.privacy.per_example import FloatVector64, Positions, clipped_sum
 from fedpeft.privacy.plan import PrivacyPlan
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
+
+LOG = logging.getLogger("fedpeft.privacy")
 
 Units = NDArray[np.int64]
 """The unit of each row of a physical batch, ascending."""
@@ -48,7 +53,8 @@ def noisy_gradient(
 
     The noise is added once, in float64, to the sum over all physical batches and before any cast; without
     batches (an empty Poisson draw) the result is noise alone. The divisor is the plan's public constant.
-    Values off the support are 0.
+    Values off the support are 0. A unit whose gradient cannot be computed counts as zero, as one that is not
+    finite does: whether a step failed would tell of it.
 
     Args:
         attached: the model and its trainable parameters.
@@ -62,10 +68,31 @@ def noisy_gradient(
     size = attached.layout.size if support is None else len(support)
     total = np.zeros(size, np.float64)
     for batch, units in batches:
-        total += clipped_sum(attached, batch, plan.clip, units, support, mechanism.engine)[0]
+        total += _contribution(attached, batch, units, mechanism, size)
     total += plan.noise_multiplier * plan.clip * noise.gaussian(size, mechanism.source)
     if not np.isfinite(total).all():
         raise PrivacyError("the noisy gradient is not finite; lower privacy.clip or the noise multiplier")
     gradient = np.zeros(attached.layout.size, np.float32)
     gradient[slice(None) if support is None else support] = total / plan.expected_batch_size
     return gradient
+
+
+def _contribution(
+    attached: Attached, batch: Batch, units: Units | None, mechanism: Mechanism, size: int
+) -> FloatVector64:
+    """The clipped sum of a batch; where the pass fails, that of the units which do not fail alone."""
+    try:
+        clip, support = mechanism.plan.clip, mechanism.support
+        return clipped_sum(attached, batch, clip, units, support, mechanism.engine)[0]
+    except PrivacyError:
+        raise  # the mechanism itself does not hold, whatever the records are
+    except Exception as error:
+        clear(attached)
+        bounds = bounds_of(units, len(batch))
+        if len(bounds) > 2:
+            parts = [
+                (batch.part(start, end), np.zeros(end - start, np.int64)) for start, end in pairwise(bounds)
+            ]
+            return sum((_contribution(attached, *part, mechanism, size) for part in parts), np.zeros(size))
+        LOG.warning("a gradient cannot be computed (%s) and counts as zero", type(error).__name__)
+        return np.zeros(size)

@@ -48,10 +48,9 @@ def test_an_unexpected_error_of_the_app_names_its_class_only(joined):
     joined.offer(config)
     task = joined.first_task(config)
     (file,) = [one.file for one in joined.organisation.datasets().values()]
-    with open(file, "ab") as records:
-        records.write(b'{"q": "secret \xff"}\n')
+    os.unlink(file)
     left = joined.say(TRAIN, task)[1]
-    assert (left.error.code, left.error.reason) == (2, "DataError")
+    assert (left.error.code, left.error.reason) == (2, "FileNotFoundError")
     assert joined.log()[-1]["kind"] == "error"
 
 

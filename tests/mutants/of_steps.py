@@ -8,6 +8,9 @@ CSPRNG, NOISE, SAMPLING = "fedpeft.privacy.csprng", "fedpeft.privacy.noise", "fe
 STEP, ROWS, GATES = "fedpeft.privacy.dpsgd", "fedpeft.privacy.per_example", "fedpeft.privacy.gates"
 LOCAL, UNITS, LOSS = "fedpeft.training.local", "fedpeft.training.units", "fedpeft.training.loss"
 
+UNCLIPPED = (
+    "__import__('dataclasses').replace(mechanism, plan=plan.__class__(**{**vars(plan), 'clip': 1e30}))"
+)
 BUGS = "fedpeft/test_privacy_bugs.py::"
 GRADIENTS = "fedpeft/test_privacy_per_example.py::"
 METHODS = "fedpeft/test_privacy_per_example_methods.py::"
@@ -17,7 +20,7 @@ TRAINING = "fedpeft/test_training.py::"
 TWIN = "fedpeft/test_training_private.py::test_a_seeded_round_equals_the_naive_twin[all-records-auto-lora]"
 
 NOISE_LINE = "total += plan.noise_multiplier * plan.clip * noise.gaussian(size, mechanism.source)"
-SUM_LINE = "total += clipped_sum(attached, batch, plan.clip, units, support, mechanism.engine)[0]\n"
+SUM_LINE = "total += _contribution(attached, batch, units, mechanism, size)\n"
 
 MUTANTS = (
     Mutant(
@@ -41,7 +44,7 @@ MUTANTS = (
         "the sum of the batch is clipped, not each gradient",
         STEP,
         SUM_LINE,
-        SUM_LINE.replace("plan.clip", "1e30")
+        SUM_LINE.replace("mechanism", UNCLIPPED)
         + "        total *= min(1.0, plan.clip / max(float(np.linalg.norm(total)), 1e-30))\n",
         (TWIN,),
     ),
