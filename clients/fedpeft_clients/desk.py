@@ -25,6 +25,7 @@ from fedpeft.exchange import (
 )
 from fedpeft.privacy import PrivacyPlan
 from fedpeft.privacy import plan_from_config as privacy_plan
+from fedpeft.privacy.gates import engine_of
 from fedpeft.privacy.signal import check_signal
 from fedpeft.protocol import COORDINATOR, NO_STATE, TrainTask, run_id, state_digest
 from fedpeft.runstore import write_atomic
@@ -194,7 +195,8 @@ def plans(desk: Desk) -> Plans:
     """The plans of a node's own config, kept per process: calibrating noise takes a while.
 
     Raises:
-        PrivacyError: the noise of the plan would swamp whatever the run could learn.
+        PrivacyError: the noise of the plan would swamp whatever the run could learn, or no clip bounds what a
+            record does to this base.
     """
     key, config = desk.run, desk.home.config
     if key not in _plans:
@@ -203,7 +205,10 @@ def plans(desk: Desk) -> Plans:
         if privacy is not None:
             check_signal(privacy, size, config.federation.nodes, config.privacy.most_noise)
         up = up_plan(config.exchange, privacy is not None and privacy.trust == "local", _own_clip(privacy))
-        _plans[key] = Plans(up, codec_from_config(config.exchange.down), privacy)
+        made = Plans(up, codec_from_config(config.exchange.down), privacy)
+        if made.dpsgd is not None:
+            engine_of(desk.attached, config.run.engine, config.data.max_length)
+        _plans[key] = made
     return _plans[key]
 
 

@@ -171,6 +171,7 @@ def _train(desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> t
         on_first_gradient=taps.gradient if taps.folder else None,
         flags=PerformanceFlags.of(home.config.run),
         support=None if support is None else np.asarray(support.positions(desk.attached.layout), np.int64),
+        longest=home.config.data.max_length,
     )
     started = time.monotonic()
     _trained(desk, examples, plan, _batches(home, task.round), extras)

@@ -1,6 +1,7 @@
 """Gradients of units, one per row: from one backward pass for many units, or one per record.
 
-A unit is one record, or the records of one person, whose loss is the mean of its records' losses.
+The model is `steady`, and each pass begins from the state that it had at the entry. A unit is one record, or
+the records of one person, whose loss is the mean of its records' losses.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from fedpeft.data import Batch
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.linear_hooks import Recorder
 from fedpeft.training.loss import per_example_loss
+from fedpeft.training.modes import forget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +48,7 @@ def batched_rows(attached: Attached, batch: Batch, bounds: NDArray[np.int64]) ->
     with recorder:
         shares = torch.repeat_interleave(1 / counts, counts)
         _backward(per_example_loss(attached.model, batch) * shares)
+        forget(attached.model)
     owners = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     return [_joined(recorder.found.pop(name, None), owners, len(counts)) for name in attached.layout.names]
 
@@ -58,8 +61,9 @@ def _joined(gradients: Tensor | None, owners: Tensor, units: int) -> Tensor | No
 
 
 def unit_row(attached: Attached, batch: Batch) -> Rows:
-    """The gradient of the one unit that the whole batch is, from one pass per record; right for any model.
+    """The gradient of the one unit that the whole batch is, from one pass per record, cut to its own length.
 
+    Right for any model that passes the gates of the loop: no pass has seen another record, nor its length.
     Activations of one record live at a time, and one gradient for the whole unit.
     """
     clear(attached)
@@ -68,6 +72,7 @@ def unit_row(attached: Attached, batch: Batch) -> Rows:
             length = max(int(batch.lengths[row]), 1)
             single = _trimmed(batch.part(row, row + 1), length)
             _backward(per_example_loss(attached.model, single) / len(batch))
+            forget(attached.model)
         return [_taken(attached.parameters[name]) for name in attached.layout.names]
     finally:
         clear(attached)

@@ -1,8 +1,8 @@
 """Gradients of records or persons, clipped one by one and summed.
 
 Two engines give the same numbers. *batched* reads the gradients of many units from one backward pass through
-hooks; *loop* runs one backward pass per record, holds one unit's gradient and is right for every method.
-`fedpeft.privacy.gates` says which one serves a model.
+hooks; *loop* runs one backward pass per record, at its own length, and holds one unit's gradient.
+`fedpeft.privacy.gates` says which one serves a model, or refuses it.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def _blocks(
     attached: Attached, batch: Batch, bounds: NDArray[np.int64], engine: Engine
 ) -> Iterator[tuple[Rows, int]]:
     """Gradients and number of units, of as many at once as the engine and the memory allow."""
-    most = 1 if engine.name == "loop" else max(1, VALUES_AT_ONCE // max(attached.layout.size, 1))
+    alone = engine.name == "loop" or batch.ids.shape[1] > engine.longest
+    most = 1 if alone else max(1, VALUES_AT_ONCE // max(attached.layout.size, 1))
     first = 0
     while first < len(bounds) - 1:
         last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + most, "right")) - 1)

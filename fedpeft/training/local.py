@@ -15,7 +15,7 @@ from fedpeft.data import Batch, Example
 from fedpeft.errors import DataError, PrivacyError
 from fedpeft.privacy.csprng import KEY_BYTES, seeded, words
 from fedpeft.privacy.dpsgd import Mechanism, noisy_gradient
-from fedpeft.privacy.gates import engine_of
+from fedpeft.privacy.gates import LONGEST, engine_of
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
 from fedpeft.training.batches import epochs, gather, physical, whole_units
@@ -42,11 +42,14 @@ class Extras:
         flags: speed and memory.
         support: increasing public positions of the flat vector, int64: under privacy nothing else moves, and
             nothing else bears noise. None: all values.
+        longest: most tokens of a record, as ``data.max_length``: how far the gates of privacy look. A longer
+            record is right too, but slow.
     """
 
     on_first_gradient: GradientTap | None = None
     flags: PerformanceFlags = field(default_factory=PerformanceFlags)
     support: NDArray[np.int64] | None = None
+    longest: int = LONGEST
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def _mechanism(
             f"{plan.steps} local steps, but the privacy plan accounts for {privacy.steps_per_round} per round"
         )
     source = seeded(rng.bytes(KEY_BYTES)) if privacy.reproducible else words
-    return Mechanism(privacy, extras.support, source, engine_of(attached, extras.flags.engine))
+    engine = engine_of(attached, extras.flags.engine, extras.longest)
+    return Mechanism(privacy, extras.support, source, engine)
 
 
 def _train_private(

@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.nn import functional
 
+from fedpeft.training.modes import steady
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -110,7 +112,7 @@ def _head_is_pointwise(model: Any, device: torch.device) -> bool:
         return False
     ids = torch.arange(2 * PROBE_TOKENS, device=device).reshape(2, PROBE_TOKENS) % head.out_features
     rows, columns = torch.tensor([0, 1, 1], device=device), torch.tensor([3, 0, 4], device=device)
-    with torch.no_grad():
+    with torch.no_grad(), steady(model):
         whole = _all_logits(model, ids)[rows, columns].float()
         chosen = _selected_logits(model, ids, rows, columns).float()
     if chosen.shape != whole.shape:

@@ -1,28 +1,124 @@
-"""How a model stands while it is trained."""
+"""How a model stands while it is trained, and what a pass may leave behind in it: nothing."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+
+_TORCH = frozenset(vars(nn.Module()))
+"""What torch keeps in each module; everything else there is the model's own."""
+_CONTAINERS = frozenset((list, tuple, dict, OrderedDict, set, np.ndarray))
+
+_steady: WeakKeyDictionary[nn.Module, list[_Kept]] = WeakKeyDictionary()
+"""The models that are steady now, and what they were at the outermost entry."""
 
 
 @contextmanager
 def steady(model: Any) -> Generator[None]:
-    """No dropout and no batch statistics, so that a pass depends on its inputs alone.
+    """No dropout, no batch statistics and no memory, so that a pass depends on its inputs alone.
 
     Every module is in evaluation mode, except layers that recompute activations (gradient checkpointing)
     and bitsandbytes layers: in evaluation mode the 4-bit ones repack the shared base in place on CPUs with
-    AVX512-BF16, and the 8-bit ones choose outliers over the whole batch. Restored on exit.
+    AVX512-BF16, and the 8-bit ones choose outliers over the whole batch. Restored on exit, as by `forget`.
     """
     changed = [module for module in model.modules() if module.training != _stays_in_training(module)]
+    outermost = model not in _steady
+    if outermost:
+        _steady[model] = [_Kept(module) for module in model.modules()]
     try:
         for module in changed:
             module.training = not module.training
         yield
     finally:
+        forget(model)
+        if outermost:
+            del _steady[model]
         for module in changed:
             module.training = not module.training
+
+
+def forget(model: Any) -> None:
+    """Put back what passes since the outermost `steady` left behind in a model, besides its parameters.
+
+    Some models carry state from pass to pass: frequencies stretched by the longest record so far, running
+    statistics, caches. Buffers, and tensors, numbers and containers in attributes, become what they were.
+    What a model hides in other objects stays; `fedpeft.privacy.gates` refuses a model that uses such a thing.
+    """
+    with torch.no_grad():
+        for module in _steady[model]:
+            module.put_back()
+
+
+class _Kept:
+    """The state of one module besides its parameters and children."""
+
+    def __init__(self, module: nn.Module) -> None:
+        own: dict[str, Any] = vars(module)
+        self.places = [(place, place.copy()) for place in (own, own["_buffers"])]
+        self.values = [
+            _Value(value)
+            for place in (own, own["_buffers"])
+            for key, value in place.items()
+            if _may_change(value) and key not in _TORCH
+        ]
+
+    def put_back(self) -> None:
+        for value in self.values:
+            value.put_back()
+        for place, kept in self.places:
+            if len(place) != len(kept) or not all(map(is_, place.values(), kept.values())):
+                for key in (place.keys() | kept.keys()) - _TORCH:
+                    if key in kept:
+                        place[key] = kept[key]
+                    else:
+                        del place[key]
+
+
+class _Value:
+    """A tensor or container: the object itself, what it held, and what it held that could change, too."""
+
+    __slots__ = ("content", "held", "inner")
+
+    def __init__(self, held: Any) -> None:
+        self.held, self.inner = held, ()
+        if isinstance(held, torch.Tensor):
+            self.content = (_version(held), held.detach().clone())
+            return
+        self.content = held if type(held) is tuple else held.copy()
+        if type(held) is not np.ndarray:
+            items: Any = held.values() if isinstance(held, dict) else held
+            self.inner = tuple([_Value(item) for item in items if _may_change(item)])
+
+    def put_back(self) -> None:
+        held, content = self.held, self.content
+        for value in self.inner:
+            value.put_back()
+        if isinstance(held, torch.Tensor):
+            if _version(held) != content[0]:
+                held.copy_(content[1])
+        elif type(held) in (list, np.ndarray):
+            held[:] = content
+        elif type(held) is not tuple:
+            held.clear()
+            held.update(content)
+
+
+def _may_change(value: Any) -> bool:
+    """Whether a pass could change what a value holds, and that could be put back."""
+    return type(value) in _CONTAINERS or (isinstance(value, torch.Tensor) and type(value) is not nn.Parameter)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Counts the changes in place; tensors made in inference mode count none and cannot be changed here."""
+    return 0 if tensor.is_inference() else tensor._version  # pyright: ignore[reportPrivateUsage]
 
 
 def _stays_in_training(module: Any) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedpeft.errors import FederationError
+from fedpeft.errors import FederationError, PrivacyError
 from fedpeft.privacy import Ledger
 from fedpeft.privacy.accounting import Steps, epsilon
 from fedpeft.privacy.plan import Grid, PrivacyPlan
@@ -152,3 +152,12 @@ def test_against_an_untrusted_coordinator_the_seconds_stay_at_home(organisation)
     task = coordinator.first_task()
     spent, head = SimpleNamespace(epsilon=1.0), SimpleNamespace(seq=3, hash="00" * 32)
     assert _reply(Desk.of(home), task, spent, head, 3.5).train_s == 0.0
+
+
+def test_a_base_that_no_clip_bounds_is_refused_before_the_budget_is_touched(organisation, tiny_model_folder):
+    """A record beyond the table of positions would end the round by an error, which tells of that record."""
+    base = {"model": str(tiny_model_folder("gpt2")), "device": "cpu", "threads": 1}
+    home, coordinator = organisation(base=base, data={"max_length": 129}, **PRIVATE)
+    with pytest.raises(PrivacyError, match="places for 128 tokens, but records may have 129"):
+        train(home, coordinator.first_task(), b"")
+    assert not home.ledger.exists() or not reserved(home)

@@ -95,13 +95,14 @@ def _confidences(
     inside: NDArray[np.bool_],
     place: int,
 ) -> Floats:
-    from fedpeft.training import LocalPlan, train_local
+    from fedpeft.training import Extras, LocalPlan, train_local
 
     own, privacy = [candidates[int(index)] for index in np.flatnonzero(inside)], _privacy(config)
+    extras = Extras(longest=config.data.max_length)
     attached.reset()
     for round_ in range(1, config.federation.rounds + 1):
         batches = stream(config.run.seed, round_, f"shadow-{place}", "batches")
-        train_local(attached, own, LocalPlan.of(config.federation, round_), batches, privacy)
+        train_local(attached, own, LocalPlan.of(config.federation, round_), batches, privacy, extras)
     return confidence(losses(attached.model, candidates))
 
 
