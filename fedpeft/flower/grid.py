@@ -22,12 +22,15 @@ from flwr.superlink.grid import HttpGrid
 
 from fedpeft.flower.faults import Fault, RunEnded
 from fedpeft.flower.messages import LARGEST_MESSAGE, UNREADABLE, deserialise
+from fedpeft.flower.parts import FRAMES, LARGEST_FRAME, most_parts, payload_bytes
 
 LONGEST_OUTAGE = 300.0
 """Seconds that a ServerApp waits for its SuperLink to come back."""
 _LONGEST_UPLOAD = 180.0
 _LONGEST_PAUSE = 2
 _PUSHES = 3
+_TURNS = 8
+"""Parts of each reply that one call fetches; a small reply has fewer."""
 _FINAL = frozenset({400, 401, 403, 404, 412, 413})
 
 
@@ -61,8 +64,8 @@ def patience(address: str, seconds: float = LONGEST_OUTAGE) -> RetryInvoker:
 
 
 @dataclass
-class _Upload:
-    """A reply whose parts are still coming in."""
+class _Reply:
+    """A reply whose parts are still to be fetched."""
 
     proto: Any
     wanted: list[str]
@@ -74,18 +77,33 @@ class _Upload:
         """Whether its sender may still be sending."""
         return time.monotonic() - self.since < _LONGEST_UPLOAD
 
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left to fetch."""
+        return len(self.parts) == len(self.wanted)
+
 
 class PatientGrid(HttpGrid):
     """Flower's grid that survives a restart of its SuperLink and that no sender can hold up or break.
 
     Flower's own waits up to 180 s for the parts of a reply that was announced; this one returns what is
-    whole and looks again at the next call. A reply that cannot be read becomes an error reply.
+    whole and looks again at the next call. Replies are fetched in turns, one part of each, so that a reply of
+    many parts delays itself and no other. A reply that cannot be read, or whose parts or bytes are more than
+    the largest payload needs, becomes an error reply before anything is made of it. Replies that come when
+    nobody asks for them any more are freed, unread.
+
+    Attributes:
+        largest: bytes that the payload of a reply may have.
+        busy: whether the last call left something that the next can fetch at once.
     """
 
     def __init__(self, address: str, token: str) -> None:
         super().__init__(address, insecure=True, token=token)
         self._retry_invoker = patience(address)
-        self._uploads: dict[str, _Upload] = {}
+        self._replies: dict[str, _Reply] = {}
+        self._unanswered: set[str] = set()
+        self.largest = LARGEST_MESSAGE
+        self.busy = False
 
     @property
     def client(self) -> RuntimeHttpClient:
@@ -109,57 +127,81 @@ class PatientGrid(HttpGrid):
         queued = list(messages)
         for _ in range(_PUSHES - 1):
             try:
-                return super().push_messages(queued)
+                return self._sent(queued)
             except ObjectPushError:
                 continue
-        return super().push_messages(queued)
+        return self._sent(queued)
+
+    def _sent(self, messages: list[Message]) -> list[str]:
+        keys = list(super().push_messages(messages))
+        self._unanswered |= set(keys) - {""}
+        return keys
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are whole; never waits for the rest of one."""
         asked = set(message_ids)
-        self._uploads = {key: upload for key, upload in self._uploads.items() if key in asked or upload.fresh}
-        if new := asked - self._uploads.keys():
-            self._announce(new)
-        whole = [self._complete(key, self._uploads[key]) for key in sorted(asked & self._uploads.keys())]
-        return [message for message in whole if message is not None]
+        for key in self._replies.keys() - asked:
+            self._confirm(self._replies.pop(key).proto.metadata.message_id)
+        if new := (asked | self._unanswered) - self._replies.keys():
+            self._announce(new, asked)
+        done: list[Message] = []
+        self.busy, turns = True, 0
+        while self.busy and turns < _TURNS:
+            before = self._fetched
+            done += [reply for key in sorted(self._replies) if (reply := self._turn(key)) is not None]
+            self.busy, turns = bool(self._replies) and self._fetched != before, turns + 1
+        return done
 
-    def _announce(self, message_ids: set[str]) -> None:
+    @property
+    def _fetched(self) -> tuple[int, int]:
+        return len(self._replies), sum(len(reply.parts) for reply in self._replies.values())
+
+    def _announce(self, message_ids: set[str], asked: set[str]) -> None:
+        """Learn which replies there are; those that nobody asks for any more are freed."""
         answer = self.client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
         for proto, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
-            wanted = [node.object_id for node in iterate_object_tree(tree)]
-            self._uploads[proto.metadata.reply_to_message_id] = _Upload(proto, wanted)
+            key = proto.metadata.reply_to_message_id
+            self._unanswered.discard(key)
+            if key in asked:
+                wanted = [node.object_id for node in iterate_object_tree(tree)]
+                self._replies[key] = _Reply(proto, list(dict.fromkeys(wanted)))
+            else:
+                self._confirm(proto.metadata.message_id)
 
-    def _complete(self, asked_id: str, upload: _Upload) -> Message | None:
-        """The reply if all of it is here, an error reply if it never will be."""
-        cause = self._fetch(upload)
-        if cause is None and len(upload.parts) < len(set(upload.wanted)):
+    def _turn(self, key: str) -> Message | None:
+        """Fetch one part of a reply: the reply if that was the last, an error reply if it never will be."""
+        reply = self._replies[key]
+        cause = "MessageTooLong" if len(reply.wanted) > most_parts(self.largest) else self._fetch(reply)
+        if cause is None and not reply.whole:
             return None
-        del self._uploads[asked_id]
-        if cause is None:
-            self._confirm(upload.proto.metadata.message_id)
-            try:
-                return _vouched(upload)
-            except Exception:
-                cause = "MalformedMessage"
-        return make_message(
-            metadata=metadata_from_proto(upload.proto.metadata), error=Error(code=UNREADABLE, reason=cause)
-        )
+        del self._replies[key]
+        self._confirm(reply.proto.metadata.message_id)
+        try:
+            return self._read(reply) if cause is None else _unreadable(reply, cause)
+        except Exception:
+            return _unreadable(reply, "MalformedMessage")
 
-    def _fetch(self, upload: _Upload) -> str | None:
-        """Take the parts that are there; why the rest will never come."""
-        for key in upload.wanted:
-            if key in upload.parts:
-                continue
-            request = PullObjectRequest(node=self.node, run_id=self.run.run_id, object_id=key)
-            answer = self.client.PullObject(request)
-            if not answer.object_found:
-                return "UploadAbandoned"
-            if not answer.object_available:
-                return None if upload.fresh else "UploadAbandoned"
-            upload.parts[key] = answer.object_content
-            if sum(map(len, upload.parts.values())) > LARGEST_MESSAGE:
-                return "MessageTooLong"
-        return None
+    def _fetch(self, reply: _Reply) -> str | None:
+        """Take the next part if it is there; why the rest will never come."""
+        key = next((key for key in reply.wanted if key not in reply.parts), None)
+        if key is None:
+            return None
+        request = PullObjectRequest(node=self.node, run_id=self.run.run_id, object_id=key)
+        answer = self.client.PullObject(request)
+        if answer.object_found and answer.object_available:
+            reply.parts[key] = answer.object_content
+            size = sum(map(len, reply.parts.values()))
+            return "MessageTooLong" if size > self.largest + FRAMES * LARGEST_FRAME else None
+        return None if answer.object_found and reply.fresh else "UploadAbandoned"
+
+    def _read(self, reply: _Reply) -> Message:
+        """The reply under the header that the SuperLink has checked, not the one that its sender wrote."""
+        name = reply.proto.metadata.message_id
+        if payload_bytes(name, reply.parts) > self.largest:
+            return _unreadable(reply, "MessageTooLong")
+        message = deserialise(name, reply.parts)
+        message.__dict__["_metadata"] = metadata_from_proto(reply.proto.metadata)
+        return message
 
     def _confirm(self, message_id: str) -> None:
         request = ConfirmMessageReceivedRequest(
@@ -168,8 +210,7 @@ class PatientGrid(HttpGrid):
         self.client.ConfirmMessageReceived(request)
 
 
-def _vouched(upload: _Upload) -> Message:
-    """The reply under the header that the SuperLink has checked; the header inside is the sender's word."""
-    message = deserialise(upload.proto.metadata.message_id, upload.parts)
-    message.__dict__["_metadata"] = metadata_from_proto(upload.proto.metadata)
-    return message
+def _unreadable(reply: _Reply, cause: str) -> Message:
+    return make_message(
+        metadata=metadata_from_proto(reply.proto.metadata), error=Error(code=UNREADABLE, reason=cause)
+    )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpeft.errors import ConfigError, FederationError
 from fedpeft.flower.fence import Handout, fenced, nobody
+from fedpeft.flower.uploads import DEFAULT_QUOTA, Quota
 
 if TYPE_CHECKING:
     import uvicorn
@@ -56,6 +57,7 @@ class LinkSettings:
         ca: PEM file of the authority that signed the certificate.
         secret: lets a ServerApp on this machine take its task; the same after a restart.
         handout: whether a node may have the app bundle of a run.
+        quota: what each node may have lying here.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class LinkSettings:
     ca: Path
     secret: bytes
     handout: Handout = nobody
+    quota: Quota = DEFAULT_QUOTA
 
     @property
     def inside(self) -> SuperLink:
@@ -98,7 +101,10 @@ def serve_link(settings: LinkSettings, stop: threading.Event) -> None:
         ConfigError: the certificate or the key cannot be read.
         FederationError: a port is taken, or it stopped by itself.
     """
+    from fedpeft.flower.guard import guard
+
     application = _application(settings.inside, str(settings.folder / "state.db"), authenticated=True)
+    guard(application, settings.folder, settings.quota)
     outside = _server(fenced(application, settings.ca, settings.handout), settings)
     with (
         _socket(LOOPBACK, settings.inside_port) as near,

@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpeft.errors import FederationError
-from fedpeft.protocol import error_cause
+from fedpeft.protocol import LARGEST_TABLE, error_cause
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25
 SILENT = {
@@ -35,12 +36,22 @@ class Question:
         group: the round, as text.
         deadline: seconds to wait; also how long the messages live.
         stop: ends the waiting at once when it is set.
+        largest: bytes that the payload of a reply may have; of a longer one nothing is read.
     """
 
     kind: str
     group: str
     deadline: float
     stop: threading.Event = field(default_factory=threading.Event)
+    largest: int = LARGEST_TABLE
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A grid that fetches replies over a network, and no more of one than it is told."""
+
+    largest: int
+    busy: bool
 
 
 def ask(
@@ -58,6 +69,8 @@ def ask(
         FederationError: the run was stopped.
     """
     end = time.monotonic() + question.deadline
+    if isinstance(grid, Bounded):
+        grid.largest = question.largest
     waiting = _push(grid, question, contents)
     replies: dict[int, Message] = {}
     pause = FIRST_PAUSE
@@ -70,7 +83,7 @@ def ask(
             if node is not None:
                 replies[node] = message
                 on_reply(node)
-        if not arrived:
+        if not arrived and not (isinstance(grid, Bounded) and grid.busy):
             _wait(grid, waiting, min(pause, left))
         pause = FIRST_PAUSE if arrived else min(pause * 1.5, LONGEST_PAUSE)
     return replies

@@ -19,7 +19,7 @@ from fedpeft.errors import FederationError
 from fedpeft.privacy import Head, Ledger
 from fedpeft.privacy.central import Account, randomness
 from fedpeft.privacy.csprng import words
-from fedpeft.protocol import SECURE, TRAIN, SecureTask, pack
+from fedpeft.protocol import LARGEST_TABLE, SECURE, TRAIN, SecureTask, pack
 from fedpeft.runstore import RunStore
 from fedpeft.secagg import SecureAggregationError
 from fedpeft_server import checkpoints
@@ -30,7 +30,7 @@ from fedpeft_server.inbox import Inbox, next_heads
 from fedpeft_server.messages import Orders
 from fedpeft_server.patience import Patience
 from fedpeft_server.roster import Roster, sample
-from fedpeft_server.secure import SecureSum, SecureSums
+from fedpeft_server.secure import SecureSums
 from fedpeft_server.setup import Setup, prepare
 from fedpeft_server.state import GlobalState, digest
 from fedpeft_server.terms import Enrolled, TermsRound
@@ -175,7 +175,7 @@ class Coordinator:
         orders = Orders(self.setup, self.state, release, number, self.heads)
         inbox = Inbox(self.setup, self.state, number, orders.released, self.heads)
         asked = self._open_sum(grid, asked, orders, inbox)
-        replies = self._ask(grid, asked, orders, inbox.secure)
+        replies = self._ask(grid, asked, orders, inbox)
         inbox.refused |= {name: "not online" for name in chosen if name not in self.roster.members}
         needed = self._needed(len(chosen))
         members = [self.roster.members[name] for name in asked]
@@ -243,21 +243,23 @@ class Coordinator:
         least = self.setup.quorum
         return least if self.setup.config.federation.selection == "seeded" else min(least, chosen // 2 + 1)
 
-    def _ask(
-        self, grid: Grid, asked: list[str], orders: Orders, secure: SecureSum | None
-    ) -> Mapping[str, Message]:
+    def _ask(self, grid: Grid, asked: list[str], orders: Orders, inbox: Inbox) -> Mapping[str, Message]:
         contents: dict[str, RecordDict] = {}
+        secure = inbox.secure
         for name in asked:
             terms = (secure.task.attempt, secure.shares_for(name)) if secure else (0, b"")
             contents[name] = orders.content(self.roster.members[name], *terms)
-        return self._put(grid, TRAIN, orders.round, contents)
+        largest = max(map(inbox.limit, asked), default=0)
+        return self._put(grid, self._question(TRAIN, orders.round, largest), contents)
+
+    def _question(self, kind: str, round: int, largest: int = LARGEST_TABLE) -> Question:
+        return Question(kind, str(round), self.setup.config.federation.deadline, self.stop, largest)
 
     def _put(
-        self, grid: Grid, kind: str, round: int, contents: Mapping[str, RecordDict]
+        self, grid: Grid, question: Question, contents: Mapping[str, RecordDict]
     ) -> Mapping[str, Message]:
         """Ask members by name; the replies that came in time, by name."""
         nodes = {name: self.roster.members[name].node for name in contents}
-        question = Question(kind, str(round), self.setup.config.federation.deadline, self.stop)
         replies = ask(grid, question, {nodes[name]: content for name, content in contents.items()})
         return {name: replies[node] for name, node in nodes.items() if node in replies}
 
@@ -268,7 +270,7 @@ class Coordinator:
 
         def reach(task: SecureTask, blobs: Mapping[str, bytes]) -> Mapping[str, Message]:
             contents = {name: pack(task, blob) for name, blob in blobs.items()}
-            return self._put(grid, SECURE, task.round, contents)
+            return self._put(grid, self._question(SECURE, task.round), contents)
 
         try:
             inbox.secure = self.sums.open(orders, {name: self.roster.members[name] for name in asked}, reach)

@@ -132,7 +132,7 @@ class Inbox:
         if message.has_error():
             raise FederationError(cause_of(message))
         layout = self.state.node_layout(member.name)
-        reply, blob = unpack(message, TrainReply, self._limit(layout))
+        reply, blob = unpack(message, TrainReply, self.limit(member.name))
         self._sizes[member.name] = len(blob)
         if message.metadata.group_id != str(self.round):
             raise FederationError("its reply belongs to another round's messages")
@@ -149,9 +149,11 @@ class Inbox:
         self.accepted[member.name] = letter.reply
         return values
 
-    def _limit(self, layout: Layout) -> int:
-        payload = self.setup.up.max_bytes(layout) if self.secure is None else self.secure.payload_bytes
-        return OVERHEAD_BYTES + payload
+    def limit(self, name: str) -> int:
+        """The most bytes that the envelope of a node may have."""
+        if self.secure is not None:
+            return OVERHEAD_BYTES + self.secure.payload_bytes
+        return OVERHEAD_BYTES + self.setup.up.max_bytes(self.state.node_layout(name))
 
     def _opened(self, member: Member, letter: _Letter) -> Decoded:
         values = _decoded(member, letter)
