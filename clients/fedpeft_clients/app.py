@@ -29,7 +29,7 @@ from fedpeft.protocol import (
     pack,
     unpack,
 )
-from fedpeft_clients import secure, tasks, terms
+from fedpeft_clients import secure, tasks, terms, witness
 from fedpeft_clients.home import Home, open_home
 from fedpeft_clients.policy import PolicyError
 from fedpeft_clients.rules import check_hours
@@ -104,6 +104,7 @@ def _home(context: Context, timed: bool = True) -> Home:
     if "organisation" in context.node_config:
         post = terms.Post.of(context.node_config)
         post.organisation.outbox.require_ready()
+        witness.require(post.organisation)
         if timed:
             check_hours(post.policy())
         return post.home(context.run_id)

@@ -15,6 +15,7 @@ from fedpeft.cli.doctor import PACKAGES
 from fedpeft.cli.output import quantity
 from fedpeft.config.models import BaseConfig, DataConfig
 from fedpeft.errors import FedPeftError
+from fedpeft_clients import witness
 from fedpeft_clients.joining import Address
 from fedpeft_clients.organisation import Grant, Organisation
 from fedpeft_clients.policy import Policy, parse_policy
@@ -99,10 +100,15 @@ def _data(organisation: Organisation) -> Iterator[Check]:
 
 def _ledger(organisation: Organisation) -> Iterator[Check]:
     from fedpeft.privacy import Ledger
+    from fedpeft.privacy.ledger import clock
 
-    if organisation.ledger.exists():
-        head = Ledger(organisation.ledger).verify(key=organisation.signer.public)
-        yield _ok("ledger", f"intact, {head.seq} entries")
+    for problem in witness.problems(organisation):
+        yield _wrong("ledger", f"{problem}; {witness.REMEDY}")
+    if not organisation.ledger.exists() or not (ledger := Ledger(organisation.ledger)).entries():
+        return
+    head = ledger.verify(key=organisation.signer.public)
+    yield _ok("ledger", f"intact, {head.seq} entries")
+    clock.present(ledger.entries(), time.time(), strict=True)
 
 
 def _outbox(organisation: Organisation) -> Iterator[Check]:

@@ -13,6 +13,7 @@ from flwr.app import Message
 
 from fedpeft import flower
 from fedpeft.exchange import OVERHEAD_BYTES
+from fedpeft.privacy.ledger.bodies import charged
 from fedpeft.protocol import (
     HELLO,
     LARGEST_TERMS,
@@ -83,8 +84,8 @@ class OrganisationGate:
         entry: dict[str, Any] = {"kind": kind, "bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
         if kind == "train":
             home = open_home(self.post.organisation.runs / str(run))
-            _require_reservation(home, said, entry["sha256"])
-            entry |= {"epsilon": said.epsilon or None, "audit": _verdict(home, said.round)}
+            charge = _charge_of(home, said, entry["sha256"])
+            entry |= {"epsilon": said.epsilon or None, "audit": _verdict(home, said.round), "charge": charge}
         facts = {key: _plain(value) for key, value in asdict(said).items()}
         return common | entry | {"round": facts.get("round"), "facts": facts}
 
@@ -118,26 +119,29 @@ def _bare(asked: Message, reply: Message) -> Message:
     return flower.error_reply(asked, reply.error.code, reason if _WORD.fullmatch(reason) else "Error")
 
 
-def _require_reservation(home: Home, reply: TrainReply, digest: str) -> None:
-    """Hold back an update that the ledger does not know.
+def _charge_of(home: Home, reply: TrainReply, digest: str) -> dict[str, Any]:
+    """What the ledger charged for an update; one that it does not know is held back.
 
     Raises:
         PolicyError: rule ``ledger``: no reservation of this run and round, or other bytes were released.
     """
     run, entries = home.path.name, ledger_of(home).entries()
     reserved = {
-        entry.seq
+        entry.seq: entry.body
         for entry in entries
         if (entry.kind, entry.body.get("run"), entry.body.get("round")) == ("reserve", run, reply.round)
     }
-    released = [
-        entry.body["sha256"]
-        for entry in entries
-        if entry.kind == "released" and entry.body["reservation"] in reserved
-    ]
     masked = home.config.exchange.secure.enabled
-    if not released or not (masked or digest in released):
+    released = [
+        entry.body["reservation"]
+        for entry in entries
+        if entry.kind == "released"
+        and entry.body["reservation"] in reserved
+        and (masked or entry.body["sha256"] == digest)
+    ]
+    if not released:
         raise PolicyError("ledger", f"the ledger released nothing like this update of round {reply.round}")
+    return charged(reserved[released[-1]])
 
 
 def _verdict(home: Home, round: int) -> str:

@@ -35,6 +35,8 @@ class Own:
         outbox_seconds: of CPU that it may take.
         budget: its limit on epsilon for the data set's whole life.
         yearly_budget: its limit within 365 days.
+        budget_delta: where both limits are read, whatever a run asks for.
+        repeats: rounds of one run that may be charged again because a crash cut them off.
         data: name of its data set.
     """
 
@@ -48,6 +50,8 @@ class Own:
     outbox_seconds: float | None = None
     budget: float | None = None
     yearly_budget: float | None = None
+    budget_delta: float | None = None
+    repeats: int | None = None
     data: str | None = None
 
 
@@ -142,7 +146,7 @@ class Home:
         if privacy.unit == "none" or privacy.randomness != "system":
             return None
         if own.budget is not None or own.yearly_budget is not None:
-            return Budget(own.budget, own.yearly_budget)
+            return Budget(own.budget, own.yearly_budget, own.budget_delta, own.repeats)
         target = privacy.epsilon if privacy.trust != "central" else None
         return Budget(privacy.budget or target, privacy.yearly_budget)
 

@@ -21,6 +21,10 @@ LINEAGE = typer.Option(None, help="Only this data set; default: all.")
 OUT = typer.Option(None, "-o", "--out", help="File to write; default: print it.")
 KNOWN = typer.Option(None, help="SEQ:HASH of an entry that was seen before.")
 KEY = typer.Option(None, help="The node's public key, 64 hexadecimal digits.")
+HOME = typer.Option(None, "--home", help="The node's folder; default: the only one in $FEDPEFT_HOME/node.")
+CONFIRM = typer.Option(False, "--confirm", help="Write down that this machine's clock is right.")
+BECAUSE = typer.Option(..., help="Why it is lost; written down and signed.")
+CLOSE = typer.Option(False, "--close", help="End all budgets where nobody knows what something cost.")
 COLUMNS = (
     "entry",
     "time (UTC)",
@@ -43,7 +47,7 @@ SUMS = ("data set", "spent of budget", "last 365 days", "delta", "unit", "trust"
 def register(app: typer.Typer) -> None:
     """Add the ``ledger`` commands."""
     group = typer.Typer(help="The node's record of privacy spent.", no_args_is_help=True)
-    for command in (show, verify, export):
+    for command in (show, verify, export, clock, declare):
         group.command(command.__name__)(command)
     app.add_typer(group, name="ledger")
 
@@ -94,6 +98,41 @@ def export(place: Path | None = PLACE, out: Path | None = OUT) -> None:
     write_atomic(out, text.encode())
 
 
+def clock(confirm: bool = CONFIRM, home: Path | None = HOME, as_json: bool = JSON_OPTION) -> None:
+    """Compare the ledger's time with this machine's, and go on after a leap that was none."""
+    import time
+
+    from fedpeft.privacy.ledger import Ledger
+    from fedpeft.privacy.ledger.clock import latest
+    from fedpeft_clients.organisation import open_organisation
+
+    organisation = open_organisation(home)
+    ledger = Ledger(organisation.ledger, None, organisation.signer)
+    seen, now = latest(ledger.entries()), time.time()
+    if confirm:
+        ledger.confirm_clock()
+    facts = {"newest_entry": _moment(seen) if seen else None, "clock": _moment(now), "confirmed": confirm}
+    word = "; confirmed: the ledger goes on from there" if confirm else ""
+    newest = facts["newest_entry"] or "none"
+    emit(facts, as_json, lambda: typer.echo(f"newest entry {newest}, clock {facts['clock']}{word}"))
+
+
+def declare(
+    because: str = BECAUSE, close: bool = CLOSE, home: Path | None = HOME, as_json: bool = JSON_OPTION
+) -> None:
+    """Go on after ledger or outbox log were lost for good: what the log knows is charged again."""
+    from fedpeft_clients import witness
+    from fedpeft_clients.organisation import open_organisation
+
+    facts = witness.declare(open_organisation(home), because, close)
+    closed = f"; without a budget from now on: {', '.join(facts['closed'])}" if facts["closed"] else ""
+    emit(facts, as_json, lambda: typer.echo(f"{facts['restored']} rounds charged again{closed}"))
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
 def _chain(place: Path) -> Chain:
     from fedpeft.privacy.ledger.exports import load_chain
 
@@ -128,7 +167,7 @@ def _facts(entry: Entry, states: dict[int, str]) -> dict[str, Any]:
     reached = body.get("epsilon")
     return {
         "seq": entry.seq,
-        "time": datetime.fromtimestamp(body.get("time", 0), UTC).isoformat(timespec="seconds"),
+        "time": _moment(entry.time),
         "lineage": body.get("lineage"),
         "run": body.get("run") or body.get("purpose"),
         "round": body.get("round"),
@@ -144,34 +183,34 @@ def _facts(entry: Entry, states: dict[int, str]) -> dict[str, Any]:
 
 
 def _totals(chain: Chain, lineage: str | None, budget: Budget) -> list[dict[str, Any]]:
-    """Each data set's joint epsilon now, beside its budget."""
+    """Joint epsilon now of each promise that was made of each data set, beside its budget."""
     from fedpeft.privacy.ledger.spending import lineages
 
     names = [name for name in lineages(chain.entries) if lineage in (None, name)]
     limits = {"budget": budget.total, "yearly_budget": budget.yearly}
-    return [{"lineage": name, **_total(chain, name), **limits} for name in names]
+    return [{"lineage": name, **total, **limits} for name in names for total in _total(chain, name, budget)]
 
 
-def _total(chain: Chain, lineage: str) -> dict[str, Any]:
+def _total(chain: Chain, lineage: str, budget: Budget) -> list[dict[str, Any]]:
     """Joint epsilon over all time and over 365 days; ``null`` is infinite, with a cause if unknown."""
     import time
 
-    from fedpeft.privacy.ledger import spending
+    from fedpeft.privacy.ledger import clock, spending
 
     try:
         spent = spending.charges(chain.entries, lineage)
     except PrivacyError as error:
         unknown = dict.fromkeys(("epsilon", "epsilon_365_days", "delta", "unit", "trust"))
-        return unknown | {"cause": str(error)}
-    claim, delta = spending.claim_of(spent), spending.delta_of(spent)
-    recent = [charge for charge in spent if charge.moment >= time.time() - spending.YEAR]
-    total, yearly = (spending.joint(part, delta, claim) for part in (spent, recent))
-    return {
-        "epsilon": total if math.isfinite(total) else None,
-        "epsilon_365_days": yearly if math.isfinite(yearly) else None,
-        "delta": delta,
-        **claim._asdict(),
-    }
+        return [unknown | {"cause": str(error)}]
+    now, delta = clock.present(chain.entries, time.time(), False), budget.delta or spending.delta_of(spent)
+    recent = [charge for charge in spent if charge.moment >= now - spending.YEAR]
+    found: list[dict[str, Any]] = []
+    for claim in spending.promised(spent):
+        total, yearly = (spending.joint(part, delta, claim) for part in (spent, recent))
+        sums = {"epsilon": total, "epsilon_365_days": yearly}
+        finite = {name: value if math.isfinite(value) else None for name, value in sums.items()}
+        found.append({**finite, "delta": delta, **claim._asdict()})
+    return found
 
 
 def _budget(place: Path) -> Budget:
@@ -181,16 +220,12 @@ def _budget(place: Path) -> Budget:
     if (place / "policy.toml").is_file():
         from fedpeft_clients.policy import parse_policy
 
-        rules = parse_policy((place / "policy.toml").read_text(encoding="utf-8")).privacy
-        return Budget(rules.lineage_epsilon, rules.yearly_epsilon)
+        return parse_policy((place / "policy.toml").read_text(encoding="utf-8")).privacy.budget()
     if not (place / "node.json").is_file():
         return Budget()
     from fedpeft_clients.home import open_home
 
-    privacy = open_home(place).config.privacy
-    if privacy.unit == "none":
-        return Budget()
-    return Budget(privacy.budget or privacy.epsilon, privacy.yearly_budget)
+    return open_home(place).budget or Budget()
 
 
 def _show(payload: dict[str, Any]) -> None:

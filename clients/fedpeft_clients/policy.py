@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from fedpeft.config.models import Aggregation, CodecName, Method, Section, Trust, Unit
 from fedpeft.errors import ConfigError, FederationError
+from fedpeft.privacy import Budget
 
 TEMPLATES = ("strict", "research-pilot")
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -104,10 +105,28 @@ class PrivacyRules(Section):
     trusts: tuple[Trust, ...] = Field(default=("local",), description="who may add the noise")
     seeded: bool = Field(default=False, description="allow noise and batches that follow from run.seed")
     most_epsilon: float = Field(default=4.0, gt=0, description="of one run")
-    most_delta: float = Field(default=1e-5, gt=0, lt=1, description="of one run")
+    least_delta: float = Field(
+        default=1e-10, gt=0, lt=0.1, description="of one run; below it no accountant is exact"
+    )
+    most_delta: float = Field(default=1e-5, gt=0, lt=0.1, description="of one run")
     clip: Range = Field(default=(0.001, 10.0), description="L2 bound of one unit's gradient or update")
     lineage_epsilon: float = Field(default=8.0, gt=0, description="of one data set, over all runs for ever")
     yearly_epsilon: float = Field(default=4.0, gt=0, description="of one data set, within 365 days")
+    budget_delta: float = Field(
+        default=1e-5,
+        gt=0,
+        lt=0.1,
+        description="where lineage_epsilon and yearly_epsilon are read, whatever a run asks for",
+    )
+    most_repeats: int = Field(
+        default=8,
+        ge=0,
+        description="rounds of one run that a crash may cut off, each charged again beside its epsilon",
+    )
+
+    def budget(self) -> Budget:
+        """The limits of a lineage, as its ledger holds them."""
+        return Budget(self.lineage_epsilon, self.yearly_epsilon, self.budget_delta, self.most_repeats)
 
 
 class CohortRules(Section):

@@ -191,8 +191,9 @@ def _privacy(policy: Policy, offer: Offer) -> Problems:
         yield "trust", f"privacy.trust = {privacy.trust!r}, allowed are {_list(rules.trusts)}"
     if (reached := _epsilon(offer.config)) > rules.most_epsilon:
         yield "epsilon", f"the run spends epsilon {reached:.4g}, allowed are {rules.most_epsilon:g}"
-    if privacy.delta > rules.most_delta:
-        yield "delta", f"privacy.delta = {privacy.delta:g}, allowed are at most {rules.most_delta:g}"
+    if not rules.least_delta <= privacy.delta <= rules.most_delta:
+        allowed = _range((rules.least_delta, rules.most_delta))
+        yield "delta", f"privacy.delta = {privacy.delta:g}, allowed are {allowed}"
     if not rules.clip[0] <= privacy.clip <= rules.clip[1]:
         yield "clip", f"privacy.clip = {privacy.clip:g}, allowed are {_range(rules.clip)}"
 

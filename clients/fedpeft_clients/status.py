@@ -89,13 +89,17 @@ def _lineages(organisation: Organisation) -> list[dict[str, Any]]:
     if not organisation.ledger.exists():
         return []
     try:
-        budget = parse_policy(organisation.policy.read_text(encoding="utf-8")).privacy.lineage_epsilon
+        budget = parse_policy(organisation.policy.read_text(encoding="utf-8")).privacy.budget()
     except (OSError, FedPeftError):
         budget = None
-    ledger = Ledger(organisation.ledger)
+    ledger = Ledger(organisation.ledger, budget)
     spent = {name: ledger.spent(name) for name in lineages(ledger.entries())}
     return [
-        {"lineage": name, "epsilon": round(value, 4) if math.isfinite(value) else None, "budget": budget}
+        {
+            "lineage": name,
+            "epsilon": round(value, 4) if math.isfinite(value) else None,
+            "budget": ledger.budget.total,
+        }
         for name, value in spent.items()
     ]
 

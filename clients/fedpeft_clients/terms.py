@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from fedpeft.config import Config, build_config
 from fedpeft.errors import ConfigError, FederationError, PrivacyError
-from fedpeft.privacy import Budget, Ledger
-from fedpeft.privacy.ledger import spending
+from fedpeft.privacy import Ledger
 from fedpeft.protocol import PROTOCOL, RunTerms, Terms, TermsReply
 from fedpeft.runstore import read_json, write_json
 from fedpeft.runstore.files import sync_folder
 from fedpeft.trust import Verifier
+from fedpeft_clients import witness
 from fedpeft_clients.desk import privacy_of
 from fedpeft_clients.home import Home, Own, open_home
 from fedpeft_clients.organisation import DataSet, Grant, Organisation, open_organisation
@@ -301,6 +301,8 @@ def _own(post: Post, policy: Policy, offer: Offer, dataset: DataSet) -> Own:
         outbox_seconds=policy.audit.seconds,
         budget=policy.privacy.lineage_epsilon,
         yearly_budget=policy.privacy.yearly_epsilon,
+        budget_delta=policy.privacy.budget_delta,
+        repeats=policy.privacy.most_repeats,
     )
 
 
@@ -321,18 +323,23 @@ def _dataset(post: Post, policy: Policy, offer: Offer, named: str | None) -> tup
 
 
 def _affordable(post: Post, policy: Policy, offer: Offer, dataset: DataSet) -> None:
-    """Refuse a run that the data set's budget cannot bear to its end; the ledger guards each round."""
-    config, rules = offer.config, policy.privacy
+    """Refuse a run that the data set's budget cannot bear to its end; the ledger guards each round.
+
+    A ledger that lost what other files remember bears nothing.
+    """
+    try:
+        witness.require(post.organisation)
+    except PrivacyError as error:
+        raise PolicyError("ledger", str(error)) from None
+    config = offer.config
     if config.privacy.unit == "none" or config.privacy.trust != "local":
         return
-    plan, now = privacy_of(config), time.time()
+    plan = privacy_of(config)
     if plan is None or plan.reproducible:
         return
-    ledger = Ledger(post.organisation.ledger, None, post.organisation.signer)
-    claim = spending.Claim(plan.unit, plan.trust)
-    spent = spending.charges(ledger.entries(), dataset.lineage)
-    spent.append(spending.Charge(0, now, plan.event(), claim, plan.delta, True))
+    budget = policy.privacy.budget()
+    ledger = Ledger(post.organisation.ledger, budget, post.organisation.signer)
     try:
-        spending.allowed(dataset.lineage, spent, Budget(rules.lineage_epsilon, rules.yearly_epsilon), now)
+        ledger.require_affordable(dataset.lineage, plan)
     except PrivacyError as error:
         raise PolicyError("budget", str(error)) from None

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -215,6 +216,13 @@ class SignedLog:
         """
         with self._opened():
             pass
+
+    def set_aside(self) -> None:
+        """Keep a log that was cut or changed under other names; the next entry begins a new one."""
+        for file in (self.path, self.head_file):
+            if file.exists():
+                file.rename(file.with_name(f"{file.name}.{time.time_ns()}.old"))
+        sync_folder(self.path.parent)
 
     @contextmanager
     def _opened(self) -> Generator[tuple[IO[bytes], Head]]:

@@ -14,7 +14,7 @@ import pytest
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import COARSE, Steps, epsilon
-from fedpeft.privacy.ledger import Head, Ledger
+from fedpeft.privacy.ledger import Budget, Head, Ledger
 from fedpeft.privacy.plan import PrivacyPlan
 
 PLAN = PrivacyPlan(
@@ -87,10 +87,12 @@ def test_epsilon_is_joint_over_runs(ledger):
     assert ledger.spent("nobody") == 0.0
 
 
-def test_delta_is_the_strictest_that_was_ever_reserved(ledger):
+def test_delta_is_that_of_the_newest_round_unless_the_owner_has_one(ledger):
     ledger.reserve("patients", "run", 1, replace(PLAN, delta=1e-7), 5)
-    assert ledger.reserve("patients", "run", 2, PLAN, 5).delta == 1e-7
-    assert ledger.spent("patients") > ledger.spent("patients", 1e-5)
+    assert ledger.reserve("patients", "run", 2, PLAN, 5).delta == 1e-5
+    assert ledger.spent("patients") == ledger.spent("patients", 1e-5) < ledger.spent("patients", 1e-7)
+    owned = Ledger(ledger.path, Budget(delta=1e-6))
+    assert owned.spent("patients") == ledger.spent("patients", 1e-6)
 
 
 def test_a_round_that_was_started_is_charged_again(ledger):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from fedpeft._version import __version__
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import Event, Steps
 from fedpeft.privacy.events import event_to_json
+from fedpeft.privacy.ledger.chain import Head
 from fedpeft.privacy.ledger.spending import Claim
 from fedpeft.privacy.plan import PrivacyPlan
 
@@ -85,6 +87,35 @@ def released(seq: int, digest: str) -> Body:
 def key(public: bytes) -> Body:
     """The key by which this and all later entries are signed."""
     return {"kind": "key", "public": public.hex()}
+
+
+def clock() -> Body:
+    """The owner confirms the time of this entry, whatever the times before say."""
+    return {"kind": "clock"}
+
+
+CHARGED = (
+    *("lineage", "run", "round", "steps", "event", "unit", "trust", "delta", "clip", "plan"),
+    *("content", "attempt", "epsilon"),
+)
+"""What a reservation says beside its kind; with it, and no more, it can be written anew."""
+
+
+def charged(body: Body) -> Body:
+    """What a reservation cost, to be remembered elsewhere."""
+    return {name: body[name] for name in CHARGED}
+
+
+def closing(lineage: str) -> Body:
+    """A lineage of which something left at an unknown cost: nothing private can be promised any more."""
+    bare = reserve(lineage, "declared", 1, None, 1)
+    return charged(bare | {"content": None, "attempt": 1, "epsilon": None})
+
+
+def declared(because: str, replaces: Iterable[Head]) -> Body:
+    """The owner's word that entries are lost, which need not be there from now on."""
+    heads = [[head.seq, head.hash] for head in replaces]
+    return {"kind": "declared", "because": because, "replaces": heads}
 
 
 def stamped(body: Body, now: float) -> Body:

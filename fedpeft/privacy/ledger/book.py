@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,10 @@ from sqlite3 import Connection
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import FINE, Event
 from fedpeft.privacy.events import event_from_json
-from fedpeft.privacy.ledger import bodies, store
+from fedpeft.privacy.ledger import bodies, clock, store
 from fedpeft.privacy.ledger.bodies import Body
 from fedpeft.privacy.ledger.chain import Chain, Entry, Head
+from fedpeft.privacy.ledger.promise import require_promised
 from fedpeft.privacy.ledger.spending import (
     Budget,
     Charge,
@@ -141,7 +142,8 @@ class Ledger:
 
         The same round with the same plan is charged again only after the first reservation was started.
         Without a plan, or with a reproducible one, the round is recorded as not private: epsilon of the
-        lineage is infinite from then on.
+        lineage is infinite from then on. The budget is read at the owner's delta (`Budget.delta`), the
+        reservation's epsilon at the plan's.
 
         Args:
             lineage: the data set's name for life.
@@ -152,8 +154,9 @@ class Ledger:
             content: hash of the data file, for audits only: edited data are the same lineage.
 
         Raises:
-            PrivacyError: the budget would be exceeded, the disk is full (nothing is spent then), the lineage
-                holds an entry that this version does not know, or the ledger is damaged.
+            PrivacyError: the budget or the run's promise would be exceeded, the clock has leapt, the disk is
+                full (nothing is spent then), the lineage holds an entry that this version does not know, or
+                the ledger is damaged.
         """
         offer, head = self._charge(bodies.reserve(lineage, run, round, plan, steps) | {"content": content})
         return Reservation(head, offer.body["attempt"], offer.epsilon, offer.delta)
@@ -209,6 +212,48 @@ class Ledger:
                     )
             return page.append(body)
 
+    def require_affordable(self, lineage: str, plan: PrivacyPlan) -> None:
+        """Refuse a run that the budget cannot bear to its end; nothing is written.
+
+        Raises:
+            PrivacyError: it cannot, or the clock has leapt.
+        """
+        chain = self.chain()
+        now, spent = self._now(chain), charges(chain.entries, lineage)
+        spent.append(Charge(0, now, plan.event(), Claim(plan.unit, plan.trust), plan.delta, True))
+        allowed(lineage, spent, self.budget, now)
+
+    def confirm_clock(self) -> Head:
+        """Write down that the owner holds the clock to be right, though it leapt or was set back.
+
+        What was dated later than now counts as of now.
+
+        Raises:
+            PrivacyError: the ledger cannot be written.
+        """
+        with store.session(self.path) as db, self._page(db, leaping=True) as page:
+            return page.append(bodies.clock())
+
+    def declare(self, charges: Iterable[tuple[Body, str | None]], body: Body) -> Head:
+        """Write charges anew that this ledger lost, and the owner's word on it, in one commit.
+
+        No budget refuses them, and they count as of now for the year.
+
+        Args:
+            charges: as `bodies.charged`, each with the SHA-256 of the bytes that left under it.
+            body: as `bodies.declared`.
+
+        Raises:
+            PrivacyError: the ledger cannot be written; nothing was then.
+        """
+        with store.session(self.path) as db, self._page(db) as page:
+            for charge, digest in charges:
+                seq = page.append(charge | {"kind": "reserve"}).seq
+                page.append(bodies.started(seq))
+                if digest is not None:
+                    page.append(bodies.released(seq, digest))
+            return page.append(body)
+
     def spent(
         self,
         lineage: str,
@@ -221,9 +266,9 @@ class Ledger:
 
         Args:
             lineage: the data set's name for life.
-            delta: where to read epsilon; default: the smallest delta among the entries.
-            unit: whom it protects; an entry of a finer unit makes it infinite. Default: the unit of the
-                newest private reservation.
+            delta: where to read epsilon; default: the budget's, else that of the newest private reservation.
+            unit: whom it protects; an entry of a finer unit makes it infinite, one of a coarser unit counts
+                twice. Default: the unit of the newest private reservation.
             trust: from whom; an entry of a weaker trust makes it infinite. Default: as for ``unit``.
             since: count entries from this time on only, seconds since 1970, UTC.
 
@@ -234,7 +279,7 @@ class Ledger:
         newest = claim_of(spent)
         claim = Claim(unit or newest.unit, trust or newest.trust).check()
         counted = [charge for charge in spent if since is None or charge.moment >= since]
-        return joint(counted, delta or delta_of(spent), claim, FINE)
+        return joint(counted, delta or self.budget.delta or delta_of(spent), claim, FINE)
 
     def entries(self) -> list[Entry]:
         """All entries in order, after chain and signatures were checked.
@@ -284,9 +329,11 @@ class Ledger:
 
     def _offer(self, chain: Chain, body: Body) -> _Offer:
         """The price of a charge; an open reservation of the same round costs nothing more."""
-        now, training = self.clock(), body["kind"] == "reserve"
+        now, training = self._now(chain), body["kind"] == "reserve"
         attempts = [e for e in chain.entries if _same(e, body, ROUND)] if training else []
         again = _never_started(chain, [e for e in attempts if _same(e, body, bodies.SAME)])
+        if training:
+            require_promised(chain, body, self.budget.repeats)
         spent = charges(chain.entries, body["lineage"])
         if again is None:
             claim = None if body["unit"] is None else Claim(body["unit"], body["trust"])
@@ -301,11 +348,16 @@ class Ledger:
             written["attempt"] = 1 + len(attempts)
         return _Offer(written, None, reached, delta_of(spent))
 
+    def _now(self, chain: Chain) -> float:
+        """The time of the next entry; where a year counts, it does not leap."""
+        return clock.present(chain.entries, self.clock(), strict=self.budget.yearly is not None)
+
     @contextmanager
-    def _page(self, db: Connection) -> Generator[_Page]:
+    def _page(self, db: Connection, leaping: bool = False) -> Generator[_Page]:
         """The ledger under the write lock; what is appended counts after the commit only."""
         with store.transaction(db):
-            page = _Page(db, self._seen(db), self.signer, self.clock())
+            chain = self._seen(db)
+            page = _Page(db, chain, self.signer, self.clock() if leaping else self._now(chain))
             yield page
         self._chain = page.chain
 

@@ -15,7 +15,7 @@ from fedpeft.trust.keys import KEY_BYTES, Signer, Verifier
 
 GENESIS = "0" * 64
 SPENDING = ("reserve", "spend")
-FREE = ("key", "started", "released")
+FREE = ("key", "started", "released", "clock", "declared")
 """Kinds of entries that spend nothing; an unknown kind is taken to spend, and so refused."""
 
 
@@ -48,8 +48,14 @@ class Entry:
 
     @property
     def kind(self) -> Any:
-        """``key``, ``reserve``, ``started``, ``released`` or ``spend``; another version may write others."""
+        """One of `SPENDING` or `FREE`; another version may write others."""
         return self.body.get("kind")
+
+    @property
+    def time(self) -> float:
+        """When it was written, seconds since 1970, UTC; 0 where it does not say."""
+        found = self.body.get("time")
+        return float(found) if isinstance(found, int | float) else 0.0
 
     def concerns(self, lineage: str) -> bool:
         """Whether this entry spends privacy of a lineage."""

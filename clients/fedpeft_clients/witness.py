@@ -1,0 +1,177 @@
+"""Who else remembers the ledger: a ledger that was deleted or put back does not renew a budget.
+
+Each update that left is in the outbox log with the ledger entry that released it, and in the outbox of its
+run. The ledger must hold the newest entry of each; a ledger with entries needs a log, as nothing is trained
+before the terms of its run were answered. A node where this fails takes no orders until its owner restores
+the newest copy, or declares the loss (`declare`), which charges again what the log knows.
+
+What it cannot see: the whole folder put back to an earlier day, ledger, log and runs together. Within a run
+the coordinator notices that, which knows the newest entry too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedpeft.errors import ConfigError, PrivacyError, RunError
+from fedpeft.privacy.ledger import Chain, Head, Ledger, bodies
+from fedpeft.trust.signed_log import Entry, SignedLog, entries_of
+from fedpeft_clients.organisation import Organisation
+
+REMEDY = (
+    "restore the newest copy; if there is none, 'fedpeft node ledger declare --because TEXT' charges again "
+    "what the outbox log knows and goes on"
+)
+
+
+class Witness(NamedTuple):
+    """An entry of the ledger that must be there, and who says so."""
+
+    place: str
+    head: Head
+
+
+def require(organisation: Organisation) -> None:
+    """Refuse to go on with a ledger, or an outbox log, that lost what another file remembers.
+
+    Raises:
+        PrivacyError: it did; says what is missing and what to do.
+    """
+    for problem in problems(organisation):
+        raise PrivacyError(f"{problem}: no order is taken; {REMEDY}")
+
+
+def problems(organisation: Organisation) -> list[str]:
+    """What is missing, in plain words; nothing where all fits."""
+    known = list(_witnesses(organisation))  # before the ledger is read: another process may go on meanwhile
+    chain = _chain(organisation)
+    found = [
+        f"{one.place} knows entry {one.head.seq} of the ledger, which ends at {chain.head.seq} without it: "
+        "it was deleted or put back"
+        for one in _unknown(known, chain)
+    ]
+    if cut := _broken(organisation.outbox):
+        found.append(cut)
+    elif chain.entries and not organisation.outbox.read():
+        found.append(f"the ledger has {chain.head.seq} entries, but the outbox log is empty: it was deleted")
+    return found
+
+
+def declare(organisation: Organisation, because: str, close: bool) -> dict[str, Any]:
+    """Go on after a loss that cannot be undone; what the outbox log knows is charged again, in one commit.
+
+    Args:
+        organisation: whose ledger or log lost something.
+        because: the owner's reason, which is written down and signed.
+        close: end the budgets of all data sets for private runs, where something left of which nobody knows
+            what it cost.
+
+    Returns:
+        ``restored`` rounds, the lineages that were ``closed``, and the ledger's ``head``.
+
+    Raises:
+        ConfigError: nothing is missing, or no reason is given.
+        PrivacyError: nobody knows what something cost, and ``close`` is not given.
+    """
+    if not because.strip():
+        raise ConfigError("a loss is declared with its reason: say why in --because")
+    if not problems(organisation):
+        raise ConfigError("nothing is missing that could be declared lost")
+    chain, log = _chain(organisation), organisation.outbox
+    lost = _lost(log, chain)
+    unknown = list(_unknown(_witnesses(organisation), chain))
+    named = {one.hash for one in lost}
+    nameless = [one for one in unknown if one.head.hash not in named] + [
+        Witness(f"entry {one['seq']} of the outbox log", head)
+        for head, one in lost.items()
+        if "charge" not in one
+    ]
+    if nameless and not close:
+        raise PrivacyError(
+            f"nobody knows what {nameless[0].place} cost: restore the ledger, or give --close, after which "
+            "no data set of this node has a budget for private runs"
+        )
+    closed = sorted({one.lineage for one in organisation.datasets().values()}) if nameless else []
+    heads = [*lost, *(one.head for one in unknown if one.head.hash not in named)]
+    charges = [(one["charge"], one["sha256"]) for one in lost.values() if "charge" in one]
+    charges += [(bodies.closing(lineage), None) for lineage in closed]
+    ledger = Ledger(organisation.ledger, None, organisation.signer)
+    head = ledger.declare(charges, bodies.declared(because, heads))
+    if _broken(log):
+        log.set_aside()
+    log.append({"time": ledger.clock(), "kind": "declared", "run": None, "to": "", "because": because})
+    return {"restored": len(charges) - len(closed), "closed": closed, "head": f"{head.seq}:{head.hash}"}
+
+
+def _broken(log: SignedLog) -> str:
+    """What is wrong with the end of the outbox log; nothing where it holds."""
+    try:
+        log.require_ready()
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+_ledgers: dict[Path, Ledger] = {}
+
+
+def _chain(organisation: Organisation) -> Chain:
+    """The verified ledger; what this process has verified before is compared only."""
+    path = organisation.ledger
+    if not path.exists():
+        _ledgers.pop(path, None)
+        return Chain()
+    if path not in _ledgers:
+        _ledgers[path] = Ledger(path, None, organisation.signer)
+    return _ledgers[path].chain()
+
+
+def _unknown(known: Iterator[Witness] | list[Witness], chain: Chain) -> Iterator[Witness]:
+    """Witnesses of entries that the ledger neither holds nor was declared to have lost."""
+    declared = _declared(chain)
+    for one in known:
+        if chain.at(one.head.seq) != one.head and one.head.hash not in declared:
+            yield one
+
+
+def _declared(chain: Chain) -> set[str]:
+    listed = (entry.body["replaces"] for entry in chain.entries if entry.kind == "declared")
+    return {digest for heads in listed for _, digest in heads}
+
+
+def _lost(log: SignedLog, chain: Chain) -> dict[Head, Entry]:
+    """Updates of the outbox log by the ledger entries that released them, which the ledger lacks."""
+    sent = [entry for entry in entries_of(log.read()) if entry["kind"] == "train"]
+    found = {_head(entry["facts"]): entry for entry in sent}
+    lacking = {one.head for one in _unknown([Witness("", head) for head in found], chain)}
+    return {head: entry for head, entry in found.items() if head in lacking}
+
+
+def _witnesses(organisation: Organisation) -> Iterator[Witness]:
+    """The newest entry that the outbox log knows, and the newest of each run's own outbox."""
+    for line in reversed(organisation.outbox.read()):
+        if b'"kind":"train"' in line:
+            entry = json.loads(line)
+            yield Witness(f"entry {entry['seq']} of the outbox log", _head(entry["facts"]))
+            break
+    for index in sorted(organisation.runs.glob("*/outbox/answers.jsonl")):
+        for line in reversed(index.read_bytes().splitlines()):
+            if (facts := _facts(line)) is not None:
+                yield Witness(f"run {index.parts[-3][:12]}", _head(facts))
+                break
+
+
+def _facts(line: bytes) -> dict[str, Any] | None:
+    """A line of a run's own outbox; None for one that a kill has torn."""
+    try:
+        facts = json.loads(line)
+    except ValueError:
+        return None
+    return facts if isinstance(facts, dict) and "ledger_entry" in facts else None
+
+
+def _head(facts: dict[str, Any]) -> Head:
+    return Head(int(facts["ledger_entry"]), str(facts["ledger"]))
