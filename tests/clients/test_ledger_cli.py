@@ -146,3 +146,46 @@ def test_an_entry_of_another_version_is_shown_with_its_cause(home):
     assert facts["lineages"][2]["epsilon"] is None
     assert "'quantum' is unknown" in facts["lineages"][2]["cause"]
     assert "visitors" in node("show", home).stdout
+
+
+def test_each_promise_of_a_data_set_has_its_own_total(home):
+    from dataclasses import replace
+
+    person = replace(PLAN, unit="person", records_per_unit=2)
+    Ledger(home / "ledger.sqlite", None, OWN).reserve("patients", "other", 1, person, 5)
+    found = json.loads(node("show", home, "--lineage", "patients", "--json").stdout)["lineages"]
+    by_unit = {one["unit"]: one["epsilon"] for one in found}
+    assert by_unit["person"] is None, "earlier rounds protect per record only"
+    assert by_unit["record"] > epsilon([Steps(0.1, 1.0, 15), Pure(0.1, 1)], 1e-5)
+
+
+def test_the_clock_is_confirmed_by_the_owner_alone(tmp_path):
+    from fedpeft.privacy.ledger import Budget
+    from fedpeft_clients.organisation import init_organisation
+    from fedpeft_clients.policy import template
+
+    made = init_organisation(tmp_path / "clinic", "clinic", template("strict"))
+    past = Ledger(made.ledger, None, made.signer, clock=lambda: 1e9)
+    past.reserve("patients", "run", 1, PLAN, 5)
+    strict = Ledger(made.ledger, Budget(yearly=100.0), made.signer)
+    with pytest.raises(PrivacyError, match="ledger clock --confirm"):
+        strict.reserve("patients", "run", 2, PLAN, 5)
+    shown = node("clock", "--home", made.path)
+    assert shown.exit_code == 0 and "2001-09-09" in shown.stdout
+    with pytest.raises(PrivacyError, match="clock"):
+        strict.reserve("patients", "run", 2, PLAN, 5)
+    assert json.loads(node("clock", "--confirm", "--home", made.path, "--json").stdout)["confirmed"]
+    assert strict.reserve("patients", "run", 2, PLAN, 5).attempt == 1
+
+
+def test_a_loss_is_declared_on_the_command_line_with_a_reason(tmp_path):
+    from fedpeft_clients.organisation import init_organisation
+    from fedpeft_clients.policy import template
+
+    made = init_organisation(tmp_path / "clinic", "clinic", template("strict"))
+    assert isinstance(node("declare", "--because", "x", "--home", made.path).exception, ConfigError)
+    assert node("declare", "--home", made.path).exit_code == 2
+    Ledger(made.ledger, None, made.signer).reserve("patients", "run", 1, PLAN, 5)
+    shown = node("declare", "--because", "the log was deleted", "--home", made.path)
+    assert shown.exit_code == 0 and "0 rounds charged again" in shown.stdout
+    assert "the log was deleted" in made.outbox.read_text()
