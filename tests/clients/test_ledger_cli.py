@@ -188,4 +188,4 @@ def test_a_loss_is_declared_on_the_command_line_with_a_reason(tmp_path):
     Ledger(made.ledger, None, made.signer).reserve("patients", "run", 1, PLAN, 5)
     shown = node("declare", "--because", "the log was deleted", "--home", made.path)
     assert shown.exit_code == 0 and "0 rounds charged again" in shown.stdout
-    assert "the log was deleted" in made.outbox.read_text()
+    assert "the log was deleted" in made.outbox.path.read_text()
