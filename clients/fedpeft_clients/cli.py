@@ -12,6 +12,7 @@ from fedpeft.cli.output import JSON_OPTION, emit, table
 from fedpeft_clients import ledger_cli, outbox_cli, policy_cli
 
 if TYPE_CHECKING:
+    from fedpeft_clients.fingerprints import Overlap
     from fedpeft_clients.organisation import DataSet, Organisation
 
 HOME = typer.Option(None, "--home", help="The node's folder; default: the only one in $FEDPEFT_HOME/node.")
@@ -115,10 +116,11 @@ def add_data(
     records = read_records(file, DataConfig.model_validate(columns))
     dataset = DataSet(str(file.resolve()), lineage, len(records), columns)
     _check_lineage(organisation, name, dataset)
+    common = _admitted(organisation, dataset)
     organisation.add(name, dataset)
     shown = [(one.prompt[:_WIDTH], one.completion[:_WIDTH]) for one in records[:SHOWN]]
     emit(
-        {"name": name, **asdict(dataset)},
+        {"name": name, **asdict(dataset), "in_common": [asdict(one) for one in common]},
         as_json,
         lambda: _show_added(name, dataset, shown if preview else []),
     )
@@ -135,6 +137,18 @@ def _check_lineage(organisation: Organisation, name: str, dataset: DataSet) -> N
                 f"data set {known!r} has lineage {held.lineage!r}, which it keeps for life; "
                 f"give --lineage {held.lineage}"
             )
+
+
+def _admitted(organisation: Organisation, dataset: DataSet) -> list[Overlap]:
+    """Refuse records that have a budget under another lineage already; warn of what the policy allows."""
+    from fedpeft_clients.fingerprints import admit
+    from fedpeft_clients.policy import parse_policy
+
+    policy = parse_policy(organisation.policy.read_text(encoding="utf-8"))
+    common = admit(organisation, dataset, policy.privacy.most_overlap)
+    for one in common:
+        typer.echo(f"warning: {one}: each lineage has a budget of its own, and these spend both", err=True)
+    return common
 
 
 def _show_added(name: str, dataset: DataSet, shown: list[tuple[str, str]]) -> None:
@@ -182,7 +196,12 @@ def approve(
     """Let this node take part in a run, or refuse it; orders are answered accordingly from now on."""
     from fedpeft_clients.terms import approve
 
-    stored = approve(_open(home), run, data, refuse)
+    organisation = _open(home)
+    if not refuse:
+        for name, dataset in organisation.datasets().items():
+            if data in (None, name):
+                _admitted(organisation, dataset)
+    stored = approve(organisation, run, data, refuse)
     word = "refused" if refuse else "approved"
     emit({"run": stored.run, "answer": word}, as_json, lambda: typer.echo(f"run {stored.run[:12]}: {word}"))
 

@@ -89,13 +89,16 @@ def _bases(organisation: Organisation) -> Iterator[Check]:
 
 def _data(organisation: Organisation) -> Iterator[Check]:
     from fedpeft.data import read_records
+    from fedpeft_clients.fingerprints import admit
 
-    known = organisation.datasets()
+    known, most = organisation.datasets(), _parsed(organisation).privacy.most_overlap
     if not known:
         yield _note("data", "no data set is registered: fedpeft node data add")
     for name, dataset in known.items():
         records = read_records(Path(dataset.file), DataConfig.model_validate(dict(dataset.columns)))
         yield _ok("data", f"{name} has {len(records)} readable records, lineage {dataset.lineage}")
+        for one in admit(organisation, dataset, most):
+            yield _note("data", f"{name}: {one}")
 
 
 def _ledger(organisation: Organisation) -> Iterator[Check]:

@@ -2,6 +2,7 @@
 
 * ``organisation.json``: who it is; ``signing.key``, ``transport.key``: private keys, mode 0600
 * ``policy.toml``: its limits; ``data.json``: its data sets by name; ``approvals.json``: the operator's word
+* ``records/``, ``records.key``: keyed hashes of the records of each lineage, and their key
 * ``coordinators/<fingerprint>/``: ``grant.json``, ``ca.crt`` and ``flower.json`` of each that it has joined
 * ``ledger.sqlite``: privacy spent; ``outbox.jsonl``, ``outbox.head``: what left
 * ``runs/<run id>/``: a home (`fedpeft_clients.home.Home`) for each run that it was offered
@@ -102,6 +103,11 @@ class Organisation:
     def outbox(self) -> SignedLog:
         """The log of what left."""
         return SignedLog(self.path / "outbox.jsonl", self.signer, OUTBOX)
+
+    @property
+    def records(self) -> Path:
+        """Folder of the hashes of its records (`fedpeft_clients.fingerprints`)."""
+        return self.path / "records"
 
     @property
     def approvals(self) -> Path:

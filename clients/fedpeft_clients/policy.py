@@ -118,6 +118,12 @@ class PrivacyRules(Section):
         lt=0.1,
         description="where lineage_epsilon and yearly_epsilon are read, whatever a run asks for",
     )
+    most_overlap: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="share of records that data sets of two lineages may have in common; 1: only warn",
+    )
     most_repeats: int = Field(
         default=8,
         ge=0,
