@@ -55,7 +55,7 @@ def problems(organisation: Organisation) -> list[str]:
     ]
     if cut := _broken(organisation.outbox):
         found.append(cut)
-    elif chain.entries and not organisation.outbox.read():
+    elif chain.entries and not organisation.outbox.path.stat().st_size:
         found.append(f"the ledger has {chain.head.seq} entries, but the outbox log is empty: it was deleted")
     return found
 

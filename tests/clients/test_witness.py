@@ -8,11 +8,12 @@ import shutil
 import pytest
 
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.privacy import Ledger
+from fedpeft.privacy import Ledger, PrivacyPlan
 from fedpeft.protocol import TRAIN, TrainReply, unpack
 from fedpeft_clients import local_round, witness
 from fedpeft_clients.doctor import examine
 
+PLAN = PrivacyPlan(0.1, 3.0, 1.0, 4, 2, 3, 1e-5)
 BUDGET = {"lineage_epsilon": 9.0, "yearly_epsilon": 9.0, "most_epsilon": 20.0}
 
 
@@ -91,6 +92,22 @@ def test_a_ledger_that_was_put_back_renews_no_budget_and_keeps_what_it_holds(nod
     assert node.spent() == pytest.approx(spent) and node.wrong() == []
     again = node.run(4)
     assert isinstance(again, float) and again > spent
+
+
+def test_a_copy_that_was_put_back_and_went_on_is_known_by_its_hashes(node, tmp_path):
+    """However long the other branch has become."""
+    assert isinstance(node.run(1), float)
+    for file in node.files():
+        shutil.copy(file, tmp_path / file.name)
+    assert isinstance(node.run(2), float)
+    length = Ledger(node.organisation.ledger).head().seq
+    node.delete()
+    for file in tmp_path.glob("ledger.sqlite*"):
+        shutil.copy(file, node.organisation.path / file.name)
+    branch = Ledger(node.organisation.ledger, None, node.organisation.signer)
+    while branch.head().seq <= length + 1:
+        branch.reserve("staff", f"run {branch.head().seq}", 1, PLAN, 2)
+    assert node.run(3) == "ledger" and node.wrong()
 
 
 def test_an_agreed_run_takes_no_order_either(node):

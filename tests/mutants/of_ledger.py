@@ -6,14 +6,83 @@ from harness import Mutant
 
 BOOK, BODIES = "fedpeft.privacy.ledger.book", "fedpeft.privacy.ledger.bodies"
 CHAIN, STORE = "fedpeft.privacy.ledger.chain", "fedpeft.privacy.ledger.store"
+SPENDING, PROMISE = "fedpeft.privacy.ledger.spending", "fedpeft.privacy.ledger.promise"
+CLOCK, WITNESS = "fedpeft.privacy.ledger.clock", "fedpeft_clients.witness"
 ROUND = "fedpeft_clients.local_round"
 
 LEDGER = "fedpeft/test_privacy_ledger.py::"
 CLAIMS = "fedpeft/test_privacy_ledger_claims.py::"
+PROMISES = "fedpeft/test_privacy_ledger_promises.py::"
 NODE = "clients/test_privacy_bugs.py::"
 TASKS = "clients/test_tasks.py::"
 
 MUTANTS = (
+    Mutant(
+        9,
+        "a record more in a person's data costs what a person more costs",
+        SPENDING,
+        "return 1 if self.unit == asked.unit else 2",
+        "return 1",
+        (PROMISES + "test_a_coarser_guarantee_covers_two_steps_of_a_record",),
+    ),
+    Mutant(
+        9,
+        "two steps of a guarantee keep its delta",
+        SPENDING,
+        "if needed <= delta:",
+        "if needed <= 1.0:",
+        (PROMISES + "test_the_conversion_is_no_less_than_the_true_loss_of_a_replaced_person",),
+    ),
+    Mutant(
+        11,
+        "a run that was asked again is held to no promise",
+        PROMISE,
+        'if left + body["steps"] > most:',
+        'if body["steps"] > most:',
+        (PROMISES + "test_a_run_never_spends_more_than_its_plan_however_often_round_1_is_asked_for",),
+    ),
+    Mutant(
+        12,
+        "the clock of the machine dates the entries, wherever it was set",
+        CLOCK,
+        "return max(seen, clock)",
+        "return clock",
+        (PROMISES + "test_a_clock_that_is_set_back_makes_nothing_old",),
+    ),
+    Mutant(
+        12,
+        "a year passes when the clock says so",
+        CLOCK,
+        "clock > seen + LEAP",
+        "clock > seen + 1000 * LEAP",
+        (PROMISES + "test_a_clock_that_leaps_ahead_neither_resets_nor_empties_the_year",),
+    ),
+    Mutant(
+        12,
+        "a ledger that the outbox log outran is known by its length alone",
+        WITNESS,
+        "if chain.at(one.head.seq) != one.head and",
+        "if chain.head.seq < one.head.seq and",
+        ("clients/test_witness.py::test_a_copy_that_was_put_back_and_went_on_is_known_by_its_hashes",),
+    ),
+    Mutant(
+        12,
+        "the same records in another file format are other records",
+        "fedpeft_clients.fingerprints",
+        'return _GAP.sub(" ", plain.casefold()).strip()',
+        "return plain",
+        (
+            "clients/test_fingerprints.py::test_the_same_records_under_a_second_lineage_are_refused[typed_otherwise]",
+        ),
+    ),
+    Mutant(
+        23,
+        "what was promised before is forgotten when another unit is promised",
+        SPENDING,
+        "others = [claim for claim in promised(spent) if claim != newest]",
+        "others = list[Claim]()",
+        (CLAIMS + "test_a_promise_per_person_is_broken_by_no_promise_per_record",),
+    ),
     Mutant(
         11,
         "a round of training is charged as one step",
