@@ -120,12 +120,28 @@ def _privacy(config: Config) -> Iterator[str]:
             f"privacy.unit = {privacy.unit!r} needs exactly one of privacy.epsilon and "
             "privacy.noise_multiplier"
         )
+    yield from _delta(config)
     if config.audit.outbox == "refuse":
         yield (
             "audit.outbox = 'refuse' tells by silence what the data are, which no privacy plan accounts for: "
             f"set audit.outbox = 'report' with privacy.unit = {privacy.unit!r}"
         )
     yield from _nodes_unit(config) if privacy.unit == "node" else _records_unit(config)
+
+
+def _delta(config: Config) -> Iterator[str]:
+    """At a delta of one in the number of units, to publish one of them whole would pass for private."""
+    privacy, units = config.privacy, "nodes"
+    count: float | None = config.federation.nodes
+    if privacy.unit != "node":
+        rate, units = privacy.sampling_probability, "records"
+        count = privacy.public_records or (config.federation.batch_size / rate if rate else None)
+        count = count or (config.data.samples if config.data.source == EMBEDDED else None)
+    if count and privacy.delta > 1 / count * (1 + 1e-9):
+        yield (
+            f"privacy.delta = {privacy.delta:g} is above 1 / {count:g}, one in the number of {units}, and so "
+            f"allows to publish one of them whole: set privacy.delta to less than 1 / {count:g}"
+        )
 
 
 def _records_unit(config: Config) -> Iterator[str]:

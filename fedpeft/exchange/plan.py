@@ -175,7 +175,7 @@ def up_plan(exchange: ExchangeConfig, private: bool = False, clip: float | None 
 def noisy_values(exchange: ExchangeConfig, size: int) -> int:
     """How many of ``size`` exchanged values bear noise under DP: those of a public support, or all."""
     support = public_support(up_codec(exchange))
-    return size if support is None else max(1, round(support.density * size))
+    return size if support is None else support.size(size)
 
 
 def plan_from_config(direction: DirectionConfig, private: bool) -> ExchangePlan:

@@ -25,7 +25,8 @@ EXPLORED = 0.2
 class PublicSupport:
     """A share of the values, the same for all nodes of a round that have read the same broadcast.
 
-    From ``seed`` the support is random and differs from round to round; it depends on no data. From
+    Its size is a public constant of the layout, which the noise of a sum is accounted for. From ``seed``
+    the support is random and differs from round to round; it depends on no data. From
     ``released`` most of it is where the newest broadcast was largest, so it costs no privacy that the
     broadcast has not cost; the seed draws the rest, and more where the broadcast has few values. A node
     that was sent a whole state takes the seed's.
@@ -53,18 +54,23 @@ class PublicSupport:
         """The support of one message."""
         return replace(self, context=context, released=released if self.source == "released" else None)
 
+    def size(self, values: int) -> int:
+        """How many of ``values`` are on the support, exactly and in each round."""
+        return max(1, round(self.density * values))
+
     def positions(self, layout: Layout) -> Positions:
-        """Increasing positions in the flat vector."""
+        """Increasing positions in the flat vector, int64, shape ``(size(layout.size),)``."""
         if self.context is None:
             raise ExchangeError("a public support needs the message's context: bind the plan with at() first")
         if self.density == 1:
             return np.arange(layout.size)
-        key = hashlib.sha256(b"fedpeft-support-1\0" + layout.digest + self.context.shared()).digest()
-        if self.released is None:
-            return np.flatnonzero(_drawn(key, layout.size, self.density))
-        count = min(round((1 - EXPLORED) * self.density * layout.size), self.released.nonzero)
-        chosen = _drawn(key, layout.size, self.density - count / max(1, layout.size))
-        chosen[largest(self.released.dense(), count)] = True
+        key = hashlib.sha256(b"fedpeft-support-2\0" + layout.digest + self.context.shared()).digest()
+        size, chosen = self.size(layout.size), np.zeros(layout.size, bool)
+        if self.released is not None:
+            count = min(round((1 - EXPLORED) * size), self.released.nonzero)
+            chosen[largest(self.released.dense(), count)] = True
+        rest = np.flatnonzero(~chosen)
+        chosen[rest[_drawn(key, layout.size, rest, size - int(chosen.sum()))]] = True
         return np.flatnonzero(chosen)
 
     def counts(self, positions: Positions, layout: Layout) -> Integers:
@@ -72,10 +78,13 @@ class PublicSupport:
         return np.diff(np.searchsorted(positions, layout.offsets))
 
 
-def _drawn(key: bytes, size: int, density: float) -> np.ndarray:
-    """Flags of a random support: each value with this probability, to a multiple of 2^-16.
+def _drawn(key: bytes, size: int, rest: Positions, count: int) -> Positions:
+    """Indices into ``rest`` of the ``count`` positions whose 16 random bits are lowest; the first of equals.
 
     Only the raw output of the generator is used, which numpy keeps the same in all versions.
     """
     raw = np.random.PCG64(np.random.SeedSequence(int.from_bytes(key, "little"))).random_raw(-(-size // 4))
-    return raw.astype("<u8").view("<u2")[:size] < round(density * 65536)
+    bits = raw.astype("<u8").view("<u2")[:size][rest]
+    edge = int(np.searchsorted(np.cumsum(np.bincount(bits, minlength=1 << 16)), count))
+    below = np.flatnonzero(bits < edge)
+    return np.concatenate([below, np.flatnonzero(bits == edge)[: count - len(below)]])

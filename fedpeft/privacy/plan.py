@@ -92,7 +92,8 @@ class PrivacyPlan:
     ``bands`` above 1 the noise of their rounds is correlated (matrix mechanism).
 
     Trust ``distributed``: as central, but the nodes add shares of Skellam noise to integers under secure
-    aggregation (Agarwal et al. 2021, arXiv:2110.04995). It holds against the coordinator too.
+    aggregation (Agarwal et al. 2021, arXiv:2110.04995). It holds against the coordinator too, for the sum,
+    for what a node sent against zeros in its place; who took part is no secret.
 
     Attributes:
         sampling_probability: rate of inclusion of each unit in each step, in (0, 1].
@@ -111,7 +112,6 @@ class PrivacyPlan:
         adaptive: how the clip follows the norms; None: it is fixed.
         grid: the integers of the distributed mechanism; None for the others.
         reproducible: noise and sampling come from the configured seed: nothing is guaranteed then.
-        adjacency: the neighbouring relation.
 
     Raises:
         PrivacyError: a value with which the guarantee would be empty.
@@ -132,7 +132,6 @@ class PrivacyPlan:
     adaptive: AdaptiveClip | None = None
     grid: Grid | None = None
     reproducible: bool = False
-    adjacency: Literal["add-or-remove-one"] = "add-or-remove-one"
 
     def __post_init__(self) -> None:
         _require(0 < self.sampling_probability <= 1, "sampling_probability", self, "in (0, 1]")
@@ -158,6 +157,15 @@ class PrivacyPlan:
     def steps(self) -> int:
         """Noisy releases of the whole run."""
         return self.steps_per_round * self.rounds
+
+    @property
+    def adjacency(self) -> Literal["add-or-remove-one", "replace-by-zero"]:
+        """What epsilon holds for: one unit more or less, or one node's update against zeros.
+
+        A secure sum tells who takes part in it, so that distributed noise hides what a node sent, not that
+        it sent something.
+        """
+        return "replace-by-zero" if self.trust == "distributed" else "add-or-remove-one"
 
     @property
     def accountant(self) -> str:
@@ -188,7 +196,8 @@ class PrivacyPlan:
 
     def describe(self) -> dict[str, Any]:
         """All fields and the run's epsilon, for reports."""
-        return asdict(self) | {"epsilon": self.epsilon(), "accountant": self.accountant}
+        names = ("adjacency", "accountant")
+        return asdict(self) | {"epsilon": self.epsilon()} | {name: getattr(self, name) for name in names}
 
 
 def _skellam(plan: PrivacyPlan, grid: Grid, count: int) -> Skellam:

@@ -75,3 +75,26 @@ def test_a_contradiction_gives_one_line(settings, message):
 )
 def test_what_belongs_together_is_accepted(settings):
     assert build_config(settings).privacy.unit == settings.get("privacy", {}).get("unit", "none")
+
+
+RECORDS = {"unit": "record", "epsilon": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("privacy", "most"),
+    [
+        ({**RECORDS, "public_records": 5000}, 2e-4),
+        ({**RECORDS, "public_records": 5000, "sampling_probability": 0.5}, 2e-4),
+        ({**RECORDS, "sampling_probability": 0.01}, 1 / 1600),
+        (RECORDS, 1 / 200),
+        ({**NODE}, 1 / 4),
+    ],
+)
+def test_a_delta_of_one_in_the_units_is_refused(privacy, most):
+    """It would allow to publish one record of them all."""
+    sections = {"exchange": NO_FEEDBACK, "federation": {"nodes": 4, "batch_size": 16}}
+    build_config({"privacy": {**privacy, "delta": most}, **sections})
+    with pytest.raises(
+        ConfigError, match=r"privacy\.delta = .* is above 1 / .*set privacy\.delta to less than"
+    ):
+        build_config({"privacy": {**privacy, "delta": 1.01 * most}, **sections})

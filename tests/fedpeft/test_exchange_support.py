@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedpeft.config.models import ExchangeConfig
 from fedpeft.errors import EnvelopeError, ExchangeError
 from fedpeft.exchange import (
     AddResidual,
@@ -24,6 +25,7 @@ from fedpeft.exchange import (
 )
 from fedpeft.exchange.bits import to_bytes
 from fedpeft.exchange.fields import write_scales
+from fedpeft.exchange.plan import noisy_values
 from fedpeft.trust import Signer, Verifier
 
 LAYOUT = Layout(("a", "b", "c"), ((300, 10), (70,), (1,)))
@@ -37,29 +39,44 @@ def support_of(codec, layout=LAYOUT):
     return np.flatnonzero(codec.fit(values, layout))
 
 
-def naive_drawn(context, layout, density):
-    """The documented draw: 16 bits per value, least significant first, of a generator that a digest seeds."""
+def naive_drawn(context, layout, count, taken=()):
+    """The documented draw: 16 bits per value, least significant first, of a generator that a digest seeds.
+
+    The ``count`` positions with the lowest bits that are not ``taken``, the first of equals.
+    """
     shared = context.run + context.round.to_bytes(8, "little") + bytes([context.direction == "up"])
-    key = hashlib.sha256(b"fedpeft-support-1\0" + layout.digest + shared).digest()
+    key = hashlib.sha256(b"fedpeft-support-2\0" + layout.digest + shared).digest()
     generator = np.random.PCG64(np.random.SeedSequence(int.from_bytes(key, "little")))
-    chosen = []
-    while len(chosen) < layout.size:
+    bits = []
+    while len(bits) < layout.size:
         raw = int(generator.random_raw())
-        chosen += [(raw >> shift & 0xFFFF) < round(density * 65536) for shift in (0, 16, 32, 48)]
-    return [index for index in range(layout.size) if chosen[index]]
+        bits += [raw >> shift & 0xFFFF for shift in (0, 16, 32, 48)]
+    free = [index for index in range(layout.size) if index not in taken]
+    return sorted(sorted(free, key=lambda index: bits[index])[:count])
 
 
 @pytest.mark.parametrize("density", [1e-6, 0.01, 0.3, 0.99999, 1.0])
 def test_the_seed_gives_the_documented_support(density):
     codec = MaskedSign(PublicSupport(density)).at(CONTEXT, RELEASED)
-    assert support_of(codec).tolist() == naive_drawn(CONTEXT, LAYOUT, density)
+    count = max(1, round(density * LAYOUT.size))
+    assert support_of(codec).tolist() == naive_drawn(CONTEXT, LAYOUT, count)
 
 
-@pytest.mark.parametrize("density", [0.05, 0.5])
-def test_the_support_has_the_density_asked_for(density):
-    layout = Layout(("a",), ((200_000,),))
-    share = support_of(MaskedSign(PublicSupport(density)).at(CONTEXT, None), layout).size / layout.size
-    assert share == pytest.approx(density, rel=0.03)
+@pytest.mark.parametrize("source", ["seed", "released"])
+@pytest.mark.parametrize(
+    ("values", "density"), [(1, 0.4), (512, 0.25), (1024, 0.1), (10_000, 0.25), (70_001, 0.9)]
+)
+def test_the_support_has_exactly_the_size_that_is_accounted_for(source, values, density):
+    """A sum's sensitivity is worked out for that many values; drawn by coins, half the rounds had more."""
+    layout = Layout(("a",), ((values,),))
+    exchange = ExchangeConfig.model_validate(
+        {"up": {"support": source}, "secure": {"enabled": True, "share": density}}
+    )
+    released = Decoded(layout, np.random.default_rng(1).standard_normal(values).astype(np.float32))
+    for round_ in range(1, 40):
+        bound = PublicSupport(density, source).at(replace(CONTEXT, round=round_), released)
+        found = bound.positions(layout)
+        assert len(found) == noisy_values(exchange, values) and (np.diff(found) > 0).all()
 
 
 def test_it_follows_from_the_round_and_not_from_the_sender_or_the_state():
@@ -88,20 +105,19 @@ def test_the_last_release_gives_four_fifths_of_the_support_and_the_seed_the_rest
     count = round(0.8 * 0.25 * LAYOUT.size)
     order = sorted(range(LAYOUT.size), key=lambda index: -abs(float(RELEASED.numbers[index])))
     leading = set(order[:count])
-    drawn = set(naive_drawn(CONTEXT, LAYOUT, 0.25 - count / LAYOUT.size))
-    assert support == leading | drawn
-    assert len(drawn) == pytest.approx(0.2 * 0.25 * LAYOUT.size, rel=0.15)
+    assert support == leading | set(naive_drawn(CONTEXT, LAYOUT, round(0.25 * LAYOUT.size) - count, leading))
 
 
 def test_the_seed_fills_up_what_a_sparse_release_lacks():
     positions = np.arange(100, 200)
     released = Decoded(LAYOUT, np.ones(100, np.float32), positions)
     support = support_of(MaskedSign(PublicSupport(0.25, "released")).at(CONTEXT, released))
-    drawn = naive_drawn(CONTEXT, LAYOUT, 0.25 - 100 / LAYOUT.size)
+    size = round(0.25 * LAYOUT.size)
+    drawn = naive_drawn(CONTEXT, LAYOUT, size - 100, set(range(100, 200)))
     assert set(support.tolist()) == set(positions.tolist()) | set(drawn)
     nothing = Decoded(LAYOUT, np.zeros(0, np.float32), np.zeros(0, np.int64))
     empty = support_of(MaskedSign(PublicSupport(0.25, "released")).at(CONTEXT, nothing))
-    assert empty.tolist() == naive_drawn(CONTEXT, LAYOUT, 0.25)
+    assert empty.tolist() == naive_drawn(CONTEXT, LAYOUT, size)
 
 
 @pytest.mark.parametrize("source", ["seed", "released"])
@@ -153,9 +169,9 @@ def test_an_unbound_codec_says_what_to_do():
 
 def test_a_tensor_without_support_may_not_claim_a_scale():
     layout = Layout(("a", "b"), ((1,), (500,)))
-    codec = MaskedSign(PublicSupport(0.25)).at(CONTEXT, None)
+    rounds = (MaskedSign(PublicSupport(0.25)).at(replace(CONTEXT, round=r), None) for r in range(1, 50))
+    codec = next(codec for codec in rounds if support_of(codec, layout)[0] > 0)
     support = support_of(codec, layout)
-    assert support[0] > 0  # none in the first tensor
     claimed = write_scales(np.ones(2, np.float32))
     payload = to_bytes([np.ones(2, np.uint8), claimed, np.zeros(support.size, np.uint8)])
     with pytest.raises(EnvelopeError, match="without values claims a scale"):

@@ -262,3 +262,21 @@ def test_no_round_is_reserved_beyond_the_budget(tmp_path):
         account.reserve(number)
     with pytest.raises(PrivacyError, match="budget"):
         account.reserve(3)
+
+
+@pytest.mark.parametrize("clip", [0.1, 40.0])
+def test_noise_and_bound_follow_the_clip_in_force(clip, monkeypatch):
+    """Where the clip has moved away from the configured one, noise for that one covers nothing.
+
+    A clip that grew 20-fold under noise of its first value turns a claimed epsilon of 3.3 into 146.
+    """
+    plan = plan_of(adaptive=AdaptiveClip(0.5, 0.2, count_noise=1.5))
+    law = CentralNoise.of(plan).restored({**CentralNoise.of(plan).arrays(), "clip": np.array([clip])})
+    updates = contributions(np.full(SIZE, 1e6))
+    with monkeypatch.context() as patch:
+        patch.setattr(noise, "gaussian", lambda size, source: np.zeros(size))
+        signal, _, facts = law.mean(SIZE, updates)
+    assert np.linalg.norm(signal) * 5 == pytest.approx(clip, rel=1e-5)
+    found = np.concatenate([law.mean(SIZE, [])[0] for _ in range(200)])
+    assert found.std() * 5 / clip == pytest.approx(sum_multiplier(plan), rel=0.05)
+    assert facts["clip"] == clip and facts["noise"] == pytest.approx(found.std(), rel=0.05)

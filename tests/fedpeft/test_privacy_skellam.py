@@ -152,6 +152,7 @@ def test_the_plans_event_bounds_the_rounded_sum():
     grid = Grid(size=50, steps_per_clip=40.0, least_nodes=3)
     plan = PrivacyPlan(1.0, 2.0, 1.5, 5, 1, 10, DELTA, "node", "distributed", grid=grid)
     event = plan.event()
+    assert plan.adjacency == plan.describe()["adjacency"] == "replace-by-zero"
     assert isinstance(event, Skellam) and event.repeats == 10 and event.variance == (2.0 * 40) ** 2
     for _ in range(300):
         direction = rng.standard_normal(50) * rng.integers(0, 2, 50)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fedpeft.config.models import FederationConfig
 from fedpeft.exchange import Context, Layout, PublicTernary
 from fedpeft.exchange.support import PublicSupport
 from fedpeft.privacy.plan import Grid, PrivacyPlan
 from fedpeft.protocol import COORDINATOR
+from fedpeft_server.coordinator import Coordinator
 from fedpeft_server.secure import SecureSums
 
 SIZE = 40
@@ -29,3 +32,21 @@ def test_fewer_nodes_in_a_noisy_sum_do_not_change_its_divisor(nodes):
     codec = PublicTernary(PublicSupport(1.0)).at(Context(bytes(16), 1, COORDINATOR, bytes(32), "up"), None)
     found = SecureSums(setup, [])._noisy_mean(opened, codec, plan, grid)
     np.testing.assert_allclose(found.dense(), total * 0.5 / 100.0 / 7, rtol=1e-6)
+
+
+def drawn(privacy, seed):
+    """Who is drawn of 80 nodes in round 1, by the coordinator's own way of sampling."""
+    federation = FederationConfig(selection="poisson", participation=0.5)
+    config = SimpleNamespace(run=SimpleNamespace(seed=seed), federation=federation)
+    setup = SimpleNamespace(config=config, central=privacy)
+    roster = SimpleNamespace(keys={f"n{index:02d}": b"" for index in range(80)})
+    return Coordinator._sample(SimpleNamespace(setup=setup, roster=roster), 1)
+
+
+def test_the_coins_of_a_private_draw_are_no_function_of_the_public_seed():
+    """Who knows the seed would know who was drawn: no coin is secret, and none amplifies."""
+    private = PrivacyPlan(0.5, 1.0, 1.0, 40, 1, 5, 1e-5, "node", "central")
+    draws = [drawn(plan, seed) for plan in (private, None) for seed in (7, 7, 8)]
+    assert len({tuple(names) for names in draws}) == 6
+    marked = replace(private, reproducible=True)
+    assert drawn(marked, 7) == drawn(marked, 7) != drawn(marked, 8)
