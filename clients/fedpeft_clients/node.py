@@ -14,6 +14,7 @@ from typing import Any
 
 from fedpeft import flower
 from fedpeft.errors import FedPeftError
+from fedpeft.terminal import clean_output
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,4 +56,5 @@ def _leave(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with clean_output():
+        sys.exit(main())

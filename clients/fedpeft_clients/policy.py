@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from fedpeft.config.models import Aggregation, CodecName, Method, Section, Trust, Unit
 from fedpeft.errors import ConfigError, FederationError
 from fedpeft.privacy import Budget
+from fedpeft.terminal import printable
 
 TEMPLATES = ("strict", "research-pilot")
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -34,11 +35,6 @@ class PolicyError(FederationError):
     def code(self) -> str:
         """What the coordinator is told: one word of letters."""
         return f"Policy{self.rule.capitalize()}"
-
-
-def printable(text: str) -> str:
-    """A text in which nothing moves a terminal's cursor: a coordinator may have written parts of it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _hash(text: str) -> str:

@@ -11,10 +11,10 @@ import typer
 from fedpeft.cli.output import table
 from fedpeft.errors import FedPeftError
 from fedpeft.runstore import read_json
+from fedpeft.terminal import printable
 from fedpeft.trust.signed_log import entries_of
 from fedpeft_clients.organisation import Grant, Organisation
 from fedpeft_clients.outbox_cli import COLUMNS, row
-from fedpeft_clients.policy import printable
 from fedpeft_clients.rules import Offer, agreed_base, run_epsilon
 from fedpeft_clients.service import running
 from fedpeft_clients.state import held_rounds

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedpeft.adapters.folders import read_config
 from fedpeft.adapters.merge import load_adapter, merge
 from fedpeft.bases.load import load_apart
+from fedpeft.bases.source import held_base
 from fedpeft.config.models import BaseConfig, DataConfig
 from fedpeft.data import Record, label_set, read_records, read_written, tokenise
 from fedpeft.errors import ConfigError
@@ -55,18 +57,16 @@ def merge_folder(folder: Path, out: Path, base: str | None) -> None:
 
 
 def named_base(folder: Path) -> str:
-    """The base that an adapter folder names.
+    """The base that an adapter folder names, where it is on this machine; nothing is fetched for a stranger.
 
     Raises:
         ConfigError: the folder holds no adapter, or one that names no base.
+        BaseModelError: the base is not here.
     """
-    try:
-        name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError):
-        raise ConfigError(f"{str(folder)!r} is not an adapter folder with an adapter_config.json") from None
+    name = read_config(folder).get("base_model_name_or_path")
     if not name:
         raise ConfigError(f"the adapter in {str(folder)!r} names no base; give --base")
-    return str(name)
+    return held_base(str(name))
 
 
 def _evaluate(
@@ -74,7 +74,6 @@ def _evaluate(
 ) -> Evaluation:
     from fedpeft.training import evaluate
 
-    named_base(folder)
     loaded = load_apart(base, len(labels) if base.task == "sequence-classification" else None)
     examples = tokenise(rows, loaded.tokenizer, data, base.task, labels or None)
     return evaluate(load_adapter(loaded.model, folder), examples, labels or None, loaded.tokenizer)

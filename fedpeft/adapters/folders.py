@@ -66,17 +66,27 @@ def read_adapter(folder: Path) -> AdapterFiles:
             raise ConfigError(
                 f"{str(folder)!r} has no {name}; give a folder that peft saved with safetensors"
             )
-    try:
-        config = json.loads(read_file(folder / CONFIG_FILE))
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{CONFIG_FILE} of {str(folder)!r} is not a JSON object")
+    config = read_config(folder)
     data = read_file(folder / WEIGHTS_FILE)
     tensors, types = _tensors(data, str(folder))
     floats = types - EXACT_TYPES.keys()
     dtype: Any = floats.pop() if len(floats) == 1 else "F32"
     return AdapterFiles(config, tensors, dtype, len(data))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The object in ``adapter_config.json`` of a folder.
+
+    Raises:
+        ConfigError: it is missing or no JSON object.
+    """
+    try:
+        config = json.loads(read_file(folder / CONFIG_FILE))
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{CONFIG_FILE} of {str(folder)!r} is not a JSON object")
+    return dict(config)
 
 
 def write_adapter(folder: Path, config: Mapping[str, Any], tensors: Tensors, dtype: FloatType) -> None:

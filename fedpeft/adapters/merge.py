@@ -7,7 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fedpeft.bases.load import Base, load_apart, quiet
+from fedpeft.adapters.folders import WEIGHTS_FILE, read_config
+from fedpeft.adapters.foreign import check_foreign
+from fedpeft.bases.load import Base, load_apart, offline, quiet
 from fedpeft.config.models import BaseConfig
 from fedpeft.errors import ConfigError
 
@@ -34,12 +36,13 @@ def merge(folder: Path, out: Path, cfg: BaseConfig) -> Path:
         raise ConfigError(f"{folder} is not an adapter folder: it holds no adapter_config.json")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; give a new folder for the merged model")
+    check_foreign(read_config(folder), folder)
     base = load_apart(cfg, _labels(folder, cfg))
     model = load_adapter(_dequantised(base), folder).merge_and_unload(safe_merge=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
         folder = Path(made) / "merged"
-        with quiet():
+        with quiet(), offline():
             model.save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)
         folder.replace(out)
@@ -47,15 +50,19 @@ def merge(folder: Path, out: Path, cfg: BaseConfig) -> Path:
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """The peft model of an adapter folder around a base's model, frozen.
+    """The peft model of an adapter folder around a base's model, frozen; nothing is asked of a hub.
 
     Raises:
-        ConfigError: the folder's adapter does not fit the model.
+        ConfigError: the folder holds no adapter, one that asks for more than adapting modules by their names
+            (`fedpeft.adapters.foreign`), or one that does not fit the model.
     """
     from peft import PeftModel
 
+    check_foreign(read_config(folder), folder)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ConfigError(f"{folder} holds no {WEIGHTS_FILE}; weights in other files are not loaded")
     try:
-        with warnings.catch_warnings():
+        with offline(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             return PeftModel.from_pretrained(model, str(folder))
     except (ValueError, RuntimeError, KeyError, OSError) as error:

@@ -141,7 +141,7 @@ def _load(cfg: BaseConfig, folder: Path, sha256: str, stored: str, num_labels: i
         torch.set_num_threads(cfg.threads)
     device = choose_device(cfg.device)
     dtype = choose_dtype(cfg.dtype, device)
-    with view(folder) as shown, _offline():
+    with view(folder) as shown, offline():
         model, missing = _model(cfg, shown, _placement(cfg, device, dtype, stored), num_labels)
         tokenizer = _tokenizer(shown, cfg)
         _rename(model, tokenizer, shown, folder)
@@ -294,8 +294,8 @@ def _tokenizer(folder: Path, cfg: BaseConfig) -> Any:
 
 
 @contextlib.contextmanager
-def _offline() -> Generator[None]:
-    """Keep loaders off the network: all that a base is lies in its folder."""
+def offline() -> Generator[None]:
+    """Keep loaders off the network: all that a base or an adapter is lies in its folder."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

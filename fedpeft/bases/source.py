@@ -33,6 +33,24 @@ def base_folder(cfg: BaseConfig) -> Path:
     return _checked(_snapshot(cfg), cfg.model)
 
 
+def held_base(name: str) -> str:
+    """A base that somebody else named, where it lies on this machine: nothing is asked of a hub for it.
+
+    Raises:
+        BaseModelError: it is not here.
+    """
+    if name == EMBEDDED or Path(name).is_dir():
+        return name
+    try:
+        return str(_download(name, None, local_files_only=True))
+    except (OSError, ValueError):
+        pass
+    raise BaseModelError(
+        f"the adapter names the base {name[:200]!r}, which is not on this machine; if you trust it, fetch it "
+        "and give it with --base"
+    )
+
+
 def _embedded() -> Path:
     found = list(entry_points(group="fedpeft.bases", name=EMBEDDED))
     if not found:
@@ -43,26 +61,31 @@ def _embedded() -> Path:
 
 
 def _snapshot(cfg: BaseConfig) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
-        patterns: list[str] = list(FETCHED)
-        return Path(
-            snapshot_download(
-                cfg.model,
-                revision=cfg.revision,
-                allow_patterns=patterns,
-                ignore_patterns=["consolidated*", "original/*"],
-                etag_timeout=10,
-            )
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return _download(cfg.model, cfg.revision)
+    except (OSError, ValueError) as error:
         cause = type(error).__name__
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
     raise BaseModelError(
         f"base.model {cfg.model!r} is no folder here and was not found on the Hugging Face Hub{offline}: "
-        f"{cause}; check the name, or download it and give its folder"
+        f"{cause}; check the name, or download it (hf download) and give its folder"
+    )
+
+
+def _download(name: str, revision: str | None, local_files_only: bool = False) -> Path:
+    """A snapshot of a hub; without the user's token, since others may have chosen the name."""
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(FETCHED),
+            ignore_patterns=["consolidated*", "original/*"],
+            etag_timeout=10,
+            token=False,
+            local_files_only=local_files_only,
+        )
     )
 
 

@@ -17,6 +17,7 @@ import typer
 from fedpeft import __version__
 from fedpeft.cli import adapter, configuration, doctor, privacy
 from fedpeft.errors import FedPeftError
+from fedpeft.terminal import clean_output, printable
 
 EXIT_INTERRUPTED = 130
 
@@ -52,11 +53,12 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; a known error is one line on stderr and its documented exit code."""
-    try:
-        build_app()()
-    except FedPeftError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; continue with --resume", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    with clean_output():
+        try:
+            build_app()()
+        except FedPeftError as error:
+            typer.echo(f"error: {printable(error)}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; continue with --resume", err=True)
+            sys.exit(EXIT_INTERRUPTED)

@@ -6,9 +6,14 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from fedpeft.terminal import drawing, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 JSON_OPTION = typer.Option(False, "--json", help="Print one JSON object for machines.")
 
@@ -30,19 +35,30 @@ def _finite(value: Any) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; the first column is left-aligned, the others right-aligned."""
+    """Print a table; the first column is left-aligned, the others right-aligned.
+
+    Cells may be a stranger's text: they are shown as they are, on one line, and are no markup.
+    """
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     grid = Table(box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right")
+        grid.add_column(printable(column), justify="left" if index == 0 else "right")
     for row in rows:
-        grid.add_row(*(str(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(f"\n{title}", style="bold")
-    console.print(grid)
+        grid.add_row(*(printable(cell) for cell in row))
+    shown = console()
+    shown.print(f"\n{printable(title)}", style="bold")
+    shown.print(grid)
+
+
+def console(stderr: bool = False) -> Console:
+    """Where tables and live views are drawn: no markup; whoever draws passes texts through `printable`."""
+    from rich.console import Console
+
+    stream = drawing(sys.stderr if stderr else sys.stdout)
+    width = None if stream.isatty() else 160
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
 
 
 def quantity(number: float, unit: str = "B") -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.cli.output import quantity, table
+from fedpeft.terminal import printable
 
 if TYPE_CHECKING:
     from fedpeft.adapters.differences import Difference
@@ -16,11 +17,9 @@ if TYPE_CHECKING:
 
 
 def plain(text: object) -> str:
-    """Text of a foreign file as a table may show it: no control characters, no markup, not endless."""
-    from rich.markup import escape
-
-    shown = "".join(char if char.isprintable() else "?" for char in str(text))
-    return escape(shown if len(shown) <= 200 else shown[:199] + "…")
+    """Text of a foreign file as a table may show it: one line, not endless."""
+    shown = printable(text)
+    return shown if len(shown) <= 200 else shown[:199] + "…"
 
 
 def show_info(facts: PackInfo) -> None:

@@ -17,6 +17,8 @@ NO_REGISTRATION = 2001
 NOT_ACTIVATED = 2004
 RUN_ENDED = frozenset({2007, 2008})
 KEY_IN_USE = 23
+UNACCEPTABLE = "the answer "
+"""How the text of an error begins that `fedpeft.flower.wire` raises."""
 GONE = frozenset({16, 18, 24})
 """Flower's codes: run not found, run already finished, node not found."""
 
@@ -95,6 +97,8 @@ def _skew(response: httpx.Response) -> float:
 
 def _broken(error: Exception, address: str) -> str:
     text = str(error).lower()
+    if text.startswith(UNACCEPTABLE):
+        return f"{address} answers, but {text}; give the coordinator's own address, without a proxy"
     if "expired" in text and "certificate" in text:
         return f"the certificate of {address} has expired; its operator must renew it"
     if "mismatch" in text and "certificate" in text:

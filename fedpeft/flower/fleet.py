@@ -15,6 +15,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.flower.faults import KEY_IN_USE, Fault, NotAdmitted, RunEnded, plain
 from fedpeft.flower.messages import LARGEST_MESSAGE
 from fedpeft.flower.pulse import within
+from fedpeft.flower.wire import harden
 from fedpeft.runstore import write_atomic
 
 if TYPE_CHECKING:
@@ -320,11 +321,13 @@ def _client(connection: Connection, key: EllipticCurvePrivateKey) -> FleetHttpCl
     ]
     certificates = connection.root_certificates
     try:
-        return FleetHttpClient.from_server_address(
+        client = FleetHttpClient.from_server_address(
             connection.address, certificates is None, certificates, interceptors
         )
     except (ssl.SSLError, ValueError):
         raise ConfigError("the coordinator's authority (ca.crt) must be certificates in PEM form") from None
+    harden(client)
+    return client
 
 
 def _remembered(memory: Path | None) -> int:

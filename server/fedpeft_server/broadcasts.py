@@ -21,7 +21,7 @@ class Broadcasts:
     """Deltas of a run by round, in its directory.
 
     Attributes:
-        folder: ``RUN/updates``.
+        folder: ``RUN/broadcasts``; updates lie elsewhere, under names that nodes have.
         kept: how many broadcasts before the newest a node may be sent.
     """
 
@@ -30,7 +30,11 @@ class Broadcasts:
 
     def path(self, round: int) -> Path:
         """Where a round's broadcast lies."""
-        return self.folder / f"r{round:02d}" / "broadcast.fpd"
+        return self.folder / f"r{round:02d}.fpd"
+
+    def whole(self, round: int) -> Path:
+        """Where the whole state lies as nodes were sent it that had missed too much."""
+        return self.folder / f"r{round:02d}-full.fpd"
 
     def put(self, round: int, data: bytes) -> None:
         """Keep a round's broadcast."""

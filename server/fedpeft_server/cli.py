@@ -234,15 +234,13 @@ def _newest(home: ServerHome) -> str:
 
 
 def _show(views: list[RunView], service: bool, one: bool) -> None:
-    from rich.console import Console
-
-    from fedpeft.cli.output import quantity
+    from fedpeft.cli.output import console, quantity
     from fedpeft_server.status import render
 
     if not service:
         typer.echo("the service is down; 'fedpeft server up' starts it")
     if one:
-        Console().print(render(views[0], time.time()))
+        console().print(render(views[0], time.time()))
         return
     rows = [
         (

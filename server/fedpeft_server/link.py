@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 from fedpeft.errors import FedPeftError
+from fedpeft.terminal import clean_output
 from fedpeft_server.home import ServerHome
 from fedpeft_server.stock import Desk
 from fedpeft_server.supervisor_child import begin_service, end_with_parent
@@ -42,8 +43,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except FedPeftError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    with clean_output():
+        try:
+            sys.exit(main(sys.argv[1:]))
+        except FedPeftError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)

@@ -123,8 +123,7 @@ class Orders:
         )
 
     def _whole(self) -> bytes:
-        path = self.setup.run / "updates" / f"r{self.round:02d}" / "broadcast-full.fpd"
         update = Update(self.state.layout, self.state.held, self.round, 0)
         data = seal(update, WHOLE, self.setup.down_context(self.round, NO_STATE), self.setup.signer)
-        write_atomic(path, data)
+        write_atomic(self.setup.broadcasts.whole(self.round), data)
         return data

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpeft.errors import FedPeftError
 from fedpeft.runstore import RunStore
+from fedpeft.terminal import clean_output
 from fedpeft_server.home import ENDED, RunStatus, ServerHome, read_status, take_lock, write_status
 from fedpeft_server.judging import Judging
 from fedpeft_server.registry import Registry
@@ -192,4 +193,5 @@ def _exit(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_exit(sys.argv[1:]))
+    with clean_output():
+        sys.exit(_exit(sys.argv[1:]))

@@ -114,7 +114,7 @@ def prepare(run: Path, config: Config, signer: Signer | None = None) -> Setup:
         state=start,
         key=signer.public,
     )
-    kept = Broadcasts(run / "updates", config.exchange.cache_rounds)
+    kept = Broadcasts(run / "broadcasts", config.exchange.cache_rounds)
     up = up_codec(config.exchange)
     return Setup(run, config, identity, signer, agreed, state, up, down, kept, privacy)
 

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.cli.output import quantity
+from fedpeft.cli.output import console, quantity
 from fedpeft.runstore import RunStore
+from fedpeft.terminal import printable
 from fedpeft_server.home import ENDED, RunStatus, ServerHome, read_status
 from fedpeft_server.registry import Node, Registry
 from fedpeft_server.runner_contacts import Contact, read_contacts
@@ -121,20 +122,18 @@ def _epsilon(rounds: list[dict[str, Any]]) -> float | None:
 def render(view: RunView, now: float) -> RenderableType:
     """One run as a headline, a line of facts and a table of its nodes."""
     from rich.console import Group
-    from rich.markup import escape
     from rich.text import Text
 
-    headline = f"[bold]{escape(view.name)}[/bold]  {_state(view)}  round {view.rounds} of {view.planned}"
-    return Group(Text.from_markup(headline), Text(_facts(view)), _nodes(view, now))
+    rounds = f"  round {view.rounds} of {view.planned}"
+    headline = Text.assemble((printable(view.name), "bold"), "  ", _state(view), rounds)
+    return Group(headline, Text(_facts(view)), _nodes(view, now))
 
 
-def _state(view: RunView) -> str:
-    from rich.markup import escape
-
+def _state(view: RunView) -> tuple[str, str]:
+    """What state a run is in and why, and its colour."""
     colours = {"done": "green", "running": "cyan", "failed": "red", "stopped": "yellow"}
-    colour = colours.get(view.status.state, "white")
-    cause = f": {escape(view.status.cause)}" if view.status.cause else ""
-    return f"[{colour}]{view.status.state}{cause}[/{colour}]"
+    cause = f": {view.status.cause}" if view.status.cause else ""
+    return printable(view.status.state + cause), colours.get(view.status.state, "white")
 
 
 def _facts(view: RunView) -> str:
@@ -154,12 +153,14 @@ def _facts(view: RunView) -> str:
 def _nodes(view: RunView, now: float) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table("node", "last contact", "last update", "cause", box=SIMPLE_HEAD)
     for name, node in sorted(view.nodes.items()):
         update = f"round {node.round}" if node.round else "-"
         notes = [note for note in (MARK if name in view.stock else "", node.cause) if note]
-        grid.add_row(name, ago(node.seen, now), update, "; ".join(notes) or "-")
+        cells = (name, ago(node.seen, now), update, "; ".join(notes) or "-")
+        grid.add_row(*(Text(printable(cell)) for cell in cells))
     return grid
 
 
@@ -179,7 +180,7 @@ def watch(home: ServerHome, run: Path, pause: float = 1.0) -> RunView:
     from rich.live import Live
 
     view = read_view(home, run)
-    with Live(render(view, time.time()), refresh_per_second=4) as live:
+    with Live(render(view, time.time()), console=console(), refresh_per_second=4) as live:
         while view.status.state not in ENDED:
             time.sleep(pause)
             view = read_view(home, run)

@@ -34,10 +34,8 @@ if TYPE_CHECKING:
     from fedpeft.adapters import Attached
     from fedpeft.training import Evaluation
 
-BROADCAST = "broadcast"
-WHOLE = "broadcast-full"
-"""The dense envelope for a node that has missed a round."""
-SUFFIX = ".fpd"
+WHOLE = "-full"
+"""Ends the name of a dense envelope for a node that has missed a round."""
 
 
 def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluation]) -> RunSummary:
@@ -139,10 +137,8 @@ def _audit_statement(summary: RunSummary) -> str:
 
 def envelopes(store: RunStore, direction: str) -> Iterator[Path]:
     """Envelopes of a run as they were sent, in order of round and node."""
-    for folder in sorted((store.path / "updates").iterdir()):
-        for path in sorted(folder.glob(f"*{SUFFIX}")):
-            if path.stem.startswith(BROADCAST) == (direction == "down"):
-                yield path
+    pattern = "updates/r*/*.fpd" if direction == "up" else "broadcasts/*.fpd"
+    yield from sorted(store.path.glob(pattern))
 
 
 def _base(attached: Attached) -> BaseFacts:
@@ -192,7 +188,7 @@ def _coded(store: RunStore, config: Config, layout: Layout) -> tuple[float | Non
         if codec != "ternary" or masked or config.adapter.ranks:
             continue
         for path in envelopes(store, direction):
-            if path.stem == WHOLE:
+            if direction == "down" and path.stem.endswith(WHOLE):
                 continue
             data = path.read_bytes()
             bits += 8 * len(data)

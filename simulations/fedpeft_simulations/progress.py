@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
+from fedpeft.terminal import printable
+
 Progress = Callable[[dict[str, Any]], None]
 """Receives each event of ``metrics.jsonl`` as it is written."""
 
@@ -13,9 +15,9 @@ Progress = Callable[[dict[str, Any]], None]
 @contextmanager
 def progress(rounds: int, *, quiet: bool = False) -> Generator[Progress]:
     """A reporter for one run: a live view on a terminal, a line for each event elsewhere, or nothing."""
-    from rich.console import Console
+    from fedpeft.cli.output import console as drawn_on
 
-    console = Console(stderr=True)
+    console = drawn_on(stderr=True)
     if quiet:
         yield lambda event: None
     elif console.is_terminal:
@@ -47,6 +49,7 @@ def _live(console: Any, rounds: int) -> Generator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
     from rich.table import Table
+    from rich.text import Text
 
     bar = Bar("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console)
     task = bar.add_task("rounds", total=rounds)
@@ -55,7 +58,7 @@ def _live(console: Any, rounds: int) -> Generator[Progress]:
     def view() -> Group:
         grid = Table.grid()
         for text in recent[-6:]:
-            grid.add_row(text)
+            grid.add_row(Text(printable(text)))
         return Group(bar, grid)
 
     with Live(view(), console=console, refresh_per_second=4, transient=True) as live:

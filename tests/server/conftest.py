@@ -189,5 +189,5 @@ def setup_of(run, config):
     zeros, identity = np.zeros(LAYOUT.size, np.float32), run_id(config)
     agreed = Agreed(identity, "ba5e", lambda name: LAYOUT.digest, state_digest(LAYOUT, zeros), OWNER.public)
     state = initial_state(config, None, LAYOUT, zeros, RobustMean.of(config))
-    kept = Broadcasts(run / "updates", 5)
+    kept = Broadcasts(run / "broadcasts", 5)
     return Setup(run, config, identity, OWNER, agreed, state, up_codec(config.exchange), PLAIN, kept)

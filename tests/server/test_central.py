@@ -131,7 +131,7 @@ def setup_of(run, config):
     plan, signer = privacy_plan(config), Signer.from_seed(bytes(32))
     agreed = Agreed(identity, "ba5e", lambda name: LAYOUT.digest, state_digest(LAYOUT, zeros), signer.public)
     state = initial_state(config, None, LAYOUT, zeros, CentralNoise.of(plan) if plan else None)
-    kept = Broadcasts(run / "updates", 5)
+    kept = Broadcasts(run / "broadcasts", 5)
     up = codec_of(config.exchange.up)
     return Setup(run, config, identity, signer, agreed, state, up, PLAIN, kept, plan)
 

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.request
 
@@ -191,3 +194,24 @@ def test_metrics_survive_a_damaged_run_and_many_causes(home, run):
         text = scrape(home)
     assert text.count("fedpeft_replies_refused_total{") == MOST_CAUSES + 1
     assert 'run="broken"' not in text
+
+
+EVIL = "\x1b[2J\x1b]0;pwn\x07[/x][link=https://e.org]x[/link]\r\nok"
+
+
+@pytest.mark.parametrize("command", [["status", "first"], ["status"], ["doctor"]])
+def test_what_a_node_wrote_does_nothing_on_the_operators_screen(home, run, command):
+    write_status(run, RunStatus("failed", cause=EVIL, since=1.0))
+    event = {**ROUND, "round": 3, "refused": {"school": EVIL, "clinic": "[/bold]"}}
+    Contacts(run).report(event)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "fedpeft", "server", *command, "--home", str(home.path)],
+        capture_output=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    shown = done.stdout + done.stderr
+    assert b"Traceback" not in shown and not {b"\x1b", b"\x07", b"\r"} & {bytes([b]) for b in shown}
+    if command != ["doctor"]:
+        assert done.returncode == 0 and b"[/x]" in shown

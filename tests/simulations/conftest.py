@@ -55,7 +55,7 @@ class Prepared:
 
     @property
     def envelopes(self):
-        found = sorted((self.run / "updates").rglob("*.fpd"))
+        found = sorted([*self.run.glob("updates/r*/*.fpd"), *self.run.glob("broadcasts/*.fpd")])
         return {str(p.relative_to(self.run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
 

@@ -30,9 +30,9 @@ def test_same_seed_same_values_and_same_envelopes(federation, reference):
     same_bits(again.final, reference.final)
     assert again.envelopes == reference.envelopes
     assert sorted(again.envelopes) == [
+        "broadcasts/r02.fpd",
         "updates/r01/org-00.fpd",
         "updates/r01/org-01.fpd",
-        "updates/r02/broadcast.fpd",
         "updates/r02/org-00.fpd",
         "updates/r02/org-01.fpd",
     ]
@@ -130,7 +130,7 @@ def test_participation_is_sampled_and_stale_nodes_get_the_whole_state(federation
     made = federation("part", federation=some, exchange={"cache_rounds": 0})
     events = [event for event in made.go() if event["event"] == "round"]
     assert [event["replies"] for event in events] == [2, 2, 2, 2]
-    whole = list((made.run / "updates").rglob("broadcast-full.fpd"))
+    whole = list((made.run / "broadcasts").glob("*-full.fpd"))
     assert whole and all(path.stat().st_size > 1000 for path in whole)
 
 

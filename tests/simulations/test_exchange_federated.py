@@ -45,8 +45,8 @@ def test_cached_broadcasts_change_the_bytes_and_nothing_else(federation):
     (cached, fewer), (whole, more) = runs[64], runs[0]
     assert cached.final["values"].tobytes() == whole.final["values"].tobytes()
     assert fewer < more
-    assert not list(cached.run.rglob("broadcast-full.fpd"))
-    assert list(whole.run.rglob("broadcast-full.fpd"))
+    assert not list(cached.run.glob("broadcasts/*-full.fpd"))
+    assert list(whole.run.glob("broadcasts/*-full.fpd"))
 
 
 def test_without_feedback_the_coordinator_forgets_what_a_broadcast_does_not_carry(federation):

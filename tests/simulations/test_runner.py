@@ -89,7 +89,7 @@ def test_a_run_leaves_everything_that_the_design_names(embedded_run):
 
 def test_run_json_follows_its_schema_and_its_bytes_are_the_lengths_of_the_files(embedded_run):
     summary = RunSummary.model_validate(embedded_run.summary)
-    up = [path for path in embedded_run.path.glob("updates/r*/*.fpd") if "broadcast" not in path.name]
+    up = list(embedded_run.path.glob("updates/r*/*.fpd"))
     assert len(up) == summary.nodes * summary.rounds == len(summary.updates)
     assert summary.bytes.up == sum(path.stat().st_size for path in up)
     assert summary.bytes.ratio_total > 10
@@ -296,7 +296,7 @@ def test_a_dense_resync_is_not_taken_for_a_compressed_envelope(embedded_run, tmp
 
     copy = RunStore(tmp_path / "run")
     shutil.copytree(embedded_run.path, copy.path)
-    (copy.path / "updates" / "r02" / "broadcast-full.fpd").write_bytes(b"a dense envelope")
+    (copy.path / "broadcasts" / "r02-full.fpd").write_bytes(b"a dense envelope")
     attached = attach(HeldOut.of(copy).base, copy.config.adapter, copy.config.run.seed)
     sent = summarise(copy, attached, {}).bytes
     assert sent.bits_per_parameter == embedded_run.summary["bytes"]["bits_per_parameter"]

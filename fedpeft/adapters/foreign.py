@@ -1,0 +1,66 @@
+"""What a stranger's ``adapter_config.json`` may ask of peft: names of modules, never expressions or code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedpeft.errors import ConfigError
+
+MOST_RANK = 2**16
+MOST_PATTERNS = 4096
+"""Of one setting; each is matched against each module."""
+_LONGEST = 400
+_MATCHED = re.compile(r"modules|pattern|parameters")
+"""Settings whose strings peft matches as regular expressions, or may in another method."""
+_WORD = r"[\w\-/:.]"
+_SAFE = re.compile(rf"\^?(?:{_WORD}|\\\.|\\d\+?|\.\*|\((?:\?:)?{_WORD}+(?:\|{_WORD}+)*\))*\$?", re.ASCII)
+_CODE = ("megatron_config", "auto_mapping", "runtime_config")
+
+
+def check_foreign(config: Mapping[str, Any], source: object) -> None:
+    r"""Refuse an adapter's configuration that could keep the machine busy or have modules imported.
+
+    peft matches the configuration's strings against every module's name as regular expressions, whose time
+    can be exponential. Allowed are names, one ``.*``, two ``\d+`` and alternatives in one level of
+    brackets: matching a name of length n takes at most about n squared steps.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    for key, value in config.items():
+        if key in _CODE and value:
+            raise ConfigError(f"{source}: {key} of adapter_config.json loads code; remove it")
+        if _MATCHED.search(key):
+            _check_patterns(key, list(_strings(value)), source)
+        ranks = value.values() if isinstance(value, Mapping) and key == "rank_pattern" else [value]
+        if key in ("r", "rank_pattern") and any(isinstance(r, int) and r > MOST_RANK for r in ranks):
+            raise ConfigError(f"{source}: {key} of adapter_config.json exceeds {MOST_RANK}, the largest rank")
+
+
+def _check_patterns(key: str, patterns: list[str], source: object) -> None:
+    if len(patterns) > MOST_PATTERNS:
+        raise ConfigError(f"{source}: {key} has {len(patterns)} entries; at most {MOST_PATTERNS} are matched")
+    for pattern in patterns:
+        simple = len(pattern) <= _LONGEST and _SAFE.fullmatch(pattern)
+        if not simple or pattern.count("*") > 1 or pattern.count("+") > 2:
+            raise ConfigError(
+                f"{source}: {key} of adapter_config.json holds the expression {pattern[:60]!r}; give a list "
+                "of modules' names or their endings"
+            )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a setting, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        inner: Mapping[Any, Any] = value
+        for key, part in inner.items():
+            yield str(key)
+            yield from _strings(part)
+    elif isinstance(value, list):
+        items: list[Any] = value
+        for part in items:
+            yield from _strings(part)
