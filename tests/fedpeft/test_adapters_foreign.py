@@ -4,7 +4,6 @@ import http.server
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -85,14 +84,14 @@ def test_an_expression_is_refused_before_anything_is_matched(adapter, tmp_path, 
 )
 def test_code_and_sizes_are_refused(adapter, tmp_path, changes):
     folder, base = adapter(**changes)
-    with pytest.raises(ConfigError, match="loads code|largest rank|at most 4096"):
+    with pytest.raises(ConfigError, match=r"loads code|largest rank|at most 4096"):
         merge_folder(folder, tmp_path / "out", str(base))
 
 
 def test_weights_that_are_code_are_not_read(adapter, tmp_path):
     folder, base = adapter()
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(ConfigError, match="holds no adapter_model.safetensors"):
+    with pytest.raises(ConfigError, match=r"holds no adapter_model\.safetensors"):
         merge_folder(folder, tmp_path / "out", str(base))
 
 
@@ -104,7 +103,7 @@ def test_names_and_what_people_write_are_taken(pattern):
 
 
 def test_whatever_is_taken_matches_in_bounded_time():
-    """An accepted expression has no repeat inside a repeat, one that fits anything at most, and digits twice."""
+    """An accepted expression has no repeat in a repeat, and few that fit anything or digits."""
     rng, taken = random.Random(0), 0
     atoms = [
         "a",
@@ -136,16 +135,15 @@ def test_whatever_is_taken_matches_in_bounded_time():
         repeats = list(_repeats(sre_parse.parse(rf"(.*\.)?({pattern})$")))
         assert sum(kind == "ANY" for kind in repeats) <= 2, pattern
         assert set(repeats) <= {"ANY", "IN"} and repeats.count("IN") <= 2, pattern
-        assert re.fullmatch(pattern, "a" * 400) is None or taken
     assert taken > 1000
 
 
 def _repeats(parsed):
-    """What is repeated without a bound in a parsed expression; a repeat of more than one thing is named so."""
+    """What is repeated without a bound in a parsed expression."""
     for operation, argument in parsed:
         name = str(operation)
         if name in ("MAX_REPEAT", "MIN_REPEAT"):
-            low, high, body = argument
+            _, high, body = argument
             unbounded = str(high) == "MAXREPEAT"
             if unbounded:
                 yield str(body[0][0]) if len(body) == 1 else "SEVERAL"
@@ -201,4 +199,5 @@ def test_no_hub_hears_of_an_adapter_and_none_sees_a_token(adapter, tmp_path):
     assert merged.returncode == 0 and not hits, merged.stderr
     asked = merge(folder, "-o", tmp_path / "c", "--base", "somebody/gated")
     hub.shutdown()
+    hub.server_close()
     assert asked.returncode == 4 and hits and all(token is None for _, token in hits)
