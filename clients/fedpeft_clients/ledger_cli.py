@@ -65,7 +65,7 @@ def show(
     ]
     states = _states(chain)
     rows = [_facts(entry, states) for entry in spending]
-    totals = _totals(chain, lineage, _budget(place))
+    totals = totals_of(chain, lineage, _budget(place))
     payload = {"head": _text(chain.head), "key": _key(chain), "lineages": totals, "entries": rows}
     emit(payload, as_json, lambda: _show(payload))
 
@@ -182,7 +182,7 @@ def _facts(entry: Entry, states: dict[int, str]) -> dict[str, Any]:
     }
 
 
-def _totals(chain: Chain, lineage: str | None, budget: Budget) -> list[dict[str, Any]]:
+def totals_of(chain: Chain, lineage: str | None, budget: Budget) -> list[dict[str, Any]]:
     """Joint epsilon now of each promise that was made of each data set, beside its budget."""
     from fedpeft.privacy.ledger.spending import lineages
 

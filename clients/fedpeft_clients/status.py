@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -57,8 +56,16 @@ def show(facts: dict[str, Any]) -> None:
         )
     runs = ((one["run"][:12], one["answer"], one["rule"] or "-", one["round"]) for one in facts["runs"])
     table("runs", ("run", "answer", "rule", "last round"), runs)
-    sums = ((one["lineage"], one["epsilon"], one["budget"]) for one in facts["lineages"])
-    table("privacy", ("data set", "epsilon", "of"), sums)
+    sums = (
+        (
+            one["lineage"],
+            "inf" if one["epsilon"] is None else f"{one['epsilon']:.4g}",
+            one["budget"],
+            one["unit"],
+        )
+        for one in facts["lineages"]
+    )
+    table("privacy", ("data set", "epsilon", "of", "per"), sums)
     sent = facts["sent"]
     table(f"what left last, of {sent['messages']} messages", COLUMNS, map(row, facts["outbox"]))
 
@@ -81,9 +88,10 @@ def _run(stored: Stored) -> dict[str, Any]:
 
 
 def _lineages(organisation: Organisation) -> list[dict[str, Any]]:
-    """Joint epsilon of each data set that was ever trained on; None is infinite."""
-    from fedpeft.privacy import Ledger
-    from fedpeft.privacy.ledger.spending import lineages
+    """Joint epsilon of each promise of each data set that was ever trained on; None is infinite."""
+    from fedpeft.privacy.ledger import Budget
+    from fedpeft.privacy.ledger.exports import load_chain
+    from fedpeft_clients.ledger_cli import totals_of
     from fedpeft_clients.policy import parse_policy
 
     if not organisation.ledger.exists():
@@ -91,17 +99,10 @@ def _lineages(organisation: Organisation) -> list[dict[str, Any]]:
     try:
         budget = parse_policy(organisation.policy.read_text(encoding="utf-8")).privacy.budget()
     except (OSError, FedPeftError):
-        budget = None
-    ledger = Ledger(organisation.ledger, budget)
-    spent = {name: ledger.spent(name) for name in lineages(ledger.entries())}
-    return [
-        {
-            "lineage": name,
-            "epsilon": round(value, 4) if math.isfinite(value) else None,
-            "budget": ledger.budget.total,
-        }
-        for name, value in spent.items()
-    ]
+        budget = Budget()
+    found = totals_of(load_chain(organisation.ledger), None, budget)
+    names = ("lineage", "epsilon", "budget", "unit", "trust", "delta")
+    return [{name: one[name] for name in names} for one in found]
 
 
 def _words(stored: Stored, organisation: Organisation) -> list[str]:
@@ -138,6 +139,7 @@ def _privacy(offer: Offer) -> str:
     reached = run_epsilon(offer.config)
     return (
         f"privacy: epsilon {reached:.4g} at delta {privacy.delta:g} per {privacy.unit} over the whole run, "
+        "which is the most that leaves; rounds that a crash cuts off are charged beside it; "
         f"noise by trust {privacy.trust}, clip {privacy.clip:g}"
     )
 

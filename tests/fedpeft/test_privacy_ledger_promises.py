@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fedpeft.errors import PrivacyError
@@ -41,6 +42,24 @@ def test_the_conversion_is_no_less_than_the_true_loss_of_a_replaced_person():
         ours = joint([charge(Steps(1.0, noise, repeats), "person")], 1e-5, Claim("record", "local"))
         once = epsilon([Steps(1.0, noise, repeats)], 1e-5)
         assert once < truth <= ours < 3 * truth
+
+
+@pytest.mark.parametrize(("rate", "noise"), [(0.05, 1.0), (0.3, 1.0), (0.3, 3.0), (0.9, 2.0)])
+def test_the_conversion_bounds_a_sampled_person_whose_data_change(rate, noise):
+    """By integration: in the worst case the person's part turns from one clip into its opposite."""
+    grid = np.linspace(-12 * noise - 1, 12 * noise + 1, 200_001)
+
+    def density(mean):
+        return np.exp(-(((grid - mean) / noise) ** 2) / 2) / (noise * math.sqrt(2 * math.pi))
+
+    def failure(bound):
+        """Delta at an epsilon: the hockey-stick divergence of the two outputs."""
+        one, other = ((1 - rate) * density(0) + rate * density(mean) for mean in (1.0, -1.0))
+        return float(np.maximum(one - math.exp(bound) * other, 0).sum() * (grid[1] - grid[0]))
+
+    claimed = joint([charge(Steps(rate, noise, 1), "person")], 1e-5, Claim("record", "local"))
+    assert failure(claimed) <= 1e-5
+    assert failure(epsilon([Steps(rate, noise, 1)], 1e-5)) > 1e-5, "once would not be enough"
 
 
 def test_mixed_units_are_at_least_each_of_them_alone_and_grow_with_each():
