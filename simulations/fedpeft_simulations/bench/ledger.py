@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedpeft.data import Record
 from fedpeft.errors import RunError
 from fedpeft.privacy.ledger import Budget, Chain, Entry, Ledger, bodies
 from fedpeft.privacy.ledger.chain import Row
@@ -20,12 +21,15 @@ from fedpeft.privacy.ledger.store import insert, session, transaction
 from fedpeft.privacy.ledger.store import rows as rows_of
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.trust import Signer
+from fedpeft_clients.fingerprints import hashes, share
 from fedpeft_simulations.bench import ledger_kills
 from fedpeft_simulations.bench.command import machine
 
 SIZES = (0, 100, 2000)
 PAIRS = 30
 REPEATS = 20
+RECORDS = 1_000_000
+"""Of a data set whose records are hashed and compared with those of another lineage."""
 BUDGET = Budget(1000.0, 900.0)
 """Far above what is spent here, so that the coarse bound accepts."""
 KEY = Signer.from_seed(b"benchmark")
@@ -48,6 +52,8 @@ def run(kills: int, tell: Callable[[str], None]) -> dict[str, Any]:
         tell("append and verify")
         facts["append_ms"] = _append(Path(folder) / "append.sqlite")
         facts["verify_2000_ms"] = _verify(Path(folder) / "2000.sqlite")
+    tell(f"know {RECORDS} records again")
+    facts["records"] = _records()
     if kills:
         tell(f"{kills} kills of {ledger_kills.WORKERS} racing processes")
         facts["kills"] = kill(kills)
@@ -84,6 +90,11 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append((f"{what} and {PAIRS} pairs, cached: median (worst)", cached))
     lines.append(("append one signed entry, on disk", f"{facts['append_ms']:.2f} ms"))
     lines.append(("verify 2000 signed entries", f"{facts['verify_2000_ms']:.0f} ms"))
+    known = facts["records"]
+    lines.append((f"hash {RECORDS} records, cpu", f"{known['hash_s']:.1f} s"))
+    compared = f"{known['compare_s']:.1f} s, {known['known']:.0f} known"
+    lines.append((f"compare {RECORDS} with as many, cpu", compared))
+    lines.append(("their hashes", f"{known['bytes'] / 1e6:.0f} MB"))
     return lines + [(f"kills: {name}", f"{value:.0f}") for name, value in facts.get("kills", {}).items()]
 
 
@@ -150,6 +161,23 @@ def _verify(path: Path) -> float:
     with session(path) as db:
         stored = rows_of(db)[:2000]
     return 1e3 * _seconds(Chain().extended, stored)
+
+
+def _records() -> dict[str, float]:
+    """CPU seconds to hash a million records of some 200 characters, and to find the half that is known."""
+    words = [f"word{number * 7919 % 10007}" for number in range(40)]
+
+    def record(number: int) -> Record:
+        return Record(f"{number} {' '.join(words[number % 17 :])}", f"answer {number}")
+
+    start = time.process_time()
+    held = hashes(map(record, range(RECORDS)), KEY.secret)
+    middle = time.process_time()
+    other = hashes(map(record, range(RECORDS // 2, RECORDS * 3 // 2)), KEY.secret)
+    begun = time.process_time()
+    known = share(other, held)[0]
+    compared = time.process_time() - begun
+    return {"known": known, "hash_s": middle - start, "compare_s": compared, "bytes": float(held.nbytes)}
 
 
 def _seconds(work: Callable[..., object], *arguments: object) -> float:
