@@ -245,3 +245,9 @@ def test_two_racing_processes_never_exceed_the_budget(tmp_path):
     assert granted == len(ledger.entries())
     assert ledger.spent("patients") <= budget
     assert epsilon([Steps(0.1, 1.0, 5 * (granted + 1))], 1e-5, COARSE) > budget
+
+
+def test_a_larger_delta_of_an_older_run_makes_no_epsilon_smaller(ledger):
+    ledger.reserve("patients", "run", 1, replace(PLAN, delta=1e-3), 5)
+    ledger.reserve("patients", "run", 2, PLAN, 5)
+    assert ledger.spent("patients") == ledger.spent("patients", 1e-5) > ledger.spent("patients", 1e-3)

@@ -5,12 +5,21 @@ from __future__ import annotations
 import of_accounting
 import of_federation
 import of_ledger
+import of_promises
+import of_review
 import of_steps
 from harness import Mutant
 
 MUTANTS: tuple[Mutant, ...] = tuple(
     sorted(
-        (*of_steps.MUTANTS, *of_accounting.MUTANTS, *of_ledger.MUTANTS, *of_federation.MUTANTS),
+        (
+            *of_steps.MUTANTS,
+            *of_accounting.MUTANTS,
+            *of_ledger.MUTANTS,
+            *of_federation.MUTANTS,
+            *of_review.MUTANTS,
+            *of_promises.MUTANTS,
+        ),
         key=lambda mutant: mutant.number,
     )
 )
