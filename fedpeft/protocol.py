@@ -170,7 +170,7 @@ class TrainTask:
         state: digest of the state to train from, 32 bytes.
         ranks: rank of each module in a factor state, in order of name; empty for vectors.
         expires: seconds since the epoch after which the work is useless.
-        ledger_entry: the newest entry of the node's ledger that the coordinator has seen; 0: none yet.
+        ledger_entry: the newest entry of this run in the node's ledger that was told; 0: none yet.
         ledger: hash of that entry, 32 bytes; empty: none yet.
         attempt: of secure aggregation in this round; 0: the update is not masked.
         inbox: bytes at the end of the blob that are the shares for this node.
@@ -199,8 +199,9 @@ class TrainReply:
         round: the round asked for.
         steps: optimiser steps done.
         train_s: seconds of local training; 0 under DP in the node, as they tell how many records were drawn.
-        epsilon: privacy spent on this node's records so far; 0 says that no DP is claimed.
-        ledger_entry: number of the newest entry of the node's ledger; only ever grows.
+        epsilon: privacy that this run has spent on this node's records so far, whatever others have; 0 says
+            that no DP is claimed.
+        ledger_entry: number of the newest entry of this run in the node's ledger; only ever grows.
         ledger: hash of that entry, 32 bytes.
     """
 

@@ -181,13 +181,14 @@ def _show_runs(found: list[dict[str, Any]]) -> None:
         for line in one["terms"]:
             typer.echo(f"  {line}")
         if one["answer"] == "waiting" and not one["rule"]:
-            typer.echo(f"  to take part: fedpeft node approve {one['run'][:12]}")
+            typer.echo(f"  to take part: fedpeft node approve {one['run'][:12]} --terms {one['hash'][:32]}")
     if not found:
         typer.echo("no run was offered yet")
 
 
 def approve(
     run: str = typer.Argument(help="First digits of the run, as 'fedpeft node runs' shows it."),
+    terms: str | None = typer.Option(None, help="Hash of the terms that you have read, from 'node runs'."),
     data: str | None = typer.Option(None, help="Data set to train on; default: the only one."),
     refuse: bool = typer.Option(False, "--refuse", help="Say no, now or to a run that was approved."),
     home: Path | None = HOME,
@@ -201,7 +202,7 @@ def approve(
         for name, dataset in organisation.datasets().items():
             if data in (None, name):
                 _admitted(organisation, dataset)
-    stored = approve(organisation, run, data, refuse)
+    stored = approve(organisation, run, terms, data, refuse)
     word = "refused" if refuse else "approved"
     emit({"run": stored.run, "answer": word}, as_json, lambda: typer.echo(f"run {stored.run[:12]}: {word}"))
 

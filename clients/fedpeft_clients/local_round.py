@@ -35,6 +35,7 @@ from fedpeft.rng import stream
 from fedpeft.runstore.files import append_whole
 from fedpeft.training import Extras, LocalPlan, PerformanceFlags, train_local
 from fedpeft.trust import Verifier
+from fedpeft_clients import told
 from fedpeft_clients.desk import Desk, Held, Received, plans, signer_of
 from fedpeft_clients.examples import load_examples
 from fedpeft_clients.home import Home
@@ -58,8 +59,8 @@ def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeS
     """
     home, session = desk.home, session_of(desk.home, task)
     ledger, before = ledger_of(home), _newest(home, task.round)
-    for head in _known_heads(task, before):
-        ledger.verify(head)
+    for number, digest in _seen(task, before):
+        told.require(ledger, desk.run.hex(), number, digest)
     reservation = _reserve(desk, ledger, task)
     start = desk.attached.begin(received.held, task.round, home.name)
     taps, plan = Taps(home.taps(task.round)), _plan(desk, task, received.released, session)
@@ -77,7 +78,9 @@ def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeS
         envelope = hidden(desk, task, session, residuals[INTEGERS], inbox, taps)
     taps.finish(task.lr, task.steps)
     head = ledger.released(reservation, hashlib.sha256(content).hexdigest())
-    reply = _reply(desk, task, reservation, head, seconds)
+    spent = told.epsilon(ledger, home.lineage, desk.run.hex())
+    head = Head(told.place(ledger, desk.run.hex(), head), head.hash)
+    reply = _reply(desk, task, spent, head, seconds)
     answer = Answer(task.state, reply, envelope, task.attempt)
     return NodeState(task.round, _values(received.held), answer, residuals)
 
@@ -138,12 +141,12 @@ def ledger_of(home: Home) -> Ledger:
     return _ledgers[key]
 
 
-def _known_heads(task: TrainTask, before: NodeState | None) -> Iterator[Head]:
+def _seen(task: TrainTask, before: NodeState | None) -> Iterator[tuple[int, str]]:
     """Entries that the ledger must still hold: what the coordinator has seen last, and this node itself."""
     if task.ledger_entry:
-        yield Head(task.ledger_entry, task.ledger.hex())
+        yield task.ledger_entry, task.ledger.hex()
     if before is not None:
-        yield Head(before.answer.reply.ledger_entry, before.answer.reply.ledger.hex())
+        yield before.answer.reply.ledger_entry, before.answer.reply.ledger.hex()
 
 
 def _reserve(desk: Desk, ledger: Ledger, task: TrainTask) -> Reservation:
@@ -247,15 +250,15 @@ def _compressed(
     return final
 
 
-def _reply(desk: Desk, task: TrainTask, reservation: Reservation, head: Head, seconds: float) -> TrainReply:
-    """What the coordinator is told; seconds stay here where they would tell of the records."""
+def _reply(desk: Desk, task: TrainTask, spent: float, head: Head, seconds: float) -> TrainReply:
+    """What the coordinator is told, of its own run alone; seconds stay where they would tell of records."""
     line = json.dumps({"round": task.round, "train_s": seconds}) + "\n"
     append_whole(desk.home.times, line.encode(), 0o600)
     return TrainReply(
         round=task.round,
         steps=task.steps,
         train_s=0.0 if desk.home.discreet else seconds,
-        epsilon=float(reservation.epsilon) if np.isfinite(reservation.epsilon) else 0.0,
+        epsilon=float(spent) if np.isfinite(spent) else 0.0,
         ledger_entry=head.seq,
         ledger=bytes.fromhex(head.hash),
     )

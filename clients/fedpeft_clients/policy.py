@@ -165,6 +165,7 @@ class Limits(Section):
     """What a run may take of this machine."""
 
     memory_gib: float | None = Field(default=None, gt=0, description="for base and training; none: no limit")
+    most_threads: int = Field(default=256, ge=1, description="CPU threads of one process, at most")
     device: str = Field(default="auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     longest_step_s: float = Field(
         default=3600.0, gt=0, description="seconds on one message before the node starts itself anew"

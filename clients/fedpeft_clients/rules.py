@@ -12,7 +12,7 @@ from typing import Any
 from fedpeft.bases import base_folder, content_hash
 from fedpeft.bases.files import read_model_config, weight_files
 from fedpeft.config import Config
-from fedpeft.config.models import EMBEDDED
+from fedpeft.config.models import EMBEDDED, RunConfig
 from fedpeft.errors import FedPeftError
 from fedpeft.protocol import run_id
 from fedpeft_clients.desk import privacy_of
@@ -26,6 +26,9 @@ WHOLE = ("auto", "sign", "int8", "dense-bf16", "dense-fp32")
 
 BYTES = {"none": 4.0, "int8": 1.03, "nf4": 0.53}
 """Bytes per parameter of a loaded base; 16-bit weights stay 16 bits on a GPU and become 32 on a CPU."""
+
+USUAL = RunConfig().tokens_at_once
+"""Tokens of one pass that any run may ask for: larger batches are cut."""
 
 SHARE = 0.6
 """Of the memory that a base may take; the rest is activations, optimiser and the process itself."""
@@ -175,6 +178,11 @@ def _training(policy: Policy, offer: Offer) -> Problems:
         yield "steps", f"federation.local_steps = {steps}, allowed are {_range(rules.local_steps)}"
     if offer.tokens > rules.most_step_tokens:
         yield "step", f"a step has {offer.tokens} tokens, allowed are {rules.most_step_tokens}"
+    if (at_once := offer.config.run.tokens_at_once) > (most := max(rules.most_step_tokens, USUAL)):
+        yield "memory", f"run.tokens_at_once = {at_once}, allowed are {most}"
+    if offer.config.base.threads > policy.limits.most_threads:
+        threads = offer.config.base.threads
+        yield "threads", f"base.threads = {threads}, allowed are {policy.limits.most_threads}"
     if not rules.lr[0] <= federation.lr <= rules.lr[1]:
         yield "rate", f"federation.lr = {federation.lr:g}, allowed are {_range(rules.lr)}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from typing import Any
 
@@ -9,6 +11,7 @@ import typer
 
 from fedpeft.cli.output import table
 from fedpeft.errors import FedPeftError
+from fedpeft.protocol import RunTerms
 from fedpeft.runstore import read_json
 from fedpeft.terminal import printable
 from fedpeft.trust.signed_log import entries_of
@@ -20,6 +23,8 @@ from fedpeft_clients.state import held_rounds
 from fedpeft_clients.terms import Stored, offers
 
 LAST = 5
+SHOWN = 100
+"""Labels of a task on the screen."""
 
 
 def examine(organisation: Organisation) -> dict[str, Any]:
@@ -41,7 +46,8 @@ def describe_offers(organisation: Organisation) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for one in offers(organisation):
         facts = {key: getattr(one, key) for key in ("run", "coordinator", "answer", "rule", "sentence")}
-        found.append({**facts, "since": one.since, "terms": _words(one, organisation)})
+        words = {"since": one.since, "hash": one.digest, "labels": _labels(one)}
+        found.append({**facts, **words, "terms": _words(one, organisation)})
     return found
 
 
@@ -109,9 +115,25 @@ def _words(stored: Stored, organisation: Organisation) -> list[str]:
     """The terms of a run for an operator; what the coordinator wrote cannot move the cursor."""
     try:
         terms = _terms(Offer(stored.config, organisation.name, stored.coordinator))
-        return [printable(line) for line in terms]
+        return [printable(line) for line in [*terms, _classes(_labels(stored)), f"hash: {stored.digest}"]]
     except FedPeftError as error:
         return [f"its terms cannot be shown: {error}"]
+
+
+def _labels(stored: Stored) -> list[str]:
+    """Of the task, as the coordinator lists them."""
+    try:
+        return list(RunTerms.decode(bytes.fromhex(stored.terms)).labels)
+    except FedPeftError:
+        return []
+
+
+def _classes(labels: list[str]) -> str:
+    """All labels, or the first of very many; a record with another label counts as nothing."""
+    digest = hashlib.sha256(json.dumps(labels, ensure_ascii=False).encode()).hexdigest()
+    more = f" and {len(labels) - SHOWN} more (--json shows all)" if len(labels) > SHOWN else ""
+    listed = ", ".join(map(repr, labels[:SHOWN])) + more
+    return f"labels: {len(labels)}, SHA-256 {digest}: {listed}" if labels else "labels: none"
 
 
 def _terms(offer: Offer) -> list[str]:
@@ -126,10 +148,26 @@ def _terms(offer: Offer) -> list[str]:
         f"adapter: {adapter.method}{mode}, rank {offer.rank}",
         f"training: {federation.rounds} rounds of {federation.local_steps} steps with "
         f"{federation.batch_size} records, learning rate {federation.lr:g}",
+        _records(offer),
         f"others: {federation.nodes} nodes, {offer.quorum} replies make a round",
         f"what leaves: each round one update, {up.codec}, {offer.density:.0%} of its values{sums}",
         _privacy(offer),
+        f"machine: {config.base.threads or 'any number of'} threads, {config.run.tokens_at_once} tokens "
+        f"at once, engine {config.run.engine}, {federation.deadline:g} s a round",
     ]
+
+
+def _records(offer: Offer) -> str:
+    data, privacy = offer.config.data, offer.config.privacy
+    form = (
+        "chats in the template of the base, which its hash covers" if data.messages else repr(data.template)
+    )
+    seed = (
+        "; batches and noise follow from run.seed, which others know"
+        if privacy.randomness == "seeded"
+        else ""
+    )
+    return f"records: {form}, at most {data.max_length} tokens{seed}"
 
 
 def _privacy(offer: Offer) -> str:

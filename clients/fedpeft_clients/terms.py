@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,9 +28,12 @@ from fedpeft_clients.policy import Policy, PolicyError, parse_policy, within_hou
 from fedpeft_clients.rules import Offer, judge, own_base
 
 MOST_OFFERS = 64
-"""Runs that may lie here without having been agreed on; more are refused unread."""
+"""Runs of one coordinator that may lie here without having been agreed on; more are refused unread."""
+LEAST_DIGITS = 32
+"""Of the hash by which terms are approved: 128 bits, as their author may look for two that share them."""
 MOST_FLOWER_RUNS = 256
 FILE = "terms.json"
+LOG = logging.getLogger("fedpeft.node")
 _AUDIT: dict[str, Literal["off", "report", "refuse"]] = {"off": "off", "warn": "report", "block": "refuse"}
 
 
@@ -137,18 +142,29 @@ def answer(post: Post, flower_run: int, asked: Terms, blob: bytes) -> TermsReply
     name = post.organisation.name
     try:
         terms, config = _verified(post, asked, blob)
-        stored = _kept(post, asked.run, terms)
+        stored = _kept(post, asked.run, terms, config)
         result = _decided(post, flower_run, Offer(config, name, post.grant.fingerprint), terms, stored)
     except PolicyError as refusal:
+        LOG.warning("%s", refusal)
         return TermsReply(name, "refused", refusal.rule)
     return TermsReply(name, result.answer, result.rule)
 
 
-def approve(organisation: Organisation, run: str, data: str | None, refuse: bool = False) -> Stored:
+def approve(
+    organisation: Organisation, run: str, terms: str | None, data: str | None = None, refuse: bool = False
+) -> Stored:
     """Write down the operator's word on a run, named by the first digits of its id.
 
+    Args:
+        organisation: whose operator speaks.
+        run: first digits of the run's id.
+        terms: what was read: at least `LEAST_DIGITS` digits of the hash that was shown with the terms.
+            A refusal needs none.
+        data: the data set to train on; None: the policy's, or the only one.
+        refuse: say no.
+
     Raises:
-        ConfigError: no such run, several of that name, or no such data set.
+        ConfigError: no such run, several of that name, no such data set, or other terms lie here by now.
     """
     found = [one for one in offers(organisation) if run and one.run.startswith(run)]
     if len(found) != 1:
@@ -157,6 +173,13 @@ def approve(organisation: Organisation, run: str, data: str | None, refuse: bool
     if data is not None and data not in organisation.datasets():
         known = ", ".join(organisation.datasets()) or "none; add one with 'fedpeft node data add'"
         raise ConfigError(f"no data set {data!r}; there are {known}")
+    if not refuse and not (
+        terms and len(terms) >= LEAST_DIGITS and found[0].digest.startswith(terms.lower())
+    ):
+        raise ConfigError(
+            f"the terms of run {found[0].run[:12]} are not those of --terms {terms or '(none)'}: read them "
+            "with 'fedpeft node runs' and give the hash that it shows"
+        )
     words = read_json(organisation.approvals, {})
     given = "refused" if refuse else "approved"
     words[found[0].run] = {"answer": given, "data": data, "terms": found[0].digest, "time": time.time()}
@@ -183,23 +206,61 @@ def _verified(post: Post, asked: Terms, blob: bytes) -> tuple[RunTerms, Config]:
         raise PolicyError("terms", f"the terms cannot be read ({type(error).__name__})") from None
     if offer.run != asked.run:
         raise PolicyError("terms", "the run's id is not the one of its config")
+    least = 2 if offer.config.base.task == "sequence-classification" else 0
+    if not least <= len(set(terms.labels)) == len(terms.labels):
+        raise PolicyError("labels", f"the labels must be different words, {least} at least")
     return terms, offer.config
 
 
-def _kept(post: Post, run: bytes, terms: RunTerms) -> Stored:
-    """The offer as it is remembered, written down if it is new."""
+def _kept(post: Post, run: bytes, terms: RunTerms, config: Config) -> Stored:
+    """The offer as it is remembered, written down if it is new; what was agreed on stays as it was."""
     folder, encoded = post.folder(run), terms.encode().hex()
     facts = read_json(folder / FILE, {})
-    if facts and facts["coordinator"] != post.grant.fingerprint:
-        raise PolicyError("coordinator", f"run {run.hex()[:12]} belongs to another coordinator")
+    if facts and (folder / "node.json").exists():
+        if facts["coordinator"] != post.grant.fingerprint:
+            raise PolicyError("coordinator", f"run {run.hex()[:12]} belongs to another coordinator")
+        _require_agreed(open_home(folder), terms, config)
+        return Stored(**facts, folder=folder)
     if facts.get("terms") == encoded:
         return Stored(**facts, folder=folder)
-    if not facts and len([one for one in offers(post.organisation) if one.answer != "agreed"]) >= MOST_OFFERS:
-        raise PolicyError("offers", f"{MOST_OFFERS} offers lie here undecided; refuse or remove some")
+    if not facts:
+        _make_room(post)
     stored = Stored(run.hex(), post.grant.fingerprint, encoded, time.time(), folder=folder)
     stored.save()
     sync_folder(post.organisation.runs)
     return stored
+
+
+def _require_agreed(home: Home, terms: RunTerms, config: Config) -> None:
+    """Terms are agreed on once: offered again they say the very same, down to threads and deadline."""
+    roster = {name: key.hex() for name, key in terms.roster.items()}
+    same = {
+        "terms": config == home.config,
+        "labels": terms.labels == home.labels,
+        "roster": roster == dict(home.roster),
+    }
+    for rule, holds in same.items():
+        if not holds:
+            raise PolicyError(
+                rule, f"run {home.path.name[:12]}: its {rule} are not those that were agreed on"
+            )
+
+
+def _make_room(post: Post) -> None:
+    """Keep the offers of one coordinator within bounds: refused ones are forgotten, undecided ones stay.
+
+    What the operator said of a run is remembered apart from it (``approvals.json``).
+    """
+    found = [one for one in offers(post.organisation) if one.coordinator == post.grant.fingerprint]
+    open_ = [one for one in found if not (one.folder / "node.json").exists()]
+    if len(open_) < MOST_OFFERS:
+        return
+    refused = [one for one in open_ if one.answer == "refused"]
+    if not refused:
+        raise PolicyError(
+            "offers", f"{MOST_OFFERS} offers of this coordinator lie here undecided; refuse some"
+        )
+    shutil.rmtree(refused[-1].folder)
 
 
 def _decided(post: Post, flower_run: int, offer: Offer, terms: RunTerms, stored: Stored) -> Stored:
@@ -242,10 +303,7 @@ def _agree(post: Post, flower_run: int, policy: Policy, offer: Offer, terms: Run
     roster = {name: key.hex() for name, key in terms.roster.items()}
     labels, data = terms.labels, _word(post, offer.run).get("data")
     if (folder / "node.json").exists():
-        home = open_home(folder)
-        if labels != home.labels or not roster.items() <= home.roster.items():
-            raise PolicyError("roster", "the run's labels or roster are not those that were agreed on")
-        labels, roster, data = home.labels, home.roster, home.own.data
+        data = open_home(folder).own.data
     elif (roster or offer.config.exchange.secure.enabled) and roster.get(
         offer.name
     ) != post.organisation.signer.public.hex():

@@ -113,7 +113,9 @@ def test_an_operator_sees_terms_in_plain_words_approves_and_reads_what_left(node
         assert word in shown
     refused(node("approve", "ffff", *home), "names 0 offered runs")
     refused(node("approve", run_id(config).hex()[:8], "--data", "absent", *home), "no data set")
-    said(node("approve", run_id(config).hex()[:8], "--data", "notes", *home))
+    refused(node("approve", run_id(config).hex()[:8], "--data", "notes", *home), "are not those of --terms")
+    line = shown[shown.index("fedpeft node approve ") :].splitlines()[0]
+    said(node(*line.split()[2:], "--data", "notes", *home))
     assert joined.offer(config) == ("agreed", "")
     joined.say(TRAIN, joined.first_task(config))
     status = json.loads(said(node("status", *home, "--json")))

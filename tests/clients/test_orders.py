@@ -210,6 +210,6 @@ def test_seconds_of_training_leave_only_where_single_records_may_show(organisati
     from types import SimpleNamespace
 
     home, coordinator = organisation(**sections)
-    spent, head = SimpleNamespace(epsilon=0.0), SimpleNamespace(seq=3, hash="00" * 32)
-    reply = local_round._reply(Desk.of(home), coordinator.first_task(), spent, head, 3.5)
+    head = SimpleNamespace(seq=3, hash="00" * 32)
+    reply = local_round._reply(Desk.of(home), coordinator.first_task(), 0.0, head, 3.5)
     assert reply.train_s == (3.5 if told else 0.0)

@@ -150,8 +150,8 @@ def test_against_an_untrusted_coordinator_the_seconds_stay_at_home(organisation)
         federation={"nodes": 3},
     )
     task = coordinator.first_task()
-    spent, head = SimpleNamespace(epsilon=1.0), SimpleNamespace(seq=3, hash="00" * 32)
-    assert _reply(Desk.of(home), task, spent, head, 3.5).train_s == 0.0
+    head = SimpleNamespace(seq=3, hash="00" * 32)
+    assert _reply(Desk.of(home), task, 1.0, head, 3.5).train_s == 0.0
 
 
 def test_a_base_that_no_clip_bounds_is_refused_before_the_budget_is_touched(organisation, tiny_model_folder):

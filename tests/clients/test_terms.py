@@ -60,7 +60,7 @@ def test_a_run_waits_for_its_operator_and_then_goes_on(joined):
     joined.policy(approval=True)
     assert joined.offer(config) == ("waiting", "")
     assert not (joined.organisation.runs / run_id(config).hex() / "node.json").exists()
-    approve(joined.organisation, run_id(config).hex()[:6], "notes")
+    approve(joined.organisation, run_id(config).hex()[:6], offers(joined.organisation)[0].digest, "notes")
     assert joined.offer(config) == ("agreed", "")
     assert offers(joined.organisation)[0].answer == "agreed"
 
@@ -69,7 +69,7 @@ def test_an_approval_is_for_these_very_terms(joined):
     config = joined.config()
     joined.policy(approval=True)
     joined.offer(config)
-    approve(joined.organisation, run_id(config).hex(), None)
+    approve(joined.organisation, run_id(config).hex(), offers(joined.organisation)[0].digest)
     assert joined.offer(config, labels=("other",)) == ("waiting", "")
 
 
