@@ -1,10 +1,11 @@
-"""All mutants, by number: docs/privacy-bugs.md shows them as a table."""
+"""All mutants, by number: docs/privacy-bugs.md shows those of known bugs (1 to 38) as a table."""
 
 from __future__ import annotations
 
 import of_accounting
 import of_federation
 import of_ledger
+import of_node
 import of_promises
 import of_review
 import of_steps
@@ -19,6 +20,7 @@ MUTANTS: tuple[Mutant, ...] = tuple(
             *of_federation.MUTANTS,
             *of_review.MUTANTS,
             *of_promises.MUTANTS,
+            *of_node.MUTANTS,
         ),
         key=lambda mutant: mutant.number,
     )

@@ -34,7 +34,7 @@ class Mutant:
     """One bug.
 
     Attributes:
-        number: of the bug in docs/privacy-bugs.md.
+        number: of the bug in docs/privacy-bugs.md; from 101 on, of no known bug but of a check of our own.
         bug: what goes wrong.
         module: where it is put in.
         old: text that occurs exactly once in the module.

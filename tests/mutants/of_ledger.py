@@ -136,8 +136,8 @@ MUTANTS = (
         12,
         "the node does not ask whether its ledger holds what it held",
         ROUND,
-        "        ledger.verify(head)\n",
-        "        ledger.head()\n",
+        "told.require(ledger, desk.run.hex(), number, digest)",
+        "told.place(ledger, desk.run.hex(), ledger.head())",
         (TASKS + "test_a_rolled_back_ledger_is_noticed",),
     ),
     Mutant(

@@ -16,11 +16,12 @@ from catalogue import MUTANTS  # noqa: E402
 from harness import ROOT, Mutant, source_of  # noqa: E402
 
 NUMBERS = list(range(1, 39))
+TABLED = [mutant for mutant in MUTANTS if mutant.number in NUMBERS]
 
 
 def test_every_bug_of_the_table_has_a_mutant():
     assert [bug.number for bug in BUGS] == NUMBERS
-    assert sorted({mutant.number for mutant in MUTANTS}) == NUMBERS
+    assert sorted({mutant.number for mutant in TABLED}) == NUMBERS
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -32,7 +33,7 @@ def test_the_document_is_the_catalogue():
     """``python tests/mutants/run.py --table`` prints what belongs into it."""
     text = (ROOT / "docs" / "privacy-bugs.md").read_text(encoding="utf-8")
     assert text.endswith("\n\n" + table(MUTANTS))
-    assert f"{len(MUTANTS)} mutants" in text
+    assert f"{len(TABLED)} mutants" in text
 
 
 def test_the_tests_that_kill_are_there_and_run_every_day():
