@@ -15,12 +15,12 @@ from fedpeft.protocol import RunTerms
 from fedpeft.runstore import read_json
 from fedpeft.terminal import printable
 from fedpeft.trust.signed_log import entries_of
+from fedpeft_clients.offers import Stored, offers
 from fedpeft_clients.organisation import Grant, Organisation
 from fedpeft_clients.outbox_cli import COLUMNS, row
 from fedpeft_clients.rules import Offer, agreed_base, run_epsilon
 from fedpeft_clients.service import running
 from fedpeft_clients.state import held_rounds
-from fedpeft_clients.terms import Stored, offers
 
 LAST = 5
 SHOWN = 100

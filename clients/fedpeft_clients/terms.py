@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from fedpeft.trust import Verifier
 from fedpeft_clients import witness
 from fedpeft_clients.desk import privacy_of
 from fedpeft_clients.home import Home, Own, open_home
+from fedpeft_clients.offers import FILE, Stored, offers
 from fedpeft_clients.organisation import DataSet, Grant, Organisation, open_organisation
 from fedpeft_clients.policy import Policy, PolicyError, parse_policy, within_hours
 from fedpeft_clients.rules import Offer, judge, own_base
@@ -32,7 +32,6 @@ MOST_OFFERS = 64
 LEAST_DIGITS = 32
 """Of the hash by which terms are approved: 128 bits, as their author may look for two that share them."""
 MOST_FLOWER_RUNS = 256
-FILE = "terms.json"
 LOG = logging.getLogger("fedpeft.node")
 _AUDIT: dict[str, Literal["off", "report", "refuse"]] = {"off": "off", "warn": "report", "block": "refuse"}
 
@@ -86,52 +85,6 @@ class Post:
         if _word(self, offer.run).get("answer") == "refused":
             raise PolicyError("approval", f"run {name[:12]} was refused by the operator")
         return _settled(self, policy, offer, (home.labels, home.roster), home.own.data)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An offered run as it lies in the organisation's folder.
-
-    Attributes:
-        run: 32 hexadecimal digits.
-        coordinator: fingerprint of the coordinator's key.
-        terms: the coordinator's terms, encoded, hexadecimal.
-        since: seconds since the epoch.
-        answer: ``agreed``, ``waiting`` or ``refused``.
-        rule: that refused.
-        sentence: why, for the operator.
-    """
-
-    run: str
-    coordinator: str
-    terms: str
-    since: float
-    answer: str = "waiting"
-    rule: str = ""
-    sentence: str = ""
-    folder: Path = field(default=Path(), compare=False)
-
-    @property
-    def digest(self) -> str:
-        """What an approval names: SHA-256 of the terms."""
-        return hashlib.sha256(bytes.fromhex(self.terms)).hexdigest()
-
-    @property
-    def config(self) -> Config:
-        """Of the run."""
-        return build_config(json.loads(RunTerms.decode(bytes.fromhex(self.terms)).config))
-
-    def save(self) -> None:
-        """Write it, atomically."""
-        facts = asdict(self)
-        del facts["folder"]
-        write_json(self.folder / FILE, facts)
-
-
-def offers(organisation: Organisation) -> list[Stored]:
-    """All runs that were offered, the newest first."""
-    found = [read_json(path, {}) | {"folder": path.parent} for path in organisation.runs.glob(f"*/{FILE}")]
-    return sorted((Stored(**facts) for facts in found), key=lambda one: -one.since)
 
 
 def answer(post: Post, flower_run: int, asked: Terms, blob: bytes) -> TermsReply:

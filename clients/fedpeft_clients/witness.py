@@ -49,8 +49,8 @@ def problems(organisation: Organisation) -> list[str]:
     known = list(_witnesses(organisation))  # before the ledger is read: another process may go on meanwhile
     chain = _chain(organisation)
     found = [
-        f"{one.place} knows entry {one.head.seq} of the ledger, which ends at {chain.head.seq} without it: "
-        "it was deleted or put back"
+        f"{one.place} knows entry {one.head.hash[:12]} of the ledger, which ends at {chain.head.seq} "
+        "without it: it was deleted or put back"
         for one in _unknown(known, chain)
     ]
     if cut := _broken(organisation.outbox):
@@ -130,11 +130,12 @@ def _chain(organisation: Organisation) -> Chain:
 
 
 def _unknown(known: Iterator[Witness] | list[Witness], chain: Chain) -> Iterator[Witness]:
-    """Witnesses of entries that the ledger neither holds nor was declared to have lost."""
-    declared = _declared(chain)
-    for one in known:
-        if chain.at(one.head.seq) != one.head and one.head.hash not in declared:
-            yield one
+    """Witnesses of entries that the ledger neither holds nor was declared to have lost.
+
+    They know an entry by its hash: its number is told as that within its run (`fedpeft_clients.told`).
+    """
+    held = {entry.hash for entry in chain.entries} | _declared(chain)
+    yield from (one for one in known if one.head.hash not in held)
 
 
 def _declared(chain: Chain) -> set[str]:

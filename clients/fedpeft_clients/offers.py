@@ -1,0 +1,61 @@
+"""Runs as coordinators offered them, as they lie in the organisation's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fedpeft.config import Config, build_config
+from fedpeft.protocol import RunTerms
+from fedpeft.runstore import read_json, write_json
+from fedpeft_clients.organisation import Organisation
+
+FILE = "terms.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An offered run as it lies in the organisation's folder.
+
+    Attributes:
+        run: 32 hexadecimal digits.
+        coordinator: fingerprint of the coordinator's key.
+        terms: the coordinator's terms, encoded, hexadecimal.
+        since: seconds since the epoch.
+        answer: ``agreed``, ``waiting`` or ``refused``.
+        rule: that refused.
+        sentence: why, for the operator.
+    """
+
+    run: str
+    coordinator: str
+    terms: str
+    since: float
+    answer: str = "waiting"
+    rule: str = ""
+    sentence: str = ""
+    folder: Path = field(default=Path(), compare=False)
+
+    @property
+    def digest(self) -> str:
+        """What an approval names: SHA-256 of the terms."""
+        return hashlib.sha256(bytes.fromhex(self.terms)).hexdigest()
+
+    @property
+    def config(self) -> Config:
+        """Of the run."""
+        return build_config(json.loads(RunTerms.decode(bytes.fromhex(self.terms)).config))
+
+    def save(self) -> None:
+        """Write it, atomically."""
+        facts = asdict(self)
+        del facts["folder"]
+        write_json(self.folder / FILE, facts)
+
+
+def offers(organisation: Organisation) -> list[Stored]:
+    """All runs that were offered, the newest first."""
+    found = [read_json(path, {}) | {"folder": path.parent} for path in organisation.runs.glob(f"*/{FILE}")]
+    return sorted((Stored(**facts) for facts in found), key=lambda one: -one.since)
