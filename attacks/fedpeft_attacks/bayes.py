@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fedpeft_attacks.blocks import Block, Matrix, Vector, unit_rows
+from fedpeft_attacks.work import Meter
 
 _TINY = 1e-30
 _LEVELS = (1e-4, 1e-2, 1e-1, 0.5, 1.0)
@@ -27,12 +28,13 @@ _ITERATIONS, _TRIALS = 30, 12
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def sparse_bayes(blocks: Sequence[Block], prior: Vector) -> list[int]:
+def sparse_bayes(blocks: Sequence[Block], prior: Vector, meter: Meter | None = None) -> list[int]:
     """Rank all tokens by the variance that they need to explain what was observed.
 
     Args:
         blocks: observations whose tokens are the same, each with at least one row that is not zero.
         prior: how likely each token is without the update, shape ``(tokens,)``; the starting variances.
+        meter: counts one step for each pass of the fixed point; blocks of the same shape take as many.
 
     Returns:
         Token ids, the most likely first.
@@ -40,33 +42,36 @@ def sparse_bayes(blocks: Sequence[Block], prior: Vector) -> list[int]:
     rows = [_directions(block) for block in blocks]
     start = torch.from_numpy(np.asarray(prior / max(float(np.sum(prior)), _TINY), np.float32))
     atoms = [torch.from_numpy(block.unit_atoms).float() for block in blocks]
-    noise = _noise_level(atoms, rows, start)
-    variances = _fit(_pairs(atoms, rows), start, noise, _ITERATIONS)
+    meter = meter or Meter()
+    noise = _noise_level(atoms, rows, start, meter)
+    variances = _fit(_pairs(atoms, rows), start, (noise, _ITERATIONS), meter)
     return torch.argsort(-variances, stable=True).tolist()
 
 
-def _noise_level(atoms: Sequence[torch.Tensor], rows: Sequence[Matrix], start: torch.Tensor) -> float:
+def _noise_level(
+    atoms: Sequence[torch.Tensor], rows: Sequence[Matrix], start: torch.Tensor, meter: Meter
+) -> float:
     """The level, relative to the signal, at which the even rows predict the odd ones best.
 
-    Levels rise until the prediction gets worse.
+    All levels are tried: to stop where the prediction gets worse would let rounding decide on the work.
     """
     if min(len(part) for part in rows) < 2:
         return _DEFAULT
     seen = _pairs(atoms, [part[0::2] for part in rows])
     held = _pairs(atoms, [part[1::2] for part in rows])
-    best, found = _LEVELS[0], -np.inf
-    for level in _LEVELS:
-        likelihood = _likelihood(held, _fit(seen, start, level, _TRIALS), level)
-        if likelihood < found:
-            break
-        best, found = level, likelihood
-    return best
+    fits = [_likelihood(held, _fit(seen, start, (level, _TRIALS), meter), level) for level in _LEVELS]
+    return _LEVELS[int(np.argmax(fits))]
 
 
-def _fit(pairs: Sequence[_Pair], start: torch.Tensor, noise: float, iterations: int) -> torch.Tensor:
-    """Variances after so many fixed-point steps, while the noise falls from its start to ``noise``."""
+def _fit(
+    pairs: Sequence[_Pair], start: torch.Tensor, course: tuple[float, int], meter: Meter
+) -> torch.Tensor:
+    """Variances after so many fixed-point steps, while the noise falls from its start to the course's."""
+    noise, iterations = course
     variances, fall = start, min(noise / _START, 1.0) ** (1.5 / iterations)
     for step in range(iterations):
+        if not meter.step():
+            break
         level = max(_START * fall**step, noise)
         explained, needed = torch.zeros_like(start), torch.zeros_like(start)
         for atoms, covariance in pairs:

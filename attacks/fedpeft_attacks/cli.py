@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 EXIT_LEAK = 10
 """Exit code of ``--fail-on-leak`` when something that leaves a node leaks."""
 
+EXIT_DIFFERENT = 1
+"""Exit code of ``--compare`` when two reports differ in a verdict or in work."""
+
+EXIT_UNFINISHED = 11
+"""Exit code of ``--fail-on-leak`` when no leak was found, but the safety stop ended an attack."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the ``audit`` command."""
@@ -41,16 +47,20 @@ def audit(
     key: str | None = typer.Option(
         None, "--key", help="With --verify: the public key that must have signed."
     ),
+    compare: Path | None = typer.Option(
+        None, "--compare", help="Hold the report in RUN_DIR/audit beside the one in this folder and stop."
+    ),
     schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of report.json and stop."),
     fail_on_leak: bool = typer.Option(
-        False, "--fail-on-leak", help="Exit with 10 if what leaves a node leaks."
+        False, "--fail-on-leak", help="Exit with 10 if what leaves a node leaks, 11 if that was not finished."
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Attack a run's updates stage by stage; writes report.json, report.html and model-card.md.
 
-    Exit codes: 0 done, 8 not a run directory, 9 nothing to attack or a signature that does not hold, 10 a
-    leak with --fail-on-leak.
+    Exit codes: 0 done, 1 --compare found other verdicts or work counts, 8 not a run directory, 9 nothing to
+    attack or a signature that does not hold, 10 a leak with --fail-on-leak, 11 none with --fail-on-leak, but
+    an attack that the safety stop ended.
     """
     if schema:
         from fedpeft_attacks.findings import Report
@@ -62,6 +72,9 @@ def audit(
         return
     if run_dir is None:
         raise AuditError("which run? give its directory: fedpeft audit runs/embedded")
+    if compare is not None:
+        _compare(out or run_dir / "audit", compare, as_json)
+        return
     names = None if attacks is None else [name.strip() for name in attacks.split(",") if name.strip()]
 
     from fedpeft_attacks.reporting import Delivery
@@ -73,6 +86,8 @@ def audit(
     emit(report.model_dump(mode="json"), as_json, lambda: _show(report, folder))
     if fail_on_leak and report.leaks:
         raise typer.Exit(EXIT_LEAK)
+    if fail_on_leak and not report.is_finished:
+        raise typer.Exit(EXIT_UNFINISHED)
 
 
 def _verify(folder: Path, key: str | None, as_json: bool) -> None:
@@ -82,6 +97,28 @@ def _verify(folder: Path, key: str | None, as_json: bool) -> None:
     known = "the key that you gave" if key is not None else "compare it with the key that its owner gave you"
     lines = f"{', '.join(FILES)}: unchanged since they were signed\nsigned by {signer} ({known})"
     emit({"signed_by": signer, "files": list(FILES)}, as_json, lambda: typer.echo(lines))
+
+
+def _compare(folder: Path, other: Path, as_json: bool) -> None:
+    """Verdicts and work counts have to be the same; figures are shown where they differ."""
+    from dataclasses import asdict
+
+    from fedpeft_attacks.comparing import compare, read_report
+
+    found = compare(read_report(folder), read_report(other))
+    columns = ("about", "what", str(folder), str(other))
+
+    def show() -> None:
+        table("Verdicts and work counts that differ", columns, found.differences)
+        table("Figures that differ", columns, found.figures)
+        typer.echo(
+            f"{found.same} verdicts and work counts are the same, {len(found.differences)} differ; figures "
+            f"and powers differ by {found.largest:.4f} at most"
+        )
+
+    emit(asdict(found), as_json, show)
+    if found.differences:
+        raise typer.Exit(EXIT_DIFFERENT)
 
 
 def _progress(line: str) -> None:

@@ -50,6 +50,18 @@ class Measure(Facts):
         return self.value - self.baselines.best
 
 
+class WorkDone(Facts):
+    """What an attack did, in steps that are the same on every machine."""
+
+    views: int = Field(ge=0, description="updates that were attacked")
+    steps: int = Field(ge=0, description="iterations of the search, over all views")
+    allowed: int | None = Field(
+        ge=1, description="budget of steps for each view; null: the search ends by itself"
+    )
+    cut: int = Field(ge=0, description="views in which the budget ended the search before it was exhausted")
+    stopped: int = Field(ge=0, description="views in which the safety stop of seconds did: not finished")
+
+
 class Strength(Facts):
     """What the same attack does where nothing protects: where that is little, silence means little."""
 
@@ -57,6 +69,14 @@ class Strength(Facts):
     shares: dict[str, float | None] = Field(
         description="share recovered there by what it is a share of, such as 'the tokens of a batch'"
     )
+    work: dict[str, WorkDone] = Field(
+        default_factory=dict, description="what was done for each share, with the budget of the audit itself"
+    )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no trial was ended by the safety stop."""
+        return not any(done.stopped for done in self.work.values())
 
 
 def written(value: float | None, unit: Unit = "share") -> str:

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedpeft_attacks.figures import Baselines, Facts, Measure, Strength
+from fedpeft_attacks.figures import Baselines, Facts, Measure, Strength, WorkDone
 from fedpeft_attacks.views import Role
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 
-Verdict = Literal["leaks", "no leak found at this power", "not applicable"]
+Verdict = Literal["leaks", "not finished", "no leak found at this power", "not applicable"]
 Kind = Literal["inversion", "memorisation", "membership"]
 
 
@@ -46,6 +46,9 @@ class Finding(Facts):
     baselines: Baselines | None
     precision: float | None = Field(description="of what the attack itself calls certain; null: nothing")
     power: Strength | None
+    work: WorkDone | None = Field(
+        default=None, description="of the search; null: a fixed number of trials, the count of each measure"
+    )
     verdict: Verdict
     reason: str
     note: str | None = Field(default=None, description="what makes the attack weaker here than elsewhere")
@@ -159,7 +162,7 @@ class Signature(Facts):
 class Report(Facts):
     """Everything that the audit found, with what is needed to check it."""
 
-    version: Literal[2] = REPORT_VERSION
+    version: Literal[3] = REPORT_VERSION
     run: str
     config_hash: str
     base: str
@@ -196,3 +199,8 @@ class Report(Facts):
     def leaks(self) -> bool:
         """Whether anything that leaves a node leaks."""
         return self.verdict == "leaks"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the verdict rests on attacks that were run to the end of their budgets."""
+        return self.verdict != "not finished"

@@ -11,9 +11,10 @@ from fedpeft_attacks.findings import Finding, ViewScore
 from fedpeft_attacks.gathering import Observed
 from fedpeft_attacks.registry import Solver
 from fedpeft_attacks.scoring import Control, Score, measure, recall, score, verdict_of
-from fedpeft_attacks.verdicts import LEAKS, Subject, finding_of, is_leak
+from fedpeft_attacks.verdicts import LEAKS, SILENT, UNFINISHED, Subject, finding_of, is_leak
 from fedpeft_attacks.views import Guess, NotApplicable
 from fedpeft_attacks.wholes import wholes
+from fedpeft_attacks.work import worked
 
 Place = tuple[str, int]
 
@@ -40,7 +41,8 @@ class Trial:
 def find(trial: Trial, group: Sequence[Observed]) -> Finding:
     """One attack at one stage, over all nodes and rounds.
 
-    Where it writes whole records these are judged first, then its tokens.
+    Where it writes whole records these are judged first, then its tokens. What it read may show a leak though
+    the safety stop ended it; what it did not read shows nothing then.
     """
     name, attack, threshold = trial.name, trial.attack, trial.threshold
     view = group[0].view
@@ -61,7 +63,20 @@ def find(trial: Trial, group: Sequence[Observed]) -> Finding:
     details = _details(read, scores, guesses, threshold)
     if written and found.verdict == LEAKS:
         details |= {"verdict": found.verdict, "reason": found.reason}
-    return found.model_copy(update=details)
+    found = found.model_copy(update=details)
+    reason = _unfinished(found)
+    return found.model_copy(update={"verdict": UNFINISHED, "reason": reason}) if reason else found
+
+
+def _unfinished(found: Finding) -> str:
+    """Why the silence of a finding says nothing; empty where it does."""
+    if found.verdict != SILENT:
+        return ""
+    if found.work is not None and found.work.stopped:
+        return f"the safety stop ended {found.work.stopped} of {found.work.views} searches"
+    if found.power is not None and not found.power.is_finished:
+        return "the safety stop ended the trials of its power"
+    return ""
 
 
 def _details(
@@ -75,6 +90,7 @@ def _details(
         "precision": sum(part.claimed_hits for part in scores) / claimed if claimed else None,
         "verdict": verdict,
         "reason": reason,
+        "work": worked([guess.work for guess in guesses.values()]),
         "note": read[0].view.knowledge.approximation,
         "views": tuple(_row(one, part, guesses[one.node, one.round]) for one, part in rows),
     }

@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from fedpeft_attacks.charts import ladder_picture
-from fedpeft_attacks.figures import Strength, spanned, written
+from fedpeft_attacks.figures import Strength, WorkDone, spanned, written
 from fedpeft_attacks.findings import Finding, Report
 from fedpeft_attacks.ladder import COLUMNS, ladder
-from fedpeft_attacks.summaries import epsilon_words
+from fedpeft_attacks.summaries import epsilon_words, work_in_words
 from fedpeft_attacks.wording import HARMS, KINDS, STAGES, role_in_words, step_in_words
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def render(report: Report) -> str:
         tried={finding.kind for finding in report.findings},
         notes=list(dict.fromkeys(finding.note for finding in report.findings if finding.note)),
         powers=_powers(report.findings),
+        works=_works(report.findings),
         stages=STAGES,
         extra=_other_thresholds(report),
     )
@@ -82,6 +83,15 @@ def _powers(findings: Iterable[Finding]) -> list[tuple[str, Strength]]:
         if row[1] is not None and row not in rows:
             rows.append((row[0], row[1]))
     return rows
+
+
+def _works(findings: Iterable[Finding]) -> list[tuple[str, list[str], WorkDone]]:
+    """What each attack did, with the stages at which it did just that."""
+    rows: dict[tuple[str, WorkDone], list[str]] = {}
+    for finding in findings:
+        if finding.work is not None:
+            rows.setdefault((finding.attack, finding.work), []).append(finding.stage)
+    return [(attack, stages, done) for (attack, done), stages in rows.items()]
 
 
 def _other_thresholds(report: Report) -> str:
@@ -116,6 +126,11 @@ def _environment() -> Environment:
     settings: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     environment = Environment(loader=loader, autoescape=True, **settings)
     environment.filters.update(
-        written=written, spanned=spanned, role=role_in_words, step=step_in_words, sentence=_sentence
+        written=written,
+        spanned=spanned,
+        role=role_in_words,
+        step=step_in_words,
+        sentence=_sentence,
+        work=work_in_words,
     )
     return environment

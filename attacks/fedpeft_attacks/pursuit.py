@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft_attacks.blocks import Block, Vector
+from fedpeft_attacks.work import Meter
 
 _CLOSED = 1e-4
 _SPENT = 1e-6
@@ -92,18 +93,20 @@ class Pursuit:
     unexplained: float
 
 
-def matching_pursuit(blocks: Sequence[Block], tokens: int) -> Pursuit:
+def matching_pursuit(blocks: Sequence[Block], tokens: int, meter: Meter | None = None) -> Pursuit:
     """Choose tokens one by one until the row spaces are explained or the assumed number is reached.
 
     Args:
         blocks: observations whose tokens are the same.
         tokens: the number of distinct tokens that the attacker assumes.
+        meter: counts one step for each choice.
     """
+    meter = meter or Meter()
     residuals = [_Residual(block) for block in blocks]
     first = _mean_scores(residuals)
     scores = first.copy()
     chosen: list[int] = []
-    while len(chosen) < tokens and _unexplained(residuals) > _CLOSED**2:
+    while len(chosen) < tokens and _unexplained(residuals) > _CLOSED**2 and meter.step():
         scores[chosen] = -1.0
         token = int(scores.argmax())
         if scores[token] <= 0.0:

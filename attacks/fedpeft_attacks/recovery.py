@@ -18,6 +18,7 @@ from fedpeft_attacks.observations import observations
 from fedpeft_attacks.pursuit import Pursuit, matching_pursuit
 from fedpeft_attacks.span import span_check
 from fedpeft_attacks.views import Guess, Knowledge, NotApplicable, View
+from fedpeft_attacks.work import Meter
 
 Ranking = tuple[list[int], int, str]
 """Token ids, the most likely first; how many are claimed; the solver in plain words."""
@@ -26,7 +27,9 @@ _EXPLAINED = 1e-2
 _WORK = 2**32
 
 
-def sparse_recovery(blocks: Sequence[Block], known: Knowledge, tokens: int) -> Ranking:
+def sparse_recovery(
+    blocks: Sequence[Block], known: Knowledge, tokens: int, meter: Meter | None = None
+) -> Ranking:
     """Rank all tokens by the first solver whose answer explains the update.
 
     A pursuit that chooses as many tokens as there are dimensions explains everything and says nothing, and
@@ -37,31 +40,34 @@ def sparse_recovery(blocks: Sequence[Block], known: Knowledge, tokens: int) -> R
         blocks: observations whose tokens are the same; at least one.
         known: what the attacker knows beside them.
         tokens: number of distinct tokens, special ones included, that the attacker assumes.
+        meter: counts a step for each check, choice and pass of the solvers.
     """
+    meter = meter or Meter()
     exact = known.approximation is None
     telling = [block for block in blocks if not block.is_full and tokens < block.width]
-    if exact and len(blocks) == 1 and not blocks[0].is_full:
+    if exact and len(blocks) == 1 and not blocks[0].is_full and meter.step():
         ranking, inside = span_check(blocks)
         if inside == len(blocks[0].row_space):
             return ranking, inside, "span check"
     costly = sum(block.atoms.shape[0] * block.width**2 for block in blocks) > _WORK
     if costly or (exact and telling):
-        pursuit = matching_pursuit(telling or blocks, tokens)
+        pursuit = matching_pursuit(telling or blocks, tokens, meter)
         if costly or pursuit.unexplained < _EXPLAINED:
-            ranking = pursuit.ranking if costly else _with_the_rest(pursuit, blocks, telling, known)
+            ranking = pursuit.ranking if costly else _with_the_rest(pursuit, blocks, telling, (known, meter))
             return ranking, len(pursuit.chosen), "matching pursuit"
-    return sparse_bayes(blocks, known.prior), tokens, "sparse Bayesian recovery"
+    return sparse_bayes(blocks, known.prior, meter), tokens, "sparse Bayesian recovery"
 
 
 def _with_the_rest(
-    pursuit: Pursuit, blocks: Sequence[Block], telling: Sequence[Block], known: Knowledge
+    pursuit: Pursuit, blocks: Sequence[Block], telling: Sequence[Block], how: tuple[Knowledge, Meter]
 ) -> list[int]:
     """The chosen tokens, then what the blocks without a say hold: such as B rows of a first round."""
     others = [block for block in blocks if not any(block is one for one in telling)]
     if not others:
         return pursuit.ranking
-    taken = set(pursuit.chosen)
-    return pursuit.chosen + [token for token in sparse_bayes(others, known.prior) if token not in taken]
+    known, meter = how
+    taken, rest = set(pursuit.chosen), sparse_bayes(others, known.prior, meter)
+    return pursuit.chosen + [token for token in rest if token not in taken]
 
 
 def recover(views: Sequence[View]) -> Guess | NotApplicable:
@@ -73,11 +79,18 @@ def recover(views: Sequence[View]) -> Guess | NotApplicable:
     blocks = joined(views)
     if isinstance(blocks, NotApplicable):
         return blocks
-    known = views[-1].knowledge
-    ranking, claimed, method = sparse_recovery(blocks, known, views[-1].tokens + len(known.given))
+    known, meter = views[-1].knowledge, Meter()
+    ranking = sparse_recovery(blocks, known, views[-1].tokens + len(known.given), meter)
+    return guess_of(ranking, known, meter)
+
+
+def guess_of(found: Ranking, known: Knowledge, meter: Meter) -> Guess:
+    """A ranking as a guess: without the special tokens, and with the work behind it."""
+    ranking, claimed, method = found
     certain = sum(token not in known.given for token in ranking[:claimed])
     near = "" if known.approximation is None else ", approximate atoms"
-    return Guess([token for token in ranking if token not in known.given], certain, method + near)
+    left = [token for token in ranking if token not in known.given]
+    return Guess(left, certain, method + near, work=meter.work)
 
 
 def joined(views: Sequence[View]) -> list[Block] | NotApplicable:

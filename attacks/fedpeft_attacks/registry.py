@@ -10,45 +10,44 @@ from hashlib import sha256
 from fedpeft.errors import AuditError
 from fedpeft_attacks.blocks import Block
 from fedpeft_attacks.observations import observations
-from fedpeft_attacks.recovery import sparse_recovery
+from fedpeft_attacks.recovery import Ranking, guess_of, sparse_recovery
 from fedpeft_attacks.span import span_check
 from fedpeft_attacks.views import Guess, Need, NotApplicable, View
+from fedpeft_attacks.work import SAFETY, Meter
 
 Solver = Callable[[View], Guess | NotApplicable]
 
-ALONE, TOGETHER = 6.0, 1.0
-"""CPU seconds after which the assembly of one record, or of several, starts no further step.
+ALONE, TOGETHER = 96, 16
+"""Steps of the assembly of one record, or of several, in views that are audited and in trials of its power.
 
-One record of the embedded base takes 3 to 6; several were never found in ten times as much.
+One record: a whole pass of the beam over the longest that is tried; one that it finds takes as many steps as
+it has tokens. Several were not found in six times as many, and each step of theirs takes longer.
 """
 
 
 def _attack(
-    solve: Callable[[View, Sequence[Block]], tuple[list[int], int, str]], view: View
+    solve: Callable[[View, Sequence[Block], Meter], Ranking], view: View, seconds: float
 ) -> Guess | NotApplicable:
-    blocks = observations(view)
+    blocks, meter = observations(view), Meter(seconds=seconds)
     if isinstance(blocks, NotApplicable):
         return blocks
-    ranking, claimed, method = solve(view, blocks)
-    given = view.knowledge.given
-    certain = sum(token not in given for token in ranking[:claimed])
-    near = "" if view.knowledge.approximation is None else ", approximate atoms"
-    return Guess([token for token in ranking if token not in given], certain, method + near)
+    return guess_of(solve(view, blocks, meter), view.knowledge, meter)
 
 
-def _span(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
+def _span(view: View, blocks: Sequence[Block], meter: Meter) -> Ranking:
+    meter.step()
     ranking, claimed = span_check(blocks)
     return ranking, claimed, "span check"
 
 
-def _sparse(view: View, blocks: Sequence[Block]) -> tuple[list[int], int, str]:
-    return sparse_recovery(blocks, view.knowledge, view.tokens + len(view.knowledge.given))
+def _sparse(view: View, blocks: Sequence[Block], meter: Meter) -> Ranking:
+    return sparse_recovery(blocks, view.knowledge, view.tokens + len(view.knowledge.given), meter)
 
 
-def _records(view: View) -> Guess | NotApplicable:
+def _records(view: View, seconds: float) -> Guess | NotApplicable:
     from fedpeft_attacks.sequences import Budget, assemble
 
-    return assemble(view, Budget(seconds=ALONE if view.records == 1 else TOGETHER))
+    return assemble(view, Budget(ALONE if view.records == 1 else TOGETHER, seconds=seconds))
 
 
 @dataclass(frozen=True)
@@ -58,23 +57,28 @@ class Attack:
     Attributes:
         name: as ``audit.attacks`` uses it.
         needs: what a view must hold beside its values; it cannot run on any other.
-        solve: the attack itself.
+        solve: the attack itself, of a view and the processor seconds of its safety stop.
         text: what it does, for the report: one or two plain sentences with the source.
         trials: on how many undefended batches its power is measured at most; None: on all that were tapped.
     """
 
     name: str
     needs: frozenset[Need]
-    solve: Solver
+    solve: Callable[[View, float], Guess | NotApplicable]
     text: str
     trials: int | None = None
 
-    def __call__(self, view: View) -> Guess | NotApplicable:
-        """Attack a view that holds what is needed."""
+    def __call__(self, view: View, seconds: float = SAFETY) -> Guess | NotApplicable:
+        """Attack a view that holds what is needed.
+
+        Args:
+            view: the view.
+            seconds: processor seconds of the safety stop; what it ends says so in its `Work`.
+        """
         missing = sorted(self.needs - view.holds)
         if missing:
             return NotApplicable(f"it needs {' and '.join(missing)}, which this observer does not hold")
-        return self.solve(view)
+        return self.solve(view, seconds)
 
 
 ATTACKS: dict[str, Attack] = {
@@ -103,7 +107,7 @@ ATTACKS: dict[str, Attack] = {
             "Sequence assembly (span checks of partial records as in DAGER, Petrov et al. 2024; pairing as "
             "in ReCIT, Xie et al. 2025). Writes whole records token by token so that their gradient explains "
             "what was sent, helped by what the base writes; where nothing is left, it knows it is right.",
-            trials=1,
+            trials=2,
         ),
     )
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from fedpeft_attacks.figures import RARE, SECRETS, SEQUENCES, TOKENS, Measure, written
+from fedpeft_attacks.figures import RARE, SECRETS, SEQUENCES, TOKENS, Measure, WorkDone, written
 from fedpeft_attacks.findings import EpsilonCheck, Finding, Threat, Verdict
-from fedpeft_attacks.verdicts import LEAKS, NOT_APPLICABLE, SCALE, SILENT
+from fedpeft_attacks.verdicts import LEAKS, NOT_APPLICABLE, SCALE, SILENT, UNFINISHED
 from fedpeft_attacks.views import Role
 from fedpeft_attacks.wording import WHO, role_in_words
 
@@ -25,7 +25,10 @@ def leaving(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def overall(findings: Sequence[Finding], checks: Sequence[EpsilonCheck]) -> Verdict:
-    """The verdict of the run: a leak in what leaves the nodes, or an epsilon that is larger than claimed."""
+    """The verdict of the run: a leak in what leaves the nodes, or an epsilon that is larger than claimed.
+
+    Without one, an attack that did not finish leaves the run not finished: nobody knows what it would find.
+    """
     if any(check.verdict == LEAKS for check in checks):
         return LEAKS
     return _worst([finding.verdict for finding in leaving(findings)])
@@ -46,6 +49,8 @@ def _found(seen: Sequence[Finding]) -> str:
     loud = [finding for finding in judged if finding.verdict == LEAKS]
     telling = [finding for finding in judged if finding.power is not None]
     worst = max(loud or telling or judged, key=_closeness)
+    if open_ := [finding for finding in judged if finding.verdict == UNFINISHED and not loud]:
+        return f"The audit is not finished: {_ended(open_)}. Nothing can be said of what it would have found."
     if not loud:
         return f"No leak was found in what leaves the nodes. {figures(worst)} {strength(worst)}"
     readers = ", ".join(dict.fromkeys(role_in_words(finding.role) for finding in loud))
@@ -53,6 +58,22 @@ def _found(seen: Sequence[Finding]) -> str:
         f"What leaves the nodes gives something of the training data away to: {readers}. "
         f"The most at {worst.stage}: {worst.reason}. {figures(worst)}"
     )
+
+
+def work_in_words(done: WorkDone) -> str:
+    """What a search did, and what ended it, as one clause.
+
+    >>> work_in_words(WorkDone(views=4, steps=90, allowed=30, cut=2, stopped=0))
+    '90 steps in 4 views, at most 30 in each: 2 cut by this budget, 2 searched to the end'
+    """
+    views = f"{done.views} view{'' if done.views == 1 else 's'}"
+    if done.allowed is None and not done.stopped:
+        return f"{done.steps} steps in {views}, to the end"
+    most = "" if done.allowed is None else f", at most {done.allowed} in each"
+    ends = {"cut by this budget": done.cut, "ended by the safety stop": done.stopped}
+    ends["searched to the end"] = done.views - done.cut - done.stopped
+    told = ", ".join(f"{count} {how}" for how, count in ends.items() if count)
+    return f"{done.steps} steps in {views}{most}: {told}"
 
 
 def threats(findings: Sequence[Finding]) -> tuple[Threat, ...]:
@@ -92,6 +113,11 @@ def epsilon_words(checks: Sequence[EpsilonCheck]) -> str:
     return f"{text} The claim is contradicted by: {', '.join(broken)}." if broken else text
 
 
+def _ended(findings: Sequence[Finding]) -> str:
+    """Which attacks did not finish, and why."""
+    return "; ".join(f"{one.attack} at {one.stage}, {one.reason}" for one in findings)
+
+
 def _recovers(measure: Measure) -> str:
     value, best = written(measure.value, measure.unit), written(measure.baselines.best, measure.unit)
     if measure.unit == "share":
@@ -107,6 +133,8 @@ def _threat(role: Role, findings: Sequence[Finding]) -> Threat:
         reason = "not simulated in this audit"
     elif leak is not None:
         reason = f"At {leak.stage}: {leak.reason}. {figures(leak)}"
+    elif open_ := [one for one in judged if one.verdict == UNFINISHED]:
+        reason = f"Not finished: {_ended(open_)}"
     else:
         reason = figures(max(judged, key=_closeness)) if judged else findings[0].reason
     return Threat(
@@ -120,9 +148,8 @@ def _threat(role: Role, findings: Sequence[Finding]) -> Threat:
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:
-    if LEAKS in verdicts:
-        return LEAKS
-    return SILENT if SILENT in verdicts else NOT_APPLICABLE
+    graver: tuple[Verdict, ...] = (LEAKS, UNFINISHED, SILENT)
+    return next((one for one in graver if one in verdicts), NOT_APPLICABLE)
 
 
 def _closeness(finding: Finding) -> float:

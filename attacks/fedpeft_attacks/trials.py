@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedpeft.config.models import AdapterConfig
@@ -14,6 +14,7 @@ from fedpeft_attacks.scoring import Score, recall, score
 from fedpeft_attacks.taps import Tap, TokenIds
 from fedpeft_attacks.views import Guess
 from fedpeft_attacks.wholes import exact_records
+from fedpeft_attacks.work import worked
 
 _WHERE = "the raw gradient of {} of the same batches, with an unprotected LoRA on all layers"
 
@@ -71,10 +72,18 @@ def power_of(attack: Attack, trials: Trials) -> Strength | None:
             "the tokens of one record": _recall(records),
             "those of one record from the layers of this adapter": _recall(layer),
         }
-    return Strength(text=_WHERE.format(len(batches)), shares=shares)
+    done = [worked([guess.work for _, guess in group]) for group in _groups_of(shares, read)]
+    work = dict(zip(shares, done, strict=True))
+    return Strength(text=_WHERE.format(len(batches)), shares=shares, work=work)
 
 
 Read = Sequence[tuple[Observed, Guess]]
+
+
+def _groups_of(shares: Mapping[str, float | None], read: Sequence[Read]) -> list[Read]:
+    """The trials behind each share: those of tokens have two shares of the same batches."""
+    batches, records, layer = read
+    return [batches, records, layer] if len(shares) == len(read) else [batches, batches, records, layer]
 
 
 def _view(reference: Reference, tap: Tap, records: TokenIds) -> Observed:

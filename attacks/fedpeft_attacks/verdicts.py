@@ -10,6 +10,7 @@ from fedpeft_attacks.findings import EpsilonCheck, Finding, Kind, Verdict
 from fedpeft_attacks.views import THREAT_MODELS, Role
 
 LEAKS: Verdict = "leaks"
+UNFINISHED: Verdict = "not finished"
 SILENT: Verdict = "no leak found at this power"
 NOT_APPLICABLE: Verdict = "not applicable"
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedpeft.errors import AuditError
 from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft_attacks.work import NOTHING, Work
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -142,6 +143,7 @@ class Guess:
         method: which solver spoke, in plain words.
         sequences: whole records in the order of their tokens, special ones included; empty: none was tried.
         certain: which of `sequences` the attack itself knows to be exact.
+        work: what was done for it.
     """
 
     ranking: list[int]
@@ -149,6 +151,7 @@ class Guess:
     method: str
     sequences: tuple[tuple[int, ...], ...] = ()
     certain: tuple[bool, ...] = ()
+    work: Work = NOTHING
 
 
 def role_of(stage: str) -> Role:

@@ -30,6 +30,7 @@ from fedpeft.protocol import (
 from fedpeft.runstore import read_json
 from fedpeft_clients.home import Home, open_home
 from fedpeft_clients.local_round import ledger_of
+from fedpeft_clients.outbox import verdict_on
 from fedpeft_clients.policy import PolicyError
 from fedpeft_clients.terms import Post
 
@@ -153,7 +154,7 @@ def _verdict(home: Home, round: int) -> str:
     found = read_json(home.outbox / f"r{round:02d}.audit.json", None)
     if found is None:
         return "missing"
-    return "leaks" if any(one["verdict"] == "leaks" for one in found["findings"]) else "clean"
+    return verdict_on(found["findings"])
 
 
 def _plain(value: Any) -> Any:

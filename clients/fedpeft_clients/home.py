@@ -32,7 +32,7 @@ class Own:
         columns: of its data file, as settings of ``[data]``; None: the file is as `write_records` wrote it.
         outbox: its audit of each update before it leaves, as ``audit.outbox``.
         threshold: of that audit.
-        outbox_seconds: of CPU that it may take.
+        outbox_seconds: of CPU, after which the safety stop ends an attack of that audit.
         budget: its limit on epsilon for the data set's whole life.
         yearly_budget: its limit within 365 days.
         budget_delta: where both limits are read, whatever a run asks for.

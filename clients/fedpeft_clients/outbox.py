@@ -1,14 +1,15 @@
 """The node's last look at an envelope: the quick audit on its very bytes, before they leave.
 
 ``audit.outbox = "report"`` writes what the attacks read to ``<home>/outbox/rNN.audit.json``; ``"refuse"``
-also keeps an envelope that leaks from leaving. Neither tells the coordinator anything else: the findings stay
-in the node. Under a privacy plan only ``"report"`` is allowed, as a refusal would depend on the data.
+also keeps an envelope from leaving that leaks, or whose audit did not finish. Neither tells the coordinator
+anything else: the findings stay in the node. Under a privacy plan only ``"report"`` is allowed, as a refusal
+would depend on the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from fedpeft_clients.desk import Desk
 if TYPE_CHECKING:
     from fedpeft_attacks.quick import QuickFinding
 
+LEAKS, UNFINISHED, CLEAN = "leaks", "not finished", "clean"
+"""What the node's own audit says of an update; the first two as its findings do."""
 
 Behind = tuple[Sequence[Example], Sequence[Example]]
 """The examples behind an update, and all of the node."""
@@ -38,21 +41,28 @@ def look(desk: Desk, round: int, lr: float, values: FloatVector, examples: Behin
         examples: those behind the update, and all of the node.
 
     Raises:
-        FederationError: the envelope leaks, and the node does not send what leaks.
+        FederationError: the envelope leaks, or the safety stop ended the audit before it could tell, and the
+            node does not send such ones.
     """
     wanted = desk.home.audit.outbox
     if wanted == "off":
         return
     found = _examined(desk, round, lr, values, examples)
-    write_json(
-        desk.home.outbox / _file(round),
-        {"round": round, "findings": [finding.facts() for finding in found]},
-    )
-    if wanted == "refuse" and any(finding.leaks for finding in found):
+    findings = [finding.facts() for finding in found]
+    write_json(desk.home.outbox / _file(round), {"round": round, "findings": findings})
+    verdict = verdict_on(findings)
+    if wanted == "refuse" and verdict != CLEAN:
+        told = "found a leak in its update" if verdict == LEAKS else "of its update did not finish"
         raise FederationError(
-            f"round {round}: the node's own audit found a leak in its update and keeps it; see "
+            f"round {round}: the node's own audit {told} and keeps it; see "
             f"{desk.home.outbox.name}/{_file(round)} in the node's home"
         )
+
+
+def verdict_on(findings: Sequence[Mapping[str, Any]]) -> str:
+    """What written findings say of an update: a leak, an attack that was not finished, or neither."""
+    said = {finding["verdict"] for finding in findings}
+    return next((verdict for verdict in (LEAKS, UNFINISHED) if verdict in said), CLEAN)
 
 
 def _file(round: int) -> str:

@@ -155,10 +155,14 @@ class AuditRules(Section):
     """This node's own attack on each update before it leaves."""
 
     mode: Literal["off", "warn", "block"] = Field(
-        default="warn", description="block keeps what leaks; under DP it only warns, as silence would tell"
+        default="warn",
+        description="block keeps what leaks, or what the audit did not finish; under DP it only warns, as "
+        "silence would tell",
     )
     threshold: float = Field(default=0.1, ge=0, le=1, description="excess over the baseline that is a leak")
-    seconds: float = Field(default=5.0, gt=0, description="CPU time after which no further attack starts")
+    seconds: float = Field(
+        default=600.0, gt=0, description="CPU time of an attack's safety stop; what it ends is not finished"
+    )
 
 
 class Limits(Section):

@@ -276,10 +276,13 @@ class AuditConfig(Section):
     )
     outbox: Literal["off", "report", "refuse"] = Field(
         default="off",
-        description="attack each update in the node before it leaves: write it down, or also keep what leaks",
+        description="attack each update in the node before it leaves: write it down, or also keep what leaks "
+        "or was not attacked to the end",
     )
     outbox_seconds: float = Field(
-        default=5.0, gt=0, description="CPU seconds of the outbox after which no further attack starts"
+        default=600.0,
+        gt=0,
+        description="CPU seconds of the safety stop of an attack in the outbox; what it ends is not finished",
     )
     canaries: int = Field(
         default=0,

@@ -13,6 +13,8 @@ from fedpeft_attacks.registry import ATTACKS
 from fedpeft_attacks.scoring import measure, score
 from fedpeft_attacks.views import Guess, NotApplicable, View
 
+pytestmark = pytest.mark.portable
+
 VOCABULARY = 1024
 
 UNIFORM = np.full(VOCABULARY, 1 / VOCABULARY)

@@ -11,7 +11,10 @@ from fedpeft_attacks.page import render
 from fedpeft_attacks.suite import audit_run
 
 # typer asks click for names that click deprecates, when it is first imported
-pytestmark = pytest.mark.filterwarnings("ignore:'click.utils.get:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'click.utils.get:DeprecationWarning"),
+    pytest.mark.portable,
+]
 
 LORA = {"aggregation": "naive", "rank": 8}
 TOKENS = ["span", "sparse-recovery"]

@@ -19,7 +19,9 @@ from fedpeft_attacks.reference import warm_start
 from fedpeft_attacks.sequences import Budget
 from fedpeft_attacks.views import Guess, NotApplicable, Start, View
 
-BUDGET = Budget(seconds=1.0, longest=24)
+pytestmark = pytest.mark.portable
+
+BUDGET = Budget(steps=80, longest=24)
 
 
 def _example(row):

@@ -1,5 +1,6 @@
 """Whole records are found in undefended gradients, and in nothing else."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +16,12 @@ from fedpeft_attacks.sequences.inversion import invert
 from fedpeft_attacks.sequences.probing import Probe
 from fedpeft_attacks.sequences.rouge import rouge_l
 from fedpeft_attacks.views import Guess, Knowledge, NotApplicable, Start, View
+from fedpeft_attacks.work import Work
 
 ALL = AdapterConfig(aggregation="naive", rank=16)
-BUDGET = Budget(seconds=10, longest=24)
+BUDGET = Budget(longest=24)
+
+pytestmark = pytest.mark.portable
 
 
 def view_of(base, rows, adapter=ALL):
@@ -48,13 +52,39 @@ def view_of(base, rows, adapter=ALL):
     )
 
 
-def test_a_record_is_found_exactly_and_the_attack_knows_it(trained_base, sentences):
-    rows = sentences(1, 7)
-    guess = assemble(view_of(trained_base, rows), BUDGET)
+def test_records_are_found_exactly_and_the_attack_knows_it(trained_base, sentences):
+    found = 0
+    for seed in range(5):
+        rows = sentences(1, seed)
+        guess = assemble(view_of(trained_base, rows), BUDGET)
+        assert isinstance(guess, Guess)
+        is_right = guess.sequences == (tuple(rows[0]),)
+        assert guess.certain == (is_right,)
+        if is_right:
+            assert set(guess.ranking[: guess.claimed]) == set(rows[0]) - {1, 2}
+            assert guess.work == Work(len(rows[0]) - 2, BUDGET.steps)  # one step a token, but for both ends
+        found += is_right
+    assert found >= 4
+
+
+def test_the_speed_of_the_machine_changes_nothing(trained_base, sentences, monkeypatch):
+    """A machine that is a hundred times slower does the same work, and so has the same power."""
+    view = view_of(trained_base, sentences(1, 7))
+    fast, budget = assemble(view, replace(BUDGET, steps=12)), replace(BUDGET, steps=12)
+    clock = time.process_time
+    monkeypatch.setattr(time, "process_time", lambda: 100 * clock())
+    slow = assemble(view, budget)
+    assert isinstance(slow, Guess)
+    assert slow == fast
+    assert slow.work == Work(12, 12, is_cut=True)
+
+
+def test_what_the_safety_stop_ends_is_not_finished(trained_base, sentences):
+    view = view_of(trained_base, sentences(1, 7))
+    guess = assemble(view, replace(BUDGET, seconds=0.0))
     assert isinstance(guess, Guess)
-    assert guess.sequences == (tuple(rows[0]),)
-    assert guess.certain == (True,)
-    assert set(guess.ranking[: guess.claimed]) == set(rows[0]) - {1, 2}
+    assert guess.work.is_stopped and not guess.work.is_cut
+    assert guess.certain == (False,)
 
 
 def test_an_update_of_other_data_gives_other_records(trained_base, sentences):
@@ -67,7 +97,7 @@ def test_an_update_of_other_data_gives_other_records(trained_base, sentences):
 def test_random_values_give_nothing_that_is_certain(trained_base, sentences):
     view = view_of(trained_base, sentences(1, 7))
     noise = np.random.default_rng(1).normal(size=view.values.shape).astype(np.float32)
-    found = assemble_from(replace(view, values=noise), Bag(), Budget(seconds=0.5, longest=8))
+    found = assemble_from(replace(view, values=noise), Bag(), Budget(steps=30, longest=8))
     assert found.certain == (False,)
     assert found.unexplained > 0.9
 
@@ -89,18 +119,18 @@ def test_learned_positions_are_no_defence(tiny_base):
     start = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else end
     row = [start, 9, 14, 30, 11, 25, end]
     bag = Bag(tuple(range(8, 40)), 32)
-    found = assemble_from(view_of(base, [row]), bag, Budget(seconds=10, longest=10))
+    found = assemble_from(view_of(base, [row]), bag, Budget(longest=10))
     assert found.sequences == (tuple(row),)
     assert found.certain == (True,)
 
 
 @pytest.mark.slow
-def test_a_batch_is_bounded_in_time_and_has_as_many_records(trained_base, sentences):
+def test_a_batch_is_bounded_in_work_and_has_as_many_records(trained_base, sentences):
     rows = sentences(4, 3)
-    found = assemble_from(view_of(trained_base, rows), Bag(), Budget(seconds=2, longest=24))
+    found = assemble_from(view_of(trained_base, rows), Bag(), Budget(steps=40, longest=24))
     assert 1 <= len(found.sequences) <= 4
     assert len(found.certain) == len(found.sequences)
-    assert found.seconds < 12
+    assert found.work == Work(40, 40, is_cut=True)
 
 
 @pytest.mark.slow
@@ -120,18 +150,21 @@ def test_it_says_what_it_needs(trained_base, sentences):
         assemble_from(blind, Bag())
 
 
-def test_dager_finds_a_short_record_and_nothing_beyond_its_rank(trained_base, sentences):
-    short = [[*sentences(1, 5)[0][:10], 2]]
-    assert dager(view_of(trained_base, short), BUDGET).sequences == (tuple(short[0]),)
-    crowd = dager(view_of(trained_base, sentences(12, 5)), BUDGET)
-    assert crowd.sequences == ()
+def test_dager_finds_short_records_and_nothing_beyond_its_rank(trained_base, sentences):
+    """Not all: it goes on where a repeated token passes its check too, and rounding decides on such ones."""
+    shorts = [[*sentences(1, seed)[0][:10], 2] for seed in range(12)]
+    found = [dager(view_of(trained_base, [short]), BUDGET).sequences for short in shorts]
+    assert sum(answer == (tuple(short),) for answer, short in zip(found, shorts, strict=True)) >= 3
+    for seed in range(3):
+        assert dager(view_of(trained_base, sentences(12, seed)), BUDGET).sequences == ()
 
 
 @pytest.mark.slow
 def test_inversion_by_gradient_match_lowers_its_objective(trained_base, sentences):
-    short = [[*sentences(1, 5)[0][:4], 2]]
-    view = view_of(trained_base, short)
-    for kind in ("tag", "lamp"):
-        early, late = (invert(view, 5, kind, Budget(seconds=seconds)) for seconds in (0.01, 0.8))
-        assert late.unexplained < early.unexplained
-        assert len(late.sequences[0]) == 5
+    for seed in range(3):
+        view = view_of(trained_base, [[*sentences(1, seed)[0][:4], 2]])
+        for kind in ("tag", "lamp"):
+            early, late = (invert(view, 5, kind, Budget(steps=steps)) for steps in (1, 60))
+            assert late.unexplained < early.unexplained
+            assert len(late.sequences[0]) == 5
+            assert late.work.steps == 60

@@ -15,6 +15,8 @@ from fedpeft_attacks.sequences.rouge import common, pair_up, rouge_l
 from fedpeft_attacks.sequences.spans import news
 from fedpeft_attacks.views import Start
 
+pytestmark = pytest.mark.portable
+
 
 @pytest.fixture
 def probe(trained_base):

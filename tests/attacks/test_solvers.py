@@ -10,6 +10,8 @@ from fedpeft_attacks.blocks import Block, row_space, unit_rows
 from fedpeft_attacks.pursuit import matching_pursuit
 from fedpeft_attacks.span import INSIDE, outside, span_check
 
+pytestmark = pytest.mark.portable
+
 
 def _block(rng, tokens, width, support, rows):
     atoms = rng.normal(size=(tokens, width))

@@ -15,6 +15,8 @@ from fedpeft_attacks.recovery import joined, recover, sparse_recovery
 from fedpeft_attacks.reference import undefended, warm_start
 from fedpeft_attacks.views import Guess, Knowledge, NotApplicable, View
 
+pytestmark = pytest.mark.portable
+
 VOCABULARY, WIDTH = 200, 32
 UNIFORM = np.full(VOCABULARY, 1 / VOCABULARY)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -55,7 +57,7 @@ def test_a_look_says_what_was_read(organisation):
     facts = json.loads((home.path / "outbox" / "r01.audit.json").read_text())
     assert facts["round"] == 1
     assert [finding["attack"] for finding in facts["findings"]] == ["span", "sparse-recovery"]
-    assert all(finding["seconds"] < 5 for finding in facts["findings"])
+    assert all(finding["verdict"] == "not applicable" or finding["steps"] for finding in facts["findings"])
 
 
 def test_an_undefended_update_is_found_to_leak_and_kept(organisation):
@@ -81,14 +83,38 @@ def test_noise_of_the_same_shape_is_sent(organisation):
     assert (home.path / "outbox" / "r01.audit.json").exists()
 
 
-def test_time_that_is_spent_starts_no_further_attack(organisation):
+def written(home, round):
+    return json.loads((home.path / "outbox" / f"r{round:02d}.audit.json").read_text())["findings"]
+
+
+@pytest.mark.parametrize("wanted", ["report", "refuse"])
+def test_an_update_whose_audit_did_not_finish_is_not_called_clean(organisation, wanted):
+    """Where the safety stop ends an attack: kept under ``refuse``, told as not finished under ``report``."""
+    from fedpeft_clients.gate import _verdict
     from fedpeft_clients.outbox import look
 
-    home, _ = organisation(audit={"outbox": "report", "outbox_seconds": 1e-9}, **UNDEFENDED)
+    home, _ = organisation(audit={"outbox": wanted, "outbox_seconds": 1e-9}, **UNDEFENDED)
     desk, examples = desk_and_examples(home)
-    look(desk, 1, 0.1, warm_gradient(desk, examples[:1]), (examples[:1], examples))
-    findings = json.loads((home.path / "outbox" / "r01.audit.json").read_text())["findings"]
-    assert findings[-1]["verdict"] == "not tried"
+    noise = np.random.default_rng(1).normal(size=desk.attached.layout.size).astype(np.float32)
+    refused = pytest.raises(FederationError, match="did not finish and keeps it")
+    with refused if wanted == "refuse" else nullcontext():
+        look(desk, 1, 0.1, noise, (examples[:1], examples))
+    assert "not finished" in {finding["verdict"] for finding in written(home, 1)}
+    assert _verdict(home, 1) == "not finished"
+
+
+def test_a_slow_machine_looks_as_hard(organisation, monkeypatch):
+    from fedpeft_clients.outbox import look
+
+    home, _ = organisation(audit={"outbox": "report"}, **UNDEFENDED)
+    desk, examples = desk_and_examples(home)
+    values = warm_gradient(desk, examples[:1])
+    look(desk, 1, 0.1, values, (examples[:1], examples))
+    clock = time.process_time
+    monkeypatch.setattr(time, "process_time", lambda: 100 * clock())
+    look(desk, 2, 0.1, values, (examples[:1], examples))
+    fast, slow = ([one | {"seconds": None} for one in written(home, round)] for round in (1, 2))
+    assert slow == fast
 
 
 def test_a_refusal_would_tell_what_a_privacy_plan_hides():

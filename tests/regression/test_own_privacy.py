@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from fedpeft.config import load_config
 from fedpeft_simulations.cli import embedded_scenario
 from fedpeft_simulations.runner import run
@@ -30,6 +32,9 @@ UNDEFENDED = (
 )
 
 
+pytestmark = pytest.mark.portable
+
+
 def audited(tmp_path, *settings):
     """The report of a small embedded federation."""
     store = run(
@@ -38,12 +43,24 @@ def audited(tmp_path, *settings):
     return json.loads((store.path / "audit" / "report.json").read_text())
 
 
+def assert_work_is_the_powers(report):
+    """What was audited and what its power was read from had the same budget, and nothing was stopped."""
+    for finding in report["findings"]:
+        work = finding["work"]
+        assert work is None or work["stopped"] == 0
+        for share, done in finding["power"]["work"].items() if finding["power"] else ():
+            assert done["stopped"] == 0
+            if "batch" in share and work:
+                assert done["allowed"] == work["allowed"]
+
+
 def test_the_defaults_show_no_leak(tmp_path):
     report = audited(tmp_path)
     assert report["verdict"] == "no leak found at this power"
     power = {finding["attack"]: finding["power"] for finding in report["findings"] if finding["power"]}
     assert power["sparse-recovery"]["shares"]["the tokens of one record"] >= 0.9
-    assert power["sequences"]["shares"]["one record alone"] == 1.0
+    assert power["sequences"]["shares"]["one record alone"] >= 0.5
+    assert_work_is_the_powers(report)
 
 
 def test_the_undefended_format_leaks(tmp_path):

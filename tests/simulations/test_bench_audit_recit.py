@@ -52,7 +52,7 @@ def test_figures_are_pooled_over_seeds_and_shown(capsys):
 @pytest.mark.slow
 def test_a_case_is_run_on_all_its_bases():
     said, cases = [], [Case("raw gradient", 8, (1,), is_ablated=True), Case("raw gradient", 4, (1,))]
-    facts = audit_recit.run([0], said.append, cases, Recipe(steps=2), Budget(seconds=1.0, longest=60))
+    facts = audit_recit.run([0], said.append, cases, Recipe(steps=2), Budget(steps=8, longest=60))
     arms = [(row["rank"], row["arm"]) for row in facts["rows"]]
     assert arms == [(8, NOTES), (4, NOTES), (8, TEXTS), (8, AGREED), (4, AGREED)]
     assert all(row["secrets"] == 4 and row["prior"] == 0 for row in facts["rows"])

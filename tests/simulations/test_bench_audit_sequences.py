@@ -7,6 +7,7 @@ import pytest
 
 from fedpeft.config.models import AdapterConfig
 from fedpeft_attacks.sequences import Assembled
+from fedpeft_attacks.work import Work
 from fedpeft_simulations.bench import audit_sequences as bench
 
 SMALL = AdapterConfig(aggregation="naive", rank=2, target_modules=("q_proj", "v_proj"))
@@ -21,15 +22,15 @@ def case():
 
 
 def test_the_truth_scores_one_and_nothing_scores_zero(case):
-    truth = Assembled(tuple(map(tuple, case.rows)), (True,), 0.0, 1.0)
+    truth = Assembled(tuple(map(tuple, case.rows)), (True,), 0.0, Work(7))
     assert bench.scores(truth, case) == {
         "exact": 1.0,
         "rouge": 1.0,
         "secrets": 1.0,
         "certain": 1.0,
-        "seconds": 1.0,
+        "steps": 7.0,
     }
-    found = bench.scores(Assembled((), (), 1.0, 0.0), case)
+    found = bench.scores(Assembled((), (), 1.0), case)
     assert (found["exact"], found["rouge"], found["secrets"]) == (0.0, 0.0, 0.0)
 
 
@@ -50,7 +51,7 @@ def test_training_leaves_the_start_as_it_was(case):
 
 
 def test_means_and_tables(capsys):
-    row = {"exact": 1.0, "rouge": 0.5, "secrets": 0.25, "certain": 0.0, "seconds": 2.0}
+    row = {"exact": 1.0, "rouge": 0.5, "secrets": 0.25, "certain": 0.0, "steps": 2.0}
     rows = [{"setting": "s", "batch": 1, "attack": "a", **row, "exact": exact} for exact in (0.0, 1.0)]
     means = bench._means(rows, ("setting", "batch", "attack"))
     assert means[0]["exact"] == 0.5 and means[0]["cases"] == 2

@@ -24,7 +24,7 @@ def recit(view: View, budget: Budget | None = None) -> Guess | NotApplicable:
 
     Args:
         view: holds the whole adapter's values, the model of the start, and how many records there were.
-        budget: processor time and length of the records.
+        budget: steps and length of the records.
 
     Returns:
         Records in `Guess.sequences`, certain where their gradient leaves nothing of what was observed.
@@ -41,7 +41,7 @@ def recit(view: View, budget: Budget | None = None) -> Guess | NotApplicable:
     claimed = sum(token not in view.knowledge.given for token in tokens)
     filtered = "filtered" if tokens else "no filter"
     method = f"completion and pairing, {filtered}, unexplained {found.unexplained:.2f}"
-    return Guess(ranking, claimed, method, found.sequences, found.certain)
+    return Guess(ranking, claimed, method, found.sequences, found.certain, found.work)
 
 
 def _filter(view: View) -> list[int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedpeft_attacks.work import NOTHING, SAFETY, Meter, Work
 from fedpeft_kernels.lazy import lazy
 
 if TYPE_CHECKING:
@@ -24,15 +25,20 @@ class Budget:
     """How much work an assembly may do.
 
     Attributes:
-        seconds: processor time after which no further improvement is started; the answer depends on the
-            machine only where this is reached.
+        steps: of the search: one lengthens all partial records of a beam by a token, or swaps a token.
         beam: partial records that are kept.
         longest: tokens of the longest record that is tried, the start token included.
+        seconds: processor time of the safety stop; an answer that it ends is not finished.
     """
 
-    seconds: float = 60.0
+    steps: int = 2048
     beam: int = 3
     longest: int = 96
+    seconds: float = SAFETY
+
+    def meter(self) -> Meter:
+        """A count of these steps, whose safety stop begins to run."""
+        return Meter(self.steps, self.seconds)
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,13 @@ class Assembled:
         sequences: one record each as token ids, with the start and the end token.
         certain: which of them the attack knows to be right: their summed gradient is the observed one.
         unexplained: share of the observed energy that all of them together leave, 0 where all are right.
-        seconds: processor time.
+        work: what was done for it.
     """
 
     sequences: tuple[tuple[int, ...], ...]
     certain: tuple[bool, ...]
     unexplained: float
-    seconds: float
+    work: Work = NOTHING
 
 
 __all__ = ["Assembled", "Bag", "Budget", "assemble", "assemble_from"]

@@ -7,7 +7,6 @@ batches; matched filter, successive cancellation and the test by the residual ar
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +16,7 @@ import torch
 from fedpeft.errors import AuditError
 from fedpeft.exchange.layout import FloatVector
 from fedpeft_attacks.bayes import sparse_bayes
+from fedpeft_attacks.blocks import Block
 from fedpeft_attacks.observations import observations
 from fedpeft_attacks.pursuit import matching_pursuit
 from fedpeft_attacks.sequences import Assembled, Bag, Budget
@@ -25,6 +25,7 @@ from fedpeft_attacks.sequences.matched import Filter, Null, null_of
 from fedpeft_attacks.sequences.probing import Probe
 from fedpeft_attacks.sequences.spans import Spans
 from fedpeft_attacks.views import Guess, NotApplicable, Start, View
+from fedpeft_attacks.work import SAFETY, Meter
 
 RAW = frozenset({"gradient", "reference"})
 """Stages whose values are a gradient; all others are a step against it, of unknown length."""
@@ -44,7 +45,7 @@ def assemble(view: View, budget: Budget | None = None) -> Guess | NotApplicable:
 
     Args:
         view: with token inputs, model and number of records; a gradient, or an update of the whole layout.
-        budget: processor time, width of the beam, longest record.
+        budget: steps, width of the beam, longest record; the token bag takes its own steps.
 
     Returns:
         The token bag as `ranking`, the records as `sequences`, and `certain` where their gradient leaves
@@ -55,26 +56,37 @@ def assemble(view: View, budget: Budget | None = None) -> Guess | NotApplicable:
         return NotApplicable("it needs the model and the number of records")
     if view.layout.digest != start.attached.layout.digest:
         return NotApplicable("it needs the values of the whole adapter")
-    bag = token_bag(view)
+    budget = budget or Budget()
+    bag, is_stopped = token_bag(view, budget.seconds)
     found = assemble_from(view, bag, budget)
+    work = replace(found.work, is_stopped=is_stopped or found.work.is_stopped)
     given = view.knowledge.given
     said = [t for record in found.sequences for t in record if t not in given] if all(found.certain) else []
     ranking = list(dict.fromkeys([*said, *(token for token in bag.ranking if token not in given)]))
-    return Guess(ranking, len(set(said)), "sequence assembly", found.sequences, found.certain)
+    return Guess(ranking, len(set(said)), "sequence assembly", found.sequences, found.certain, work)
 
 
-def token_bag(view: View) -> Bag:
-    """Tokens by the solvers of the token attacks; the penalty is high where the pursuit explains all."""
-    blocks = observations(view)
+def token_bag(view: View, seconds: float = SAFETY) -> tuple[Bag, bool]:
+    """Tokens by the solvers of the token attacks; the penalty is high where the pursuit explains all.
+
+    Returns:
+        The bag, and whether the safety stop of so many processor seconds left it incomplete.
+    """
+    blocks, meter = observations(view), Meter(seconds=seconds)
     if isinstance(blocks, NotApplicable):
-        return Bag()
+        return Bag(), False
+    bag = _bag(view, blocks, meter)
+    return bag, meter.work.is_stopped
+
+
+def _bag(view: View, blocks: Sequence[Block], meter: Meter) -> Bag:
     tokens, known = view.tokens + len(view.knowledge.given), view.knowledge
     usable = known.approximation is None and not all(block.is_full for block in blocks)
     if usable and tokens < blocks[0].width:
-        pursuit = matching_pursuit(blocks, tokens)
+        pursuit = matching_pursuit(blocks, tokens, meter)
         if pursuit.unexplained < _EXPLAINED:
             return Bag(tuple(pursuit.ranking), len(pursuit.chosen))
-    return Bag(tuple(sparse_bayes(blocks, known.prior)), 2 * tokens, 3.0)
+    return Bag(tuple(sparse_bayes(blocks, known.prior, meter)), 2 * tokens, 3.0)
 
 
 def assemble_from(view: View, bag: Bag, budget: Budget | None = None) -> Assembled:
@@ -83,9 +95,8 @@ def assemble_from(view: View, bag: Bag, budget: Budget | None = None) -> Assembl
     Args:
         view: with ``knowledge.start`` and ``records``; values in the layout of the whole adapter.
         bag: which tokens to prefer.
-        budget: processor time, width of the beam, longest record.
+        budget: steps, width of the beam, longest record.
     """
-    began = time.process_time()
     start = view.knowledge.start
     if start is None:
         raise AuditError("this view holds no model; give a view whose knowledge has a start")
@@ -93,7 +104,7 @@ def assemble_from(view: View, bag: Bag, budget: Budget | None = None) -> Assembl
     found = work.cancel()
     left = work.left(found)
     certain = (left < CERTAIN,) * len(found)
-    return Assembled(tuple(found), certain, left, time.process_time() - began)
+    return Assembled(tuple(found), certain, left, work.meter.work)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +118,7 @@ class _Work:
     records: int
     bag: Bag
     budget: Budget
-    deadline: float
+    meter: Meter
     leave: frozenset[str]
 
     @classmethod
@@ -116,20 +127,16 @@ class _Work:
         null = null_of(start, probe)
         observed = view.values if raw else -view.values
         leave = view.knowledge.readers if view.knowledge.approximation is None else frozenset[str]()
-        deadline = time.process_time() + budget.seconds
-        return cls(probe, null, observed, raw, view.records, bag, budget, deadline, leave)
-
-    def is_over(self) -> bool:
-        return time.process_time() > self.deadline
+        return cls(probe, null, observed, raw, view.records, bag, budget, budget.meter(), leave)
 
     def cancel(self) -> list[Record]:
         """Decode records one after the other, each from what the others leave; then again while it helps."""
         found: list[Record] = []
-        while len(found) < self.records and not (found and self.is_over()):
+        while len(found) < self.records and not (found and self.meter.is_over):
             found.append(self.decode(found))
         for place in range(len(found)):
             left = self.left(found)
-            if self.is_over() or left < CERTAIN:
+            if self.meter.is_over or left < CERTAIN:
                 break
             others = [record for index, record in enumerate(found) if index != place]
             again = self.polish(self.decode(others) if others else found[place], others)
@@ -145,11 +152,11 @@ class _Work:
         if spans.bases and self.records - len(others) == 1:
             for factor in _WIDER:
                 search = replace(self.search(None, spans), width=factor * self.budget.beam)
-                tried.append(search.run(left, self.is_over))
+                tried.append(search.run(left, self.meter))
                 if tried[-1][1] < CERTAIN:
                     break
-        if not tried or not (tried[-1][1] < CERTAIN or self.is_over()):
-            tried.append(self.search(self.filter(residual), spans).run(left, self.is_over))
+        if not tried or not (tried[-1][1] < CERTAIN or self.meter.is_over):
+            tried.append(self.search(self.filter(residual), spans).run(left, self.meter))
         return min(tried, key=lambda pair: pair[1])[0].tokens
 
     def search(self, filter_: Filter | None, spans: Spans) -> Search:
@@ -195,7 +202,7 @@ class _Work:
         """Swap single tokens while the residual falls; the matched filter names the swaps."""
         filter_, left = self.filter(self.residual(others)), self.lefts(others)
         best = left(Path(record, 0.0))
-        while not self.is_over() and best >= CERTAIN:
+        while best >= CERTAIN and self.meter.step():
             trials = [(left(Path(swap, 0.0)), swap) for swap in self.swaps(record, filter_)]
             if not trials or min(trials)[0] >= best:
                 break

@@ -11,6 +11,7 @@ from fedpeft_attacks.sequences import Bag
 from fedpeft_attacks.sequences.matched import Filter
 from fedpeft_attacks.sequences.probing import Probe
 from fedpeft_attacks.sequences.spans import Spans
+from fedpeft_attacks.work import Meter
 
 CERTAIN = 1e-5
 """Share of the observed energy below which nothing is left but rounding."""
@@ -49,23 +50,25 @@ class Search:
     proposals: int
     longest: int
 
-    def run(self, left: Callable[[Path], float], is_over: Callable[[], bool]) -> tuple[Path, float]:
+    def run(self, left: Callable[[Path], float], meter: Meter) -> tuple[Path, float]:
         """The record that leaves least, and what it leaves.
 
         The end token is read by no module, so the best partial record of every length is tried with it.
 
         Args:
             left: share of the observed energy that a record leaves; as good as 0 ends the search.
-            is_over: whether the time is up.
+            meter: counts one step for each token by which the partial records grow.
         """
         alive, best = [Path((self.probe.begin,), 0.0)], (Path((self.probe.begin,), 0.0), 1.0)
         logits = self.probe.logits(torch.tensor([[self.probe.begin]]))[:, -1]
         for length in range(2, self.longest):
+            if not meter.step():
+                break
             alive, logits = self._step(alive, logits)
             ended = self._ended(alive[0])
             if (share := left(ended)) < best[1] or length == 2:
                 best = ended, share
-            if best[1] < CERTAIN or is_over() or length > len(best[0].tokens) + _PATIENCE:
+            if best[1] < CERTAIN or length > len(best[0].tokens) + _PATIENCE:
                 break
         return best
 

@@ -6,8 +6,6 @@ record is extended by every token whose input of layer 2 lies in the row space o
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch.nn import functional
 
@@ -17,6 +15,7 @@ from fedpeft_attacks.sequences.probing import Probe
 from fedpeft_attacks.sequences.spans import Spans
 from fedpeft_attacks.span import span_check
 from fedpeft_attacks.views import NotApplicable, View
+from fedpeft_attacks.work import Meter
 
 _INSIDE = 0.05
 _KEPT = 16
@@ -29,19 +28,21 @@ def dager(view: View, budget: Budget | None = None) -> Assembled:
 
     Args:
         view: a gradient of the whole adapter, with model and number of records.
-        budget: processor time and longest record; the width of the beam is DAGER's own.
+        budget: steps and longest record; the width of the beam is DAGER's own.
     """
-    limits, began, start = budget or Budget(), time.process_time(), view.knowledge.start
+    limits, start = budget or Budget(), view.knowledge.start
     blocks = observations(view)
     ranking, claimed = ([], 0) if isinstance(blocks, NotApplicable) else span_check(blocks)
     if start is None or not claimed:
-        return Assembled((), (), 1.0, time.process_time() - began)
-    probe = Probe.of(start)
+        return Assembled((), (), 1.0)
+    probe, meter = Probe.of(start), limits.meter()
     tokens = sorted(set(ranking[:claimed]) - {probe.begin})
-    ended = _search(probe, second_layer(view, probe), tokens, limits, began)
+    if not tokens:
+        return Assembled((), (), 1.0)
+    ended = _search(probe, second_layer(view, probe), tokens, (limits.longest, meter))
     records = tuple((*path, *_end(probe)) for path, _ in sorted(ended, key=lambda pair: pair[1]))
     taken = records[: view.records]
-    return Assembled(taken, (False,) * len(taken), 1.0, time.process_time() - began)
+    return Assembled(taken, (False,) * len(taken), 1.0, meter.work)
 
 
 def second_layer(view: View, probe: Probe) -> Spans:
@@ -53,12 +54,13 @@ def second_layer(view: View, probe: Probe) -> Spans:
     return Spans({name: spans.bases[name] for name in names[:1]})
 
 
-def _search(probe: Probe, spans: Spans, tokens: list[int], budget: Budget, began: float) -> Paths:
+def _search(probe: Probe, spans: Spans, tokens: list[int], bounds: tuple[int, Meter]) -> Paths:
+    longest, meter = bounds
     alive: Paths = [((probe.begin,), 0.0)]
     ended: Paths = []
-    while alive and spans.bases and len(alive[0][0]) < budget.longest:
+    while alive and spans.bases and len(alive[0][0]) < longest and meter.step():
         longer = _extend(probe, spans, tokens, alive)
-        if not longer or time.process_time() - began > budget.seconds:
+        if not longer:
             break
         alive = sorted(longer, key=lambda pair: pair[1])[:_KEPT]
         ended = alive

@@ -8,7 +8,6 @@ causal targets are the soft tokens that the dummy embeddings themselves stand fo
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,25 +41,23 @@ def invert(view: View, length: int, kind: Kind, budget: Budget | None = None) ->
         view: a gradient of the whole adapter, with the model.
         length: tokens of the record, the start token included.
         kind: whose objective.
-        budget: processor time.
+        budget: steps of the optimiser.
     """
-    began, start, limits = time.process_time(), view.knowledge.start, budget or Budget()
+    start, meter = view.knowledge.start, (budget or Budget()).meter()
     if start is None:
         raise AuditError("this view holds no model; give a view whose knowledge has a start")
     work = _Inversion(Probe.of(start), torch.from_numpy(view.values), kind)
     x = work.guess(length)
     optimiser = torch.optim.Adam([x], _RATE)
-    step = 0
-    while time.process_time() - began < limits.seconds:
+    while meter.step():
         optimiser.zero_grad()
         loss = work.mismatch(x)
         loss.backward(inputs=[x])
         optimiser.step()
-        step += 1
-        if kind == "lamp" and step % _EVERY == 0:
-            work.reorder(x, step)
+        if kind == "lamp" and meter.work.steps % _EVERY == 0:
+            work.reorder(x, meter.work.steps)
     record = tuple(work.tokens(x))
-    return Assembled((record,), (False,), float(work.mismatch(x).detach()), time.process_time() - began)
+    return Assembled((record,), (False,), float(work.mismatch(x).detach()), meter.work)
 
 
 @dataclass(frozen=True, eq=False)

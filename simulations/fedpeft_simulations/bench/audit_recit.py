@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 SAMPLES = 4000
 NOTES, TEXTS, AGREED = "Personal Notes", "same texts, no note", "agreed base"
-BUDGET = Budget(seconds=20.0, longest=80)
+BUDGET = Budget(steps=384, longest=80)
 
 COLUMNS = ("what left", "rank", "notes", NOTES, TEXTS, AGREED, "ratio", "prior", "other notes")
 MORE = ("what left", "rank", "notes", "base", "ROUGE-L", "exact", "CPU-s")

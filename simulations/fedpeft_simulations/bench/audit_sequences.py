@@ -30,15 +30,15 @@ SETTINGS: dict[Setting, tuple[AdapterConfig, tuple[int, ...]]] = {
 """Adapters with trained A and warm B, and the batches that are tried on each."""
 
 STAGES = ("gradient", "SGD, 1 step", "AdamW, 6 steps", "ternary 20 %", "ternary 5 %", "sign", "noise 1 %")
-SECONDS_SINGLE, SECONDS, SECONDS_FIELD = 20.0, 8.0, 6.0
-"""Processor time of one raw note, of a batch or a later stage, and of TAG and LAMP."""
+STEPS_SINGLE, STEPS, STEPS_FIELD = 384, 160, 800
+"""Steps of the search for one raw note, for a batch or a later stage; of the optimiser of TAG and LAMP."""
 
 SINGLES = 3
 """Notes per seed where the batch is one note."""
 
 _WARM, _LR, _STEPS = 0.02, 7e-3, 6
-_COLUMNS = ("adapter", "batch", "attack", "exact", "ROUGE-L", "secrets", "known exact", "CPU-s")
-_STAGE_COLUMNS = ("stage", "notes", "exact", "ROUGE-L", "of other data", "secrets", "CPU-s")
+_COLUMNS = ("adapter", "batch", "attack", "exact", "ROUGE-L", "secrets", "known exact", "steps")
+_STAGE_COLUMNS = ("stage", "notes", "exact", "ROUGE-L", "of other data", "secrets", "steps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ def _answers(case: Case, field_too: bool) -> dict[str, Assembled]:
     if field_too:
         from fedpeft_attacks.sequences import Budget
 
-        short, length = Budget(SECONDS_FIELD), len(case.rows[0])
+        short, length = Budget(STEPS_FIELD), len(case.rows[0])
         answers["TAG"] = invert(case.view, length, "tag", short)
         answers["LAMP"] = invert(case.view, length, "lamp", short)
     return answers
@@ -173,7 +173,7 @@ def _assembled(view: View) -> Assembled:
     from fedpeft_attacks.sequences.assembly import token_bag
 
     easy = view.records == 1 and view.stage == "gradient"
-    return assemble_from(view, token_bag(view), Budget(SECONDS_SINGLE if easy else SECONDS))
+    return assemble_from(view, token_bag(view)[0], Budget(STEPS_SINGLE if easy else STEPS))
 
 
 def _prior(case: Case) -> Assembled:
@@ -184,11 +184,11 @@ def _prior(case: Case) -> Assembled:
     start = case.view.knowledge.start
     assert start is not None
     texts = Probe.of(start).texts(len(case.rows), max(map(len, case.rows)))
-    return Assembled(tuple(map(tuple, texts)), (False,) * len(texts), 1.0, 0.0)
+    return Assembled(tuple(map(tuple, texts)), (False,) * len(texts), 1.0)
 
 
 def scores(answer: Assembled, case: Case) -> dict[str, float]:
-    """Shares of records exact, of their ROUGE-L and of secrets verbatim, and seconds."""
+    """Shares of records exact, of their ROUGE-L and of secrets verbatim, and steps of the search."""
     from fedpeft_attacks.sequences.rouge import pair_up
 
     start = case.view.knowledge.start
@@ -201,7 +201,7 @@ def scores(answer: Assembled, case: Case) -> dict[str, float]:
         "rouge": float(np.mean(pair_up(answer.sequences, case.rows))),
         "secrets": float(np.mean([any(secret in text for text in texts) for secret in secrets])),
         "certain": float(sum(answer.certain)) / len(case.rows),
-        "seconds": answer.seconds,
+        "steps": float(answer.work.steps),
     }
 
 
@@ -303,10 +303,10 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         row["attack"],
         exact_cell(row),
         *shares,
-        f"{row['seconds']:.1f}",
+        f"{row['steps']:.0f}",
     ]
 
 
 def _stage_cells(row: Mapping[str, Any]) -> list[str]:
     shares = [f"{row[name]:.2f}" for name in ("rouge", "other", "secrets")]
-    return [row["stage"], str(row["cases"]), exact_cell(row), *shares, f"{row['seconds']:.1f}"]
+    return [row["stage"], str(row["cases"]), exact_cell(row), *shares, f"{row['steps']:.0f}"]

@@ -40,7 +40,8 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 8,
 }
 VOCABULARY, EXAMPLES, TOKENS, RANK = 8192, 16, 128, 8
-LEAST_STEPS = 3
+STEPS = 5
+"""Timed steps of each engine, on a fast machine as on a slow one."""
 COLUMNS = ("quantisation", "engine", "s / step", "over non-private", "extra memory", "of non-private")
 
 Step = Callable[["list[Example]"], object]
@@ -49,7 +50,7 @@ Step = Callable[["list[Example]"], object]
 def rows(
     quantisations: Sequence[str] = QUANTISATIONS,
     engines: Sequence[str] = ENGINES,
-    seconds: float = 15,
+    steps: int = STEPS,
     report: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Figures of each engine on each base; the first engine is what the others are compared with.
@@ -57,7 +58,7 @@ def rows(
     Args:
         quantisations: of the base: ``none`` (float32) or ``nf4``.
         engines: of `ENGINES`; ``torch vmap`` cannot differentiate through nf4 and is left out there.
-        seconds: processor time that the timed steps of one engine take at least.
+        steps: timed steps of one engine.
         report: receives a line per engine.
     """
     found: list[dict[str, Any]] = []
@@ -67,7 +68,7 @@ def rows(
             able = [engine for engine in engines if quantisation == "none" or engine != "torch vmap"]
             measured: list[dict[str, Any]] = []
             for engine in able:
-                measured.append(_child(folder, quantisation, engine, seconds))
+                measured.append(_child(folder, quantisation, engine, steps))
                 if report:
                     report(f"{quantisation} {engine}: {measured[-1]['seconds']:.2f} s")
             found += [row | _ratios(row, measured[0]) for row in measured]
@@ -93,11 +94,11 @@ def _ratios(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _child(folder: str, quantisation: str, engine: str, seconds: float) -> dict[str, Any]:
+def _child(folder: str, quantisation: str, engine: str, steps: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "fedpeft_simulations.bench.dpsteps"]
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     done = subprocess.run(
-        [*command, folder, quantisation, engine, str(seconds)],
+        [*command, folder, quantisation, engine, str(steps)],
         capture_output=True,
         text=True,
         check=False,
@@ -125,7 +126,7 @@ def save_base(folder: Path, shape: dict[str, Any] | None = None) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def measure(folder: str, quantisation: str, engine: str, seconds: float) -> dict[str, Any]:
+def measure(folder: str, quantisation: str, engine: str, steps: int) -> dict[str, Any]:
     """Seconds of one step and extra peak memory in bytes, in this process."""
     attached = _attached(folder, quantisation)
     step, examples = _step_of(engine, attached), _examples(EXAMPLES, TOKENS)
@@ -133,7 +134,7 @@ def measure(folder: str, quantisation: str, engine: str, seconds: float) -> dict
     before = _resident_after_trim()
     step(examples)
     times: list[float] = []
-    while len(times) < LEAST_STEPS or sum(times) < seconds:
+    for _ in range(steps):
         started = time.process_time()
         step(examples)
         times.append(time.process_time() - started)
@@ -271,4 +272,4 @@ def _memory(name: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4]))))
+    print(json.dumps(measure(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))))

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-LEAST_RUNS, MOST_RUNS, PATIENCE = 3, 9, 1.2
+RUNS = 5
 
 
 def one_core() -> None:
@@ -18,8 +18,8 @@ def one_core() -> None:
         os.environ.setdefault(name, "1")
 
 
-def best(work: Callable[[], Result], seconds: float = 0.12) -> tuple[Result, float]:
-    """Repeat some work until it has taken ``seconds`` in all: three to nine times, fewer if it is very slow.
+def best(work: Callable[[], Result], runs: int = RUNS) -> tuple[Result, float]:
+    """Repeat some work so many times, on a fast machine as on a slow one.
 
     The processor time of the whole process is measured, so that neither waiting for a shared core nor a
     second thread makes a codec look faster or slower than it is.
@@ -28,12 +28,9 @@ def best(work: Callable[[], Result], seconds: float = 0.12) -> tuple[Result, flo
         The last result and the shortest processor time in seconds.
     """
     result, shortest = _timed(work)
-    spent = shortest
-    for run in range(1, MOST_RUNS):
-        if spent >= (seconds if run >= LEAST_RUNS else PATIENCE):
-            break
+    for _ in range(1, runs):
         result, took = _timed(work)
-        shortest, spent = min(shortest, took), spent + took
+        shortest = min(shortest, took)
     return result, shortest
 
 
