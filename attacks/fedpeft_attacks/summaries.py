@@ -148,8 +148,11 @@ def _threat(role: Role, findings: Sequence[Finding]) -> Threat:
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:
-    graver: tuple[Verdict, ...] = (LEAKS, UNFINISHED, SILENT)
-    return next((one for one in graver if one in verdicts), NOT_APPLICABLE)
+    if LEAKS in verdicts:
+        return LEAKS
+    if UNFINISHED in verdicts:
+        return UNFINISHED
+    return SILENT if SILENT in verdicts else NOT_APPLICABLE
 
 
 def _closeness(finding: Finding) -> float:
