@@ -1,4 +1,4 @@
-"""Calls to a SuperLink's Control API, which listens on loopback only: nodes admitted, runs ended."""
+"""Calls to a SuperLink's Control API, on loopback and signed with its secret: nodes admitted, runs ended."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fedpeft.errors import ConfigError, FederationError
 from fedpeft.flower.bundle import thin_app
 from fedpeft.flower.faults import GONE, KEY_IN_USE, Fault, plain
+from fedpeft.flower.link import SuperLink
 
 if TYPE_CHECKING:
     from flwr.supercore.control.control_http_client import ControlHttpClient
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _UNREGISTERED = "unregistered"
 
 
-def register_node(address: str, public_line: bytes) -> None:
+def register_node(link: SuperLink, public_line: bytes) -> None:
     """Let a node with this transport key (OpenSSH line) in; doing it twice is harmless.
 
     Raises:
@@ -26,21 +27,21 @@ def register_node(address: str, public_line: bytes) -> None:
     """
     from flwr.proto.control_pb2 import RegisterNodeRequest
 
-    if _node_id(address, public_line) is not None:
+    if _node_id(link, public_line) is not None:
         return
     try:
-        with _control(address) as control:
+        with _control(link) as control:
             control.RegisterNode(RegisterNodeRequest(public_key=_pem(public_line)))
     except Fault as fault:
         if fault.code != KEY_IN_USE:
             raise
-        if _node_id(address, public_line) is None:
+        if _node_id(link, public_line) is None:
             raise FederationError(
                 "this transport key was revoked here and cannot come back; the node must make a new one"
             ) from None
 
 
-def unregister_node(address: str, public_line: bytes) -> None:
+def unregister_node(link: SuperLink, public_line: bytes) -> None:
     """Shut a node out, at once; doing it twice is harmless, an unknown key too.
 
     Raises:
@@ -49,37 +50,37 @@ def unregister_node(address: str, public_line: bytes) -> None:
     """
     from flwr.proto.control_pb2 import UnregisterNodeRequest
 
-    if (node_id := _node_id(address, public_line)) is None:
+    if (node_id := _node_id(link, public_line)) is None:
         return
-    with _unless_gone(), _control(address) as control:
+    with _unless_gone(), _control(link) as control:
         control.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
 
 
-def start_run(address: str) -> int:
+def start_run(link: SuperLink) -> int:
     """Start a Flower run of the thin app; its id."""
     from flwr.common.serde import fab_to_proto
     from flwr.proto.control_pb2 import StartRunRequest
     from flwr.supercore.fab import Fab
 
     bundle, digest = thin_app()
-    with _control(address) as control:
+    with _control(link) as control:
         return control.StartRun(StartRunRequest(fab=fab_to_proto(Fab(digest, bundle, {})))).run_id
 
 
-def end_run(address: str, run_id: int) -> None:
+def end_run(link: SuperLink, run_id: int) -> None:
     """Stop a Flower run, so that no node works for it; one that is over or unknown is left alone."""
     from flwr.proto.control_pb2 import StopRunRequest
 
-    with _unless_gone(), _control(address) as control:
+    with _unless_gone(), _control(link) as control:
         control.StopRun(StopRunRequest(run_id=run_id))
 
 
-def _node_id(address: str, public_line: bytes) -> int | None:
+def _node_id(link: SuperLink, public_line: bytes) -> int | None:
     """The number of the node that is registered with this key."""
     from flwr.proto.control_pb2 import ListNodesRequest
 
     wanted = _pem(public_line)
-    with _control(address) as control:
+    with _control(link) as control:
         nodes = control.ListNodes(ListNodesRequest()).nodes_info
     found = [node.node_id for node in nodes if node.public_key == wanted and node.status != _UNREGISTERED]
     return found[0] if found else None
@@ -97,14 +98,14 @@ def _pem(public_line: bytes) -> bytes:
 
 
 @contextmanager
-def _control(address: str) -> Generator[ControlHttpClient]:
+def _control(link: SuperLink) -> Generator[ControlHttpClient]:
     from flwr.supercore.control.control_http_client import ControlHttpClient
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-    version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
+    interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr CLI"), link.signing]
     with (
-        ControlHttpClient.from_server_address(address, True, None, [version]) as client,
-        plain(address),
+        ControlHttpClient.from_server_address(link.address, True, None, interceptors) as client,
+        plain(link.address),
     ):
         yield client
 

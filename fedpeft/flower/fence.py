@@ -21,8 +21,7 @@ BUNDLE = "/v1/fleet/get-fab"
 HEALTH = "/health"
 AUTHORITY = "/ca.crt"
 LARGEST_BODY = 2**24
-"""Bytes of one request. Flower reads a request before it looks at its signature; its largest, one part of a
-reply, is about 5 MiB."""
+"""Bytes of one request; Flower's largest, one part of a reply, is about 5 MiB."""
 
 
 def nobody(run: int, key: str) -> bool:
@@ -47,10 +46,8 @@ def fenced(application: Application, ca: Path, handout: Handout = nobody) -> App
             await _answer(send, 200, ca.read_bytes())
         elif path == HEALTH and method == "GET":
             await application(scope, receive, send)
-        elif path.startswith(FLEET) and method == "POST":
-            if _length(scope) > LARGEST_BODY:
-                await _answer(send, 413, b"too large\n")
-            elif path == BUNDLE:
+        elif is_fleet_call(method, path):
+            if path == BUNDLE:
                 await _hand_out(application, handout, scope, receive, send)
             else:
                 await application(scope, receive, send)
@@ -102,10 +99,11 @@ def _who(scope: Scope, body: bytes) -> tuple[int, str]:
     return int(GetFabRequest.FromString(body).run_id), line
 
 
-def _length(scope: Scope) -> int:
-    """The announced length of a body; none announced counts as too long."""
-    announced = dict(scope["headers"]).get(b"content-length", b"")
-    return int(announced) if announced.isdigit() else LARGEST_BODY + 1
+def is_fleet_call(method: str, path: str) -> bool:
+    """Whether a request is one of the Fleet API's calls, which are for enrolled nodes."""
+    from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+
+    return path.startswith(FLEET) and (method, path) in PROTOBUF_REQUEST_TYPES
 
 
 async def _answer(send: Send, status: int, body: bytes) -> None:

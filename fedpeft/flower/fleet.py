@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flwr.app import Message
 
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, ExchangeError
 from fedpeft.flower.faults import KEY_IN_USE, Fault, NotAdmitted, RunEnded, plain
 from fedpeft.flower.messages import LARGEST_MESSAGE
 from fedpeft.flower.pulse import within
+from fedpeft.flower.signature import Signing, by_key
 from fedpeft.flower.wire import harden
 from fedpeft.runstore import write_atomic
+from fedpeft.trust import certificate_fingerprint
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -35,8 +37,9 @@ class Connection:
 
     Attributes:
         address: ``host:port`` of the SuperLink's public port.
-        root_certificates: PEM of the authority that must have signed the SuperLink's certificate; `None`
-            speaks plain HTTP (loopback only).
+        root_certificates: PEM of the authority that must have signed the SuperLink's certificate; each
+            request is signed for it, so that no other coordinator can use one. `None` speaks plain HTTP
+            (loopback only).
         private_key: EC key, OpenSSH PEM; `None` makes a key for the life of the process, which a SuperLink
             with node authentication refuses.
         poll: seconds between two questions for work.
@@ -315,16 +318,18 @@ def _client(connection: Connection, key: EllipticCurvePrivateKey) -> FleetHttpCl
     from flwr.supernode.fleet_http_client import FleetHttpClient
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-    interceptors = [
+    interceptors: list[Any] = [
         RuntimeVersionHttpInterceptor(component_name="SuperNode"),
         NodeAuthHttpInterceptor(key, key.public_key()),
     ]
     certificates = connection.root_certificates
     try:
+        if certificates is not None:
+            interceptors.append(Signing(certificate_fingerprint(certificates), by_key(key)))
         client = FleetHttpClient.from_server_address(
             connection.address, certificates is None, certificates, interceptors
         )
-    except (ssl.SSLError, ValueError):
+    except (ssl.SSLError, ValueError, ExchangeError):
         raise ConfigError("the coordinator's authority (ca.crt) must be certificates in PEM form") from None
     harden(client)
     return client

@@ -21,6 +21,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from fedpeft.flower.faults import Fault, RunEnded
+from fedpeft.flower.link import SuperLink
 from fedpeft.flower.messages import LARGEST_MESSAGE, UNREADABLE, deserialise
 from fedpeft.flower.parts import FRAMES, LARGEST_FRAME, most_parts, payload_bytes
 
@@ -97,9 +98,10 @@ class PatientGrid(HttpGrid):
         busy: whether the last call left something that the next can fetch at once.
     """
 
-    def __init__(self, address: str, token: str) -> None:
-        super().__init__(address, insecure=True, token=token)
-        self._retry_invoker = patience(address)
+    def __init__(self, link: SuperLink, token: str) -> None:
+        super().__init__(link.address, insecure=True, token=token)
+        self._signing = link.signing
+        self._retry_invoker = patience(link.address)
         self._replies: dict[str, _Reply] = {}
         self._unanswered: set[str] = set()
         self.largest = LARGEST_MESSAGE
@@ -110,11 +112,17 @@ class PatientGrid(HttpGrid):
         """The calls of the Runtime API, each tried again until the SuperLink answers."""
         return self._runtime_client
 
+    def _connect(self) -> None:
+        super()._connect()
+        assert self._client is not None
+        self._client._interceptors += (self._signing,)  # pyright: ignore[reportPrivateUsage]
+
     def impatient(self) -> RuntimeHttpClient:
         """The same calls, tried once; to be closed by the caller."""
         interceptors = [
             RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
             RuntimeTokenHttpInterceptor(token=self._token),
+            self._signing,
         ]
         return RuntimeHttpClient.from_server_address(self._addr, True, None, interceptors)
 

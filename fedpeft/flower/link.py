@@ -16,25 +16,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.errors import ConfigError, FederationError
-from fedpeft.flower.fence import Handout, fenced, nobody
+from fedpeft.flower.entrance import Application, Entrance
+from fedpeft.flower.fence import FLEET, HEALTH, LARGEST_BODY, Handout, fenced, is_fleet_call, nobody
+from fedpeft.flower.proof import INSIDE, NodeProof, Remembered, SecretProof
+from fedpeft.flower.signature import Signing, by_secret
 from fedpeft.flower.uploads import DEFAULT_QUOTA, Quota
+from fedpeft.trust import certificate_fingerprint
 
 if TYPE_CHECKING:
     import uvicorn
+
+    from fedpeft.flower.listener import Listener
 
 IN_MEMORY = ":flwr-in-memory:"
 LOOPBACK = "127.0.0.1"
 _SECRET_BYTES = 32
 _START_SECONDS = 60.0
 _FAREWELL_SECONDS = 3
+_LARGEST_INSIDE = 2**30
+"""Bytes of one request of a process on this machine that holds the secret."""
+_INSIDE_CONNECTIONS = 1024
+
+
+def no_key(line: str) -> bool:
+    """No key is that of a stock Flower node."""
+    return False
 
 
 @dataclass(frozen=True)
 class SuperLink:
-    """A SuperLink on loopback: its address and the secret that lets a ServerApp take its task."""
+    """A SuperLink on loopback: its address and the secret without which its port there answers nothing."""
 
     address: str
     secret: bytes
+
+    @property
+    def signing(self) -> Signing:
+        """Signs the requests of a client of Flower's."""
+        return Signing(INSIDE, by_secret(self.secret))
 
 
 def free_port() -> int:
@@ -50,14 +69,16 @@ class LinkSettings:
 
     Attributes:
         folder: holds Flower's database, ``state.db``.
-        inside_port: port on loopback with all of Flower's API, without TLS.
+        inside_port: port on loopback with all of Flower's API, without TLS, for who holds the secret.
         host, port: where nodes connect, over TLS, and find nothing but the Fleet API, ``/health`` and
             ``/ca.crt``.
         certificate, key: PEM files of the server; read again when they change.
         ca: PEM file of the authority that signed the certificate.
-        secret: lets a ServerApp on this machine take its task; the same after a restart.
+        secret: signs every request of a process on this machine; the same after a restart.
         handout: whether a node may have the app bundle of a run.
         quota: what each node may have lying here.
+        stock: whether a key, an OpenSSH public line, was enrolled as that of a stock Flower node, which signs
+            the time of a request and nothing else of it.
     """
 
     folder: Path
@@ -70,6 +91,7 @@ class LinkSettings:
     secret: bytes
     handout: Handout = nobody
     quota: Quota = DEFAULT_QUOTA
+    stock: Callable[[str], bool] = no_key
 
     @property
     def inside(self) -> SuperLink:
@@ -87,7 +109,8 @@ def superlink(
         FederationError: it did not start within 60 s.
     """
     link = SuperLink(f"{LOOPBACK}:{port or free_port()}", secret or os.urandom(_SECRET_BYTES))
-    inside = _server(_application(link, database, authenticated=False))
+    application = _application(link, database, authenticated=False)
+    inside = _plain_server(_for_simulations(application, link.secret))
     with _socket(LOOPBACK, int(link.address.rsplit(":")[1])) as listener, _listening([(inside, listener)]):
         yield link
 
@@ -105,11 +128,11 @@ def serve_link(settings: LinkSettings, stop: threading.Event) -> None:
 
     application = _application(settings.inside, str(settings.folder / "state.db"), authenticated=True)
     guard(application, settings.folder, settings.quota)
-    outside = _server(fenced(application, settings.ca, settings.handout), settings)
+    outside = _outside(application, settings)
     with (
         _socket(LOOPBACK, settings.inside_port) as near,
         _socket(settings.host, settings.port) as far,
-        _listening([(_server(application), near), (outside, far)]) as thread,
+        _listening([(_inside(application, settings.secret), near), (outside, far)]) as thread,
     ):
         dates = _dates(settings)
         while not stop.wait(1.0):
@@ -141,28 +164,78 @@ def _application(link: SuperLink, database: str, authenticated: bool) -> Any:
         return create_app(_configuration(link, database, authenticated), SuperLinkLifespan)
 
 
-def _server(application: Any, settings: LinkSettings | None = None) -> uvicorn.Server:
-    """A server of the application: with TLS if there are settings, otherwise plain and its main listener."""
-    import uvicorn
+def _outside(application: Any, settings: LinkSettings) -> Listener:
+    """What organisations reach: TLS, the Fleet API for enrolled nodes, and two public pages.
 
-    common: dict[str, Any] = {
-        "log_level": "error",
-        "ws": "none",
-        "server_header": False,
-        "timeout_graceful_shutdown": _FAREWELL_SECONDS,
-    }
-    if settings is None:
-        return uvicorn.Server(uvicorn.Config(application, **common))
-    common |= {"ssl_certfile": settings.certificate, "ssl_keyfile": settings.key, "lifespan": "off"}
-    configuration = uvicorn.Config(application, **common)
+    Raises:
+        ConfigError: the certificate or the key cannot be read.
+    """
+    from fedpeft.flower.admission import Admission
+    from fedpeft.flower.listener import Listener, configuration
+
+    state = application.state.linkstate_factory
+
+    def enrolled(key: bytes) -> bool:
+        return state.state().get_node_id_by_public_key(key) is not None
+
+    proof = NodeProof(
+        lambda: certificate_fingerprint(settings.ca.read_bytes()), Remembered(enrolled), settings.stock
+    )
+    fence = fenced(application, settings.ca, settings.handout)
+    entrance = Entrance(fence, proof, lambda method, path: not is_fleet_call(method, path), LARGEST_BODY)
+    configured = configuration(
+        entrance,
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.key,
+        ssl_ciphers="ECDHE+AESGCM:ECDHE+CHACHA20",
+        lifespan="off",
+    )
     try:
-        configuration.load()
+        configured.load()
     except OSError as error:
         raise ConfigError(
             f"the server's certificate {settings.certificate} and key cannot be read: {type(error).__name__};"
             " make them again"
         ) from None
-    return uvicorn.Server(configuration)
+    return Listener(configured, Admission())
+
+
+def _inside(application: Any, secret: bytes) -> Listener:
+    """What processes of this machine reach: everything, for who holds the secret; the main server."""
+    from fedpeft.flower.admission import Admission, Limits
+    from fedpeft.flower.listener import Listener, configuration
+
+    entrance = Entrance(application, SecretProof(secret), _is_health, _LARGEST_INSIDE, 2 * _LARGEST_INSIDE)
+    return Listener(configuration(entrance), Admission(Limits(of_key=_INSIDE_CONNECTIONS)))
+
+
+def _for_simulations(application: Any, secret: bytes) -> Application:
+    """All of Flower's API on one plain port: the Fleet API for everybody, the rest with the secret."""
+    guarded = Entrance(application, SecretProof(secret), _is_health, _LARGEST_INSIDE, 2 * _LARGEST_INSIDE)
+
+    async def either(scope: Any, receive: Any, send: Any) -> None:
+        fleet = scope.get("path", "").startswith(FLEET)
+        await (application if fleet else guarded)(scope, receive, send)
+
+    return either
+
+
+def _is_health(method: str, path: str) -> bool:
+    return method == "GET" and path == HEALTH
+
+
+def _plain_server(application: Application) -> uvicorn.Server:
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            application,
+            log_level="error",
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=_FAREWELL_SECONDS,
+        )
+    )
 
 
 def _socket(host: str, port: int) -> socket.socket:

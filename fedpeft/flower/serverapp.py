@@ -46,8 +46,8 @@ def run_server_app(
     from fedpeft.flower.grid import PatientGrid
 
     if memory is not None:
-        _end_former(link.address, memory)
-    grid = PatientGrid(link.address, _claim(link))
+        _end_former(link, memory)
+    grid = PatientGrid(link, _claim(link))
     with contextlib.closing(grid), _task(grid, link.address) as (run_id, context):
         if memory is not None:
             write_atomic(memory, str(run_id).encode())
@@ -69,9 +69,9 @@ def public_keys(grid: Grid) -> dict[int, bytes]:
     return {node: key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) for node, key in keys.items()}
 
 
-def _end_former(address: str, memory: Path) -> None:
+def _end_former(link: SuperLink, memory: Path) -> None:
     with contextlib.suppress(OSError, ValueError):
-        end_run(address, int(memory.read_text()))
+        end_run(link, int(memory.read_text()))
 
 
 @contextlib.contextmanager
@@ -102,7 +102,7 @@ def _claim(link: SuperLink) -> str:
     for _ in range(_TRIES):
         if token := _take_task(link):
             return token
-        start_run(link.address)
+        start_run(link)
     raise FederationError(f"the SuperLink at {link.address} has no ServerApp task to hand out")
 
 
@@ -116,6 +116,7 @@ def _take_task(link: SuperLink) -> str:
         SuperExecAuthHttpInterceptor(
             master_secret=link.secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
         ),
+        link.signing,
     ]
     with (
         RuntimeHttpClient.from_server_address(link.address, True, None, interceptors) as client,

@@ -96,6 +96,9 @@ def up(home: Path | None = HOME_OPTION, as_json: bool = JSON_OPTION) -> None:
 def enroll(
     name: str = NODE,
     hours: float = typer.Option(24.0, help="Hours in which the node has to use the token first."),
+    stock: bool = typer.Option(
+        False, "--stock", help="The node is a stock Flower SuperNode, which signs its requests less."
+    ),
     home: Path | None = HOME_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
@@ -103,7 +106,7 @@ def enroll(
     from fedpeft_server.registry import Registry
 
     opened = _open(home)
-    token, settings = Registry(opened).new_token(name, hours), opened.settings
+    token, settings = Registry(opened).new_token(name, hours, stock), opened.settings
     address = f"{settings.host}:{settings.port}"
     facts = {"name": name, "token": str(token), "address": address, "hours": hours, "ca": token.ca}
 

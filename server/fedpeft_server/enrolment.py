@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
@@ -17,13 +15,13 @@ import grpc
 
 from fedpeft.enrolment import MAX_BYTES, METHOD, SERVICE, Answer, Request
 from fedpeft.errors import FederationError, FedPeftError
+from fedpeft.limits import RateLimit, network_of
 from fedpeft_server.home import ServerHome
 from fedpeft_server.registry import Registry, Ruling
 from fedpeft_server.supervisor_log import Tell
 
 BURST = 60
 PER_SECOND = 2.0
-MOST_PEERS = 1024
 _WORKERS = 4
 _QUEUE = 64
 _STOP_SECONDS = 2.0
@@ -36,29 +34,6 @@ _OPTIONS = (
     ("grpc.max_connection_age_ms", 600_000),
     ("grpc.so_reuseport", 0),
 )
-
-
-@dataclass
-class RateLimit:
-    """A bucket per address: so many requests at once, and then so many a second.
-
-    The addresses asked for longest ago are forgotten first, so that memory is bounded.
-    """
-
-    burst: float = BURST
-    per_second: float = PER_SECOND
-    _buckets: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def allows(self, peer: str, now: float) -> bool:
-        """Whether one more request of a peer is let through at a time (seconds, monotonic)."""
-        with self._lock:
-            left, then = self._buckets.pop(peer, (self.burst, now))
-            left = min(self.burst, left + (now - then) * self.per_second)
-            self._buckets[peer] = (left - 1 if left >= 1 else left, now)
-            while len(self._buckets) > MOST_PEERS:
-                self._buckets.popitem(last=False)
-            return left >= 1
 
 
 @dataclass(frozen=True)
@@ -130,11 +105,11 @@ def serving(home: ServerHome, tell: Tell) -> Generator[None]:
 
 def _handlers(desk: Desk) -> grpc.GenericRpcHandler:
     """The one method; bytes are checked by `Request.decode`, not by gRPC."""
-    limit = RateLimit()
+    limit = RateLimit(BURST, PER_SECOND)
 
     def join(data: bytes, context: grpc.ServicerContext) -> bytes:
         peer = peer_address(context.peer())
-        if not limit.allows(peer, time.monotonic()):
+        if not limit.allows(network_of(peer), time.monotonic()):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests: wait a minute")
         try:
             return desk.answer(data, peer).encode()

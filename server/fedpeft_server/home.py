@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 from fedpeft.enrolment import valid_name
 from fedpeft.errors import ConfigError, RunError
@@ -21,6 +21,9 @@ from fedpeft.runstore import state_root, write_atomic, write_json
 from fedpeft.trust import Signer
 from fedpeft.trust.signed_log import LogFormat, SignedLog
 from fedpeft_server import certificates
+
+if TYPE_CHECKING:
+    from fedpeft.flower import SuperLink
 
 SECRET_BYTES = 32
 OPERATOR_LOG = LogFormat("operator")
@@ -179,8 +182,22 @@ class ServerHome:
 
     @property
     def secret(self) -> Path:
-        """The secret that lets a ServerApp take its task."""
+        """File of the secret without which the port on loopback answers nothing."""
         return self.path / "secret"
+
+    @property
+    def link(self) -> SuperLink:
+        """The link as processes of this machine reach it.
+
+        Raises:
+            ConfigError: the secret is missing.
+        """
+        from fedpeft.flower.link import SuperLink
+
+        try:
+            return SuperLink(self.settings.inside, self.secret.read_bytes())
+        except OSError:
+            raise ConfigError(f"{self.secret} is missing; restore it from a backup") from None
 
     @property
     def runs(self) -> Path:

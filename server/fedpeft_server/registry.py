@@ -33,6 +33,7 @@ class Node:
         fingerprint: of both.
         state: ``waiting``, ``enrolled`` or ``revoked``.
         since: seconds since the epoch of the last change of state.
+        stock: the operator expects a stock Flower node: the link takes its weaker signature.
     """
 
     transport: str
@@ -40,6 +41,7 @@ class Node:
     fingerprint: str
     state: NodeState
     since: float
+    stock: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,13 @@ class IssuedToken:
         name: whom it lets in.
         expires: seconds since the epoch after which no new key may use it.
         fingerprint: of the keys that used it first; empty: unused.
+        stock: as of `Node`.
     """
 
     name: str
     expires: float
     fingerprint: str = ""
+    stock: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Registry:
         """The nodes that may take part, by name."""
         return {name: node for name, node in self.nodes().items() if node.state == "enrolled"}
 
-    def new_token(self, name: str, hours: float) -> Token:
+    def new_token(self, name: str, hours: float, stock: bool = False) -> Token:
         """A token that lets one node of this name in; earlier ones of the name end.
 
         Raises:
@@ -100,7 +104,8 @@ class Registry:
             now, tokens = time.time(), self._tokens()
             self.home.record("enroll", node=name, hours=hours)
             kept = {key: one for key, one in tokens.items() if one.name != name and _alive(one, now)}
-            self._write("tokens.json", {**kept, _digest(token): IssuedToken(name, now + 3600 * hours)})
+            issued = IssuedToken(name, now + 3600 * hours, stock=stock)
+            self._write("tokens.json", {**kept, _digest(token): issued})
         return token
 
     def judge(self, request: Request, now: float) -> Ruling:
@@ -143,7 +148,8 @@ class Registry:
                 return Ruling("refused", "this transport key belongs to another name: make a new one")
         if request.name in nodes and nodes[request.name].state == "enrolled":
             return Ruling("refused", "this name is enrolled already")
-        entry = Node(request.transport, request.signing, fingerprint, "waiting", time.time())
+        stock = tokens[digest].stock
+        entry = Node(request.transport, request.signing, fingerprint, "waiting", time.time(), stock)
         self._write("nodes.json", {**nodes, request.name: entry})
         self._write("tokens.json", {**tokens, digest: replace(tokens[digest], fingerprint=fingerprint)})
         return _ruling(entry, fingerprint)

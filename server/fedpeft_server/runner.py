@@ -89,16 +89,15 @@ class Runner:
 
     def _rounds(self) -> None:
         """All rounds that are left, and the adapter."""
-        from fedpeft.flower import SuperLink, hush, run_server_app
+        from fedpeft.flower import hush, run_server_app
         from fedpeft_server.app import make_app
         from fedpeft_server.outcome import export_adapter
 
         hush()
         enrolled = enrolment(self.home)
         inner = make_app(self._report, self.run, self.stop, enrolled)
-        link = SuperLink(self.home.settings.inside, self.home.secret.read_bytes())
         with self.judging.beside():
-            run_server_app(link, self._noted(inner), {}, self.run / "flower_run")
+            run_server_app(self.home.link, self._noted(inner), {}, self.run / "flower_run")
         export_adapter(self.run)
 
     def _report(self, event: dict[str, Any]) -> None:

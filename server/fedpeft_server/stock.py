@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedpeft.runstore import RunStore, read_json, write_json
 from fedpeft_server.home import ServerHome, read_status
+from fedpeft_server.registry import Registry
 
 FILE = "stock.json"
 MARK = "runs coordinator code"
@@ -34,6 +35,11 @@ class Desk:
             if read_status(folder).flower_run == flower_run:
                 return self._noted(folder, key, RunStore(folder).config.federation.stock_nodes)
         return False
+
+    def is_stock(self, key: str) -> bool:
+        """Whether this key, an OpenSSH public line, was enrolled as that of a stock Flower node."""
+        nodes = Registry(self.home).enrolled().values()
+        return any(node.stock for node in nodes if node.transport == key)
 
     def _noted(self, run: Path, key: str, allowed: bool) -> bool:
         with self._alone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,14 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedpeft_server.supervisor_output import keep_output
+
 SUPERVISED = "FEDPEFT_SUPERVISED"
 """Set in a child's environment: its standard input ends when its supervisor does."""
 GRACE_SECONDS = 10.0
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 CALM_SECONDS = 60.0
 """A child that lived so long starts again at once."""
-_LARGEST_OUTPUT = 10_000_000
 _LONGEST_LINE = 1000
+_LAST_WORDS_SECONDS = 2.0
+_MANY_DESCRIPTORS = 2**16
 
 
 @dataclass
@@ -28,7 +32,7 @@ class Child:
 
     Attributes:
         command: arguments after ``python -P -m``.
-        output: file that its output is appended to.
+        output: file that its output is appended to, bounded while it runs.
         process: the running or ended process; None before the first.
         failures: ends in a row without a calm time between them.
         starts: how often it was started.
@@ -42,6 +46,7 @@ class Child:
     _started: float = 0.0
     _not_before: float = 0.0
     _ended: bool = field(default=True, repr=False)
+    _listener: threading.Thread | None = field(default=None, repr=False)
 
     @property
     def alive(self) -> bool:
@@ -62,22 +67,24 @@ class Child:
         """Start the process unless it runs or has to wait; whether it was started."""
         if self.alive or not self._ended or time.monotonic() < self._not_before:
             return False
-        _trim(self.output)
-        with self.output.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", *self.command],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, SUPERVISED: "1", "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,
-            )
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", *self.command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, SUPERVISED: "1", "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        self._listener = keep_output(self.process.stdout, self.output)
         self._started, self._ended = time.monotonic(), False
         self.starts += 1
         return True
 
     def last_line(self) -> str:
         """The last line of the output: why the process ended, if it said so."""
+        if not self.output.exists():
+            return ""
         with self.output.open("rb") as output:
             output.seek(max(0, output.seek(0, os.SEEK_END) - _LONGEST_LINE))
             lines = output.read().decode(errors="replace").split("\n")
@@ -107,6 +114,8 @@ class Child:
     def _close(self) -> None:
         """Forget what belonged to a process that has ended."""
         self._ended = True
+        if self._listener is not None:
+            self._listener.join(_LAST_WORDS_SECONDS)
         if self.process is not None and self.process.stdin is not None:
             self.process.stdin.close()
 
@@ -134,6 +143,13 @@ def begin_service(stop: threading.Event, flower_home: Path) -> None:
         signal.signal(number, lambda *_: stop.set())
 
 
+def use_all_descriptors() -> None:
+    """Let this process open as many files and connections as the system allows it to."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MANY_DESCRIPTORS if most == resource.RLIM_INFINITY else most
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 def end_with_parent(stop: threading.Event) -> None:
     """In a child: set the event when the supervisor is gone, and end the process if that does not."""
     if os.environ.get(SUPERVISED) != "1":
@@ -147,9 +163,3 @@ def end_with_parent(stop: threading.Event) -> None:
         os._exit(os.EX_TEMPFAIL)
 
     threading.Thread(target=watch, daemon=True, name="fedpeft-parent").start()
-
-
-def _trim(output: Path) -> None:
-    """Keep one older file of output when a newer one is long."""
-    if output.exists() and output.stat().st_size > _LARGEST_OUTPUT:
-        output.replace(output.with_suffix(".1" + output.suffix))

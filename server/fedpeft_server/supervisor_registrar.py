@@ -67,11 +67,12 @@ class Registrar:
     def _register(self, wanted: frozenset[str], revoked: frozenset[str]) -> None:
         from fedpeft.flower import Fault, register_node, unregister_node
 
+        link = self.home.link
         for line in sorted(revoked):
-            unregister_node(self.home.settings.inside, line.encode())
+            unregister_node(link, line.encode())
         for line in sorted(wanted - revoked):
             try:
-                register_node(self.home.settings.inside, line.encode())
+                register_node(link, line.encode())
             except Fault:
                 raise
             except FederationError as error:

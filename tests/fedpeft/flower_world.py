@@ -93,7 +93,7 @@ class World:
         """Make the node's key and register it."""
         private = new_transport_key()
         (self.folder / f"{name}.key").write_bytes(private)
-        flower.register_node(self.inside, public_line(private))
+        flower.register_node(self.link, public_line(private))
         return public_line(private)
 
     def start_node(self, name, **options):

@@ -130,22 +130,22 @@ def test_a_task_needs_the_secret(world):
 
 def test_a_node_is_registered_and_shut_out_once_and_for_all(world):
     line = public_line(new_transport_key())
-    flower.unregister_node(world.inside, line)
-    flower.register_node(world.inside, line)
-    flower.register_node(world.inside, line)
-    flower.unregister_node(world.inside, line)
-    flower.unregister_node(world.inside, line)
+    flower.unregister_node(world.link, line)
+    flower.register_node(world.link, line)
+    flower.register_node(world.link, line)
+    flower.unregister_node(world.link, line)
+    flower.unregister_node(world.link, line)
     with pytest.raises(FederationError, match="revoked here and cannot come back"):
-        flower.register_node(world.inside, line)
+        flower.register_node(world.link, line)
 
 
 def test_only_an_openssh_line_is_registered(world):
     with pytest.raises(ConfigError, match="OpenSSH"):
-        flower.register_node(world.inside, b"no key")
+        flower.register_node(world.link, b"no key")
 
 
 def test_ending_a_run_that_is_not_there_is_harmless(world):
-    flower.end_run(world.inside, 5)
+    flower.end_run(world.link, 5)
 
 
 def test_a_taken_port_is_said_in_one_line(world, tmp_path):
@@ -209,7 +209,7 @@ def test_the_next_serverapp_ends_the_run_of_the_one_that_died(tmp_path):
         world.start_node("a")
         memory = tmp_path / "run.number"
         flower.run_server_app(world.link, rounds_app(1, 1, first), {}, memory)
-        left = flower.control.start_run(world.inside)
+        left = flower.control.start_run(world.link)
         memory.write_text(str(left))
         flower.run_server_app(world.link, rounds_app(1, 1, second), {}, memory)
         assert second[1] == ["round-1 by a"]

@@ -182,7 +182,7 @@ def test_a_revoked_node_is_out_at_once_and_no_other_notices(world, end):
     for name in keys:
         world.start_node(name)
     wait_for(lambda: all("connected" in world.said(name) for name in keys))
-    flower.unregister_node(world.inside, keys["goes"])
+    flower.unregister_node(world.link, keys["goes"])
     wait_for(lambda: re.search("does not (know|admit) this node's key", world.said("goes")), 20)
     got = {}
     _run(world, 2, 1, got)

@@ -1,0 +1,157 @@
+"""uvicorn behind a door that counts: who may connect, and how long anybody may take for what."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from ssl import SSLContext
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fedpeft.flower.admission import Admission, Visit
+from fedpeft.flower.entrance import GUEST, LARGEST_HEAD
+
+STRANGER_SECONDS = 10.0
+"""From a connection's first packet to the proof of a key; then it ends, whatever it is at."""
+IDLE_SECONDS = 10.0
+"""From an answer to the end of the next request's head, on a connection of an enrolled node."""
+EXCHANGE_SECONDS = 600.0
+"""From a head to the last byte of its answer: 16 MiB at 28 kB/s."""
+GOODBYE_SECONDS = 3.0
+_READ_BUFFER = 2**16
+
+
+class Listener(uvicorn.Server):
+    """A server whose connections are admitted one by one.
+
+    Args:
+        configuration: of uvicorn; its certificate, if it has one, is for all connections.
+        admission: who is connected.
+    """
+
+    def __init__(self, configuration: uvicorn.Config, admission: Admission) -> None:
+        super().__init__(configuration)
+        self.admission = admission
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on the given sockets, as uvicorn would, but with our own door."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            self.should_exit = True
+            return
+        loop = asyncio.get_running_loop()
+        self.servers = [await loop.create_server(lambda: _Door(self), sock=one) for one in sockets or ()]
+        self.started = True
+
+
+class _Door(asyncio.Protocol):
+    """A connection before TLS: counted, then handed to uvicorn's protocol."""
+
+    def __init__(self, server: Listener) -> None:
+        self._server = server
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let the connection in, or close it."""
+        outer = cast("asyncio.Transport", transport)
+        peer: Any = outer.get_extra_info("peername")
+        visit = self._server.admission.arrive(str(peer[0]) if peer else "", outer.abort)
+        if visit is None:
+            return outer.abort()
+        visitor = _Visitor(self._server, visit)
+        if (context := self._server.config.ssl) is None:
+            outer.set_protocol(visitor)
+            return visitor.connection_made(outer)
+        outer.pause_reading()
+        task = asyncio.get_running_loop().create_task(self._shake_hands(outer, visitor, context))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return None
+
+    async def _shake_hands(self, outer: asyncio.Transport, visitor: _Visitor, context: SSLContext) -> None:
+        """TLS; who does not manage it in time is gone."""
+        inner = None
+        with contextlib.suppress(OSError):
+            inner = await asyncio.get_running_loop().start_tls(
+                outer,
+                visitor,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=STRANGER_SECONDS,
+                ssl_shutdown_timeout=GOODBYE_SECONDS,
+            )
+        if inner is None:  # it was turned out, or hung up, meanwhile
+            visitor.forget()
+            return outer.abort()
+        return visitor.connection_made(inner)
+
+
+class _Visitor(H11Protocol):
+    """uvicorn's connection, with an end to its patience."""
+
+    def __init__(self, server: Listener, visit: Visit) -> None:
+        state = {**server.lifespan.state, GUEST: self}
+        super().__init__(server.config, server.server_state, state)
+        self._admission, self._visit = server.admission, visit
+        self._begun, self._early = False, b""
+        self._end = self.loop.call_later(STRANGER_SECONDS, visit.close)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin; little is read ahead of who reads it."""
+        limit = getattr(transport, "set_read_buffer_limits", None)
+        if limit is not None:
+            limit(high=_READ_BUFFER)
+        super().connection_made(transport)
+        early, self._early, self._begun = self._early, b"", True
+        if early:
+            self.data_received(early)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in bytes, unless the last answer has been given; TLS may bring some with its last packet."""
+        if not self._begun:
+            self._early += data
+        elif not self.transport.is_closing():
+            super().data_received(data)
+
+    def prove(self, key: str) -> None:
+        """The sender of the request holds an enrolled key, or the secret."""
+        self._admission.prove(self._visit, key)
+        self._allow(EXCHANGE_SECONDS)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request for a while; a stranger's connection ends by its own time."""
+        if self._visit.key:
+            self._allow(IDLE_SECONDS)
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count no more."""
+        self.forget()
+        super().connection_lost(exc)
+
+    def forget(self) -> None:
+        """The connection is over."""
+        self._end.cancel()
+        self._admission.leave(self._visit)
+
+    def _allow(self, seconds: float) -> None:
+        self._end.cancel()
+        self._end = self.loop.call_later(seconds, self._visit.close)
+
+
+def configuration(application: Any, **options: Any) -> uvicorn.Config:
+    """What uvicorn must know to serve an application behind a `Listener`."""
+    return uvicorn.Config(
+        application,
+        http="h11",  # the only one of uvicorn's that bounds a head
+        h11_max_incomplete_event_size=LARGEST_HEAD,
+        timeout_keep_alive=int(IDLE_SECONDS),
+        timeout_graceful_shutdown=int(GOODBYE_SECONDS),
+        ws="none",
+        log_level="error",
+        server_header=False,
+        **options,
+    )
