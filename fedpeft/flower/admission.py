@@ -114,7 +114,7 @@ class Admission:
         if self._is_known(network):
             return None
         crowd = [peers for name, peers in self._strangers.items() if not self._is_known(name)]
-        if sum(map(len, crowd)) >= self.limits.strangers:
+        for _ in range(sum(map(len, crowd)) - self.limits.strangers + 1):
             _dismiss(max(crowd, key=len))
         return None
 

@@ -146,14 +146,21 @@ class Deployment:
         files = sorted(path for path in folder.iterdir() if path != self.held_out)
         return dict(zip(names, files, strict=False))
 
-    def join(self, name: str, records: Path, address: str | None = None, place: Path | None = None) -> Node:
-        """Make a node, enrol and approve it; its process is started by `run`."""
+    def join(
+        self,
+        name: str,
+        records: Path,
+        address: str | None = None,
+        place: Path | None = None,
+        *enroll: str,
+    ) -> Node:
+        """Make a node, enrol it with further options and approve it; its process is started by `run`."""
         made = place or self.root / "home" / "node" / name
         facts = self.cli("node", "init", name, "--policy", "research-pilot", "--home", str(made))
         node = Node(name, Path(facts["home"]), records, address or self.address)
         home = ("--home", str(node.home))
         self.cli("node", "data", "add", "records", str(records), "--lineage", f"{name}-data", *home)
-        token = self.cli("server", "enroll", name)["token"]
+        token = self.cli("server", "enroll", name, *enroll)["token"]
         command = [FEDPEFT, "node", "join", node.address, "--token", token, *home]
         with subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE) as joining:
             until(lambda: self._state(name) == "waiting", PATIENCE, f"{name} asks to be let in")

@@ -21,7 +21,9 @@ def deployment(tmp_path):
     made = Deployment(tmp_path)
     made.begin()
     for name, file in made.write_data((OWN, STOCK)).items():
-        policy = made.join(name, file).home / "policy.toml"
+        policy = (
+            made.join(name, file, None, None, *(["--stock"] if name == STOCK else [])).home / "policy.toml"
+        )
         text = policy.read_text()
         assert "stock_nodes = false" in text
         policy.write_text(text.replace("stock_nodes = false", "stock_nodes = true"))

@@ -122,11 +122,10 @@ class World:
 
 
 class Proxy:
-    """A TLS proxy in front of the link that answers the next few requests itself, with an error status."""
+    """A proxy of the coordinator's, with its certificate, that answers some requests with an error."""
 
     def __init__(self, world, status):
         self._world, self._status, self._left = world, status, 0
-        make_certificates(world.folder, "proxy-")
 
     @property
     def address(self):
@@ -152,7 +151,7 @@ class Proxy:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         folder = self._world.folder
-        context.load_cert_chain(folder / "proxy-server.crt", folder / "proxy-server.key")
+        context.load_cert_chain(folder / "server.crt", folder / "server.key")
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._client = httpx.Client(verify=tls(folder / "ca.crt"))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -299,7 +298,17 @@ def _link(folder):
 
     files = (folder / name for name in ("server.crt", "server.key", "ca.crt"))
     flower.serve_link(
-        flower.LinkSettings(folder, inside, "127.0.0.1", outside, *files, SECRET, handout), stop
+        flower.LinkSettings(
+            folder,
+            inside,
+            "127.0.0.1",
+            outside,
+            *files,
+            SECRET,
+            handout,
+            stock=lambda key: (folder / "stock").exists(),
+        ),
+        stop,
     )
 
 

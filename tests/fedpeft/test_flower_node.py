@@ -161,7 +161,7 @@ def test_a_node_heals_from_a_status_that_a_proxy_makes_up(world, end, status):
     got, name = {}, f"behind{status}"
     world.enrol(name)
     with Proxy(world, status) as proxy:
-        node = world.start_node(name, address=proxy.address, ca="proxy-ca.crt")
+        node = world.start_node(name, address=proxy.address)
         run = threading.Thread(target=_run, args=(world, 6, 1, got), kwargs={"ttl": 15.0}, daemon=True)
         run.start()
         for number in (1, 3):

@@ -14,7 +14,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.flower import free_port, thin_app
 from fedpeft.trust import Signer, certificate_fingerprint, new_transport_key
 from fedpeft_server import certificates
-from fedpeft_server.enrolment import MOST_PEERS, RateLimit, peer_address, serving
+from fedpeft_server.enrolment import peer_address, serving
 from fedpeft_server.home import ServerHome, Settings
 from fedpeft_server.registry import Registry
 
@@ -200,16 +200,6 @@ def test_a_flood_is_slowed_down(home, ask, keys):
         except grpc.RpcError as error:
             codes.append(error.code())
     assert codes and set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-
-
-def test_a_bucket_fills_again_and_memory_is_bounded():
-    limit = RateLimit(burst=2, per_second=1)
-    assert [limit.allows("a", 0.0) for _ in range(3)] == [True, True, False]
-    assert limit.allows("b", 0.0)
-    assert limit.allows("a", 1.5) and not limit.allows("a", 1.5)
-    for index in range(2 * MOST_PEERS):
-        limit.allows(f"peer {index}", 2.0)
-    assert len(limit._buckets) == MOST_PEERS
 
 
 def test_peers_are_known_by_address():
