@@ -28,6 +28,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedpeft import flower
+from fedpeft.flower import listener
 from fedpeft.protocol import TrainReply, pack, unpack
 from fedpeft.trust import new_transport_key, public_line
 
@@ -290,6 +291,8 @@ def _link(folder):
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     flower.hush()
+    if (folder / "impatient").exists():
+        listener.STRANGER_SECONDS = 4.0
 
     def handout(run, key):
         with (folder / "bundles").open("a") as file:

@@ -25,6 +25,7 @@ PROTOBUF = {"content-type": "application/protobuf"}
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     made = World(tmp_path_factory.mktemp("world"))
+    (made.folder / "impatient").touch()
     made.start_link()
     yield made
     made.close()
