@@ -30,6 +30,8 @@ _OPTIONS = (
     ("grpc.max_send_message_length", MAX_BYTES),
     ("grpc.max_metadata_size", 8192),
     ("grpc.max_concurrent_streams", 4),
+    ("grpc.max_allowed_incoming_connections", 256),
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 60_000),
     ("grpc.max_connection_age_ms", 600_000),
     ("grpc.so_reuseport", 0),

@@ -13,7 +13,7 @@ from fedpeft.errors import FedPeftError
 from fedpeft.terminal import clean_output
 from fedpeft_server.home import ServerHome
 from fedpeft_server.stock import Desk
-from fedpeft_server.supervisor_child import begin_service, end_with_parent, use_all_descriptors
+from fedpeft_server.supervisor_child import begin_service, end_with_parent
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +24,6 @@ def main(arguments: list[str]) -> int:
     from fedpeft.flower import LinkSettings, hush, serve_link
 
     hush()
-    use_all_descriptors()
     settings, folder, desk = home.settings, home.path, Desk(home)
     serve_link(
         LinkSettings(

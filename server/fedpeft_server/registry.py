@@ -102,7 +102,7 @@ class Registry:
                 raise ConfigError(f"{name!r} is enrolled; 'fedpeft server revoke {name}' comes first")
             token = Token.make((self.home.path / "ca.crt").read_bytes(), self.home.settings.enrolment_port)
             now, tokens = time.time(), self._tokens()
-            self.home.record("enroll", node=name, hours=hours)
+            self.home.record("enroll", node=name, hours=hours, stock=stock)
             kept = {key: one for key, one in tokens.items() if one.name != name and _alive(one, now)}
             issued = IssuedToken(name, now + 3600 * hours, stock=stock)
             self._write("tokens.json", {**kept, _digest(token): issued})

@@ -132,10 +132,12 @@ def stop_all(children: Sequence[Child]) -> None:
 def begin_service(stop: threading.Event, flower_home: Path) -> None:
     """Make this process one of the service's.
 
-    SIGTERM and SIGINT set the event; files made from now on are the owner's alone; Flower keeps its own files
-    in a given folder; and no proxy of the environment stands between processes of this machine.
+    SIGTERM and SIGINT set the event; the process may open as many files as the system lets it; files made from
+    now on are the owner's alone; Flower keeps its own files in a given folder; and no proxy of the environment
+    stands between processes of this machine.
     """
     os.umask(0o077)
+    _use_all_descriptors()
     os.environ["FLWR_HOME"] = str(flower_home)
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
@@ -143,7 +145,7 @@ def begin_service(stop: threading.Event, flower_home: Path) -> None:
         signal.signal(number, lambda *_: stop.set())
 
 
-def use_all_descriptors() -> None:
+def _use_all_descriptors() -> None:
     """Let this process open as many files and connections as the system allows it to."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MANY_DESCRIPTORS if most == resource.RLIM_INFINITY else most

@@ -224,16 +224,17 @@ def test_a_request_of_a_node_is_good_for_its_own_call_and_body_only(world, recor
 
 
 def test_a_header_that_stands_twice_is_refused(world, recorder):
-    """Who enrolled itself could show its own key to one reader and another's to the next."""
-    world.enrol("first"), world.enrol("second")
-    nodes = [recorder(name) for name in ("first", "second")]
-    for node in nodes:
-        node.open()
-    victim, own = (node.sent[-1] for node in nodes)
-    pairs = [*signed(victim).items(), *signed(own).items(), *PROTOBUF.items()]
+    """A node could show its own key to one reader, and to the next another's with what that signed."""
+    world.enrol("victim"), world.enrol("own")
+    victim, own = recorder("victim"), recorder("own")
+    victim.open()
+    seen = victim.sent[-1]
+    request = httpx.Request("POST", f"https://{world.outside}{seen.url.path}", content=seen.content)
+    _signed_by(own._client._interceptors[1:3], request)
+    theirs = {name: value for name, value in signed(seen).items() if name.startswith("flwr")}
+    pairs = [*theirs.items(), *signed(request).items(), *PROTOBUF.items()]
     with httpx.Client(verify=tls(world.folder / "ca.crt")) as client:
-        url = f"https://{world.outside}{own.url.path}"
-        assert client.post(url, content=own.content, headers=pairs).status_code == 401
+        assert client.post(request.url, content=seen.content, headers=pairs).status_code == 401
 
 
 def test_what_a_node_sent_to_one_coordinator_is_refused_by_another(world, tmp_path, recorder):

@@ -17,6 +17,7 @@ from fedpeft_server import certificates
 from fedpeft_server.enrolment import peer_address, serving
 from fedpeft_server.home import ServerHome, Settings
 from fedpeft_server.registry import Registry
+from fedpeft_server.stock import Desk
 
 
 @pytest.fixture
@@ -200,6 +201,44 @@ def test_a_flood_is_slowed_down(home, ask, keys):
         except grpc.RpcError as error:
             codes.append(error.code())
     assert codes and set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def test_only_a_node_that_was_enrolled_as_stock_is_one(home, ask, keys):
+    registry, desk = Registry(home), Desk(home)
+    others = new_transport_key(), Signer.generate()
+    for name, pair, stock in (("clinic", keys, False), ("bank", others, True)):
+        request = request_of(pair, registry.new_token(name, 24, stock), name=name)
+        ask(request)
+        assert not desk.is_stock(request.transport), "not before it is approved"
+        registry.approve(name, request.fingerprint())
+        assert desk.is_stock(request.transport) is stock
+    registry.revoke("bank")
+    assert not any(desk.is_stock(node.transport) for node in registry.nodes().values())
+
+
+def test_connections_that_say_nothing_are_few_and_end(home, ask, keys):
+    """Descriptors of the service are left for others; who joins gets in once the crowd has been ended."""
+    port = home.settings.enrolment_port
+    crowd = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(400)]
+    try:
+        end = time.monotonic() + 60
+        while sum(map(_is_open, crowd)):
+            assert time.monotonic() < end
+            time.sleep(0.5)
+        assert ask(request_of(keys, Registry(home).new_token("clinic", 24))).state == "waiting"
+    finally:
+        for one in crowd:
+            one.close()
+
+
+def _is_open(connection):
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def test_peers_are_known_by_address():
