@@ -132,9 +132,9 @@ def stop_all(children: Sequence[Child]) -> None:
 def begin_service(stop: threading.Event, flower_home: Path) -> None:
     """Make this process one of the service's.
 
-    SIGTERM and SIGINT set the event; the process may open as many files as the system lets it; files made from
-    now on are the owner's alone; Flower keeps its own files in a given folder; and no proxy of the environment
-    stands between processes of this machine.
+    SIGTERM and SIGINT set the event; the process may open as many files as the system lets it; files made
+    from now on are the owner's alone; Flower keeps its own files in a given folder; and no proxy of the
+    environment stands between processes of this machine.
     """
     os.umask(0o077)
     _use_all_descriptors()
