@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import of_accounting
 import of_federation
+import of_fence
 import of_ledger
 import of_node
 import of_promises
@@ -21,6 +22,7 @@ MUTANTS: tuple[Mutant, ...] = tuple(
             *of_review.MUTANTS,
             *of_promises.MUTANTS,
             *of_node.MUTANTS,
+            *of_fence.MUTANTS,
         ),
         key=lambda mutant: mutant.number,
     )
