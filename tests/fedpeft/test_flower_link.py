@@ -110,9 +110,11 @@ def test_the_app_bundle_is_handed_to_whom_the_coordinator_allows(world):
 
 
 def test_a_request_that_is_too_long_is_not_read(world):
+    """A sender that does not listen may find the connection closed before it reads why."""
     with httpx.Client(verify=tls(world.folder / "ca.crt")) as client:
         url = f"https://{world.outside}/v1/fleet/push-object"
-        assert client.post(url, content=bytes(2**24 + 1)).status_code == 413
+        with contextlib.suppress(httpx.TransportError):
+            assert client.post(url, content=bytes(2**24 + 1)).status_code == 413
         assert client.post(url, content=iter([b"of unknown length"])).status_code == 413
 
 
