@@ -138,7 +138,7 @@ def _slow(raw: socket.socket, source: random.Random, send: Any) -> None:
 def soak(root: Path, minutes: float, calm_rounds: int = 8) -> dict[str, Any]:
     """A run of two nodes: some rounds in peace, then with the outsider; what became of link and rounds."""
     with pair(root) as deployment:
-        run = deployment.submit("soak", {"federation.rounds": 10_000, "federation.deadline": 60.0})
+        run = deployment.submit("soak", {"federation.rounds": 1000, "federation.deadline": 60.0})
         until(lambda: len(rounds_of(run)) >= calm_rounds + 2, 600, "the first rounds")
         link, before = _link(deployment), _memory(deployment)
         calm = _seconds(run, 2)
