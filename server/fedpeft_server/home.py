@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -82,11 +83,16 @@ class Settings:
 
 
 def bind_address(host: str) -> str:
-    """What to listen on to be reached as ``host``: an address as it is, any other name on all interfaces."""
+    """What to listen on to be reached as ``host``: an address as it is, any other name on all interfaces.
+
+    A name may have IPv6 addresses only, so all interfaces means both families where the system has both.
+    """
     try:
         return str(ip_address(host))
     except ValueError:
-        return "127.0.0.1" if host == "localhost" else "0.0.0.0"
+        if host == "localhost":
+            return "127.0.0.1"
+        return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def test_init_makes_a_whole_coordinator(tmp_path):
     )
     assert result.exit_code == 0, result.output
     facts, home = json.loads(result.output), ServerHome.open(folder)
-    assert facts["host"] == "fed.example.org" and facts["bind"] == "0.0.0.0"
+    assert facts["host"] == "fed.example.org" and facts["bind"] == bind_address("fed.example.org")
     assert len(facts["ca"]) == len(facts["key"]) == 39
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE((folder / name).stat().st_mode) for name in SECRETS} == {0o600}
@@ -123,7 +123,19 @@ def test_a_lost_key_is_not_replaced(home):
 
 def test_addresses_to_listen_on():
     hosts = ("10.1.2.3", "::1", "localhost", "fed.example.org")
-    assert [bind_address(host) for host in hosts] == ["10.1.2.3", "::1", "127.0.0.1", "0.0.0.0"]
+    every = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+    assert [bind_address(host) for host in hosts] == ["10.1.2.3", "::1", "127.0.0.1", every]
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="the system has one address family")
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_coordinator_with_a_name_is_reached_over_either_family(address):
+    """Its name may have IPv6 addresses only, or IPv4 addresses only."""
+    from fedpeft.flower.link import _socket
+
+    with _socket(bind_address("fed.example.org"), free_port()) as listener:
+        listener.listen()
+        socket.create_connection((address, listener.getsockname()[1]), timeout=10).close()
 
 
 def test_certificates_are_as_promised(home):
