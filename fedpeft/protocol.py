@@ -25,7 +25,8 @@ from fedpeft.enrolment import valid_name
 from fedpeft.errors import FederationError
 from fedpeft.exchange.layout import FloatVector, Layout
 
-PROTOCOL = 3
+PROTOCOL, OLDEST = 4, 4
+"""The newest and the oldest version that is spoken; `Terms`, `Hello` and `TermsReply` are the same in all."""
 STYPE = "fedpeft.blob.v1"
 SMALL = 2**18
 """Up to so many bytes a blob travels among the facts: each object of a message is a request of its own."""
@@ -51,14 +52,16 @@ class Terms:
     """What a deployed node is asked to agree to before anything else of a run; the blob is `RunTerms`.
 
     Attributes:
-        protocol: version.
+        protocol: newest version that the coordinator speaks.
         run: `run_id` of the config, 16 bytes.
         coordinator: Ed25519 public key, 32 bytes.
+        oldest: version that it speaks.
     """
 
     protocol: int
     run: bytes
     coordinator: bytes
+    oldest: int = OLDEST
 
 
 @dataclass(frozen=True)
@@ -123,11 +126,12 @@ class RunTerms:
 
 @dataclass(frozen=True)
 class Hello:
-    """The coordinator introduces itself: protocol version, run id and its Ed25519 public key."""
+    """The coordinator introduces itself: newest protocol, run id, its Ed25519 public key, oldest protocol."""
 
     protocol: int
     run: bytes
     coordinator: bytes
+    oldest: int = OLDEST
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,13 @@ def unpack_table(blob: bytes) -> dict[str, bytes]:
     if pack_table(table) != blob:
         raise FederationError("a table of a message is not in its one valid form")
     return table
+
+
+def spoken(newest: int, oldest: int) -> tuple[int, str]:
+    """The newest protocol that both sides speak; or 0 and whom to upgrade, ``node`` or ``coordinator``."""
+    if newest < OLDEST:
+        return 0, "coordinator"
+    return (0, "node") if oldest > PROTOCOL else (min(newest, PROTOCOL), "")
 
 
 def run_id(config: Config) -> bytes:

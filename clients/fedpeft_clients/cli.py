@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,12 @@ def _show_made(facts: dict[str, Any]) -> None:
 
 def join(
     address: str = typer.Argument(help="HOST:PORT of the coordinator."),
-    token: str = typer.Option(..., help="One-time token of 'fedpeft server enroll'."),
+    token: str = typer.Option(
+        "-",
+        envvar="FEDPEFT_TOKEN",
+        help="One-time token of 'fedpeft server enroll'; '-': from standard input, which 'ps' does not show.",
+    ),
+    token_file: Path | None = typer.Option(None, help="File that holds the token, instead."),
     wait: float = typer.Option(600.0, min=0, help="Seconds to wait for the approval."),
     home: Path | None = HOME,
     as_json: bool = JSON_OPTION,
@@ -84,12 +90,28 @@ def join(
     from fedpeft.errors import FederationError
     from fedpeft_clients.joining import Address, join
 
-    place, secret = Address.parse(address), Token.parse(token)
+    place, secret = Address.parse(address), Token.parse(_secret(token, token_file))
     grant = join(_open(home), place, secret, wait, lambda line: typer.echo(line, err=True))
     if grant is None:
         raise FederationError("the coordinator's operator has not approved this node yet; run join again")
     facts = {"coordinator": grant.fingerprint, "federation": grant.federation, "app": grant.app}
     emit(facts, as_json, lambda: typer.echo(f"joined {grant.federation}, coordinator {grant.fingerprint}"))
+
+
+def _secret(given: str, file: Path | None) -> str:
+    """A token as given, or from a file or from standard input."""
+    from fedpeft.errors import ConfigError
+
+    try:
+        if file is not None:
+            return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token-file {str(file)!r} cannot be read ({type(error).__name__})") from None
+    if given != "-":
+        return given
+    if sys.stdin.isatty():
+        return typer.prompt("token", hide_input=True)
+    return sys.stdin.readline().strip()
 
 
 def add_data(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,8 +15,11 @@ from fedpeft.enrolment import MAX_NAME, valid_name
 from fedpeft.errors import ConfigError
 from fedpeft.privacy import Budget
 from fedpeft.rng import stream
-from fedpeft.runstore import write_json
+from fedpeft.runstore import Format
 from fedpeft.trust import Signer
+
+HOME = Format()
+"""Of ``node.json``."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ def create_home(
         "signing_seed": _signing_seed(config, name).hex(),
         "roster": {other: key.hex() for other, key in keys.items()},
     }
-    write_json(path / "node.json", facts)
+    HOME.write(path / "node.json", facts)
     return open_home(path)
 
 
@@ -250,10 +252,10 @@ def open_home(path: Path) -> Home:
 @lru_cache(maxsize=256)
 def _read(file: Path, stamp: int) -> Home:
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = dict(HOME.read(file, {}))
         config, labels = build_config(facts.pop("config")), tuple(facts.pop("labels", ()))
         train = file.parent / facts.pop("train")
         own = Own(**facts.pop("own", {}))
         return Home(path=file.parent, train=train, config=config, labels=labels, own=own, **facts)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ConfigError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{file} is not a valid node.json ({type(error).__name__}: {error})") from None

@@ -11,10 +11,10 @@ from typing import Any
 
 from fedpeft.enrolment import MAX_BYTES, METHOD, SERVICE, Answer, Request, Token
 from fedpeft.errors import ConfigError, ExchangeError, FederationError
-from fedpeft.runstore import write_atomic, write_json
+from fedpeft.runstore import write_atomic
 from fedpeft.runstore.files import sync_folder
 from fedpeft.trust import certificate_fingerprint, fingerprint
-from fedpeft_clients.organisation import Grant, Organisation
+from fedpeft_clients.organisation import GRANT, Grant, Organisation
 
 SECONDS = 10.0
 """One try to reach the coordinator."""
@@ -172,6 +172,6 @@ def _stored(organisation: Organisation, address: Address, ca: bytes, answer: Ans
     write_atomic(grant.ca, ca)
     facts = asdict(grant)
     del facts["folder"]
-    write_json(folder / "grant.json", facts)
+    GRANT.write(folder / "grant.json", facts)
     sync_folder(folder)
     return grant

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from fedpeft.config import Config, build_config
 from fedpeft.protocol import RunTerms
-from fedpeft.runstore import read_json, write_json
+from fedpeft.runstore import Format
 from fedpeft_clients.organisation import Organisation
 
 FILE = "terms.json"
+OFFER = Format()
+"""Of ``terms.json``."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,10 @@ class Stored:
         """Write it, atomically."""
         facts = asdict(self)
         del facts["folder"]
-        write_json(self.folder / FILE, facts)
+        OFFER.write(self.folder / FILE, facts)
 
 
 def offers(organisation: Organisation) -> list[Stored]:
     """All runs that were offered, the newest first."""
-    found = [read_json(path, {}) | {"folder": path.parent} for path in organisation.runs.glob(f"*/{FILE}")]
+    found = [OFFER.read(path, {}) | {"folder": path.parent} for path in organisation.runs.glob(f"*/{FILE}")]
     return sorted((Stored(**facts) for facts in found), key=lambda one: -one.since)

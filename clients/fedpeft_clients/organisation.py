@@ -16,11 +16,13 @@ from functools import cached_property
 from pathlib import Path
 
 from fedpeft.errors import ConfigError
-from fedpeft.runstore import read_json, state_root, write_atomic, write_json
+from fedpeft.runstore import Format, state_root, write_atomic
 from fedpeft.trust import Signer
 from fedpeft.trust.signed_log import LogFormat, SignedLog
 
 FILE = "organisation.json"
+ORGANISATION, DATA, GRANT = Format(), Format(), Format()
+"""Formats of ``organisation.json``, ``data.json`` and ``grant.json``."""
 OUTBOX = LogFormat("outbox")
 
 
@@ -138,17 +140,17 @@ class Organisation:
 
     def datasets(self) -> dict[str, DataSet]:
         """Its data sets by name."""
-        return {name: DataSet(**facts) for name, facts in read_json(self.path / "data.json", {}).items()}
+        return {name: DataSet(**facts) for name, facts in DATA.read(self.path / "data.json", {}).items()}
 
     def add(self, name: str, dataset: DataSet) -> None:
         """Register a data set, or change one."""
         known = {**self.datasets(), name: dataset}
-        write_json(self.path / "data.json", {key: asdict(value) for key, value in sorted(known.items())})
+        DATA.write(self.path / "data.json", {key: asdict(value) for key, value in sorted(known.items())})
 
     def grants(self) -> list[Grant]:
         """Coordinators that it has joined, by fingerprint."""
         found = sorted((self.path / "coordinators").glob("*/grant.json"))
-        return [Grant(**read_json(path, {}), folder=path.parent) for path in found]
+        return [Grant(**GRANT.read(path, {}), folder=path.parent) for path in found]
 
     def grant(self, fingerprint: str | None = None) -> Grant:
         """One coordinator; without a fingerprint there must be exactly one.
@@ -185,7 +187,7 @@ def init_organisation(path: Path, name: str, policy: str) -> Organisation:
     if not made.transport.exists():
         write_atomic(made.transport, new_transport_key())
     write_atomic(made.policy, policy.encode())
-    write_json(path / FILE, {"name": name, "version": 1})
+    ORGANISATION.write(path / FILE, {"name": name})
     return made
 
 
@@ -201,7 +203,7 @@ def open_organisation(path: Path | None = None) -> Organisation:
             cause = "several nodes are" if found else "no node is"
             raise ConfigError(f"{cause} in {state_root() / 'node'}: give --home, or run 'fedpeft node init'")
         path = found[0].parent
-    facts = read_json(path / FILE, {})
+    facts = ORGANISATION.read(path / FILE, {})
     if not isinstance(facts.get("name"), str):
         raise ConfigError(f"{path} holds no organisation; run 'fedpeft node init NAME --home {path}'")
     return Organisation(path.resolve(), facts["name"])

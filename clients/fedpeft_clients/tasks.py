@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from fedpeft.errors import FederationError
-from fedpeft.protocol import PROTOCOL, Hello, HelloReply, TrainReply, TrainTask
+from fedpeft.protocol import Hello, HelloReply, TrainReply, TrainTask, spoken
 from fedpeft.training import LocalPlan
 from fedpeft_clients.desk import Desk, plans, signer_of, trust
 from fedpeft_clients.home import Home
@@ -32,8 +32,9 @@ def greet(home: Home, hello: Hello) -> HelloReply:
         PrivacyError: the noise of the agreed privacy plan would swamp whatever the run could learn.
         FedPeftError: the base or the adapter cannot be made as agreed.
     """
-    if hello.protocol != PROTOCOL:
-        raise FederationError(f"the coordinator speaks protocol {hello.protocol}, this node {PROTOCOL}")
+    _, old = spoken(hello.protocol, hello.oldest)
+    if old:
+        raise FederationError(f"the coordinator and this node share no protocol: upgrade the {old}")
     trust(home, hello.coordinator)
     desk = Desk.of(home)
     plans(desk)

@@ -15,14 +15,14 @@ from typing import Any, Literal
 from fedpeft.config import Config, build_config
 from fedpeft.errors import ConfigError, FederationError, PrivacyError
 from fedpeft.privacy import Ledger
-from fedpeft.protocol import PROTOCOL, RunTerms, Terms, TermsReply
+from fedpeft.protocol import OLDEST, PROTOCOL, RunTerms, Terms, TermsReply, spoken
 from fedpeft.runstore import read_json, write_json
 from fedpeft.runstore.files import sync_folder
 from fedpeft.trust import Verifier
 from fedpeft_clients import witness
 from fedpeft_clients.desk import privacy_of
-from fedpeft_clients.home import Home, Own, open_home
-from fedpeft_clients.offers import FILE, Stored, offers
+from fedpeft_clients.home import HOME, Home, Own, open_home
+from fedpeft_clients.offers import FILE, OFFER, Stored, offers
 from fedpeft_clients.organisation import DataSet, Grant, Organisation, open_organisation
 from fedpeft_clients.policy import Policy, PolicyError, parse_policy, within_hours
 from fedpeft_clients.rules import Offer, judge, own_base
@@ -142,9 +142,12 @@ def approve(
 
 def _verified(post: Post, asked: Terms, blob: bytes) -> tuple[RunTerms, Config]:
     """The terms and their config, after key, signature and run id were checked."""
-    if asked.protocol != PROTOCOL:
+    _, old = spoken(asked.protocol, asked.oldest)
+    if old:
         raise PolicyError(
-            "protocol", f"the coordinator speaks protocol {asked.protocol}, this node {PROTOCOL}"
+            f"old{old}",
+            f"the coordinator speaks protocols {asked.oldest} to {asked.protocol}, this node {OLDEST} to "
+            f"{PROTOCOL}: upgrade {'this node' if old == 'node' else 'the coordinator'}",
         )
     if asked.coordinator.hex() != post.grant.coordinator:
         raise PolicyError("coordinator", "another coordinator speaks than the one that was joined")
@@ -168,7 +171,7 @@ def _verified(post: Post, asked: Terms, blob: bytes) -> tuple[RunTerms, Config]:
 def _kept(post: Post, run: bytes, terms: RunTerms, config: Config) -> Stored:
     """The offer as it is remembered, written down if it is new; what was agreed on stays as it was."""
     folder, encoded = post.folder(run), terms.encode().hex()
-    facts = read_json(folder / FILE, {})
+    facts = OFFER.read(folder / FILE, {})
     if facts and (folder / "node.json").exists():
         if facts["coordinator"] != post.grant.fingerprint:
             raise PolicyError("coordinator", f"run {run.hex()[:12]} belongs to another coordinator")
@@ -289,8 +292,8 @@ def _settled(
         "own": asdict(_own(post, policy, offer, dataset)) | {"data": name},
     }
     folder = post.folder(offer.run)
-    if read_json(folder / "node.json", None) != facts:
-        write_json(folder / "node.json", facts)
+    if HOME.read(folder / "node.json", None) != facts:
+        HOME.write(folder / "node.json", facts)
         sync_folder(folder)
     return open_home(folder)
 

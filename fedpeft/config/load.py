@@ -66,8 +66,24 @@ def dump_config(config: Config) -> str:
 
 def config_hash(config: Config) -> str:
     """SHA-256 of the canonical JSON of a config, hexadecimal."""
-    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical(config)).hexdigest()
+
+
+ADDED: tuple[tuple[str, str, Any], ...] = ()
+"""Settings that a later version added: section, name, and the value that means what was before."""
+
+
+def canonical(config: Config) -> bytes:
+    """The one JSON form of a config, by which parties name a run.
+
+    A setting in `ADDED` that has its neutral value is left out, so that a version that does not know it
+    finds the same run; with another value such a version refuses the run.
+    """
+    settings = config.model_dump(mode="json")
+    for section, name, neutral in ADDED:
+        if settings[section][name] == neutral:
+            del settings[section][name]
+    return json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _read(path: Path) -> dict[str, Any]:

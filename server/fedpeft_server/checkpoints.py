@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from fedpeft.errors import RunError
-from fedpeft.runstore.files import write_atomic
+from fedpeft.runstore import Format, write_atomic
+from fedpeft.runstore.formats import KEY
 
 KEPT = 2
 _FACTS = "facts"
+FORMAT = Format()
+"""Of the facts in a checkpoint; one of an older format is written anew by the next round."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def save(run: Path, checkpoint: Checkpoint) -> None:
     """Store a checkpoint under ``RUN/checkpoints/NNNN/`` and drop all but the last two."""
     folder = run / "checkpoints"
-    facts = {**checkpoint.facts, "round": checkpoint.round}
+    facts = {KEY: FORMAT.number, **checkpoint.facts, "round": checkpoint.round}
     save_arrays(folder / f"{checkpoint.round:04d}" / "state.npz", checkpoint.arrays, facts)
     for old in _rounds(folder)[:-KEPT]:
         shutil.rmtree(folder / f"{old:04d}")
@@ -74,7 +77,9 @@ def latest(run: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a run, or None before the first."""
     if not (newest := newest_round(run)):
         return None
-    arrays, facts = load_arrays(run / "checkpoints" / f"{newest:04d}" / "state.npz")
+    path = run / "checkpoints" / f"{newest:04d}" / "state.npz"
+    arrays, found = load_arrays(path)
+    facts = FORMAT.migrated(path, found)
     return Checkpoint(int(facts.pop("round")), facts, arrays)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -18,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Literal
 
 from fedpeft.enrolment import valid_name
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.runstore import state_root, write_atomic, write_json
+from fedpeft.runstore import Format, state_root, write_atomic
 from fedpeft.trust import Signer
 from fedpeft.trust.signed_log import LogFormat, SignedLog
 from fedpeft_server import certificates
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from fedpeft.flower import SuperLink
 
 SECRET_BYTES = 32
+SETTINGS, STATUS = Format(), Format()
+"""Formats of ``server.json`` and of a run's ``status.json``."""
 OPERATOR_LOG = LogFormat("operator")
 PORTS = ("port", "enrolment_port", "inside_port", "metrics_port")
 
@@ -141,7 +142,7 @@ class ServerHome:
             write_atomic(home.secret, secrets.token_bytes(SECRET_BYTES))
             certificates.create(path, settings.name, settings.host)
             home.record("init", federation=settings.name, host=settings.host)
-            write_json(home.path / "server.json", asdict(settings))
+            SETTINGS.write(home.path / "server.json", asdict(settings))
         except BaseException:
             shutil.rmtree(path)
             raise
@@ -166,8 +167,8 @@ class ServerHome:
             ConfigError: it cannot be read.
         """
         try:
-            return Settings(**json.loads((self.path / "server.json").read_text()))
-        except (ValueError, TypeError):
+            return Settings(**SETTINGS.read(self.path / "server.json", {}))
+        except (ConfigError, TypeError):
             raise ConfigError(f"{self.path / 'server.json'} is damaged; restore it from a backup") from None
 
     @property
@@ -287,11 +288,11 @@ def read_status(run: Path) -> RunStatus:
         RunError: it cannot be read.
     """
     try:
-        return RunStatus(**json.loads((run / "status.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        return RunStatus(**STATUS.read(run / "status.json", {}))
+    except (OSError, ConfigError, TypeError):
         raise RunError(f"{run / 'status.json'} is missing or damaged; submit the run again") from None
 
 
 def write_status(run: Path, status: RunStatus) -> None:
     """Replace ``status.json``."""
-    write_json(run / "status.json", asdict(status))
+    STATUS.write(run / "status.json", asdict(status))

@@ -12,12 +12,14 @@ from typing import Literal, TypeVar
 
 from fedpeft.enrolment import Request, State, Token, valid_name
 from fedpeft.errors import ConfigError
-from fedpeft.runstore import read_json, write_json
+from fedpeft.runstore import Format, write_json
 from fedpeft_server.home import ServerHome
 
 LARGEST_SKEW = 300
 """Seconds that a node's clock may differ: Flower's own authentication allows no more."""
 _LOCK = "registry.lock"
+ENTRIES = Format()
+"""Of ``nodes.json`` and ``tokens.json``."""
 _T = TypeVar("_T")
 
 NodeState = Literal["waiting", "enrolled", "revoked"]
@@ -211,12 +213,12 @@ class Registry:
         return _read(self.home, "tokens.json", IssuedToken)
 
     def _write(self, file: str, entries: Mapping[str, Node] | Mapping[str, IssuedToken]) -> None:
-        write_json(self.home.path / file, {key: asdict(entries[key]) for key in sorted(entries)})
+        ENTRIES.write(self.home.path / file, {key: asdict(entries[key]) for key in sorted(entries)})
 
 
 def _read(home: ServerHome, file: str, kind: type[_T]) -> dict[str, _T]:
     try:
-        return {key: kind(**value) for key, value in read_json(home.path / file, {}).items()}
+        return {key: kind(**value) for key, value in ENTRIES.read(home.path / file, {}).items()}
     except TypeError:
         raise ConfigError(f"{home.path / file} is damaged; restore it from a backup") from None
 

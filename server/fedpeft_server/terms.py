@@ -15,7 +15,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedpeft import flower
-from fedpeft.config import Config
+from fedpeft.config import Config, canonical
 from fedpeft.errors import FederationError
 from fedpeft.protocol import PROTOCOL, TERMS, RunTerms, Terms, TermsReply, pack, unpack
 from fedpeft.runstore import RunStore, write_json
@@ -27,6 +27,11 @@ AGAIN_SECONDS = 5.0
 that doubles each time."""
 LONGEST_SECONDS = 60.0
 ROSTER_FILE = "roster.json"
+UPGRADES = {
+    "oldnode": "speaks only older protocols than this coordinator: upgrade that node",
+    "oldcoordinator": "speaks only newer protocols than this coordinator: upgrade this coordinator",
+}
+"""What it means that a node refuses the protocol; it may be upgraded while the run waits."""
 _RULE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 
 
@@ -168,8 +173,7 @@ class TermsRound:
 
     def _terms(self, roster: Mapping[str, bytes]) -> RunTerms:
         """The run as it is announced, signed."""
-        canonical = json.dumps(self.config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        terms = RunTerms(canonical.encode(), _labels(self.run), roster)
+        terms = RunTerms(canonical(self.config), _labels(self.run), roster)
         return replace(terms, signature=self.enrolled.signer.sign(terms.message(self.run_id)))
 
     def _roster(self, enrolled: Mapping[str, EnrolledNode]) -> dict[str, bytes] | None:
@@ -210,6 +214,8 @@ def _verdict(message: Message | None, name: str) -> _Verdict:
         return _Verdict("waits for its operator to approve the run", AGAIN_SECONDS)
     if reply.answer == "waiting":
         return _Verdict(f"waits by its policy, rule {rule}", AGAIN_SECONDS)
+    if reply.answer == "refused" and rule in UPGRADES:
+        return _Verdict(UPGRADES[rule], LONGEST_SECONDS)
     if reply.answer == "refused":
         return _Verdict(f"refused by its policy, rule {rule}", math.inf)
     return _Verdict("gives an unknown answer to the run's terms", math.inf)

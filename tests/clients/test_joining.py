@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import os
 import ssl
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -134,3 +137,24 @@ def test_what_is_no_address(text):
 def test_addresses():
     assert str(Address.parse("[::1]:80")) == "[::1]:80"
     assert Address.parse("host:80").at(81) == "host:81"
+
+
+@pytest.mark.parametrize("way", ["stdin", "file", "environment", "no file"])
+def test_a_token_need_not_stand_in_the_process_list(organisation, tmp_path, way):
+    """A wrong token: that it is read, and from where, shows in what is refused; it is never repeated."""
+    file, environment = tmp_path / "token", {}
+    file.write_text("fp1-from-file\n")
+    command = ["node", "join", "127.0.0.1:1", "--home", str(organisation.path)]
+    if way == "environment":
+        environment = {"FEDPEFT_TOKEN": "fp1-from-environment"}
+    elif way != "stdin":
+        command += ["--token-file", str(file if way == "file" else tmp_path / "none")]
+    done = subprocess.run(
+        [sys.executable, "-m", "fedpeft", *command],
+        input="fp1-from-stdin\n",
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert ("cannot be read" if way == "no file" else "token") in done.stderr

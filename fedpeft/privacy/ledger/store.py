@@ -12,11 +12,16 @@ from typing import Any
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.ledger.chain import Chain, Row, rolled_back
 from fedpeft.runstore.files import sync_folder
+from fedpeft.runstore.formats import newer
 
 PATIENCE = 60.0
 """Seconds to wait for another process that is writing."""
 
-SCHEMA = """
+FORMAT = 1
+"""``PRAGMA user_version`` of the file; 0 is format 1 as it was written before there was a number."""
+
+SCHEMA = f"""
+PRAGMA user_version = {FORMAT};
 CREATE TABLE IF NOT EXISTS entries (
     seq INTEGER PRIMARY KEY, body TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE,
     signature BLOB);
@@ -55,6 +60,9 @@ def connect(path: Path, mode: str = "rw") -> Generator[sqlite3.Connection]:
     db = sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)
     try:
         db.execute("PRAGMA synchronous=FULL")
+        found = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if found > FORMAT:
+            raise PrivacyError(newer(path, found, FORMAT))
         yield db
     finally:
         db.close()
