@@ -112,7 +112,7 @@ def test_a_smaller_budget_holds_from_the_next_order_on(joined):
         (lambda asked, blob: (asked, blob.replace(b"green", b"graan")), "signature"),
         (lambda asked, blob: (replace(asked, run=bytes(16)), blob), "signature"),
         (lambda asked, blob: (asked, blob[:-1]), "terms"),
-        (lambda asked, blob: (replace(asked, protocol=1), blob), "protocol"),
+        (lambda asked, blob: (replace(asked, protocol=1), blob), "oldcoordinator"),
     ],
 )
 def test_terms_that_are_not_the_coordinators_are_refused_and_leave_nothing(joined, spoil, rule):
