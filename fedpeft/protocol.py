@@ -291,9 +291,8 @@ def unpack_table(blob: bytes) -> dict[str, bytes]:
 
 def spoken(newest: int, oldest: int) -> tuple[int, str]:
     """The newest protocol that both sides speak; or 0 and whom to upgrade, ``node`` or ``coordinator``."""
-    if newest < OLDEST:
-        return 0, "coordinator"
-    return (0, "node") if oldest > PROTOCOL else (min(newest, PROTOCOL), "")
+    old = "coordinator" if newest < OLDEST else "node" if oldest > PROTOCOL else ""
+    return (0, old) if old else (min(newest, PROTOCOL), "")
 
 
 def run_id(config: Config) -> bytes:
