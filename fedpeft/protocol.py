@@ -298,9 +298,9 @@ def spoken(newest: int, oldest: int) -> tuple[int, str]:
 def run_id(config: Config) -> bytes:
     """The 16 bytes that name a run: both sides derive them from the config they agreed to.
 
-    How nodes are run (backend, deadline, threads, engine) is not part of it: it does not change the result.
+    How nodes are run and waited for (backend, deadline, grace, threads, engine) is not part of it.
     """
-    federation = config.federation.model_copy(update={"backend": "inprocess", "deadline": 1.0})
+    federation = config.federation.model_copy(update={"backend": "inprocess", "deadline": 1.0, "grace": 0.0})
     base = config.base.model_copy(update={"threads": 0})
     run = config.run.model_copy(update={"engine": "auto", "tokens_at_once": 8192})
     shared = config.model_copy(update={"federation": federation, "base": base, "run": run})

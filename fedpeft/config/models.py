@@ -30,7 +30,7 @@ Unit = Literal["none", "record", "person", "node"]
 Trust = Literal["local", "central", "distributed"]
 Engine = Literal["auto", "batched", "loop"]
 Arm = Literal["local_only", "centralised", "private"]
-Robust = Literal["none", "median", "trimmed-mean", "norm-clip"]
+Robust = Literal["none", "median", "trimmed-mean", "norm-clip", "geometric-median"]
 
 
 class Section(BaseModel):
@@ -129,6 +129,12 @@ class FederationConfig(Section):
     )
     quorum: int = Field(default=0, ge=0, description="valid replies needed to apply a round; 0: a majority")
     deadline: float = Field(default=3600.0, gt=0, description="seconds a round may take")
+    grace: float = Field(
+        default=4.0,
+        ge=0,
+        description="deployed: once all but a third (of three or more: all but one) have answered, the rest "
+        "have this many times as long, at least 30 s; 0: until the deadline",
+    )
     norm_bound: float = Field(
         default=0.0,
         ge=0,

@@ -15,6 +15,8 @@ from fedpeft.errors import FederationError
 from fedpeft.protocol import LARGEST_TABLE, error_cause
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25
+SHORTEST_GRACE = 30.0
+"""Seconds that nodes have at least after most others have answered: a crashed one can be back by then."""
 SILENT = {
     3: "its order expired before it was read",
     4: "its reply did not arrive whole",
@@ -37,6 +39,8 @@ class Question:
         deadline: seconds to wait; also how long the messages live.
         stop: ends the waiting at once when it is set.
         largest: bytes that the payload of a reply may have; of a longer one nothing is read.
+        grace: closes early: the last third at most, or the last of three or more, have so many times as long
+            as the others took, at least `SHORTEST_GRACE`; 0: all have until the deadline.
     """
 
     kind: str
@@ -44,6 +48,18 @@ class Question:
     deadline: float
     stop: threading.Event = field(default_factory=threading.Event)
     largest: int = LARGEST_TABLE
+    grace: float = 0.0
+
+    def close(self, asked: int, answered: int, took: float) -> float:
+        """Seconds after which to wait no longer, once so many have answered and so many seconds have gone.
+
+        A hostile minority can neither hold the others up for longer, nor shut them out by answering at once:
+        the time counts that is reached only when honest nodes, too, have answered.
+        """
+        spare = max(1, (asked - 1) // 3) if asked >= 3 else 0
+        if not self.grace or asked - answered > spare:
+            return self.deadline
+        return min(self.deadline, took + max(SHORTEST_GRACE, self.grace * took))
 
 
 @runtime_checkable
@@ -63,12 +79,13 @@ def ask(
     """Send each node its content and return the replies that came in time, by node id.
 
     Replies are matched by the message they answer: errors made by a SuperLink carry another sender. A message
-    dies about the deadline, and what comes later is never collected, nor is what answers nothing asked here.
+    dies about the deadline; what comes after the end is never used, nor is what answers nothing asked here.
 
     Raises:
         FederationError: the run was stopped.
     """
-    end = time.monotonic() + question.deadline
+    started = time.monotonic()
+    end = started + question.deadline
     if isinstance(grid, Bounded):
         grid.largest = question.largest
     waiting = _push(grid, question, contents)
@@ -83,6 +100,10 @@ def ask(
             if node is not None:
                 replies[node] = message
                 on_reply(node)
+        if arrived and question.grace:
+            answers = sum(map(is_answer, replies.values()))
+            lost, took = len(replies) - answers, time.monotonic() - started
+            end = min(end, started + question.close(len(contents) - lost, answers, took))
         if not arrived and not (isinstance(grid, Bounded) and grid.busy):
             _wait(grid, waiting, min(pause, left))
         pause = FIRST_PAUSE if arrived else min(pause * 1.5, LONGEST_PAUSE)

@@ -253,7 +253,9 @@ class Coordinator:
         return self._put(grid, self._question(TRAIN, orders.round, largest), contents)
 
     def _question(self, kind: str, round: int, largest: int = LARGEST_TABLE) -> Question:
-        return Question(kind, str(round), self.setup.config.federation.deadline, self.stop, largest)
+        federation = self.setup.config.federation
+        grace = federation.grace if self.patience is not None else 0.0
+        return Question(kind, str(round), federation.deadline, self.stop, largest, grace)
 
     def _put(
         self, grid: Grid, question: Question, contents: Mapping[str, RecordDict]

@@ -114,7 +114,7 @@ class Inbox:
             OSError: the coordinator's own disk fails, which is no node's fault.
         """
         if message is None:
-            self.refused[member.name] = "no reply before the deadline"
+            self.refused[member.name] = "no reply before the round closed"
             return None
         if is_answer(message):
             self.answered.add(member.name)

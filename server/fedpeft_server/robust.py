@@ -8,7 +8,7 @@ noise (which cuts each update to its clip) the choice of one update must not dep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from fedpeft_server.optimisers import Vector
 
 LEAST_NORMS = 3
 """Fewer updates have no median that one of them cannot set."""
+_STEPS = 200  # Weiszfeld's, of numbers of nodes only
+_NEAREST = 1e-6  # of the median norm: an update closer than that does not take all the weight
 _BLOCK = 1 << 16  # values of all nodes that are sorted at a time
 
 
@@ -68,6 +70,9 @@ class RobustMean:
     * trimmed-mean: of each value, without the ``trim`` share of nodes on either side (the same).
     * norm-clip: the mean of updates cut to one length, ``bound`` or, where that is 0, the median of the
       round's norms (Sun et al. 2019, arXiv 1911.07963).
+    * geometric-median: the point with the least sum of distances to the updates, by smoothed Weiszfeld steps
+      (Pillutla et al. 2022, arXiv 1912.13445); a convex combination of them, so a value that few nodes send
+      is not lost. Fewer than half of the nodes move it by no more than the others differ.
 
     All updates of a round are in memory, as sparse as their codec has them: up to 4 bytes per value and node
     for a dense one, 8 per value sent for a sparse one; beside them one block of 65,536 values of all nodes.
@@ -79,7 +84,7 @@ class RobustMean:
         bound: length of norm-clip; 0: the median.
     """
 
-    kind: Literal["median", "trimmed-mean", "norm-clip"]
+    kind: Literal["median", "trimmed-mean", "norm-clip", "geometric-median"]
     trim: float = 0.2
     bound: float = 0.0
 
@@ -103,12 +108,14 @@ class RobustMean:
         if self.kind == "norm-clip":
             mean, clipped = _clipped(size, updates, self.bound)
             return mean, self, {"clipped": clipped}
+        if self.kind == "geometric-median":
+            mean, weights = _geometric_median(size, updates)
+            return mean, self, {"weights": [round(weight, 4) for weight in weights]}
         cut = int(self.trim * len(updates)) if self.kind == "trimmed-mean" else (len(updates) - 1) // 2
         mean = np.empty(size, np.float64)
-        for start in range(0, size, _BLOCK):
-            end = min(start + _BLOCK, size)
-            ordered = np.sort(np.stack([_between(update, start, end) for update in updates]), axis=0)
-            mean[start:end] = ordered[cut : len(updates) - cut].mean(axis=0, dtype=np.float64)
+        for start, block in _blocks(size, updates):
+            ordered = np.sort(block, axis=0)[cut : len(updates) - cut]
+            mean[start : start + block.shape[1]] = ordered.mean(axis=0, dtype=np.float64)
         return mean, self, {"trimmed": 2 * cut}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -133,6 +140,13 @@ def _gathered(size: int, contributions: Iterable[Contribution]) -> list[Decoded]
     return list(updates.values())
 
 
+def _blocks(size: int, updates: list[Decoded]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Some values of all nodes at a time: where they start, and float32, shape ``(nodes, values)``."""
+    for start in range(0, size, _BLOCK):
+        end = min(start + _BLOCK, size)
+        yield start, np.stack([_between(update, start, end) for update in updates])
+
+
 def _between(values: Decoded, start: int, end: int) -> NDArray[np.float32]:
     """The values at ``start`` up to ``end``, dense."""
     if values.positions is None:
@@ -141,6 +155,36 @@ def _between(values: Decoded, start: int, end: int) -> NDArray[np.float32]:
     block = np.zeros(end - start, np.float32)
     block[values.positions[first:last].astype(np.intp) - start] = values.numbers[first:last]
     return block
+
+
+def _geometric_median(size: int, updates: list[Decoded]) -> tuple[Vector, list[float]]:
+    """The geometric median and the weight of each update in it.
+
+    All distances between a weighted mean and the updates follow from their inner products, so each step
+    works on numbers of nodes, not of values.
+    """
+    products = np.zeros((len(updates), len(updates)))
+    for _, block in _blocks(size, updates):
+        wide = block.astype(np.float64)
+        products += wide @ wide.T
+    weights = _weiszfeld(products)
+    mean = np.empty(size, np.float64)
+    for start, block in _blocks(size, updates):
+        mean[start : start + block.shape[1]] = weights @ block.astype(np.float64)
+    return mean, weights.tolist()
+
+
+def _weiszfeld(products: Vector) -> Vector:
+    """Weights of the geometric median, float64, shape ``(nodes,)``, from all inner products."""
+    count = len(products)
+    weights = np.full(count, 1 / count)
+    squares = np.diagonal(products)
+    nearest = _NEAREST * math.sqrt(float(np.median(squares))) or 1.0
+    for _ in range(_STEPS):
+        distances = np.sqrt(np.maximum(squares - 2 * products @ weights + weights @ products @ weights, 0.0))
+        pulls = 1 / np.maximum(distances, nearest)
+        weights = pulls / pulls.sum()
+    return weights
 
 
 def _clipped(size: int, updates: list[Decoded], bound: float) -> tuple[Vector, int]:

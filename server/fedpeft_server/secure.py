@@ -130,7 +130,7 @@ class SecureSum:
 
     def _answer(self, phase: str, message: Message | None) -> bytes:
         if message is None:
-            raise FedPeftError("no reply before the deadline")
+            raise FedPeftError("no reply before the phase closed")
         reply, blob = unpack(message, SecureReply, LARGEST_TABLE)
         if (reply.phase, reply.round) != (phase, self.task.round):
             raise FedPeftError(f"its reply is for {reply.phase} of round {reply.round}")

@@ -1,7 +1,9 @@
 """What an enrolled node with a good key may do at a link: answer for itself, within its quota."""
 
 import os
+import resource
 import threading
+import time
 
 import pytest
 from flwr.app import Message
@@ -13,6 +15,7 @@ from fedpeft import flower
 from fedpeft.flower.messages import identify, serialise
 from fedpeft.flower.uploads import DEFAULT_QUOTA
 from fedpeft.protocol import TrainReply, pack, unpack
+from fedpeft_server import collect
 from fedpeft_server.collect import Question, ask
 from tests.fedpeft.flower_stranger import Stranger, chunk, leaf, name_of, part, payload, poison, tree
 from tests.fedpeft.flower_world import REPLY, World, wait_for
@@ -277,3 +280,67 @@ def test_a_node_has_a_quota_of_replies_and_gets_room_again_once_they_are_read(co
     assert rogue.announce(rogue.facts(arrivals[-1]), tree(b"r")) == 413
     settle(coordinator, rogue, arrivals[:most])
     settle(coordinator, rogue, arrivals[most:])
+
+
+def answers_of(rogue, coordinator, honest, act, deadline=20.0, **terms):
+    """One round with the honest nodes, in which the hostile one acts on its order; the replies."""
+    thread = threading.Thread(target=lambda: act(rogue.order()))
+    nodes = [*honest.values(), rogue.number]
+    thread.start()
+    question = Question("train", "g", deadline, **terms)
+    replies = ask(coordinator.grid, question, {node: pack(REPLY, b"round") for node in nodes})
+    thread.join(60)
+    return replies
+
+
+def test_a_payload_that_names_a_piece_many_times_is_not_put_together(coordinator, rogue, honest):
+    """5 MB stood for 800 MB; a head of 1 MiB could name the piece half a million times."""
+    content, times, peaks = chunk(bytes(1_000_000)), 100_000, []
+
+    def act(arrival):
+        record, contents = payload([content], [0] * times, 1_000_000 * times)
+        peaks.append(rogue.reply(arrival, record, contents))
+
+    before = peak()
+    replies = answers_of(rogue, coordinator, honest, act, largest=2 * MIB)
+    assert peaks == [[True] * 6]
+    assert words({node: replies[node] for node in honest.values()})
+    assert (replies[rogue.number].error.code, replies[rogue.number].error.reason) == (4, "MessageTooLong")
+    assert peak() - before < 200
+
+
+def peak():
+    """Most memory that this process has held, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+@pytest.mark.parametrize("pieces", [1, 150])
+def test_a_reply_of_many_small_parts_delays_itself_only(coordinator, rogue, honest, pieces):
+    """More parts than the longest payload has are never fetched."""
+    chunks, sent = [chunk(os.urandom(16)) for _ in range(pieces)], []
+
+    def act(arrival):
+        record, contents = payload(chunks, list(range(pieces)), 16 * pieces)
+        sent.append(rogue.reply(arrival, record, contents))
+
+    replies = answers_of(rogue, coordinator, honest, act, deadline=60.0, largest=MIB)
+    assert all(sent[0])
+    assert len(words({node: replies[node] for node in honest.values()})) == 2
+    if pieces == 1:
+        assert replies[rogue.number].has_content()
+    else:
+        assert replies[rogue.number].error.reason == "MessageTooLong"
+
+
+def test_one_silent_node_does_not_hold_the_others_up_until_the_deadline(
+    coordinator, rogue, honest, monkeypatch
+):
+    monkeypatch.setattr(collect, "SHORTEST_GRACE", 1.0)
+    late = []
+    started = time.monotonic()
+    replies = answers_of(rogue, coordinator, honest, late.append, deadline=120.0, grace=1.0)
+    assert replies.keys() == set(honest.values())
+    assert time.monotonic() - started < 60
+    assert rogue.error_reply(late[0]) == [True]  # what comes late is freed unread
+    name = late[0].header.metadata.message_id
+    wait_for(lambda: coordinator.grid.pull_messages([]) == [] and name not in coordinator.grid._unanswered)

@@ -66,7 +66,44 @@ def test_norm_clip_is_the_mean_of_what_is_cut_one_by_one(bound, density):
     assert facts["clipped"] == (lengths > most).sum()
 
 
-@pytest.mark.parametrize("kind", ["median", "trimmed-mean", "norm-clip"])
+@pytest.mark.parametrize("density", [None, 0.6])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_no_point_is_nearer_to_all_updates_than_their_geometric_median(block, count, density):
+    values, matrix = updates(count, density=density)
+    wide, rng = matrix.astype(np.float64), np.random.default_rng(1)
+    mean, _, facts = RobustMean("geometric-median").mean(SIZE, named(values))
+
+    def far(point):
+        return float(np.linalg.norm(wide - point, axis=1).sum())
+
+    assert far(mean) <= far(wide.mean(axis=0)) + 1e-9
+    assert all(far(mean) <= far(mean + 1e-2 * rng.standard_normal(SIZE)) for _ in range(50))
+    assert sum(facts["weights"]) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("factor", [1.0, 9.9, 1e6])
+def test_one_of_three_cannot_turn_a_geometric_median_round(factor):
+    """The others agree in part, as honest updates do; the third sends the opposite of their sum."""
+    rng = np.random.default_rng(3)
+    common, own = rng.standard_normal(SIZE), rng.standard_normal((2, SIZE))
+    honest = [(common + one).astype(np.float32) for one in own]
+    wanted, unit = (honest[0] + honest[1]) / 2, np.linalg.norm(honest[0])
+    liar = (-factor * unit * wanted / np.linalg.norm(wanted)).astype(np.float32)
+    given = [Decoded(LAYOUT, one) for one in (*honest, liar)]
+    mean, _, _ = RobustMean("geometric-median").mean(SIZE, named(given))
+    progress = float(mean @ wanted) / float(wanted @ wanted)
+    assert progress > 0.5
+    assert float(np.mean([*honest, liar], axis=0) @ wanted) < progress * float(wanted @ wanted)
+
+
+def test_a_geometric_median_of_equal_or_empty_updates_is_theirs():
+    same = np.full(SIZE, 0.5, np.float32)
+    for row in (same, np.zeros(SIZE, np.float32)):
+        mean, _, _ = RobustMean("geometric-median").mean(SIZE, named([Decoded(LAYOUT, row)] * 3))
+        np.testing.assert_allclose(mean, row, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["median", "trimmed-mean", "norm-clip", "geometric-median"])
 def test_two_of_ten_liars_move_a_robust_mean_by_no_more_than_honest_nodes_differ(kind):
     values, matrix = updates(10)
     liars = [Decoded(LAYOUT, np.full(SIZE, 1e6, np.float32)), Decoded(LAYOUT, -matrix[1])]

@@ -176,7 +176,7 @@ def test_a_late_reply_counts_in_no_round(deploy):
     made.spoil = slow
     events = made.go()
     assert [event["replies"] for event in events] == [3, 2, 3]
-    assert events[1]["refused"] == {"n2": "no reply before the deadline"}
+    assert events[1]["refused"] == {"n2": "no reply before the round closed"}
     assert not (made.run / "updates" / "r02" / "n2.fpd").exists()
 
 

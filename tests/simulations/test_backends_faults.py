@@ -75,7 +75,7 @@ def test_a_bad_reply_is_refused_alone(federation, kind, cause):
 def test_a_straggler_misses_its_round_and_comes_back(federation):
     prepared = federation("slow", federation={"nodes": 3, "rounds": 3, "quorum": 1, "deadline": 2.0})
     events = run_with(prepared, "slow")
-    assert "no reply before the deadline" in events[1]["refused"]["org-00"]
+    assert "no reply before the round closed" in events[1]["refused"]["org-00"]
     assert events[2]["replies"] >= 1
     assert np.isfinite(prepared.final["values"]).all()
 
