@@ -131,14 +131,18 @@ class PatientGrid(HttpGrid):
         self._retry_invoker.max_time = seconds
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; their ids, empty for a node that is gone."""
+        """Send messages; their ids, empty for a node that is gone.
+
+        Raises:
+            Fault: the SuperLink does not take them.
+        """
         queued = list(messages)
-        for _ in range(_PUSHES - 1):
+        for _ in range(_PUSHES):
             try:
                 return self._sent(queued)
             except ObjectPushError:
                 continue
-        return self._sent(queued)
+        raise Fault(f"the SuperLink at {self._addr} does not take the parts of a message")
 
     def _sent(self, messages: list[Message]) -> list[str]:
         keys = list(super().push_messages(messages))

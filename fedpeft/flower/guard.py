@@ -143,13 +143,17 @@ class _Counter:
         return PullObjectResponse(object_found=False, object_available=False)
 
     def confirm(self, request: Any) -> Any:
-        """Let the caller free a message that it was handed, and nobody else's."""
+        """Let the caller free a message that it was handed, once it is whole, and nobody else's.
+
+        The coordinator is still sending the parts of one that is not, and would find that they have no place.
+        """
         from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse
         from flwr.supercore.utils import int64_to_uint64
 
         order = self._order(request.message_object_id)
         mine = order is not None and int64_to_uint64(order["dst_node_id"]) == request.node.node_id
-        return None if mine else ConfirmMessageReceivedResponse()
+        whole = mine and self._is_whole(request.message_object_id)
+        return None if whole else ConfirmMessageReceivedResponse()
 
     def _hand_on(self, upload: Upload) -> None:
         """Give a whole reply to Flower: every name that gets into its store comes with what it stands for."""
@@ -173,6 +177,22 @@ class _Counter:
 
     def _keeps(self, root: str) -> bool:
         return root in self._state.object_store
+
+    def _is_whole(self, root: str) -> bool:
+        """Whether all parts of a message are here."""
+        from flwr.supercore.state.schema.objectstore_models import ObjectChild, StoredObject
+        from sqlalchemy import select
+
+        lacking = select(StoredObject.object_id).where(StoredObject.is_available == 0)
+        names = {root}
+        with self._state.session() as session:
+            for _ in KINDS:
+                if session.scalar(lacking.where(StoredObject.object_id.in_(names)).limit(1)):
+                    return False
+                names = set(
+                    session.scalars(select(ObjectChild.child_id).where(ObjectChild.parent_id.in_(names)))
+                )
+        return True
 
     def _is_asked_of(self, node: int, name: str) -> bool:
         """Whether a part belongs to a message for the node, by way of the parts that contain it."""

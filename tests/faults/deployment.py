@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,9 +233,16 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
     return [event for event in events_of(run) if event["event"] == "round"]
 
 
-def await_end(run: Path, seconds: float = PATIENCE) -> dict[str, Any]:
-    """Wait until a run has ended; its status."""
-    return until(lambda: (s := status_of(run))["state"] in ENDED and s, seconds, f"run {run.name} ends")
+def await_end(
+    run: Path, seconds: float = PATIENCE, watch: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Wait until a run has ended, looking at something meanwhile; its status."""
+
+    def ended() -> Any:
+        watch()
+        return (status := status_of(run))["state"] in ENDED and status
+
+    return until(ended, seconds, f"run {run.name} ends")
 
 
 def _set(settings: Mapping[str, Any]) -> Iterator[str]:

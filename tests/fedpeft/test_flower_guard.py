@@ -233,6 +233,27 @@ def test_a_node_reads_and_frees_its_own_messages_only(world, coordinator, rogue,
         world.start_node("v")
 
 
+def test_freeing_a_message_that_is_still_under_way_does_not_stop_the_coordinator(
+    coordinator, rogue, monkeypatch
+):
+    """The order is handed out before its parts are there."""
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    first, push = threading.Event(), RuntimeHttpClient.PushObject
+
+    def slow(self, request, **options):
+        if not first.is_set():
+            first.set()
+            arrival = rogue.order()
+            rogue.confirm(arrival.run_id, arrival.header.metadata.message_id)
+        return push(self, request, **options)
+
+    monkeypatch.setattr(RuntimeHttpClient, "PushObject", slow)
+    name = coordinator.send(rogue.number, os.urandom(8).hex().encode(), ttl=15.0)
+    assert name and first.is_set()
+    assert all(rogue.pull(coordinator.run, part).object_available for part in [name])
+
+
 def test_what_nobody_asked_for_takes_no_room(world, coordinator, rogue, arrival):
     before = stored(world)
     for _ in range(4):
