@@ -76,9 +76,10 @@ def _federation(config: Config) -> Iterator[str]:
 
 def _robust(config: Config) -> Iterator[str]:
     federation, asked = config.federation, config.federation.robust
-    if asked == "none" and not federation.norm_bound:
+    plain = asked in ("none", "auto")
+    if plain and not federation.norm_bound:
         return
-    given = f"federation.robust = {asked!r}" if asked != "none" else "federation.norm_bound"
+    given = "federation.norm_bound" if plain else f"federation.robust = {asked!r}"
     if config.exchange.secure.enabled:
         yield f"{given} looks at single updates, which exchange.secure hides: leave one of them out"
     if config.privacy.unit == "node" and config.privacy.trust == "central":
@@ -86,7 +87,7 @@ def _robust(config: Config) -> Iterator[str]:
             f"{given} weighs nodes against one another, which privacy.trust = 'central' must not; it cuts "
             "every update to privacy.clip already: leave it out"
         )
-    if asked == "none":
+    if plain:
         return
     if config.adapter.method == "lora" and config.adapter.aggregation in ("stack", "reproject"):
         yield (

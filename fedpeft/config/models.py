@@ -30,7 +30,7 @@ Unit = Literal["none", "record", "person", "node"]
 Trust = Literal["local", "central", "distributed"]
 Engine = Literal["auto", "batched", "loop"]
 Arm = Literal["local_only", "centralised", "private"]
-Robust = Literal["none", "median", "trimmed-mean", "norm-clip", "geometric-median"]
+Robust = Literal["auto", "none", "median", "trimmed-mean", "norm-clip", "geometric-median"]
 
 
 class Section(BaseModel):
@@ -146,7 +146,11 @@ class FederationConfig(Section):
         description="an update this many times as long as the round's median of three or more is refused; "
         "0: none is; off where single updates must not be looked at",
     )
-    robust: Robust = Field(default="none", description="aggregation that withstands hostile updates")
+    robust: Robust = Field(
+        default="auto",
+        description="aggregation that withstands hostile updates; auto: the geometric median of 3 to 100 "
+        "nodes where single updates may be compared, else the mean",
+    )
     trim: float = Field(
         default=0.2, ge=0, lt=0.5, description="trimmed-mean: share of nodes left out on either side"
     )

@@ -24,7 +24,10 @@ from fedpeft_server.optimisers import Vector
 
 LEAST_NORMS = 3
 """Fewer updates have no median that one of them cannot set."""
+MOST_COMPARED = 100
+"""Of more nodes a single one weighs little, and their updates do not fit into memory together."""
 _STEPS = 200  # Weiszfeld's, of numbers of nodes only
+_DIGITS = 9  # of a weight: rounding errors of a sum, which differ between processors, are not among them
 _NEAREST = 1e-6  # of the median norm: an update closer than that does not take all the weight
 _BLOCK = 1 << 16  # values of all nodes that are sorted at a time
 
@@ -90,8 +93,13 @@ class RobustMean:
 
     @classmethod
     def of(cls, config: Config) -> RobustMean | None:
-        """The law of a run that asks for one."""
+        """The law of a run; None: the plain mean.
+
+        ``auto`` is the geometric median of 3 to `MOST_COMPARED` nodes whose single updates may be compared.
+        """
         federation = config.federation
+        if federation.robust == "auto":
+            return cls("geometric-median") if _comparable(config) else None
         if federation.robust == "none":
             return None
         return cls(federation.robust, federation.trim, federation.norm_bound)
@@ -125,6 +133,13 @@ class RobustMean:
     def restored(self, arrays: Mapping[str, NDArray[Any]]) -> RobustMean:
         """Itself."""
         return self
+
+
+def _comparable(config: Config) -> bool:
+    """Whether single updates may be looked at, mean the same on all nodes, and fit into memory together."""
+    hidden = config.exchange.secure.enabled or config.privacy.trust == "central"
+    factors = config.adapter.method == "lora" and config.adapter.aggregation in ("stack", "reproject")
+    return not hidden and not factors and LEAST_NORMS <= config.federation.nodes <= MOST_COMPARED
 
 
 def _gathered(size: int, contributions: Iterable[Contribution]) -> list[Decoded]:
@@ -165,13 +180,13 @@ def _geometric_median(size: int, updates: list[Decoded]) -> tuple[Vector, list[f
     """
     products = np.zeros((len(updates), len(updates)))
     for _, block in _blocks(size, updates):
-        wide = block.astype(np.float64)
-        products += wide @ wide.T
-    weights = _weiszfeld(products)
-    mean = np.empty(size, np.float64)
-    for start, block in _blocks(size, updates):
-        mean[start : start + block.shape[1]] = weights @ block.astype(np.float64)
-    return mean, weights.tolist()
+        products += np.einsum("iv,jv->ij", block, block, dtype=np.float64)
+    weights = _weiszfeld(products).tolist()
+    mean = np.zeros(size, np.float64)
+    for update, weight in zip(updates, weights, strict=True):
+        at = slice(None) if update.positions is None else update.positions.astype(np.intp)
+        mean[at] += weight * update.numbers.astype(np.float64)
+    return mean, weights
 
 
 def _weiszfeld(products: Vector) -> Vector:
@@ -184,7 +199,7 @@ def _weiszfeld(products: Vector) -> Vector:
         distances = np.sqrt(np.maximum(squares - 2 * products @ weights + weights @ products @ weights, 0.0))
         pulls = 1 / np.maximum(distances, nearest)
         weights = pulls / pulls.sum()
-    return weights
+    return np.round(weights, _DIGITS) / np.round(weights, _DIGITS).sum()
 
 
 def _clipped(size: int, updates: list[Decoded], bound: float) -> tuple[Vector, int]:

@@ -186,4 +186,20 @@ def test_what_can_hold_is_not_refused():
     for kind in ("median", "trimmed-mean"):
         config = build_config({**INT8, "federation": {"robust": kind, "trim": 0.3}})
         assert RobustMean.of(config) == RobustMean(kind, 0.3)
-    assert RobustMean.of(build_config({})) is None
+    assert RobustMean.of(build_config({"federation": {"robust": "none"}})) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "law"),
+    [
+        ({}, 3, "geometric-median"),
+        (TERNARY, 100, "geometric-median"),
+        ({}, 2, None),
+        ({}, 101, None),
+        (STACK, 4, None),
+        (CENTRAL, 4, None),
+    ],
+)
+def test_by_default_one_of_three_is_withstood_where_updates_may_be_compared(settings, nodes, law):
+    found = RobustMean.of(build_config({**settings, "federation": {"nodes": nodes}}))
+    assert (found and found.kind) == law
