@@ -22,7 +22,7 @@ from flwr.superlink.grid import HttpGrid
 
 from fedpeft.flower.faults import Fault, RunEnded
 from fedpeft.flower.link import SuperLink
-from fedpeft.flower.messages import LARGEST_MESSAGE, UNREADABLE, deserialise
+from fedpeft.flower.messages import APP_FAILED, LARGEST_MESSAGE, UNREADABLE, deserialise
 from fedpeft.flower.parts import FRAMES, LARGEST_FRAME, most_parts, payload_bytes
 
 LONGEST_OUTAGE = 300.0
@@ -30,6 +30,7 @@ LONGEST_OUTAGE = 300.0
 _LONGEST_UPLOAD = 180.0
 _LONGEST_PAUSE = 2
 _PUSHES = 3
+_ABANDONED = "UploadAbandoned"
 _TURNS = 8
 """Parts of each reply that one call fetches; a small reply has fewer."""
 _FINAL = frozenset({400, 401, 403, 404, 412, 413})
@@ -204,7 +205,7 @@ class PatientGrid(HttpGrid):
             reply.parts[key] = answer.object_content
             size = sum(map(len, reply.parts.values()))
             return "MessageTooLong" if size > self.largest + FRAMES * LARGEST_FRAME else None
-        return None if answer.object_found and reply.fresh else "UploadAbandoned"
+        return None if answer.object_found and reply.fresh else _ABANDONED
 
     def _read(self, reply: _Reply) -> Message:
         """The reply under the header that the SuperLink has checked, not the one that its sender wrote."""
@@ -223,6 +224,7 @@ class PatientGrid(HttpGrid):
 
 
 def _unreadable(reply: _Reply, cause: str) -> Message:
-    return make_message(
-        metadata=metadata_from_proto(reply.proto.metadata), error=Error(code=UNREADABLE, reason=cause)
-    )
+    """An error in place of a reply that never comes, or that is as no honest node makes it."""
+    code = UNREADABLE if cause == _ABANDONED else APP_FAILED
+    error = Error(code=code, reason=cause)
+    return make_message(metadata=metadata_from_proto(reply.proto.metadata), error=error)

@@ -7,6 +7,7 @@ parts of others. This guard stands behind Flower's own check of the signature an
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,10 @@ COORDINATOR = 1
 LONGEST_HEADER = 2**14
 """Bytes of a reply's header; an error's text is part of it."""
 UPLOADS = "uploads"
+LANES = 4
+"""Calls of one node that are worked on at a time; a node of ours makes three."""
+PENALTY = 1.0
+"""Seconds until a call that does nothing for a round is answered."""
 _FLEET = "/v1/fleet/"
 _COPIED = ("run_id", "src_node_id", "dst_node_id", "reply_to_message_id", "group_id", "message_type")
 
@@ -36,6 +41,14 @@ class Refused(Exception):
     def __init__(self, status: int, line: str) -> None:
         super().__init__(line)
         self.status = status
+
+
+class _Useless(Exception):
+    """A call that an honest node makes now and then, too late; it is answered as if all were well."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
 
 
 def guard(application: FastAPI, folder: Path, quota: Quota) -> None:
@@ -53,20 +66,35 @@ def guard(application: FastAPI, folder: Path, quota: Quota) -> None:
 
 
 class _Guarded:
-    """Answers the calls that it has handlers for, in Flower's way; all others pass."""
+    """Answers the calls that it has handlers for, in Flower's way; all others pass.
+
+    Each node has the same few calls worked on at a time, and one that does nothing for a round takes its
+    sender a while, so no node takes more than its share of the link's work.
+    """
 
     def __init__(self, app: ASGIApp, handlers: dict[str, Callable[[Any], Any]]) -> None:
         self._app, self._handlers = app, handlers
+        self._lanes: dict[int, asyncio.Semaphore] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handler = self._handlers.get(scope.get("path", ""))
         request = scope.get("state", {}).get("protobuf_request")
-        if handler is None or request is None:
+        if request is None or not scope["path"].startswith(_FLEET) or not hasattr(request, "node"):
+            return await self._app(scope, receive, send)
+        async with self._lanes.setdefault(request.node.node_id, asyncio.Semaphore(LANES)):
+            await self._work(request, scope, receive, send)
+
+    async def _work(self, request: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._handlers.get(scope["path"])
+        if handler is None:
             return await self._app(scope, receive, send)
         try:
             answer = await run_in_threadpool(handler, request)
         except Refused as refusal:
+            await asyncio.sleep(PENALTY)
             return await _send(send, refusal.status, json.dumps({"detail": str(refusal)}).encode())
+        except _Useless as useless:
+            await asyncio.sleep(PENALTY)
+            answer = useless.answer
         if answer is None:
             return await self._app(scope, receive, send)
         scope["state"]["protobuf_response"] = answer
@@ -101,7 +129,7 @@ class _Counter:
         nothing = PushMessagesResponse(reconnect=Reconnect(reconnect=5), results={said.message_id: 0})
         order = self._order(said.reply_to_message_id)
         if order is None or self._uploads.answered(node, said.reply_to_message_id):
-            return nothing
+            raise _Useless(nothing)
         _check_header(header, order, node)
         if said.message_id != tree.object_id:
             raise Refused(400, "a reply has the name of its first part")
@@ -125,7 +153,7 @@ class _Counter:
         try:
             whole = self._uploads.put(node, session, name, request.object_content)
         except KeyError:
-            return PushObjectResponse(stored=False)
+            raise _Useless(PushObjectResponse(stored=False)) from None
         except BadPart as error:
             raise Refused(400, str(error)) from None
         except OverQuota as error:
@@ -140,7 +168,7 @@ class _Counter:
 
         if self._is_asked_of(request.node.node_id, request.object_id):
             return None
-        return PullObjectResponse(object_found=False, object_available=False)
+        raise _Useless(PullObjectResponse(object_found=False, object_available=False))
 
     def confirm(self, request: Any) -> Any:
         """Let the caller free a message that it was handed, once it is whole, and nobody else's.
@@ -152,8 +180,8 @@ class _Counter:
 
         order = self._order(request.message_object_id)
         mine = order is not None and int64_to_uint64(order["dst_node_id"]) == request.node.node_id
-        whole = mine and self._is_whole(request.message_object_id)
-        return None if whole else ConfirmMessageReceivedResponse()
+        if not mine or not self._is_whole(request.message_object_id):
+            raise _Useless(ConfirmMessageReceivedResponse())
 
     def _hand_on(self, upload: Upload) -> None:
         """Give a whole reply to Flower: every name that gets into its store comes with what it stands for."""

@@ -73,9 +73,10 @@ class RobustMean:
     * trimmed-mean: of each value, without the ``trim`` share of nodes on either side (the same).
     * norm-clip: the mean of updates cut to one length, ``bound`` or, where that is 0, the median of the
       round's norms (Sun et al. 2019, arXiv 1911.07963).
-    * geometric-median: the point with the least sum of distances to the updates, by smoothed Weiszfeld steps
-      (Pillutla et al. 2022, arXiv 1912.13445); a convex combination of them, so a value that few nodes send
-      is not lost. Fewer than half of the nodes move it by no more than the others differ.
+    * geometric-median: of updates cut to the median of the round's norms, the point with the least sum of
+      distances to them, by smoothed Weiszfeld steps (Pillutla et al. 2022, arXiv 1912.13445); a weighted mean
+      of them, so a value that few nodes send is not lost. Fewer than half of the nodes move it by no more
+      than the others differ.
 
     All updates of a round are in memory, as sparse as their codec has them: up to 4 bytes per value and node
     for a dense one, 8 per value sent for a sparse one; beside them one block of 65,536 values of all nodes.
@@ -173,7 +174,7 @@ def _between(values: Decoded, start: int, end: int) -> NDArray[np.float32]:
 
 
 def _geometric_median(size: int, updates: list[Decoded]) -> tuple[Vector, list[float]]:
-    """The geometric median and the weight of each update in it.
+    """The geometric median of updates cut to their median length, and the weight of each update in it.
 
     All distances between a weighted mean and the updates follow from their inner products, so each step
     works on numbers of nodes, not of values.
@@ -181,7 +182,10 @@ def _geometric_median(size: int, updates: list[Decoded]) -> tuple[Vector, list[f
     products = np.zeros((len(updates), len(updates)))
     for _, block in _blocks(size, updates):
         products += np.einsum("iv,jv->ij", block, block, dtype=np.float64)
-    weights = _weiszfeld(products).tolist()
+    norms = np.sqrt(np.diagonal(products))
+    longest = float(np.median(norms))
+    cuts = longest / np.maximum(norms, longest) if longest else np.ones(len(updates))
+    weights = (cuts * _weiszfeld(products * np.outer(cuts, cuts))).tolist()
     mean = np.zeros(size, np.float64)
     for update, weight in zip(updates, weights, strict=True):
         at = slice(None) if update.positions is None else update.positions.astype(np.intp)

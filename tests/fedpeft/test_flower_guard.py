@@ -326,7 +326,7 @@ def test_a_payload_that_names_a_piece_many_times_is_not_put_together(coordinator
     replies = answers_of(rogue, coordinator, honest, act, largest=2 * MIB)
     assert peaks == [[True] * 6]
     assert words({node: replies[node] for node in honest.values()})
-    assert (replies[rogue.number].error.code, replies[rogue.number].error.reason) == (4, "MessageTooLong")
+    assert (replies[rogue.number].error.code, replies[rogue.number].error.reason) == (2, "MessageTooLong")
     assert peak() - before < 200
 
 
