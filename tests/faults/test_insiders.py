@@ -11,7 +11,7 @@ from deployment import Deployment, await_end, rounds_of
 REPOSITORY = Path(__file__).parents[2]
 HOSTILE = {"mallory": "poison", "oscar": "flood", "trudy": "bomb"}
 HONEST = [f"org-{index}" for index in range(7)]
-ROUNDS = 8
+ROUNDS = 5
 MIB = 2**20
 
 
@@ -41,7 +41,7 @@ def test_three_kinds_of_insiders_at_once_cost_the_honest_nodes_no_round(tmp_path
             "attacked", {"federation.rounds": ROUNDS, "federation.quorum": 7, "federation.deadline": 120.0}
         )
         peaks = {"link": 0, "runner": 0}
-        status = await_end(run, 540, lambda: peaks.update(measured(deployment, peaks)))
+        status = await_end(run, 900, lambda: peaks.update(measured(deployment, peaks)))
         rounds = rounds_of(run)
     finally:
         left = deployment.close()

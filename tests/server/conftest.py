@@ -175,7 +175,7 @@ def deploy(tmp_path, monkeypatch):
     monkeypatch.setattr(terms, "AGAIN_SECONDS", 0.05)
 
     def made(name="run", nodes=3, exchange=None, **federation):
-        asked = {"nodes": nodes, "rounds": 3, "quorum": 2, "deadline": 5.0, **federation}
+        asked = {"nodes": nodes, "rounds": 3, "quorum": 2, "deadline": 5.0, "robust": "none", **federation}
         config = build_config(
             {"federation": asked, "exchange": {"up": DENSE, "down": DENSE} | (exchange or {})}
         )
