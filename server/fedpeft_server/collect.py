@@ -86,8 +86,9 @@ def ask(
     """
     started = time.monotonic()
     end = started + question.deadline
-    if isinstance(grid, Bounded):
-        grid.largest = question.largest
+    bounded = _bounded(grid)
+    if bounded is not None:
+        bounded.largest = question.largest
     waiting = _push(grid, question, contents)
     replies: dict[int, Message] = {}
     pause = FIRST_PAUSE
@@ -104,10 +105,14 @@ def ask(
             answers = sum(map(is_answer, replies.values()))
             lost, took = len(replies) - answers, time.monotonic() - started
             end = min(end, started + question.close(len(contents) - lost, answers, took))
-        if not arrived and not (isinstance(grid, Bounded) and grid.busy):
+        if not arrived and not (bounded is not None and bounded.busy):
             _wait(grid, waiting, min(pause, left))
         pause = FIRST_PAUSE if arrived else min(pause * 1.5, LONGEST_PAUSE)
     return replies
+
+
+def _bounded(grid: object) -> Bounded | None:
+    return grid if isinstance(grid, Bounded) else None
 
 
 def _push(grid: Grid, question: Question, contents: Mapping[int, RecordDict]) -> dict[str, int]:
