@@ -71,8 +71,8 @@ class Home:
         tapped: whether updates are written down for the audit (simulation only).
         signing_seed: seed of a reproducible signing key, hexadecimal: the mark of a simulation.
         coordinator: the coordinator's public key, hexadecimal; None: believe the first one seen.
-        roster: public keys of the nodes that this one sums with, hexadecimal by name; empty: believe the
-            first roster seen.
+        roster: pinned public keys of all nodes that this one ever sums with, its own included, hexadecimal by
+            name; empty: it sums with nobody.
         own: what the organisation sets for itself, if it is a real one.
     """
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedpeft.cohort import Cohort, draw
 from fedpeft.errors import FederationError
 from fedpeft.exchange import FloatVector
 from fedpeft.protocol import SecureReply, SecureTask, pack_table, run_id, unpack_table
@@ -20,8 +21,10 @@ from fedpeft.secagg import (
     NodeSecrets,
     ReleaseStore,
     SecureContext,
+    TermsRefused,
     advertise,
     agree,
+    check_roster,
     from_residues,
     mask,
     reveal,
@@ -30,6 +33,7 @@ from fedpeft.secagg import (
 )
 from fedpeft_clients.desk import signer_of
 from fedpeft_clients.home import Home
+from fedpeft_clients.policy import PolicyError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +83,7 @@ class Session:
         bits = self.secrets.context.bits
         bound = 1 if self.task.scales else None
         values = to_residues(integers, bits, bound)
-        secrets, hidden, receipt = mask(self.secrets, _member(home), values, unpack_table(inbox))
+        secrets, hidden, receipt = mask(self.secrets, _member(home, self.task.round), values, unpack_table(inbox))
         Session(self.task, secrets).save(home)
         return hidden.tobytes() + receipt
 
@@ -97,21 +101,25 @@ def answer(home: Home, task: SecureTask, blob: bytes) -> tuple[SecureReply, byte
 
     Raises:
         FederationError: secure aggregation was not agreed on, or the phase is unknown or out of turn.
-        SecureAggregationError: terms below this node's own limits, or a coordinator that asks too much.
+        PolicyError: rule ``roster``, ``threshold`` or ``round``: the terms are not those that were agreed on.
+        SecureAggregationError: a coordinator that asks too much.
     """
     if not home.config.exchange.secure.enabled:
         raise FederationError("this node did not agree to secure aggregation")
     reply, table = SecureReply(task.phase, task.round), unpack_table(blob)
-    if task.phase == "keys":
-        return reply, _keys(home, task, table)
-    if (phase := _PHASES.get(task.phase)) is None:
-        raise FederationError("the phase of secure aggregation is unknown")
-    return reply, phase(home, Session.load(home, task.round, task.attempt), table)
+    try:
+        if task.phase == "keys":
+            return reply, _keys(home, task, table)
+        if (phase := _PHASES.get(task.phase)) is None:
+            raise FederationError("the phase of secure aggregation is unknown")
+        return reply, phase(home, Session.load(home, task.round, task.attempt), table)
+    except TermsRefused as refusal:
+        raise PolicyError(refusal.rule, refusal.sentence) from None
 
 
 def _keys(home: Home, task: SecureTask, roster: Mapping[str, bytes]) -> bytes:
-    _trust_roster(home, roster)
-    secure = home.config.exchange.secure
+    member, secure = _member(home, task.round), home.config.exchange.secure
+    check_roster(roster, member)
     context = SecureContext(
         run=run_id(home.config),
         round=task.round,
@@ -123,9 +131,10 @@ def _keys(home: Home, task: SecureTask, roster: Mapping[str, bytes]) -> bytes:
         size=task.size,
         bits=secure.bits,
         public=task.public,
+        colluders=secure.colluders,
     )
     _forget(home, task.round)
-    secrets, message = advertise(context, _member(home))
+    secrets, message = advertise(context, member)
     Session(task, secrets).save(home)
     return message
 
@@ -137,35 +146,25 @@ def _shares(home: Home, session: Session, advertisements: Mapping[str, bytes]) -
 
 
 def _agree(home: Home, session: Session, receipts: Mapping[str, bytes]) -> bytes:
-    secrets, signature = agree(session.secrets, _member(home), receipts)
+    secrets, signature = agree(session.secrets, _member(home, session.task.round), receipts)
     Session(session.task, secrets).save(home)
     return signature
 
 
 def _reveal(home: Home, session: Session, signatures: Mapping[str, bytes]) -> bytes:
-    return reveal(session.secrets, _member(home), signatures)
+    return reveal(session.secrets, _member(home, session.task.round), signatures)
 
 
 _Phase = Callable[[Home, Session, Mapping[str, bytes]], bytes]
 _PHASES: dict[str, _Phase] = {"shares": _shares, "agree": _agree, "reveal": _reveal}
 
 
-def _member(home: Home) -> Member:
-    secure = home.config.exchange.secure
-    store = ReleaseStore(home.secure / "released")
-    return Member(home.name, signer_of(home), store, secure.threshold, secure.least_nodes)
-
-
-def _trust_roster(home: Home, roster: Mapping[str, bytes]) -> None:
-    """Sum only with nodes whose keys this node knows: from ``node.json``, or from the first roster seen."""
-    pinned = home.path / "roster.json"
-    known = dict(home.roster)
-    if not known and not pinned.exists():
-        write_atomic(pinned, json.dumps({name: key.hex() for name, key in roster.items()}).encode())
-    known = known or json.loads(pinned.read_bytes())
-    strangers = [name for name, key in sorted(roster.items()) if known.get(name) != key.hex()]
-    if strangers:
-        raise FederationError(f"the roster holds {strangers[0]!r} with a key that this node does not know")
+def _member(home: Home, round: int) -> Member:
+    """This node, with the roster of a round: the pinned nodes, or those of them that the round draws."""
+    config, store = home.config, ReleaseStore(home.secure / "released")
+    asked = draw(home.roster, config.federation.participation, config.run.seed, round)
+    roster = {name: bytes.fromhex(home.roster[name]) for name in asked}
+    return Member(home.name, signer_of(home), store, roster, Cohort.of(config))
 
 
 def _file(home: Home, round: int, attempt: int) -> Path:

@@ -52,7 +52,8 @@ def summand(
 def noisy_grid(values: FloatVector, privacy: PrivacyPlan, grid: Grid, source: Randomness = words) -> Integers:
     """The clipped values in grid steps and this node's share of the Skellam noise, int64, same shape.
 
-    Any ``least_nodes`` shares together have at least the variance that the plan accounts for.
+    Any ``least_nodes`` shares together have at least the variance that the plan accounts for; so many are in
+    every opened sum, whoever colludes.
     """
     variance = (privacy.noise_multiplier * grid.steps_per_clip) ** 2 / grid.least_nodes
     noise = share_of_noise(values.size, variance, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedpeft.cohort import Cohort
 from fedpeft.config.models import EMBEDDED, Config
 from fedpeft.errors import ConfigError
 
@@ -230,11 +231,10 @@ def _secure(config: Config) -> Iterator[str]:
             "exchange.secure sums ternary values on a public support (exchange.secure.share): set "
             f"exchange.up.codec = 'ternary' (given: {config.exchange.up.codec!r})"
         )
-    if federation.nodes < secure.least_nodes:
-        yield (
-            f"exchange.secure.least_nodes = {secure.least_nodes} exceeds federation.nodes = "
-            f"{federation.nodes}"
-        )
+    try:
+        Cohort.of(config)
+    except ConfigError as error:
+        yield str(error)
     if secure.bits != 8 and config.privacy.trust != "distributed":
         yield "exchange.secure.bits above 8 is for privacy.trust = 'distributed'; ternary sums fit 8 bits"
     if federation.selection != "seeded":

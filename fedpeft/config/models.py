@@ -198,9 +198,19 @@ class SecureConfig(Section):
 
     enabled: bool = Field(default=False, description="mask every update; needs the ternary codec up")
     threshold: float = Field(
-        default=0.67, gt=0.5, le=1, description="share of the roster that must survive and unmask"
+        default=0.67,
+        gt=0.5,
+        le=1,
+        description="share of the roster that must survive and unmask; raised where colluders call for more",
     )
-    least_nodes: int = Field(default=3, ge=2, description="no sum of fewer nodes is ever released")
+    least_nodes: int = Field(
+        default=2, ge=2, description="nodes beside the colluders in every sum that is ever opened, at least"
+    )
+    colluders: int = Field(
+        default=1,
+        ge=0,
+        description="nodes that may collude with the coordinator: every claim holds against so many",
+    )
     share: float = Field(default=1.0, gt=0, le=1, description="share of the values that a round sums")
     bits: Literal[8, 16, 32] = Field(default=8, description="bits of one masked value; 8 for ternary")
 

@@ -28,7 +28,9 @@ class Grid:
     Attributes:
         size: number of values, which the rounding error depends on.
         steps_per_clip: grid steps in one clip norm; the finer, the less rounding adds to the sensitivity.
-        least_nodes: nodes whose noise a released sum holds at least; each adds that share of the variance.
+        least_nodes: nodes whose noise a released sum holds at least, those that collude not counted; each
+            adds that share of the variance.
+        colluders: nodes that may collude with the coordinator (`fedpeft.cohort.Cohort`, where both come from).
 
     Raises:
         PrivacyError: a grid without values, steps or nodes.
@@ -37,6 +39,7 @@ class Grid:
     size: int
     steps_per_clip: float
     least_nodes: int
+    colluders: int = 0
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.least_nodes < 1 or not 0 < self.steps_per_clip < math.inf:
@@ -92,8 +95,9 @@ class PrivacyPlan:
     ``bands`` above 1 the noise of their rounds is correlated (matrix mechanism).
 
     Trust ``distributed``: as central, but the nodes add shares of Skellam noise to integers under secure
-    aggregation (Agarwal et al. 2021, arXiv:2110.04995). It holds against the coordinator too, for the sum,
-    for what a node sent against zeros in its place; who took part is no secret.
+    aggregation (Agarwal et al. 2021, arXiv:2110.04995). It holds against the coordinator and
+    ``grid.colluders`` nodes that work with it, for the sum, for what a node sent against zeros in its place;
+    who took part is no secret.
 
     Attributes:
         sampling_probability: rate of inclusion of each unit in each step, in (0, 1].
@@ -201,7 +205,7 @@ class PrivacyPlan:
 
 
 def _skellam(plan: PrivacyPlan, grid: Grid, count: int) -> Skellam:
-    """The least noise that a released sum may hold: that of ``least_nodes`` nodes."""
+    """The least noise that a released sum may hold: that of ``least_nodes`` nodes beside the colluders."""
     return Skellam(grid.l1, grid.l2, (plan.noise_multiplier * grid.steps_per_clip) ** 2, count)
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fedpeft.cohort import Cohort
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.calibration import noise_multiplier
 from fedpeft.privacy.plan import AdaptiveClip, Grid, PrivacyPlan
@@ -134,13 +135,14 @@ def _of_nodes(config: Config, size: int) -> PrivacyPlan:
 def _grid(config: Config, size: int) -> Grid:
     """A grid so fine that rounding costs little; the bits that it needs are checked with the noise.
 
-    The noise counts on ``least_nodes`` shares alone, which every node enforces for every sum.
+    The noise counts on the shares alone that every sum holds whoever colludes, which every node enforces.
     """
     secure = config.exchange.secure
     if size < 1:
         raise PrivacyError("privacy.trust = 'distributed' depends on the number of values: give the size")
     steps_per_clip = STEPS_PER_ROOT.get(secure.bits, 1.0) * math.sqrt(size)
-    return Grid(size, steps_per_clip, secure.least_nodes)
+    cohort = Cohort.of(config)
+    return Grid(size, steps_per_clip, cohort.honest, cohort.colluders)
 
 
 def period(participation: float) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.calibration import noise_multiplier
 from fedpeft.privacy.matrix import square_root
-from fedpeft.privacy.plan import PrivacyPlan
+from fedpeft.privacy.plan import Grid, PrivacyPlan
 
 SURVIVORS = 2 / 3
 """Share of the nodes that a distributed run can well ask for in each sum: each share of noise shrinks."""
@@ -132,9 +132,9 @@ def _other_plans(plan: PrivacyPlan, size: int, nodes: int) -> Iterator[Remedy]:
     yield remedy(f"federation.rounds = {4 * plan.rounds}", replace(plan, rounds=4 * plan.rounds))
     batch, rate = plan.expected_batch_size, plan.sampling_probability
     more_nodes = f"federation.nodes = {4 * nodes}"
-    if plan.grid is not None and plan.grid.least_nodes < (survivors := math.ceil(SURVIVORS * nodes)):
-        shared = replace(plan, grid=replace(plan.grid, least_nodes=survivors))
-        yield Remedy(f"exchange.secure.least_nodes = {survivors}", signal(shared, size, nodes).whole_run)
+    if plan.grid is not None and plan.grid.least_nodes < (honest := _honest(plan.grid, nodes)):
+        shared = replace(plan, grid=replace(plan.grid, least_nodes=honest))
+        yield Remedy(f"exchange.secure.least_nodes = {honest}", signal(shared, size, nodes).whole_run)
     if plan.unit == "node":
         yield remedy(more_nodes, _more_nodes(plan), count=4 * nodes)
         return
@@ -143,6 +143,11 @@ def _other_plans(plan: PrivacyPlan, size: int, nodes: int) -> Iterator[Remedy]:
         larger = replace(plan, expected_batch_size=4 * batch, sampling_probability=min(1.0, 4 * rate))
         yield remedy(f"federation.batch_size = {4 * batch}", larger)
         yield remedy("4 times the privacy.public_records", replace(plan, sampling_probability=rate / 4))
+
+
+def _honest(grid: Grid, nodes: int) -> int:
+    """Nodes beside the colluders that sums could hold where `SURVIVORS` of all stay."""
+    return math.ceil(SURVIVORS * nodes) - grid.colluders
 
 
 def _more_nodes(plan: PrivacyPlan) -> PrivacyPlan:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -12,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.secagg.errors import SecureAggregationError
+from fedpeft.cohort import Cohort
+from fedpeft.errors import ConfigError
+from fedpeft.secagg.errors import SecureAggregationError, TermsRefused
 
 MOST_NODES = 127
 """So many ternary values always fit one byte: their sum is within -127 and 127."""
@@ -34,12 +35,14 @@ class SecureContext:
         attempt: attempt within the round.
         state: digest of the global adapter that the round starts from, 32 bytes (Pasquini et al. 2021,
             arXiv:2111.07380: different models per node isolate a node's update within the sum).
-        roster: names and Ed25519 public keys of the nodes, in the order of the names; 2 to 127.
+        roster: names and Ed25519 public keys of the nodes, in the order of the names; 2 to 127: all that the
+            round asks, whether they answer or not.
         threshold: nodes that are needed to open the sum.
-        least_nodes: nodes that a sum has at least.
+        least_nodes: nodes beside the colluders that a sum has at least.
         size: number of values.
         bits: of each value, 8, 16 or 32; the sum is exact modulo 2^bits.
         public: digest of other public data of the round such as scales, 32 bytes.
+        colluders: nodes that may collude with the coordinator.
 
     Raises:
         SecureAggregationError: a field that no honest coordinator sends.
@@ -55,9 +58,10 @@ class SecureContext:
     size: int
     bits: int
     public: bytes
+    colluders: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("round", "attempt", "threshold", "least_nodes", "size", "bits"):
+        for name in ("round", "attempt", "threshold", "least_nodes", "size", "bits", "colluders"):
             _require(type(getattr(self, name)) is int, name, getattr(self, name), "a whole number")
         for name, length in (("run", 16), ("state", HASH_BYTES), ("public", HASH_BYTES)):
             _require(
@@ -75,14 +79,22 @@ class SecureContext:
         _require(0 <= self.round < 2**31, "round", self.round, "0 or more")
         _require(0 <= self.attempt < 2**31, "attempt", self.attempt, "0 or more")
         _require(1 <= self.threshold <= nodes, "threshold", self.threshold, f"1 to {nodes}")
-        _require(1 <= self.least_nodes <= nodes, "least_nodes", self.least_nodes, f"1 to {nodes}")
         _require(1 <= self.size <= MOST_VALUES, "size", self.size, f"1 to {MOST_VALUES}")
         _require(self.bits in (8, 16, 32), "bits", self.bits, "8, 16 or 32")
+        try:
+            self.cohort  # noqa: B018
+        except ConfigError as error:
+            raise TermsRefused("threshold", str(error)) from None
+
+    @cached_property
+    def cohort(self) -> Cohort:
+        """The numbers of the sum, which nobody may weaken."""
+        return Cohort(len(self.roster), self.threshold, self.least_nodes, self.colluders)
 
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of all fields, 32 bytes; the encoding is injective."""
-        return hashlib.sha256(b"fedpeft-secagg-context-1\0" + self.to_bytes()).digest()
+        return hashlib.sha256(b"fedpeft-secagg-context-2\0" + self.to_bytes()).digest()
 
     @cached_property
     def keys(self) -> dict[str, bytes]:
@@ -96,8 +108,8 @@ class SecureContext:
 
     @property
     def quorum(self) -> int:
-        """Nodes without which nothing goes on: the larger of ``threshold`` and ``least_nodes``."""
-        return max(self.threshold, self.least_nodes)
+        """Nodes without which nothing goes on."""
+        return self.cohort.quorum
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -145,35 +157,6 @@ class SecureContext:
         if not canonical:
             raise SecureAggregationError("this is no secure context: its encoding is not canonical")
         return context
-
-
-def check_policy(
-    context: SecureContext, name: str, key: bytes, least_threshold_share: float, least_nodes: int
-) -> None:
-    """Refuse terms under which a coordinator could single out a node.
-
-    A threshold of at most half the roster lets a coordinator open two different sums of one round. Against
-    ``m`` nodes that collude with the coordinator, it must exceed ``(nodes + m) / 2``.
-
-    Args:
-        context: the coordinator's terms.
-        name: this node.
-        key: this node's Ed25519 public key.
-        least_threshold_share: the node's own least threshold as a share of the roster; above 1/2.
-        least_nodes: the node's own least number of nodes in a sum.
-
-    Raises:
-        SecureAggregationError: the node is not in the roster with this key, or the terms are too weak.
-    """
-    if context.keys.get(name) != key:
-        raise SecureAggregationError(f"the roster does not have {name!r} with this node's key; enrol it")
-    nodes = len(context.roster)
-    allowed = max(nodes // 2 + 1, math.ceil(least_threshold_share * nodes))
-    _require(context.threshold >= allowed, "threshold", context.threshold, f"at least {allowed} of {nodes}")
-    _require(nodes >= least_nodes, "roster", nodes, f"of at least {least_nodes} nodes")
-    _require(
-        context.least_nodes >= least_nodes, "least_nodes", context.least_nodes, f"at least {least_nodes}"
-    )
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.secagg.context import SecureContext, check_policy
+from fedpeft.secagg.context import SecureContext
 from fedpeft.secagg.errors import SecureAggregationError
 from fedpeft.secagg.messages import (
     COMMITMENTS_BYTES,
@@ -33,24 +33,24 @@ from fedpeft.secagg.messages import (
 )
 from fedpeft.secagg.shamir import SECRET_BYTES, fresh_secret, split
 from fedpeft.secagg.state import Member, NodeSecrets
+from fedpeft.secagg.terms import accept
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 def advertise(context: SecureContext, member: Member) -> tuple[NodeSecrets, bytes]:
-    """Accept the terms and make fresh keys.
+    """Accept the terms, which are written down first, and make fresh keys.
 
     Returns:
         The secrets and the advertisement: two X25519 public keys and a commitment, signed, 160 bytes.
 
     Raises:
-        SecureAggregationError: the terms are below the node's own limits.
+        SecureAggregationError: the terms are not those that the node agreed to, or not the round's first.
     """
     from fedpeft.secagg.masks import public_key
 
-    limits = (member.least_threshold_share, member.least_nodes)
-    check_policy(context, member.name, member.signer.public, *limits)
+    accept(context, member)
     mask_key, share_key, seed = fresh_secret(), os.urandom(32), fresh_secret()
     content = public_key(mask_key) + public_key(share_key) + commit_seed(context, member.name, seed)
     message = content + sign(member.signer, "advertisement", context, member.name, content)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedpeft.cohort import Cohort
 from fedpeft.secagg.context import SecureContext
 from fedpeft.secagg.errors import SecureAggregationError
 from fedpeft.secagg.store import ReleaseStore
@@ -24,15 +25,15 @@ class Member:
         name: the node's name in rosters.
         signer: its Ed25519 key.
         store: its durable record of releases.
-        least_threshold_share: least threshold as a share of the roster; above one half.
-        least_nodes: least number of nodes in a sum.
+        roster: Ed25519 public keys of all nodes that the round asks, by name: pinned, not told.
+        cohort: the numbers that were agreed on.
     """
 
     name: str
     signer: Signer
     store: ReleaseStore
-    least_threshold_share: float = 2 / 3
-    least_nodes: int = 3
+    roster: Mapping[str, bytes]
+    cohort: Cohort
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,19 @@ from pathlib import Path
 
 from fedpeft.runstore.files import sync_folder
 from fedpeft.secagg.context import SecureContext
-from fedpeft.secagg.errors import SecureAggregationError
+from fedpeft.secagg.errors import TermsRefused
+
+OF_ROUND = ("accepted", "revealed")
+"""Steps that a round has once, whatever the attempt."""
 
 
 @dataclass(frozen=True)
 class ReleaseStore:
     """Digests of a node's releases; the folder belongs to one node.
 
-    A masked vector and a signed set of survivors are released once per attempt, shares once per round:
-    shares of two attempts would open two sums over different nodes, whose difference is some nodes' own.
-    A store that is rolled back forgets: keep it where the ledger is.
+    A masked vector and a signed set of survivors are released once per attempt. Terms are accepted once per
+    round, and shares let go once per round: shares of two attempts would open two sums over different nodes,
+    whose difference is some nodes' own. A store that is rolled back forgets: keep it where the ledger is.
     """
 
     folder: Path
@@ -30,16 +33,16 @@ class ReleaseStore:
         Safe against crashes at any point and against a second process.
 
         Raises:
-            SecureAggregationError: something else was released in this place before.
+            TermsRefused: rule ``round``: something else was released in this place before.
         """
-        attempt = "" if step == "revealed" else f"-{context.attempt}"
+        attempt = "" if step in OF_ROUND else f"-{context.attempt}"
         path = self.folder / f"{context.run.hex()}-{context.round}{attempt}.{step}"
         line = hashlib.sha256(context.digest + data).hexdigest()
         self.folder.mkdir(parents=True, exist_ok=True)
         _create(path, line.encode())
         if path.read_text() != line:
-            raise SecureAggregationError(
-                f"round {context.round}: another request was {step} before; wait for a new round"
+            raise TermsRefused(
+                "round", f"round {context.round}: another request was {step} before; wait for a new round"
             )
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedpeft.cohort import draw
 from fedpeft.config.models import FederationConfig
 from fedpeft.errors import FederationError
 from fedpeft.privacy.csprng import Randomness, words
 from fedpeft.privacy.planning import period
 from fedpeft.privacy.sampling import poisson
 from fedpeft.protocol import HELLO, PROTOCOL, Hello, HelloReply, pack, unpack
-from fedpeft.rng import stream
 from fedpeft_server.collect import Question, ask
 from fedpeft_server.terms import TermsRound
 
@@ -182,15 +180,7 @@ def sample(
     if federation.selection == "cyclic":
         turns = period(federation.participation)
         return sorted(name for index, name in enumerate(enrolled) if index % turns == (round - 1) % turns)
-    return _seeded(sorted(enrolled), federation.participation, seed, round)
-
-
-def _seeded(ordered: list[str], participation: float, seed: int, round: int) -> list[str]:
-    count = max(1, math.ceil(participation * len(ordered) - 1e-9))
-    if count >= len(ordered):
-        return ordered
-    chosen = stream(seed, round, "server", "participation").choice(len(ordered), count, replace=False)
-    return [ordered[index] for index in np.sort(chosen)]
+    return draw(enrolled, federation.participation, seed, round)
 
 
 def _judge(replies: Mapping[int, Message], agreed: Agreed) -> list[tuple[Member, str | None]]:

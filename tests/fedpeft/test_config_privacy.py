@@ -42,7 +42,7 @@ REFUSED = [
     ({"privacy": {**DISTRIBUTED, "adaptive_clip": True}, "exchange": SUM}, "fixed clip"),
     ({"privacy": NODE, "exchange": {**NO_FEEDBACK, **SECURE}}, "has to clip"),
     ({"exchange": SECURE, "federation": {"nodes": 128}}, "works for 2 to 127 nodes"),
-    ({"exchange": SECURE, "federation": {"nodes": 2}}, "least_nodes = 3 exceeds"),
+    ({"exchange": SECURE, "federation": {"nodes": 2}}, "a sum needs 3 nodes"),
     ({"exchange": {**SECURE, "up": {"codec": "sign"}}}, "set exchange.up.codec = 'ternary'"),
     ({"exchange": SECURE, "adapter": {"aggregation": "naive"}}, "exact for adapter.aggregation = 'frozen_a'"),
     ({"exchange": {"secure": {"enabled": True, "bits": 32}}}, "ternary sums fit 8 bits"),

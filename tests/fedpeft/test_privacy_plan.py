@@ -164,7 +164,7 @@ def test_rounding_costs_six_percent_in_32_bits_and_a_quarter_in_16():
     assert fine.noise_multiplier / by_renyi == pytest.approx(17 / 16, rel=2e-3)
     assert coarse.noise_multiplier / by_renyi == pytest.approx(5 / 4, rel=3e-3)
     assert isinstance(fine.event(), Skellam) and fine.grid is not None
-    assert fine.grid.least_nodes == 3
+    assert (fine.grid.least_nodes, fine.grid.colluders) == (13, 1)  # of 20, 14 open a sum
 
 
 def test_bits_that_are_too_few_are_refused_with_the_number_needed():

@@ -129,10 +129,10 @@ MUTANTS = (
     ),
     Mutant(
         34,
-        "the noise counts on all nodes, though some may drop out",
+        "the noise counts on the shares of colluders too",
         PLANNING,
-        "return Grid(size, steps_per_clip, secure.least_nodes)",
-        "return Grid(size, steps_per_clip, config.federation.nodes)",
+        "return Grid(size, steps_per_clip, cohort.honest, cohort.colluders)",
+        "return Grid(size, steps_per_clip, cohort.quorum, cohort.colluders)",
         (PLANS + "test_rounding_costs_six_percent_in_32_bits_and_a_quarter_in_16",),
     ),
     Mutant(

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft import secagg
+from fedpeft.cohort import Cohort
 from fedpeft.rng import stream
 from fedpeft.trust import Signer
 from fedpeft_simulations.bench.command import machine
@@ -49,16 +50,15 @@ class Round:
     @classmethod
     def of(cls, nodes: int, size: int, folder: Path) -> Round:
         """A round of ``nodes`` nodes of which two thirds open the sum of ``size`` values."""
-        threshold = -(-2 * nodes // 3)
-        names = [f"node-{index:03}" for index in range(nodes)]
+        cohort = Cohort(nodes, -(-2 * nodes // 3), min(3, nodes), 0)
+        signers = {f"node-{index:03}": Signer.generate() for index in range(nodes)}
+        roster = {name: signer.public for name, signer in signers.items()}
         members = {
-            name: secagg.Member(
-                name, Signer.generate(), secagg.ReleaseStore(folder / name), least_nodes=min(3, nodes)
-            )
-            for name in names
+            name: secagg.Member(name, signer, secagg.ReleaseStore(folder / name), roster, cohort)
+            for name, signer in signers.items()
         }
-        roster = tuple((name, member.signer.public) for name, member in members.items())
-        terms = (os.urandom(16), 1, 0, bytes(32), roster, threshold, min(3, nodes), size, 8, bytes(32))
+        numbers = (cohort.threshold, cohort.least_nodes)
+        terms = (os.urandom(16), 1, 0, bytes(32), tuple(roster.items()), *numbers, size, 8, bytes(32))
         return cls(members, secagg.CoordinatorRound(secagg.SecureContext(*terms)))
 
     def run(self, dropped: int) -> bool:

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from fedpeft.cohort import Cohort
 from fedpeft.secagg import (
     CoordinatorRound,
     Member,
@@ -29,21 +30,25 @@ SIZE = 300
 class Nodes:
     """All nodes of a federation; secrets pass through bytes after each step."""
 
-    def __init__(self, folder, count=5, least_nodes=3):
+    def __init__(self, folder, count=5, least_nodes=3, colluders=0):
         names = [f"org-{i:03}" for i in range(count)]
+        signers = {name: Signer.generate() for name in names}
+        roster = {name: signer.public for name, signer in signers.items()}
+        threshold = max(-(-2 * count // 3), (count + colluders) // 2 + 1)
+        self.cohort = Cohort(count, threshold, min(least_nodes, count), colluders)
         self.members = {
-            name: Member(name, Signer.generate(), ReleaseStore(folder / name), least_nodes=least_nodes)
-            for name in names
+            name: Member(name, signer, ReleaseStore(folder / name), roster, self.cohort)
+            for name, signer in signers.items()
         }
         draw = np.random.default_rng(count)
         self.values = {name: draw.integers(-1, 2, SIZE) for name in names}
         self.secrets: dict[str, NodeSecrets] = {}
-        self.threshold = -(-2 * count // 3)
 
     def context(self, **changes):
         roster = tuple((name, member.signer.public) for name, member in self.members.items())
         fields = dict(run=b"r" * 16, round=1, attempt=0, state=bytes(32), roster=roster, public=bytes(32))
-        fields |= dict(threshold=self.threshold, least_nodes=min(3, len(roster)), size=SIZE, bits=8)
+        fields |= dict(threshold=self.cohort.threshold, least_nodes=self.cohort.least_nodes)
+        fields |= dict(colluders=self.cohort.colluders, size=SIZE, bits=8)
         return SecureContext(**(fields | changes))
 
     def keep(self, name, secrets):

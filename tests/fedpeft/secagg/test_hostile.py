@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fedpeft.cohort import Cohort
 from fedpeft.secagg import (
     ReleaseStore,
     SecureAggregationError,
+    TermsRefused,
     advertise,
     agree,
     mask,
@@ -24,9 +26,11 @@ from fedpeft.trust import Signer
 def test_swapped_keys_are_refused(federation):
     nodes = federation()
     messages = nodes.advertise(nodes.context())
-    false = dataclasses.replace(nodes.members["org-001"], signer=Signer.generate())
-    roster = tuple((n, (false if n == "org-001" else m).signer.public) for n, m in nodes.members.items())
-    _, forged = advertise(nodes.context(roster=roster), false)
+    signer, own = Signer.generate(), nodes.members["org-001"]
+    roster = {**own.roster, "org-001": signer.public}
+    store = ReleaseStore(own.store.folder / "of-a-liar")
+    false = dataclasses.replace(own, signer=signer, roster=roster, store=store)
+    _, forged = advertise(nodes.context(roster=tuple(roster.items())), false)
     with pytest.raises(SecureAggregationError, match="'org-001' is not signed by its key"):
         share(nodes.secrets["org-000"], messages | {"org-001": forged})
     with pytest.raises(SecureAggregationError, match="not its own"):
@@ -147,21 +151,79 @@ def test_a_vector_is_masked_once(federation):
             mask(before, nodes.members["org-000"], to_residues(values, 8, 1), inbox)
 
 
-def test_weak_terms_are_refused(federation):
+def test_terms_other_than_the_agreed_are_refused(federation):
+    """A threshold, a least number or a number of colluders below the agreed ones; above them just so."""
     nodes = federation(6)
-    member = nodes.members["org-000"]
-    for changes, message in (
-        ({"threshold": 3}, "threshold 3 must be at least 4 of 6"),
-        ({"threshold": 1, "least_nodes": 3}, "threshold 1"),
-        ({"least_nodes": 2}, "least_nodes 2 must be at least 3"),
+    for changes in ({"threshold": 5}, {"least_nodes": 2}, {"least_nodes": 4}, {"colluders": 1}):
+        with pytest.raises(TermsRefused, match="agreed is") as caught:
+            advertise(nodes.context(**changes), nodes.members["org-000"])
+        assert caught.value.rule == "threshold"
+    with pytest.raises(TermsRefused, match="3 of 6 nodes could open two sums"):
+        nodes.context(threshold=3)
+    assert not list(nodes.members["org-000"].store.folder.glob("*"))
+
+
+def test_every_roster_but_the_pinned_one_is_refused(federation):
+    """Smaller ones, with a stranger in them, under another key; also where the numbers would fit them."""
+    nodes = federation(5)
+    full, own = nodes.context().roster, nodes.members["org-000"]
+    stranger = Signer.generate().public
+    for roster, words in (
+        (full[:4], "the roster has 4 of 5 nodes: 'org-004' is not in it"),
+        (full[:3], "the roster has 3 of 5 nodes"),
+        ((*full, ("sybil", stranger)), "holds 'sybil' with a key that is not pinned"),
+        ((*full[:4], ("org-004", stranger)), "holds 'org-004' with a key that is not pinned"),
+        ((*full[:2], ("sybil", stranger)), "holds 'sybil'"),
     ):
-        with pytest.raises(SecureAggregationError, match=message):
-            advertise(nodes.context(**changes), member)
-    careful = dataclasses.replace(member, least_threshold_share=0.9, least_nodes=7)
-    with pytest.raises(SecureAggregationError, match="threshold 4 must be at least 6"):
-        advertise(nodes.context(), careful)
-    with pytest.raises(SecureAggregationError, match="roster 6 must be of at least 7"):
-        advertise(nodes.context(threshold=6), careful)
+        threshold = max(len(roster) * 2 // 3 + 1, 3)
+        with pytest.raises(TermsRefused, match=words) as caught:
+            advertise(nodes.context(roster=roster, threshold=threshold), own)
+        assert caught.value.rule == "roster"
+    fewer = dataclasses.replace(own, roster=dict(full[:3]))
+    with pytest.raises(TermsRefused, match="3 nodes are pinned for a sum of 5"):
+        advertise(nodes.context(), fewer)
+    with pytest.raises(TermsRefused, match="does not hold 'org-000' with this node's key"):
+        advertise(nodes.context(), dataclasses.replace(own, signer=Signer.generate()))
+    assert not list(own.store.folder.glob("*"))
+
+
+@pytest.mark.parametrize("change", [{"state": b"m" * 32}, {"public": b"p" * 32}, {"size": 299}, {"bits": 16}])
+def test_a_round_has_one_set_of_terms(federation, change):
+    """Another attempt differs in its number alone, also for a node that was started anew."""
+    nodes = federation()
+    nodes.advertise(nodes.context())
+    nodes.members = {
+        name: dataclasses.replace(member, store=ReleaseStore(member.store.folder))
+        for name, member in nodes.members.items()
+    }
+    assert nodes.advertise(nodes.context(attempt=1))
+    with pytest.raises(TermsRefused, match="another request was accepted before") as caught:
+        nodes.advertise(nodes.context(attempt=2, **change))
+    assert caught.value.rule == "round"
+    assert nodes.advertise(nodes.context(round=2, **change))
+
+
+def test_a_round_has_one_roster_although_the_pins_were_changed(federation):
+    """An operator who pins anew between two attempts does not open a round to a second roster."""
+    nodes = federation(6)
+    nodes.advertise(nodes.context())
+    roster, cohort = nodes.context().roster[:5], Cohort(5, 4, 3, 0)
+    member = dataclasses.replace(nodes.members["org-000"], roster=dict(roster), cohort=cohort)
+    with pytest.raises(TermsRefused, match="another request was accepted before"):
+        advertise(nodes.context(attempt=1, roster=roster, threshold=4), member)
+
+
+def test_a_restart_does_not_forget_which_terms_were_accepted(federation, monkeypatch):
+    """They are on the disk before the keys leave: a death at any moment leaves them, or no keys."""
+    from fedpeft.secagg import node
+
+    nodes = federation()
+    monkeypatch.setattr(node, "fresh_secret", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        nodes.advertise(nodes.context())
+    monkeypatch.undo()
+    with pytest.raises(TermsRefused, match="another request was accepted before"):
+        nodes.advertise(nodes.context(attempt=1, state=b"m" * 32))
 
 
 def test_a_small_cohort_is_refused_at_each_step(federation):
@@ -180,8 +242,8 @@ def test_a_small_cohort_is_refused_at_each_step(federation):
 
 
 def test_the_least_number_of_nodes_counts_beside_the_threshold(federation):
-    nodes = federation(6)
-    context = nodes.context(threshold=4, least_nodes=6)
+    nodes = federation(6, least_nodes=5, colluders=1)
+    context = nodes.context()
     messages = nodes.advertise(context)
     few = {name: message for name, message in messages.items() if name != "org-005"}
     with pytest.raises(SecureAggregationError, match="5 nodes advertised keys, a secure sum needs 6"):
@@ -202,10 +264,11 @@ def test_a_signature_serves_one_kind_of_message(federation):
                 check(signature, other, nodes.context(), "org-000", b"content")
 
 
-def test_nodes_that_start_from_different_models_share_nothing(federation):
+def test_nodes_that_start_from_different_models_share_nothing(federation, tmp_path):
     nodes = federation()
     messages = nodes.advertise(nodes.context())
-    _, other = advertise(nodes.context(state=b"m" * 32), nodes.members["org-001"])
+    forgetful = dataclasses.replace(nodes.members["org-001"], store=ReleaseStore(tmp_path / "new"))
+    _, other = advertise(nodes.context(state=b"m" * 32), forgetful)
     with pytest.raises(SecureAggregationError, match="'org-001' is not signed by its key for this round"):
         share(nodes.secrets["org-000"], messages | {"org-001": other})
 

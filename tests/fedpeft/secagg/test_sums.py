@@ -32,7 +32,7 @@ def test_the_sum_is_exact(federation, count):
 @pytest.mark.parametrize("bits", [8, 16, 32])
 def test_every_width_is_exact(federation, bits):
     nodes = federation(3)
-    context = nodes.context(bits=bits, threshold=3)
+    context = nodes.context(bits=bits)
     boxes = nodes.inboxes(nodes.share(nodes.advertise(context)))
     bound = 2 ** (bits - 1) // 3
     values = {name: np.random.default_rng(7).integers(-bound, bound + 1, SIZE) for name in boxes}
@@ -72,7 +72,7 @@ def test_any_pattern_of_drops_gives_the_sum_or_an_error(federation, seed):
     for step in ("before", "unmasked", "unsigned", "silent"):
         drops[step] = [name for name in left if draw.random() < 0.08]
         left = [name for name in left if name not in drops[step]]
-    if len(left) >= nodes.threshold:
+    if len(left) >= nodes.cohort.threshold:
         coordinator = nodes.run(**drops)
         assert np.array_equal(nodes.opened(coordinator), nodes.sum(coordinator.survivors))
     else:
