@@ -43,14 +43,14 @@ class Cohort:
     def __post_init__(self) -> None:
         if self.least_nodes < 1 or self.colluders < 0 or 2 * self.threshold <= self.nodes + self.colluders:
             raise ConfigError(
-                f"exchange.secure: {self.threshold} of {self.nodes} nodes could open two sums of one round if "
-                f"{self.colluders} collude; raise exchange.secure.threshold"
+                f"exchange.secure: {self.threshold} of {self.nodes} nodes could open two sums of one round "
+                f"if {self.colluders} collude; raise exchange.secure.threshold"
             )
         if self.quorum > self.nodes:
             raise ConfigError(
-                f"exchange.secure: a sum needs {self.quorum} nodes (threshold {self.threshold}; least_nodes = "
-                f"{self.least_nodes} beside colluders = {self.colluders}), but a round has {self.nodes}: ask "
-                "more nodes, or lower exchange.secure.least_nodes or colluders"
+                f"exchange.secure: a sum needs {self.quorum} nodes (threshold {self.threshold}; least_nodes "
+                f"= {self.least_nodes} beside colluders = {self.colluders}), but a round has {self.nodes}: "
+                "ask more nodes, or lower exchange.secure.least_nodes or colluders"
             )
 
     @property
@@ -67,6 +67,14 @@ class Cohort:
     def dropouts(self) -> int:
         """Nodes that may fail in a round without costing it its sum."""
         return self.nodes - self.quorum
+
+    @property
+    def words(self) -> str:
+        """What it comes to, for people."""
+        return (
+            f"one of {self.nodes} nodes a round, opened with {self.quorum} or more in it; holds against the "
+            f"coordinator and {self.colluders} nodes that collude with it, beside {self.honest} that do not"
+        )
 
     @classmethod
     def of(cls, config: Config) -> Cohort:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
-from fedpeft_clients import ledger_cli, outbox_cli, policy_cli
+from fedpeft_clients import ledger_cli, outbox_cli, policy_cli, roster_cli
 
 if TYPE_CHECKING:
     from fedpeft_clients.fingerprints import Overlap
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
     data.command("add")(add_data)
     data.command("list")(list_data)
     group.add_typer(data, name="data")
-    for module in (policy_cli, ledger_cli, outbox_cli):
+    for module in (policy_cli, ledger_cli, outbox_cli, roster_cli):
         module.register(group)
     app.add_typer(group, name="node")
 

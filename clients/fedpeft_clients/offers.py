@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fedpeft.config import Config, build_config
+from fedpeft.errors import ConfigError
 from fedpeft.protocol import RunTerms
 from fedpeft.runstore import Format
 from fedpeft_clients.organisation import Organisation
@@ -50,6 +52,11 @@ class Stored:
         """Of the run."""
         return build_config(json.loads(RunTerms.decode(bytes.fromhex(self.terms)).config))
 
+    @property
+    def roster(self) -> Mapping[str, bytes]:
+        """Public keys by name of all nodes that sum securely; of other runs it is empty."""
+        return RunTerms.decode(bytes.fromhex(self.terms)).roster
+
     def save(self) -> None:
         """Write it, atomically."""
         facts = asdict(self)
@@ -61,3 +68,16 @@ def offers(organisation: Organisation) -> list[Stored]:
     """All runs that were offered, the newest first."""
     found = [OFFER.read(path, {}) | {"folder": path.parent} for path in organisation.runs.glob(f"*/{FILE}")]
     return sorted((Stored(**facts) for facts in found), key=lambda one: -one.since)
+
+
+def offered(organisation: Organisation, run: str) -> Stored:
+    """The one run that was offered under an id with these first digits.
+
+    Raises:
+        ConfigError: no such run, or several of that name.
+    """
+    found = [one for one in offers(organisation) if run and one.run.startswith(run)]
+    if len(found) != 1:
+        waiting = ", ".join(one.run[:12] for one in offers(organisation)) or "none"
+        raise ConfigError(f"run {run!r} names {len(found)} offered runs; those offered are: {waiting}")
+    return found[0]

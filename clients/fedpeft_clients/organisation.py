@@ -3,6 +3,7 @@
 * ``organisation.json``: who it is; ``signing.key``, ``transport.key``: private keys, mode 0600
 * ``policy.toml``: its limits; ``data.json``: its data sets by name; ``approvals.json``: the operator's word
 * ``records/``, ``records.key``: keyed hashes of the records of each lineage, and their key
+* ``roster.json``: keys of other organisations that its operator has compared and pinned
 * ``coordinators/<fingerprint>/``: ``grant.json``, ``ca.crt`` and ``flower.json`` of each that it has joined
 * ``ledger.sqlite``: privacy spent; ``outbox.jsonl``, ``outbox.head``: what left
 * ``runs/<run id>/``: a home (`fedpeft_clients.home.Home`) for each run that it was offered
@@ -115,6 +116,11 @@ class Organisation:
     def approvals(self) -> Path:
         """The operator's word on runs."""
         return self.path / "approvals.json"
+
+    @property
+    def pins(self) -> Path:
+        """Keys of other organisations that were compared and pinned."""
+        return self.path / "roster.json"
 
     @property
     def runs(self) -> Path:

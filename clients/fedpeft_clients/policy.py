@@ -137,7 +137,17 @@ class CohortRules(Section):
     least_nodes: int = Field(default=3, ge=1, description="federation.nodes at least")
     least_quorum: int = Field(default=2, ge=1, description="replies that make a round at least")
     secure: bool = Field(default=False, description="require secure aggregation")
-    least_summed: int = Field(default=3, ge=2, description="with it: exchange.secure.least_nodes at least")
+    least_summed: int = Field(default=3, ge=2, description="with it: nodes in every opened sum at least")
+    least_threshold: float = Field(
+        default=0.66, gt=0.5, le=1, description="with it: exchange.secure.threshold at least"
+    )
+    least_colluders: int = Field(
+        default=1, ge=0, description="with it: exchange.secure.colluders, which claims withstand, at least"
+    )
+    roster: Literal["pinned", "terms"] = Field(
+        default="pinned",
+        description="with it: whose keys; those that 'fedpeft node roster pin' pinned, or any in the terms",
+    )
     stock_nodes: bool = Field(default=False, description="accept runs with nodes that run foreign code")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedpeft.bases import base_folder, content_hash
 from fedpeft.bases.files import read_model_config, weight_files
+from fedpeft.cohort import Cohort
 from fedpeft.config import Config
 from fedpeft.config.models import EMBEDDED, RunConfig
 from fedpeft.errors import FedPeftError
@@ -222,11 +223,22 @@ def _cohort(policy: Policy, offer: Offer) -> Problems:
         yield "quorum", f"{offer.quorum} replies make a round, needed are {rules.least_quorum}"
     if rules.secure and not secure.enabled:
         yield "secure", "exchange.secure.enabled = false, but updates must be summed securely"
-    if secure.enabled and secure.least_nodes < rules.least_summed:
-        least = rules.least_summed
-        yield "sum", f"exchange.secure.least_nodes = {secure.least_nodes}, needed are {least}"
+    if secure.enabled:
+        yield from _sums(policy, config)
     if federation.stock_nodes and not rules.stock_nodes:
         yield "stock", "federation.stock_nodes lets nodes take part that run the coordinator's code"
+
+
+def _sums(policy: Policy, config: Config) -> Problems:
+    rules, secure, cohort = policy.cohort, config.exchange.secure, Cohort.of(config)
+    if cohort.quorum < rules.least_summed:
+        yield "sum", f"sums of {cohort.quorum} nodes may be opened, needed are {rules.least_summed}"
+    if secure.threshold < rules.least_threshold:
+        least = f"{rules.least_threshold:g}"
+        yield "threshold", f"exchange.secure.threshold = {secure.threshold:g}, needed are {least}"
+    if secure.colluders < rules.least_colluders:
+        least = rules.least_colluders
+        yield "colluders", f"exchange.secure.colluders = {secure.colluders}, needed are {least}"
 
 
 def _exchange(policy: Policy, offer: Offer) -> Problems:

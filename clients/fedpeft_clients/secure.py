@@ -83,7 +83,9 @@ class Session:
         bits = self.secrets.context.bits
         bound = 1 if self.task.scales else None
         values = to_residues(integers, bits, bound)
-        secrets, hidden, receipt = mask(self.secrets, _member(home, self.task.round), values, unpack_table(inbox))
+        secrets, hidden, receipt = mask(
+            self.secrets, _member(home, self.task.round), values, unpack_table(inbox)
+        )
         Session(self.task, secrets).save(home)
         return hidden.tobytes() + receipt
 

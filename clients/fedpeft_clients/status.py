@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from fedpeft.cli.output import table
+from fedpeft.cohort import Cohort
 from fedpeft.errors import FedPeftError
 from fedpeft.protocol import RunTerms
 from fedpeft.runstore import read_json
@@ -151,6 +152,7 @@ def _terms(offer: Offer) -> list[str]:
         _records(offer),
         f"others: {federation.nodes} nodes, {offer.quorum} replies make a round",
         f"what leaves: each round one update, {up.codec}, {offer.density:.0%} of its values{sums}",
+        *_sums(offer),
         _privacy(offer),
         f"machine: {config.base.threads or 'any number of'} threads, {config.run.tokens_at_once} tokens "
         f"at once, engine {config.run.engine}, {federation.deadline:g} s a round",
@@ -170,6 +172,13 @@ def _records(offer: Offer) -> str:
     return f"records: {form}, at most {data.max_length} tokens{seed}"
 
 
+def _sums(offer: Offer) -> list[str]:
+    if not offer.config.exchange.secure.enabled:
+        return []
+    cohort, run = Cohort.of(offer.config), offer.run.hex()[:12]
+    return [f"sums: {cohort.words}; compare and pin their keys: fedpeft node roster show {run}"]
+
+
 def _privacy(offer: Offer) -> str:
     privacy = offer.config.privacy
     if privacy.unit == "none":
@@ -178,8 +187,15 @@ def _privacy(offer: Offer) -> str:
     return (
         f"privacy: epsilon {reached:.4g} at delta {privacy.delta:g} per {privacy.unit} over the whole run, "
         "which is the most that leaves; rounds that a crash cuts off are charged beside it; "
-        f"noise by trust {privacy.trust}, clip {privacy.clip:g}"
+        f"noise by trust {privacy.trust}, clip {privacy.clip:g}{_adjacency(offer)}"
     )
+
+
+def _adjacency(offer: Offer) -> str:
+    """What else holds of noise that the nodes add together."""
+    if offer.config.privacy.trust != "distributed":
+        return ""
+    return ", against one node's update being replaced by zero"
 
 
 def _ago(moment: float) -> str:

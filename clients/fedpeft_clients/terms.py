@@ -22,9 +22,10 @@ from fedpeft.trust import Verifier
 from fedpeft_clients import witness
 from fedpeft_clients.desk import privacy_of
 from fedpeft_clients.home import HOME, Home, Own, open_home
-from fedpeft_clients.offers import FILE, OFFER, Stored, offers
+from fedpeft_clients.offers import FILE, OFFER, Stored, offered, offers
 from fedpeft_clients.organisation import DataSet, Grant, Organisation, open_organisation
 from fedpeft_clients.policy import Policy, PolicyError, parse_policy, within_hours
+from fedpeft_clients.rosters import check_roster, unpinned
 from fedpeft_clients.rules import Offer, judge, own_base
 
 MOST_OFFERS = 64
@@ -82,6 +83,10 @@ class Post:
         if home.coordinator != self.grant.coordinator:
             raise PolicyError("coordinator", f"run {name[:12]} belongs to another coordinator")
         judge(policy, offer)
+        roster = {one: bytes.fromhex(key) for one, key in home.roster.items()}
+        check_roster(self.organisation, home.config, roster)
+        if sentence := unpinned(self.organisation, policy, home.config, roster):
+            raise PolicyError("roster", sentence)
         if _word(self, offer.run).get("answer") == "refused":
             raise PolicyError("approval", f"run {name[:12]} was refused by the operator")
         return _settled(self, policy, offer, (home.labels, home.roster), home.own.data)
@@ -119,25 +124,20 @@ def approve(
     Raises:
         ConfigError: no such run, several of that name, no such data set, or other terms lie here by now.
     """
-    found = [one for one in offers(organisation) if run and one.run.startswith(run)]
-    if len(found) != 1:
-        waiting = ", ".join(one.run[:12] for one in offers(organisation)) or "none"
-        raise ConfigError(f"run {run!r} names {len(found)} offered runs; those offered are: {waiting}")
+    stored = offered(organisation, run)
     if data is not None and data not in organisation.datasets():
         known = ", ".join(organisation.datasets()) or "none; add one with 'fedpeft node data add'"
         raise ConfigError(f"no data set {data!r}; there are {known}")
-    if not refuse and not (
-        terms and len(terms) >= LEAST_DIGITS and found[0].digest.startswith(terms.lower())
-    ):
+    if not refuse and not (terms and len(terms) >= LEAST_DIGITS and stored.digest.startswith(terms.lower())):
         raise ConfigError(
-            f"the terms of run {found[0].run[:12]} are not those of --terms {terms or '(none)'}: read them "
+            f"the terms of run {stored.run[:12]} are not those of --terms {terms or '(none)'}: read them "
             "with 'fedpeft node runs' and give the hash that it shows"
         )
     words = read_json(organisation.approvals, {})
     given = "refused" if refuse else "approved"
-    words[found[0].run] = {"answer": given, "data": data, "terms": found[0].digest, "time": time.time()}
+    words[stored.run] = {"answer": given, "data": data, "terms": stored.digest, "time": time.time()}
     write_json(organisation.approvals, words)
-    return found[0]
+    return stored
 
 
 def _verified(post: Post, asked: Terms, blob: bytes) -> tuple[RunTerms, Config]:
@@ -225,7 +225,10 @@ def _decided(post: Post, flower_run: int, offer: Offer, terms: RunTerms, stored:
     try:
         policy = post.policy()
         judge(policy, offer)
-        if not _approved(post, policy, offer, stored):
+        check_roster(post.organisation, offer.config, terms.roster)
+        if sentence := unpinned(post.organisation, policy, offer.config, terms.roster):
+            facts |= {"answer": "waiting", "rule": "roster", "sentence": sentence}
+        elif not _approved(post, policy, offer, stored):
             facts["answer"] = "waiting"
         elif not within_hours(policy, datetime.now()):
             facts |= {"answer": "waiting", "rule": "hours"}
@@ -260,10 +263,6 @@ def _agree(post: Post, flower_run: int, policy: Policy, offer: Offer, terms: Run
     labels, data = terms.labels, _word(post, offer.run).get("data")
     if (folder / "node.json").exists():
         data = open_home(folder).own.data
-    elif (roster or offer.config.exchange.secure.enabled) and roster.get(
-        offer.name
-    ) != post.organisation.signer.public.hex():
-        raise PolicyError("roster", "the run's roster does not hold this node's own key")
     else:
         _affordable(post, policy, offer, _dataset(post, policy, offer, data)[1])
     _settled(post, policy, offer, (labels, roster), data)

@@ -30,7 +30,7 @@ class Grid:
         steps_per_clip: grid steps in one clip norm; the finer, the less rounding adds to the sensitivity.
         least_nodes: nodes whose noise a released sum holds at least, those that collude not counted; each
             adds that share of the variance.
-        colluders: nodes that may collude with the coordinator (`fedpeft.cohort.Cohort`, where both come from).
+        colluders: nodes that may collude with the coordinator; both come from one `fedpeft.cohort.Cohort`.
 
     Raises:
         PrivacyError: a grid without values, steps or nodes.

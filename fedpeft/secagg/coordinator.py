@@ -35,7 +35,7 @@ class CoordinatorRound:
 
     Every ``add_...`` raises SecureAggregationError for a reply that is wrong, late or sent twice, names its
     node, and leaves the round as it was: the round goes on without that node. Ending a phase raises when too
-    few nodes are left; then the round must be run again as a new attempt.
+    few nodes are left; then the round may be run again as a new attempt, unless a node was asked to reveal.
 
     Attributes:
         context: the terms.
@@ -60,6 +60,11 @@ class CoordinatorRound:
     def survivors(self) -> tuple[str, ...]:
         """The nodes whose values are in the sum, in the order of the names."""
         return tuple(sorted(self._receipts))
+
+    @property
+    def revealed(self) -> frozenset[str]:
+        """The nodes that let their shares go."""
+        return frozenset(self._shares)
 
     def add_advertisement(self, name: str, message: bytes) -> None:
         """Take a node's keys (`node.advertise`)."""

@@ -156,6 +156,8 @@ class Coordinator:
                 f"{len(names)} of {federation.nodes} nodes agree, {self.setup.quorum} are needed"
                 + "".join(f"; {name}: {cause}" for name, cause in sorted(refused.items()))
             )
+        if self.sums is not None:
+            self.sums.gathered(self.roster.keys)
         self._tell_agreed(refused)
 
     def _tell_agreed(self, refused: Mapping[str, str]) -> None:
@@ -180,8 +182,9 @@ class Coordinator:
         needed = self._needed(len(chosen))
         members = [self.roster.members[name] for name in asked]
         updates = inbox.updates(members, {name: replies.get(name) for name in asked})
-        measured = self._absorb(self._summed(updates, orders, inbox), inbox, needed)
-        away = not measured and self._away(inbox, needed, len(chosen))
+        measured = self._absorb(self._summed(updates, orders, inbox, needed), inbox, needed)
+        spent_sum = self.sums is not None and self.sums.spent(number)
+        away = not (measured or spent_sum) and self._away(inbox, needed, len(chosen))
         if away and self._everybody_is_asked:
             return self._again(before, exponents, inbox)
         self.roster.settle(asked, inbox.accepted, number)
@@ -236,7 +239,8 @@ class Coordinator:
     def _sample(self, number: int) -> list[str]:
         config, plan = self.setup.config, self.setup.central
         coins = randomness(plan, config.run.seed, number, "participation") if plan else words
-        return sample(self.roster.keys, config.federation, config.run.seed, number, coins)
+        names = self.sums.roster if self.sums is not None else self.roster.keys
+        return sample(names, config.federation, config.run.seed, number, coins)
 
     def _needed(self, chosen: int) -> int:
         """Valid replies that a round needs: where draws vary in size, a majority of the draw is enough."""
@@ -283,11 +287,11 @@ class Coordinator:
         return list(inbox.secure.participants)
 
     def _summed(
-        self, updates: Iterator[Contribution], orders: Orders, inbox: Inbox
+        self, updates: Iterator[Contribution], orders: Orders, inbox: Inbox, needed: int
     ) -> Iterator[Contribution]:
-        """The updates, or the one mean that a secure sum shows of them."""
+        """The updates, or the one mean that a secure sum shows of them, opened where it will be applied."""
         yield from updates
-        if self.sums is None or inbox.secure is None:
+        if self.sums is None or inbox.secure is None or len(inbox.accepted) < needed:
             return
         try:
             yield "secure sum", 1.0, self.sums.mean(inbox.secure, orders)
@@ -367,7 +371,7 @@ class Coordinator:
         """A checkpoint where one is due; what noise, coins or other nodes have seen is never done again."""
         due = self.done % self.setup.config.run.checkpoint_every == 0 or self.done == rounds
         drawn = self.setup.config.federation.selection == "poisson"
-        if self.done and (due or drawn or self.account or self.patience):
+        if self.done and (due or drawn or self.account or self.sums or self.patience):
             self._checkpoint()
 
     def _checkpoint(self) -> None:

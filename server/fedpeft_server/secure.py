@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from fedpeft.errors import FedPeftError
+from fedpeft.cohort import Cohort, draw
+from fedpeft.errors import FederationError, FedPeftError
 from fedpeft.exchange import Context, Decoded, PublicTernary
 from fedpeft.exchange.public_ternary import exponent_of, moved
 from fedpeft.privacy.plan import Grid, PrivacyPlan
@@ -25,10 +25,10 @@ from fedpeft.protocol import (
     unpack,
     unpack_table,
 )
-from fedpeft.runstore import write_atomic
-from fedpeft.secagg import CoordinatorRound, SecureContext, from_residues
+from fedpeft.secagg import CoordinatorRound, SecureAggregationError, SecureContext, from_residues
 from fedpeft.secagg.messages import RECEIPT_BYTES
 from fedpeft.secagg.skellam import from_grid, largest
+from fedpeft_server.secure_progress import Progress, fix_roster
 from fedpeft_server.state import digest
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 Asker = Callable[[SecureTask, Mapping[str, bytes]], Mapping[str, Message]]
 """Asks nodes one phase, each with its blob; the replies that came in time, by name."""
+
+REVEALS = 3
+"""How often nodes are asked to let their shares go, while too few did."""
 
 
 @dataclass
@@ -58,15 +61,21 @@ class SecureSum:
     _inboxes: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict[str, dict[str, bytes]])
 
     @classmethod
-    def open(cls, context: SecureContext, task: SecureTask, ask: Asker) -> SecureSum:
-        """Let the nodes of a roster exchange keys and shares.
+    def open(cls, context: SecureContext, task: SecureTask, ask: Asker, present: Iterable[str]) -> SecureSum:
+        """Let nodes of a roster exchange keys and shares.
+
+        Args:
+            context: the terms, with the whole roster of the round.
+            task: the terms as nodes are told them.
+            ask: how nodes are reached.
+            present: the nodes of the roster that can be asked now.
 
         Raises:
             SecureAggregationError: too few of them did.
         """
         made = cls(CoordinatorRound(context), task, ask)
         roster = pack_table(context.keys)
-        made._phase("keys", dict.fromkeys(context.names, roster), made.round.add_advertisement)
+        made._phase("keys", dict.fromkeys(present, roster), made.round.add_advertisement)
         advertisements = made.round.advertisements()
         table = pack_table(advertisements)
         made._phase(
@@ -101,21 +110,36 @@ class SecureSum:
         values = np.frombuffer(payload[:-RECEIPT_BYTES], self.round.context.dtype)
         self.round.add_masked(name, values, payload[-RECEIPT_BYTES:])
 
+    def agree(self) -> None:
+        """Let the survivors sign who they are; nothing can be opened before.
+
+        Raises:
+            SecureAggregationError: too few nodes survived or signed.
+        """
+        receipts = self.round.receipts()
+        self._phase("agree", dict.fromkeys(receipts, pack_table(receipts)), self.round.add_signature)
+        self.round.signatures()
+
     def result(self, bound: int | None) -> tuple[NDArray[np.int64], int]:
         """Open the sum: int64, shape ``(size,)``, and the number of nodes in it.
+
+        Nodes that did not let their shares go are asked again as long as too few did: there is no other
+        attempt after this one.
 
         Args:
             bound: largest absolute value that a node may have added; None where sums of such could wrap,
                 which they do once in 10^12 runs.
 
         Raises:
-            SecureAggregationError: too few nodes survived or let their shares go, or the sum is beyond its
-                bound.
+            SecureAggregationError: too few nodes let their shares go, or the sum is beyond its bound.
         """
-        receipts = self.round.receipts()
-        self._phase("agree", dict.fromkeys(receipts, pack_table(receipts)), self.round.add_signature)
         signatures = self.round.signatures()
-        self._phase("reveal", dict.fromkeys(signatures, pack_table(signatures)), self.round.add_reveal)
+        table = pack_table(signatures)
+        for _ in range(REVEALS):
+            silent = [name for name in signatures if name not in self.round.revealed]
+            if len(signatures) - len(silent) >= self.round.context.threshold:
+                break
+            self._phase("reveal", dict.fromkeys(silent, table), self.round.add_reveal)
         total, nodes = self.round.result(), len(self.round.survivors)
         return from_residues(total, self.round.context.bits, None if bound is None else bound * nodes), nodes
 
@@ -125,6 +149,7 @@ class SecureSum:
         for name in blobs:
             try:
                 take(name, self._answer(phase, replies.get(name)))
+                self.refused.pop(name, None)
             except FedPeftError as error:
                 self.refused[name] = f"{phase}: {error}"
 
@@ -158,38 +183,75 @@ class SecureSums:
         return cls(setup, [exponent_of(first_scale(setup))] * tensors)
 
     def open(self, orders: Orders, members: Mapping[str, Member], ask: Asker) -> SecureSum:
-        """Begin a round's sum over the nodes that are asked.
+        """Begin a round's sum, whose roster is always the same; nodes that are away have dropped out of it.
 
         Raises:
-            SecureAggregationError: they are too few, or too few of them exchanged keys.
+            SecureAggregationError: they are too few, too few of them exchanged keys, or the round's sum has
+                been opened, or begun to be, before: then the round is over.
         """
-        secure, round = self.setup.config.exchange.secure, orders.round
-        follows = self.setup.config.exchange.up.support == "released" and orders.follows(members.values())
-        size = self._codec(orders, follows).support.positions(self.setup.initial.layout).size
+        config, run, round = self.setup.config, self.setup.run, orders.round
+        if self.spent(round):
+            raise SecureAggregationError(f"the sum of round {round} was opened before; no other one can be")
+        follows = config.exchange.up.support == "released" and orders.follows(members.values())
+        progress = Progress.of(run, round).next(follows).save(run, round)
+        size = self._codec(orders, progress.follows).support.positions(self.setup.initial.layout).size
         votes = 0 if self.noisy else len(self.exponents)
         task = SecureTask(
             phase="keys",
             round=round,
-            attempt=next_attempt(self.setup.run, round),
+            attempt=progress.attempt,
             state=digest(orders.state),
-            threshold=max(len(members) // 2 + 1, math.ceil(secure.threshold * len(members))),
+            threshold=Cohort.of(config).threshold,
             size=size + votes,
-            follows=int(follows),
+            follows=int(progress.follows),
             scales=[] if self.noisy else self.exponents,
         )
-        context = SecureContext(
+        return SecureSum.open(self._context(task), task, ask, sorted(members))
+
+    def _context(self, task: SecureTask) -> SecureContext:
+        """The terms of an attempt as every node must have them."""
+        config, keys = self.setup.config, self.roster
+        asked = draw(keys, config.federation.participation, config.run.seed, task.round)
+        secure = config.exchange.secure
+        return SecureContext(
             run=self.setup.run_id,
-            round=round,
+            round=task.round,
             attempt=task.attempt,
             state=task.state,
-            roster=tuple((name, members[name].key) for name in sorted(members)),
+            roster=tuple((name, keys[name]) for name in asked),
             threshold=task.threshold,
             least_nodes=secure.least_nodes,
             size=task.size,
             bits=secure.bits,
             public=task.public,
+            colluders=secure.colluders,
         )
-        return SecureSum.open(context, task, ask)
+
+    @property
+    def roster(self) -> dict[str, bytes]:
+        """The keys of all nodes of the run, which were fixed when it began.
+
+        Raises:
+            FederationError: they were not.
+        """
+        return self.gathered({})
+
+    def gathered(self, keys: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Fix the roster of the run, if that is not done yet, to the nodes that are there.
+
+        Raises:
+            FederationError: they are not as many as were agreed on.
+        """
+        nodes = self.setup.config.federation.nodes
+        if (roster := fix_roster(self.setup.run, keys, nodes)) is None:
+            raise FederationError(
+                f"{len(keys)} nodes are here, the secure sums of this run are of {nodes}: start all of them"
+            )
+        return roster
+
+    def spent(self, round: int) -> bool:
+        """Whether nodes were asked to open a sum of this round: there is no other attempt then."""
+        return Progress.of(self.setup.run, round).opening
 
     def mean(self, opened: SecureSum, orders: Orders) -> Decoded:
         """Open a sum: the mean update; the scales move as the nodes voted.
@@ -197,6 +259,9 @@ class SecureSums:
         Raises:
             SecureAggregationError: too few nodes are left, or the sum cannot be of agreed values.
         """
+        opened.agree()
+        run, round = self.setup.run, orders.round
+        replace(Progress.of(run, round), opening=True).save(run, round)
         layout, codec = self.setup.initial.layout, self._codec(orders, bool(opened.task.follows))
         if self.setup.privacy is not None and self.setup.privacy.grid is not None:
             return self._noisy_mean(opened, codec, self.setup.privacy, self.setup.privacy.grid)
@@ -240,11 +305,3 @@ def first_scale(setup: Setup) -> float:
         one = privacy.noise_multiplier * privacy.clip / privacy.expected_batch_size
         return gain * one * math.sqrt(steps)
     return gain * federation.max_grad_norm * steps / math.sqrt(size)
-
-
-def next_attempt(run: Path, round: int) -> int:
-    """A number that no attempt of this round has had, also before a crash; written before it is used."""
-    path = run / "state" / f"secure-r{round:04d}"
-    number = 1 + (int(path.read_text()) if path.exists() else 0)
-    write_atomic(path, str(number).encode())
-    return number

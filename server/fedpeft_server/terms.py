@@ -18,15 +18,15 @@ from fedpeft import flower
 from fedpeft.config import Config, canonical
 from fedpeft.errors import FederationError
 from fedpeft.protocol import PROTOCOL, TERMS, RunTerms, Terms, TermsReply, pack, unpack
-from fedpeft.runstore import RunStore, write_json
+from fedpeft.runstore import RunStore
 from fedpeft.trust import Signer
 from fedpeft_server.collect import Question, ask, cause_of
+from fedpeft_server.secure_progress import fix_roster
 
 AGAIN_SECONDS = 5.0
 """A node that waits for its operator is asked again after this time, one that gives no answer after a while
 that doubles each time."""
 LONGEST_SECONDS = 60.0
-ROSTER_FILE = "roster.json"
 UPGRADES = {
     "oldnode": "speaks only older protocols than this coordinator: upgrade that node",
     "oldcoordinator": "speaks only newer protocols than this coordinator: upgrade this coordinator",
@@ -111,7 +111,7 @@ class TermsRound:
         here = _identified(enrolled, flower.public_keys(grid))
         self.missing = dict.fromkeys(enrolled, "not online")
         if (roster := self._roster(enrolled)) is None:
-            self.missing = dict.fromkeys(enrolled, self._too_few(enrolled))
+            self.missing = dict.fromkeys(enrolled, self._wrong_number(enrolled))
             return set()
         here = self._within(roster, here)
         self.agreed = {node: who for node, who in self.agreed.items() if here.get(node) == who}
@@ -177,22 +177,20 @@ class TermsRound:
         return replace(terms, signature=self.enrolled.signer.sign(terms.message(self.run_id)))
 
     def _roster(self, enrolled: Mapping[str, EnrolledNode]) -> dict[str, bytes] | None:
-        """The keys of all nodes that ever sum together in this run, fixed at its first terms.
-
-        A node that sums securely must know the others beforehand: a roster that could grow would let a
-        coordinator surround a node with nodes of its own.
-        """
+        """The keys of all nodes that ever sum together in this run, fixed at its first terms."""
         if not self.config.exchange.secure.enabled:
             return {}
-        path = self.run / "state" / ROSTER_FILE
-        if not path.exists():
-            if len(enrolled) < self.config.federation.nodes:
-                return None
-            write_json(path, {name: who.signing.hex() for name, who in sorted(enrolled.items())})
-        return {name: bytes.fromhex(key) for name, key in json.loads(path.read_text()).items()}
+        keys = {name: who.signing for name, who in enrolled.items()}
+        return fix_roster(self.run, keys, self.config.federation.nodes)
 
-    def _too_few(self, enrolled: Mapping[str, EnrolledNode]) -> str:
-        return f"{len(enrolled)} of the {self.config.federation.nodes} nodes of the secure sum are enrolled"
+    def _wrong_number(self, enrolled: Mapping[str, EnrolledNode]) -> str:
+        nodes = self.config.federation.nodes
+        if len(enrolled) < nodes:
+            return f"{len(enrolled)} of the {nodes} nodes of the secure sum are enrolled"
+        return (
+            f"{len(enrolled)} nodes are enrolled, the run's secure sum is of {nodes}: revoke some, or submit "
+            f"it with federation.nodes = {len(enrolled)}"
+        )
 
 
 def _verdict(message: Message | None, name: str) -> _Verdict:

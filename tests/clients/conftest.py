@@ -63,11 +63,13 @@ def organisation(tmp_path, tiny_model_folder):
     rng = np.random.default_rng(0)
     records = [Record(f"note {rng.integers(1000)} is", str(rng.choice(["green", "red"]))) for _ in range(12)]
 
-    def make(name="clinic", tapped=False, records=records, **sections):
+    def make(name="clinic", tapped=False, records=records, roster=(), **sections):
         base = {"model": str(tiny_model_folder("llama")), "device": "cpu", "threads": 1}
         settings = {"base": base, "adapter": {"rank": 2}, "data": {"max_length": 32}, **sections}
         settings["federation"] = {**TRAINING, **sections.get("federation", {})}
-        home = create_home(tmp_path / name, name, records, build_config(settings), Simulated(tapped))
+        home = create_home(
+            tmp_path / name, name, records, build_config(settings), Simulated(tapped, (), roster)
+        )
         return home, Coordinator(home)
 
     yield make

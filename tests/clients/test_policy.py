@@ -11,7 +11,7 @@ from fedpeft.protocol import HELLO, PROTOCOL, TRAIN, Hello, run_id
 from fedpeft_clients.policy import Policy, parse_policy, template, window, within_hours
 from fedpeft_clients.service import allowed_apps
 
-SECURE = {"enabled": True, "least_nodes": 3}
+SUM = {"federation": {"nodes": 4}, "exchange": {"secure": {"enabled": True}}}
 DISTRIBUTED = {
     "federation": {"nodes": 3},
     "privacy": {"unit": "node", "trust": "distributed", "sampling_probability": None},
@@ -46,7 +46,9 @@ RULES = [
     ("cohort", {"cohort": {"least_nodes": 3}}, {}),
     ("quorum", {"cohort": {"least_quorum": 2}}, {"federation": {"quorum": 1}}),
     ("secure", {"cohort": {"secure": True}}, {}),
-    ("sum", {"cohort": {"least_summed": 4}}, {"federation": {"nodes": 4}, "exchange": {"secure": SECURE}}),
+    ("sum", {"cohort": {"least_summed": 5}}, SUM),
+    ("threshold", {"cohort": {"least_threshold": 0.7}}, SUM),
+    ("colluders", {"cohort": {"least_colluders": 2}}, SUM),
     ("stock", {}, {"federation": {"stock_nodes": True}}),
     ("codec", {}, {"exchange": {"up": {"codec": "dense-fp32"}}}),
     ("density", {"exchange": {"most_density": 0.4}}, {}),

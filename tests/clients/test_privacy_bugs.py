@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fedpeft.errors import FederationError, PrivacyError
+from fedpeft.errors import PrivacyError
 from fedpeft.privacy import Ledger
 from fedpeft.privacy.accounting import Steps, epsilon
 from fedpeft.privacy.plan import Grid, PrivacyPlan
 from fedpeft.protocol import SecureTask, pack_table
 from fedpeft_clients import local_round, secure
+from fedpeft_clients.policy import PolicyError
 from fedpeft_clients.summands import noisy_grid
 from fedpeft_clients.tasks import train
 
@@ -123,18 +125,22 @@ def test_shares_of_noise_follow_no_seed(organisation):
         assert (drawn[0] == drawn[1]) == reproducible
 
 
-def test_keys_that_change_between_rounds_reach_nobody(organisation):
-    """The first roster is believed; a coordinator that swaps a key later is refused."""
-    home, coordinator = organisation(**SECURE)
-    state = coordinator.first_task().state
-    roster = {name: bytes([index]) * 32 for index, name in enumerate(("bank", "clinic", "court"))}
-    own = secure.signer_of(home).public
-    task = SecureTask("keys", 1, 1, state, 3, 8, 0, [1])
-    secure.answer(home, task, pack_table(roster | {"clinic": own}))
-    swapped = roster | {"clinic": own, "bank": bytes([9]) * 32}
-    with pytest.raises(FederationError, match="'bank' with a key that this node does not know"):
-        secure.answer(home, replace(task, round=2), pack_table(swapped))
-    assert not list(home.secure.glob("r0002-*"))
+def test_keys_that_are_not_pinned_reach_nobody(organisation):
+    """In the first round and in a later one; a node without pinned keys sums with nobody."""
+    home, coordinator = organisation(roster=("bank", "clinic", "court"), **SECURE)
+    roster = {name: bytes.fromhex(key) for name, key in home.roster.items()}
+    task = SecureTask("keys", 1, 1, coordinator.first_task().state, 3, 8, 0, [1])
+    swapped = roster | {"bank": bytes([9]) * 32}
+    for number in (1, 2):
+        with pytest.raises(PolicyError, match="'bank' with a key that is not pinned") as caught:
+            secure.answer(home, replace(task, round=number), pack_table(swapped))
+        assert caught.value.code == "PolicyRoster"
+        assert not list(home.secure.glob("*"))
+        secure.answer(home, replace(task, round=number), pack_table(roster))
+        shutil.rmtree(home.secure)
+    alone, _ = organisation("other", **SECURE)
+    with pytest.raises(PolicyError, match="0 nodes are pinned for a sum of 3"):
+        secure.answer(alone, task, pack_table(roster))
 
 
 def test_against_an_untrusted_coordinator_the_seconds_stay_at_home(organisation):

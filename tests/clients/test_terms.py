@@ -157,20 +157,6 @@ def test_offers_that_nobody_decides_are_bounded(joined, monkeypatch):
     assert answers == [("waiting", ""), ("waiting", ""), ("refused", "offers")]
 
 
-def test_a_secure_sum_needs_a_roster_with_this_nodes_own_key(joined):
-    settings = {
-        "federation": {"nodes": 3},
-        "exchange": {"secure": {"enabled": True}, "up": {"codec": "ternary"}},
-    }
-    config = joined.config(**settings)
-    assert joined.offer(config) == ("refused", "roster")
-    stranger = {"clinic": bytes(32), "other": bytes(32)}
-    assert joined.offer(config, roster=stranger) == ("refused", "roster")
-    own = {"clinic": joined.organisation.signer.public, "other": bytes(32)}
-    assert joined.offer(config, roster=own) == ("agreed", "")
-    assert joined.offer(config, roster=own | {"sybil": bytes(32)}) == ("refused", "roster")
-
-
 def test_what_a_coordinator_writes_cannot_move_the_operators_cursor(joined):
     from fedpeft_clients.status import describe_offers
 

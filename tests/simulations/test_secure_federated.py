@@ -105,7 +105,7 @@ def test_the_mean_is_that_of_the_integers_times_their_scales(federation):
 )
 def test_processes_on_a_network_and_in_process_sum_alike(federation, sections):
     """The masks differ and fall out of the sum; with shares of noise only the shape is the same."""
-    secure = {**sections["exchange"]["secure"], "least_nodes": 2}
+    secure = {**sections["exchange"]["secure"], "colluders": 0}
     sections = {**sections, "exchange": {**sections["exchange"], "secure": secure}}
     here, there = (federation(name, **sections) for name in ("here", "there"))
     events = rounds_of(here.go()), rounds_of(there.go("deployment"))
@@ -209,7 +209,7 @@ def test_a_roster_with_an_unknown_key_is_refused(organisation_secure):
     home, coordinator = organisation_secure
     task = SecureTask("keys", 1, 1, coordinator.first_task().state, 2, 8, 0, [])
     keys = {"clinic": bytes(32), "stranger": bytes([1]) * 32, "third": bytes([2]) * 32}
-    with pytest.raises(FederationError, match="a key that this node does not know"):
+    with pytest.raises(FederationError, match=r"rule 'roster': .*'clinic' with a key that is not pinned"):
         answer(home, task, pack_table(keys))
 
 
