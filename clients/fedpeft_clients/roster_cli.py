@@ -38,7 +38,7 @@ def show(run: str | None = RUN, home: Path | None = HOME, as_json: bool = JSON_O
 
 
 def _show(facts: dict[str, Any]) -> None:
-    from fedpeft_clients.policy import printable
+    from fedpeft.terminal import printable
 
     if facts["roster"]:
         rows = [(printable(name), one["key"], one["state"]) for name, one in facts["roster"].items()]

@@ -13,8 +13,9 @@ from fedpeft.config import Config
 from fedpeft.enrolment import valid_name
 from fedpeft.errors import ConfigError
 from fedpeft.runstore import read_json, write_json
+from fedpeft.terminal import printable
 from fedpeft_clients.organisation import Organisation
-from fedpeft_clients.policy import Policy, PolicyError, printable
+from fedpeft_clients.policy import Policy, PolicyError
 
 State = Literal["own", "pinned", "not pinned", "another key is pinned"]
 
@@ -103,6 +104,6 @@ def unpinned(organisation: Organisation, policy: Policy, config: Config, roster:
         return ""
     return (
         f"{len(unknown)} of {len(roster)} keys of the roster are not pinned, such as that of "
-        f"{printable(unknown[0])!r}: compare what 'fedpeft node roster show RUN' shows with their owners, then "
+        f"{printable(unknown[0])!r}: compare those of 'fedpeft node roster show RUN' with their owners, then "
         "run 'fedpeft node roster pin RUN'"
     )

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from fedpeft.privacy.signal import Remedy, Signal
 
 
+ADJACENCY = {
+    "add-or-remove-one": "add-or-remove-one",
+    "replace-by-zero": "replace-by-zero: the same roster, one node's update replaced by zero",
+}
+
+
 def register(app: typer.Typer) -> None:
     """Add the ``privacy`` commands."""
     group = typer.Typer(help="Differential privacy: plans before anything runs.", no_args_is_help=True)
@@ -41,7 +47,8 @@ def plan(
     config = load_config(scenario, set_)
     if config.privacy.unit == "none":
         facts: dict[str, Any] = {"private": False, "epsilon": None, "reason": "privacy.unit = 'none'"}
-        emit(facts, as_json, lambda: typer.echo("no differential privacy: privacy.unit = 'none'"))
+        facts |= _sums(config)
+        emit(facts, as_json, lambda: _show_none(facts))
         return
     facts = _facts(config, values or _adapter_size(config))
     emit(facts, as_json, lambda: _show(facts))
@@ -81,7 +88,30 @@ def _facts(config: Config, size: int) -> dict[str, Any]:
         **_signal_facts(figures, advice),
         "most_noise": most,
         "allowed": allowed,
+        **_sums(config),
     }
+
+
+def _sums(config: Config) -> dict[str, Any]:
+    """What secure sums withstand, where there are some."""
+    from fedpeft.cohort import Cohort
+
+    if not config.exchange.secure.enabled:
+        return {"sums": None}
+    cohort = Cohort.of(config)
+    numbers = {name: getattr(cohort, name) for name in ("nodes", "quorum", "honest", "colluders", "dropouts")}
+    return {"sums": {"threshold": cohort.threshold, **numbers}}
+
+
+def _sum_rows(sums: dict[str, int] | None) -> list[tuple[str, str]]:
+    if sums is None:
+        return []
+    return [
+        ("colluding nodes withstood", f"{sums['colluders']} of {sums['nodes']}, beside the coordinator"),
+        ("nodes in a sum, at least", f"{sums['quorum']}, so {sums['honest']} that do not collude"),
+        ("dropouts tolerated", f"{sums['dropouts']} in a round"),
+        ("holds if", "every node has pinned the others' keys (fedpeft node roster)"),
+    ]
 
 
 def _signal_facts(figures: Signal, advice: list[Remedy]) -> dict[str, Any]:
@@ -113,12 +143,19 @@ def _rdp_epsilon(plan: PrivacyPlan) -> float | None:
     return float(accountant.get_epsilon(plan.delta))
 
 
+def _show_none(facts: dict[str, Any]) -> None:
+    typer.echo("no differential privacy: privacy.unit = 'none'")
+    if facts["sums"] is not None:
+        table("secure sums", ("what", "value"), _sum_rows(facts["sums"]))
+
+
 def _show(facts: dict[str, Any]) -> None:
     epsilon, rdp = facts["epsilon"], facts["epsilon_by_rdp"]
     whole, most = facts["noise_over_signal_whole_run"], facts["most_noise"]
     rows = [
-        ("unit", f"{facts['unit']}, {facts['adjacency']}"),
+        ("unit", f"{facts['unit']}, {ADJACENCY[facts['adjacency']]}"),
         ("trust", facts["trust"]),
+        *_sum_rows(facts["sums"]),
         ("sampling probability q", f"{facts['sampling_probability']:.6g}"),
         ("expected batch size B", facts["expected_batch_size"]),
         ("noisy releases T", f"{facts['steps']} ({facts['rounds']} rounds)"),

@@ -119,9 +119,20 @@ def privacy_statement(privacy: PrivacyFacts) -> str:
         return "No differential privacy: this adapter may have memorised its training records."
     what = "The released models are" if privacy.trust == "central" else "Each node's updates are"
     less = " A person with several records is protected less." if privacy.unit == "record" else ""
+    less += _withstands(privacy)
     return (
         f"{what} ({privacy.epsilon:.3f}, {privacy.delta:g})-differentially private per {privacy.unit} "
         f"({privacy.adjacency}, trust model {privacy.trust}), worst node, by {privacy.accountant}.{less}"
+    )
+
+
+def _withstands(privacy: PrivacyFacts) -> str:
+    """Against whom noise that the nodes add together holds."""
+    if privacy.plan is None or (grid := privacy.plan["grid"]) is None:
+        return ""
+    return (
+        f" It holds against the coordinator and up to {grid['colluders']} nodes that collude with it, for a "
+        "node whose update is replaced by zero, while every node has pinned the others' keys."
     )
 
 

@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from fedpeft.cli import privacy
+from fedpeft.errors import ConfigError
 from fedpeft.privacy.accounting import Steps, epsilon
 
 RECORD = ("privacy.unit=record", "privacy.noise_multiplier=1.0", "federation.rounds=3")
@@ -66,6 +67,53 @@ def test_too_much_noise_is_refused_with_what_would_help(invoke):
     assert figures == sorted(figures) and len(figures) >= 5
     printed = invoke(NODE, "--values", "10000")
     assert "REFUSED" in printed.stdout and "federation.nodes = 16" in printed.stdout
+
+
+SUMS = (
+    "privacy.unit=node",
+    "privacy.trust=distributed",
+    "privacy.epsilon=8",
+    "privacy.most_noise=1000000",
+    "federation.nodes=10",
+    "exchange.up.error_feedback=false",
+    "exchange.secure.enabled=true",
+    "exchange.secure.bits=32",
+    "exchange.secure.colluders=2",
+)
+
+
+def test_the_plan_of_secure_sums_says_how_many_colluders_it_withstands(invoke):
+    done = invoke(SUMS, "--values", "1000")
+    words = " ".join(done.stdout.split())
+    assert "2 of 10, beside the coordinator" in words and "7, so 5 that do not collude" in words
+    assert "replace-by-zero: the same roster" in words and "3 in a round" in words
+    facts = json.loads(invoke(SUMS, "--values", "1000", "--json").stdout)
+    assert facts["adjacency"] == "replace-by-zero" and facts["grid"]["colluders"] == 2
+    assert facts["sums"] == {
+        "nodes": 10,
+        "threshold": 7,
+        "quorum": 7,
+        "honest": 5,
+        "colluders": 2,
+        "dropouts": 3,
+    }
+    assert facts["grid"]["least_nodes"] == facts["sums"]["honest"]
+
+
+def test_more_colluders_cost_noise_and_too_many_are_refused(invoke):
+    def noise(colluders):
+        settings = (*SUMS[:-1], f"exchange.secure.colluders={colluders}")
+        facts = json.loads(invoke(settings, "--values", "1000", "--json").stdout)
+        return facts["noise_over_signal_whole_run"]
+
+    assert noise(0) < noise(1) < noise(3)
+    with pytest.raises(ConfigError, match="a sum needs 11 nodes"):
+        raise invoke((*SUMS[:-1], "exchange.secure.colluders=9"), "--values", "1000").exception
+
+
+def test_sums_without_dp_say_what_they_withstand(invoke):
+    done = invoke(("exchange.secure.enabled=true",))
+    assert "no differential privacy" in done.stdout and "1 of 4, beside the coordinator" in done.stdout
 
 
 def test_without_dp_it_says_so(invoke):

@@ -271,3 +271,107 @@ def test_shares_of_noise_are_charged_in_each_nodes_ledger(federation):
     assert 0 < spent < np.inf and ledger.spent("org-00", unit="node", trust="local") == np.inf
     kinds = [entry.body["event"]["kind"] for entry in ledger.entries() if entry.kind == "reserve"]
     assert kinds == ["skellam", "skellam"]
+
+
+# How a round goes on after something failed: by another attempt, or, once nodes were asked to open, not.
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_shares_that_are_lost_on_the_way_are_asked_for_again(federation, lost):
+    """All four must open; one reply is lost, and a node that let its shares go repeats the very same ones."""
+    strict = {"up": {"density": 1.0}, "secure": {"enabled": True, "threshold": 1.0}}
+    prepared = federation("reveal", federation={**FOUR, "rounds": 2}, exchange=strict)
+    left = [lost]
+
+    def spoil(name, message, honest):
+        reply = honest()
+        if phase_of(message) == "reveal" and name == "org-02" and left[0]:
+            left[0] -= 1
+            raise ValueError("lost")
+        return reply
+
+    events = run_with(prepared, spoil)
+    assert [event["applied"] for event in events] == [True, True]
+    assert not any(event["refused"] for event in events)
+
+
+def test_a_round_that_could_not_be_opened_is_lost_and_the_next_one_is_not(federation):
+    """Nodes let their shares go once: asking the round again would wait for ever."""
+    strict = {"up": {"density": 1.0}, "secure": {"enabled": True, "threshold": 1.0}}
+    prepared = federation("lost", federation={**FOUR, "rounds": 3}, exchange=strict)
+
+    def spoil(name, message, honest):
+        if phase_of(message) == "reveal" and name == "org-02" and message.metadata.group_id == "2":
+            raise ValueError("gone")
+        return honest()
+
+    events = run_with(prepared, spoil)
+    assert [(event["round"], event["applied"]) for event in events] == [(1, True), (2, False), (3, True)]
+    assert "3 nodes revealed shares, 4 are needed" in events[1]["refused"]["secure sum"]
+
+
+def test_a_coordinator_that_dies_while_it_opens_goes_on_with_the_next_round(federation, monkeypatch):
+    """Also where it would write a checkpoint every third round only."""
+    from fedpeft.secagg import CoordinatorRound
+
+    prepared = federation(
+        "died", federation={**FOUR, "rounds": 4}, exchange=SECURE, run={"checkpoint_every": 3}
+    )
+    real, opened = CoordinatorRound.result, []
+
+    def dying(self):
+        opened.append(self.context.round)
+        if len(opened) == 3:
+            raise KeyboardInterrupt
+        return real(self)
+
+    monkeypatch.setattr(CoordinatorRound, "result", dying)
+    with pytest.raises(KeyboardInterrupt):
+        prepared.go()
+    events = rounds_of(prepared.go())
+    assert [(event["round"], event["applied"]) for event in events] == [(3, False), (4, True)]
+    assert "was opened before" in events[0]["refused"]["org-00"]
+    assert opened == [1, 2, 3, 4]
+
+
+def test_updates_that_are_too_few_to_be_applied_are_not_opened(federation):
+    """So that the round can be tried again: a sum of three nodes could be opened, but four are asked for."""
+    from fedpeft_server.secure_progress import Progress
+
+    prepared = federation("quorum", federation={**FOUR, "rounds": 2, "quorum": 4}, exchange=SECURE)
+
+    def spoil(name, message, honest):
+        if name == "org-03" and message.metadata.group_id == "2" and message.metadata.message_type == "train":
+            raise ValueError("gone")
+        return honest()
+
+    events = run_with(prepared, spoil)
+    assert [event["applied"] for event in events] == [True, False]
+    assert Progress.of(prepared.run, 1).opening and not Progress.of(prepared.run, 2).opening
+    assert not list((prepared.homes[0] / "secure" / "released").glob("*-2.revealed"))
+
+
+def test_a_share_of_the_nodes_sums_over_the_roster_that_all_of_them_draw(federation):
+    """Each round has its own roster of three of six, which nodes compute themselves."""
+    from fedpeft.cohort import draw
+
+    nodes = {"nodes": 6, "rounds": 3, "quorum": 2, "participation": 0.5}
+    prepared = federation("drawn", federation=nodes, exchange=SECURE)
+    events = rounds_of(prepared.go())
+    names = [f"org-{index:02}" for index in range(6)]
+    assert all(event["applied"] and event["replies"] == 3 for event in events)
+    for number in (1, 2, 3):
+        expected = draw(names, 0.5, 0, number)
+        held = [
+            home.name
+            for home in prepared.homes
+            if list((home / "secure" / "released").glob(f"*-{number}.accepted"))
+        ]
+        assert held == expected
+
+
+def test_a_sum_needs_all_its_nodes_to_begin_with(federation):
+    prepared = federation("absent", federation={**FOUR, "rounds": 1, "deadline": 1.0}, exchange=SECURE)
+    prepared.homes.pop()
+    with pytest.raises(FederationError, match="3 nodes are here, the secure sums of this run are of 4"):
+        prepared.go()
