@@ -40,7 +40,7 @@ def drawn(privacy, seed):
     config = SimpleNamespace(run=SimpleNamespace(seed=seed), federation=federation)
     setup = SimpleNamespace(config=config, central=privacy)
     roster = SimpleNamespace(keys={f"n{index:02d}": b"" for index in range(80)})
-    return Coordinator._sample(SimpleNamespace(setup=setup, roster=roster), 1)
+    return Coordinator._sample(SimpleNamespace(setup=setup, roster=roster, sums=None), 1)
 
 
 def test_the_coins_of_a_private_draw_are_no_function_of_the_public_seed():
