@@ -220,9 +220,9 @@ MUTANTS = (
     Mutant(
         32,
         "a node takes part in a smaller sum than it asks for",
-        "fedpeft.secagg.context",
-        "context.least_nodes >= least_nodes,",
-        "context.least_nodes >= 1,",
-        ("fedpeft/secagg/test_hostile.py::test_weak_terms_are_refused",),
+        "fedpeft.secagg.terms",
+        "    if context.cohort != member.cohort:\n",
+        "    if context.cohort.threshold != member.cohort.threshold:\n",
+        ("fedpeft/secagg/test_hostile.py::test_terms_other_than_the_agreed_are_refused",),
     ),
 )
