@@ -83,12 +83,12 @@ class Post:
         if home.coordinator != self.grant.coordinator:
             raise PolicyError("coordinator", f"run {name[:12]} belongs to another coordinator")
         judge(policy, offer)
+        if _word(self, offer.run).get("answer") == "refused":
+            raise PolicyError("approval", f"run {name[:12]} was refused by the operator")
         roster = {one: bytes.fromhex(key) for one, key in home.roster.items()}
         check_roster(self.organisation, home.config, roster)
         if sentence := unpinned(self.organisation, policy, home.config, roster):
             raise PolicyError("roster", sentence)
-        if _word(self, offer.run).get("answer") == "refused":
-            raise PolicyError("approval", f"run {name[:12]} was refused by the operator")
         return _settled(self, policy, offer, (home.labels, home.roster), home.own.data)
 
 

@@ -27,11 +27,12 @@ from fedpeft_clients import secure, tasks
 from fedpeft_clients.desk import Desk, plans, signer_of
 from fedpeft_clients.home import Simulated, create_home
 from fedpeft_clients.local_round import INTEGERS
+from fedpeft_clients.offers import offers
 from fedpeft_clients.organisation import init_organisation
 from fedpeft_clients.policy import PolicyError
 from fedpeft_clients.rosters import pin, pinned, unpin
 from fedpeft_clients.state import load_state
-from fedpeft_clients.terms import approve, offers
+from fedpeft_clients.terms import approve
 
 NAMES = "ABCDEFG"
 SUM = {
@@ -230,7 +231,7 @@ def test_an_approval_does_not_replace_the_pins(joined):
     joined.policy(approval=True)
     config, full = joined.config(**SUM), roster_of(joined, "bank", "court")
     joined.offer(config, roster=full)
-    approve(joined.organisation, run_id(config).hex(), None)
+    approve(joined.organisation, run_id(config).hex(), offers(joined.organisation)[0].digest)
     assert joined.offer(config, roster=full) == ("waiting", "roster")
     pin_all(joined, full)
     assert joined.offer(config, roster=full) == ("agreed", "")

@@ -150,8 +150,8 @@ MUTANTS = (
         317,
         "the operator's word is about whatever lies there by now",
         TERMS,
-        "found[0].digest.startswith(terms.lower())",
-        "bool(found[0].digest)",
+        "stored.digest.startswith(terms.lower())",
+        "bool(stored.digest)",
         (BINDING + "test_terms_that_were_swapped_after_they_were_shown_are_not_approved",),
     ),
     Mutant(
