@@ -76,9 +76,10 @@ def test_three_hostile_nodes_of_ten_change_the_result_by_less_than_a_twentieth(f
     dense = {"codec": "dense-fp32", "error_feedback": False}
     common = {"exchange": {"up": dense, "down": dense}, "audit": {"enabled": False}}
     asked = {"nodes": 10, "rounds": 4, "local_steps": 4, "lr": 0.05}
-    honest = federation("honest", federation=asked, **common)
+    honest = federation("honest", federation=asked | {"robust": "none"}, **common)
     withstood = federation("hostile", federation=asked | {"robust": "trimmed-mean", "trim": 0.2}, **common)
-    naive = federation("naive", federation=asked | {"rounds": 1, "norm_ratio": 0.0}, **common)
+    plain = {"robust": "none", "norm_ratio": 0.0}
+    naive = federation("naive", federation=asked | {"rounds": 1} | plain, **common)
     assert all(event["replies"] == 10 for event in run_with(honest, False))
     events = run_with(withstood, True)
     assert [event["applied"] for event in events] == [True] * 4
