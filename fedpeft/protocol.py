@@ -22,6 +22,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedpeft.config import Config, config_hash
 from fedpeft.enrolment import valid_name
+from fedpeft.epsilons import Epsilon, is_epsilon
 from fedpeft.errors import FederationError
 from fedpeft.exchange.layout import FloatVector, Layout
 
@@ -203,8 +204,8 @@ class TrainReply:
         round: the round asked for.
         steps: optimiser steps done.
         train_s: seconds of local training; 0 under DP in the node, as they tell how many records were drawn.
-        epsilon: privacy that this run has spent on this node's records so far, whatever others have; 0 says
-            that no DP is claimed.
+        epsilon: privacy that this run has spent on this node's records so far, whatever others have;
+            unbounded where a round claimed no DP.
         ledger_entry: number of the newest entry of this run in the node's ledger; only ever grows.
         ledger: hash of that entry, 32 bytes.
     """
@@ -212,7 +213,7 @@ class TrainReply:
     round: int
     steps: int
     train_s: float
-    epsilon: float
+    epsilon: Epsilon
     ledger_entry: int
     ledger: bytes
 
@@ -395,6 +396,7 @@ def _natural(value: Any) -> bool:
 _VALID = {
     "int": _natural,
     "float": lambda value: type(value) is float and math.isfinite(value) and value >= 0,
+    "Epsilon": is_epsilon,
     "str": lambda value: type(value) is str and len(value) <= 128 and value.isprintable(),
     "bytes": lambda value: type(value) is bytes and len(value) <= 32,
 }

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedpeft.epsilons import Epsilon
 from fedpeft_attacks.figures import Baselines, Facts, Measure, Strength, WorkDone
 from fedpeft_attacks.views import Role
 
@@ -144,7 +145,7 @@ class Claim(Facts):
     """The privacy that the run claims."""
 
     unit: str
-    epsilon: float | None
+    epsilon: Epsilon | None
     delta: float | None
     text: str
     plan: dict[str, Any] | None = Field(description="every constant of the privacy plan; null: no claim")

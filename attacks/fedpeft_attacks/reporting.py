@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.config import config_hash
+from fedpeft.epsilons import shown, written
 from fedpeft.runstore import RunStore, write_atomic
 from fedpeft_attacks.claims import plan_of
 from fedpeft_attacks.exchanged import envelopes_of, exchange_of
@@ -136,10 +137,10 @@ def _claim(plan: PrivacyPlan | None) -> Claim:
     if plan is None or plan.reproducible:
         text = "This run claims no differential privacy."
         return Claim(unit="none", epsilon=None, delta=None, text=text, plan=None)
-    epsilon = plan.epsilon()
+    epsilon = written(plan.epsilon())
     text = (
-        f"This run claims differential privacy with epsilon {epsilon:.3g} at delta {plan.delta:g} for each "
-        f"{plan.unit} ({plan.adjacency}); the noise is added {_ADDED[plan.trust]}."
+        f"This run claims differential privacy with epsilon {shown(epsilon)} at delta {plan.delta:g} for "
+        f"each {plan.unit} ({plan.adjacency}); the noise is added {_ADDED[plan.trust]}."
     )
     return Claim(unit=plan.unit, epsilon=epsilon, delta=plan.delta, text=text, plan=plan.describe())
 

@@ -86,7 +86,7 @@ class OrganisationGate:
         if kind == "train":
             home = open_home(self.post.organisation.runs / str(run))
             charge = _charge_of(home, said, entry["sha256"])
-            entry |= {"epsilon": said.epsilon or None, "audit": _verdict(home, said.round), "charge": charge}
+            entry |= {"epsilon": said.epsilon, "audit": _verdict(home, said.round), "charge": charge}
         facts = {key: _plain(value) for key, value in asdict(said).items()}
         return common | entry | {"round": facts.get("round"), "facts": facts}
 

@@ -11,6 +11,7 @@ import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
 from fedpeft.cli.signed_logs import public_key
+from fedpeft.epsilons import shown, written
 from fedpeft.errors import ConfigError, PrivacyError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _states(chain: Chain) -> dict[int, str]:
 
 
 def _facts(entry: Entry, states: dict[int, str]) -> dict[str, Any]:
-    """What the table shows of an entry; an infinite epsilon is ``null`` in the ledger and ``inf`` here."""
+    """What the table shows of an entry; an epsilon without a bound is ``null`` in the ledger alone."""
     body: dict[str, Any] = entry.body
     event: dict[str, Any] = body.get("event") or {}
     reached = body.get("epsilon")
@@ -178,7 +179,7 @@ def _facts(entry: Entry, states: dict[int, str]) -> dict[str, Any]:
         "unit": body.get("unit") or "not private",
         "trust": body.get("trust"),
         "state": states.get(entry.seq, "reserved") if entry.kind == "reserve" else entry.kind,
-        "epsilon": None if reached is None else float(reached),
+        "epsilon": written(math.inf if reached is None else float(reached)) if "epsilon" in body else None,
     }
 
 
@@ -192,7 +193,7 @@ def totals_of(chain: Chain, lineage: str | None, budget: Budget) -> list[dict[st
 
 
 def _total(chain: Chain, lineage: str, budget: Budget) -> list[dict[str, Any]]:
-    """Joint epsilon over all time and over 365 days; ``null`` is infinite, with a cause if unknown."""
+    """Joint epsilon over all time and over 365 days; ``null``, with a cause, where it is unknown."""
     import time
 
     from fedpeft.privacy.ledger import clock, spending
@@ -208,8 +209,8 @@ def _total(chain: Chain, lineage: str, budget: Budget) -> list[dict[str, Any]]:
     for claim in spending.promised(spent):
         total, yearly = (spending.joint(part, delta, claim) for part in (spent, recent))
         sums = {"epsilon": total, "epsilon_365_days": yearly}
-        finite = {name: value if math.isfinite(value) else None for name, value in sums.items()}
-        found.append({**finite, "delta": delta, **claim._asdict()})
+        told = {name: written(value) for name, value in sums.items()}
+        found.append({**told, "delta": delta, **claim._asdict()})
     return found
 
 
@@ -236,24 +237,20 @@ def _show(payload: dict[str, Any]) -> None:
 
 
 def _sums(total: dict[str, Any]) -> tuple[str, ...]:
-    whole, year = _epsilon(total["epsilon"]), _epsilon(total["epsilon_365_days"])
+    whole, year = (shown(total[name], ".4f", "unknown") for name in ("epsilon", "epsilon_365_days"))
     claim = (_cell(name, total[name]) for name in ("delta", "unit", "trust"))
     limits = _limit(total["budget"]), _limit(total["yearly_budget"])
     return (total["lineage"], f"{whole} of {limits[0]}", f"{year} of {limits[1]}", *claim)
 
 
-def _cell(name: str, value: object) -> str:
+def _cell(name: str, value: Any) -> str:
     if name == "epsilon":
-        return _epsilon(value)
+        return shown(value, ".4f")
     if name == "run":
         return str(value)[:12]
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _epsilon(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "inf"
 
 
 def _limit(value: float | None) -> str:

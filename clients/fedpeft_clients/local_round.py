@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fedpeft.epsilons import written
 from fedpeft.exchange import (
     Context,
     Decoded,
@@ -258,7 +259,7 @@ def _reply(desk: Desk, task: TrainTask, spent: float, head: Head, seconds: float
         round=task.round,
         steps=task.steps,
         train_s=0.0 if desk.home.discreet else seconds,
-        epsilon=float(spent) if np.isfinite(spent) else 0.0,
+        epsilon=written(spent),
         ledger_entry=head.seq,
         ledger=bytes.fromhex(head.hash),
     )

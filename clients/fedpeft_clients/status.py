@@ -11,6 +11,7 @@ import typer
 
 from fedpeft.cli.output import table
 from fedpeft.cohort import Cohort
+from fedpeft.epsilons import shown, written
 from fedpeft.errors import FedPeftError
 from fedpeft.protocol import RunTerms
 from fedpeft.runstore import read_json
@@ -66,8 +67,8 @@ def show(facts: dict[str, Any]) -> None:
     sums = (
         (
             one["lineage"],
-            "inf" if one["epsilon"] is None else f"{one['epsilon']:.4g}",
-            one["budget"],
+            shown(one["epsilon"], ".4g", "unknown"),
+            one["budget"] or "no limit",
             one["unit"],
         )
         for one in facts["lineages"]
@@ -95,7 +96,7 @@ def _run(stored: Stored) -> dict[str, Any]:
 
 
 def _lineages(organisation: Organisation) -> list[dict[str, Any]]:
-    """Joint epsilon of each promise of each data set that was ever trained on; None is infinite."""
+    """Joint epsilon of each promise of each data set that was ever trained on; None is unknown."""
     from fedpeft.privacy.ledger import Budget
     from fedpeft.privacy.ledger.exports import load_chain
     from fedpeft_clients.ledger_cli import totals_of
@@ -185,9 +186,9 @@ def _privacy(offer: Offer) -> str:
         return "privacy: none is promised; the update may tell of single records"
     reached = run_epsilon(offer.config)
     return (
-        f"privacy: epsilon {reached:.4g} at delta {privacy.delta:g} per {privacy.unit} over the whole run, "
-        "which is the most that leaves; rounds that a crash cuts off are charged beside it; "
-        f"noise by trust {privacy.trust}, clip {privacy.clip:g}{_adjacency(offer)}"
+        f"privacy: epsilon {shown(written(reached), '.4g')} at delta {privacy.delta:g} per {privacy.unit} "
+        "over the whole run, which is the most that leaves; rounds that a crash cuts off are charged beside "
+        f"it; noise by trust {privacy.trust}, clip {privacy.clip:g}{_adjacency(offer)}"
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
+from fedpeft.epsilons import UNBOUNDED, shown
 from fedpeft.errors import ConfigError, PrivacyError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plan(
 
     config = load_config(scenario, set_)
     if config.privacy.unit == "none":
-        facts: dict[str, Any] = {"private": False, "epsilon": None, "reason": "privacy.unit = 'none'"}
+        facts: dict[str, Any] = {"private": False, "epsilon": UNBOUNDED, "reason": "privacy.unit = 'none'"}
         facts |= _sums(config)
         emit(facts, as_json, lambda: _show_none(facts))
         return
@@ -80,7 +80,7 @@ def _facts(config: Config, size: int) -> dict[str, Any]:
     advice = [] if allowed else remedies(found, size, nodes)
     return {
         "private": not found.reproducible,
-        **_finite(found.describe()),
+        **found.describe(),
         "epsilon_by_rdp": _rdp_epsilon(found),
         "steps": found.steps,
         "values": size,
@@ -122,11 +122,6 @@ def _signal_facts(figures: Signal, advice: list[Remedy]) -> dict[str, Any]:
     }
 
 
-def _finite(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: an epsilon without guarantee is null."""
-    return {name: None if value == math.inf else value for name, value in fields.items()}
-
-
 def _rdp_epsilon(plan: PrivacyPlan) -> float | None:
     """What most other platforms' accountant (RDP of dp-accounting) would say of the same noise."""
     from fedpeft.privacy.accounting import Steps
@@ -151,6 +146,7 @@ def _show_none(facts: dict[str, Any]) -> None:
 
 def _show(facts: dict[str, Any]) -> None:
     epsilon, rdp = facts["epsilon"], facts["epsilon_by_rdp"]
+    compared = rdp and epsilon != UNBOUNDED
     whole, most = facts["noise_over_signal_whole_run"], facts["most_noise"]
     rows = [
         ("unit", f"{facts['unit']}, {ADJACENCY[facts['adjacency']]}"),
@@ -161,10 +157,10 @@ def _show(facts: dict[str, Any]) -> None:
         ("noisy releases T", f"{facts['steps']} ({facts['rounds']} rounds)"),
         ("clip C", f"{facts['clip']:g}"),
         ("noise multiplier z", f"{facts['noise_multiplier']:g}"),
-        ("epsilon", "none: reproducible noise" if epsilon is None else f"{epsilon:.4g}"),
+        ("epsilon", shown(epsilon, ".4g") + ("" if facts["private"] else ": the noise can be repeated")),
         ("delta", f"{facts['delta']:g}"),
         ("accountant", facts["accountant"]),
-        *([("epsilon by RDP", f"{rdp:.4g} ({rdp / epsilon - 1:+.1%})")] if rdp and epsilon else []),
+        *([("epsilon by RDP", f"{rdp:.4g} ({rdp / epsilon - 1:+.1%})")] if compared else []),
         ("values with noise", facts["values"]),
         ("noise / signal, one release", f"{facts['noise_over_signal_per_release']:.3g}"),
         ("noise / signal, whole run", f"{whole:.3g}"),

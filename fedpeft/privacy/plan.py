@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from fedpeft.epsilons import written
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import FINE, Event, Skellam, Steps, epsilon
 
@@ -199,9 +200,13 @@ class PrivacyPlan:
         return replace(self, noise_multiplier=noise_multiplier)
 
     def describe(self) -> dict[str, Any]:
-        """All fields and the run's epsilon, for reports."""
+        """All fields and the run's epsilon, for reports and JSON."""
         names = ("adjacency", "accountant")
-        return asdict(self) | {"epsilon": self.epsilon()} | {name: getattr(self, name) for name in names}
+        return (
+            asdict(self)
+            | {"epsilon": written(self.epsilon())}
+            | {name: getattr(self, name) for name in names}
+        )
 
 
 def _skellam(plan: PrivacyPlan, grid: Grid, count: int) -> Skellam:

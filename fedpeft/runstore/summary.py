@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedpeft.epsilons import Epsilon
+
 SUMMARY_VERSION = 1
 
 
@@ -34,7 +36,11 @@ class AdapterFacts(Facts):
 
 
 class ByteFacts(Facts):
-    """Lengths of all envelopes of the run, signatures included."""
+    """Lengths of all envelopes of the run, signatures included.
+
+    Where the coordinator adds the noise, all lengths are those of the dense exchange with all nodes: how many
+    bits an update without noise needs, and who took part, are facts that the noise is to hide.
+    """
 
     up: int
     down: int
@@ -56,7 +62,7 @@ class NodePrivacy(Facts):
     noise_multiplier: float | None
     steps: int
     clip: float | None
-    epsilon: float | None = Field(description="joint over the node's ledger; null: not private")
+    epsilon: Epsilon | None = Field(description="joint over the node's ledger; null: no claim is made")
 
 
 class PrivacyFacts(Facts):
@@ -65,7 +71,7 @@ class PrivacyFacts(Facts):
     unit: str
     adjacency: str | None
     trust: str | None
-    epsilon: float | None = Field(description="of the worst node; null: no claim")
+    epsilon: Epsilon | None = Field(description="of the worst node; null: no claim")
     delta: float | None
     accountant: str | None
     plan: dict[str, Any] | None = Field(description="every constant of the privacy plan; null: no claim")
@@ -105,4 +111,7 @@ class RunSummary(Facts):
     time: TimeFacts
     audit: AuditFacts | None
     arms: dict[str, dict[str, Any]] = Field(description="each comparison arm as it left its result")
-    updates: list[str] = Field(description="SHA-256 of each envelope up, in order of round and node")
+    updates: list[str] = Field(
+        description="SHA-256 of each envelope up, in order of round and node; none where the coordinator "
+        "adds the noise, as they are hashes of what has none"
+    )

@@ -11,6 +11,7 @@ import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
 from fedpeft.cli.signed_logs import LogCommands, moment
+from fedpeft.epsilons import shown
 
 if TYPE_CHECKING:
     from fedpeft.trust.signed_log import Entry, SignedLog
@@ -251,7 +252,7 @@ def _show(views: list[RunView], service: bool, one: bool) -> None:
             view.status.state,
             f"{view.rounds}/{view.planned}",
             quantity(view.bytes_up + view.bytes_down),
-            "-" if view.epsilon is None else f"{view.epsilon:.3g}",
+            shown(view.epsilon),
             view.status.cause or "-",
         )
         for view in views

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpeft.adapters import Contribution, naive_warning, product_error
+from fedpeft.epsilons import written
 from fedpeft.errors import FederationError
 from fedpeft.privacy import Head, Ledger
 from fedpeft.privacy.central import Account, randomness
@@ -233,8 +233,7 @@ class Coordinator:
         if self.account is None:
             return {}
         reservation = self.account.reserve(number)
-        spent = reservation.epsilon if math.isfinite(reservation.epsilon) else None
-        return {"spent": {"epsilon": spent, "delta": reservation.delta}}
+        return {"spent": {"epsilon": written(reservation.epsilon), "delta": reservation.delta}}
 
     def _sample(self, number: int) -> list[str]:
         config, plan = self.setup.config, self.setup.central

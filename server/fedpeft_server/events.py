@@ -38,7 +38,7 @@ def round_event(
         "values_up": inbox.values,
         "density": inbox.kept / max(inbox.values, 1),
         "entropy_bits": inbox.entropy,
-        "epsilon": {name: reply.epsilon or None for name, reply in accepted.items()},
+        "epsilon": {name: reply.epsilon for name, reply in accepted.items()},
         "ledger": {name: [reply.ledger_entry, reply.ledger.hex()] for name, reply in accepted.items()},
         **seconds,
         **measured,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from fedpeft.epsilons import UNBOUNDED
 from fedpeft.errors import FederationError, FedPeftError
 from fedpeft_server import certificates
 from fedpeft_server.home import ServerHome
@@ -122,7 +124,7 @@ def _add_run(families: _Families, view: RunView) -> None:
     if view.loss is not None:
         families["loss"].add_metric([name], view.loss)
     if view.epsilon is not None:
-        families["epsilon"].add_metric([name], view.epsilon)
+        families["epsilon"].add_metric([name], math.inf if view.epsilon == UNBOUNDED else view.epsilon)
     families["restarts"].add_metric([name], view.status.restarts)
     families["bytes"].add_metric([name, "up"], view.bytes_up)
     families["bytes"].add_metric([name, "down"], view.bytes_down)

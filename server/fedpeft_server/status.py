@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.cli.output import console, quantity
+from fedpeft.epsilons import Epsilon, shown, worst
 from fedpeft.runstore import RunStore
 from fedpeft.terminal import printable
 from fedpeft_server.home import ENDED, RunStatus, ServerHome, read_status
@@ -58,7 +58,7 @@ class RunView:
     round_seconds: float | None
     loss: float | None
     base_loss: float | None
-    epsilon: float | None
+    epsilon: Epsilon | None
     stock: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -110,13 +110,13 @@ def _contacts(run: Path, nodes: Mapping[str, Node], asked: Mapping[str, bool]) -
     return known
 
 
-def _epsilon(rounds: list[dict[str, Any]]) -> float | None:
+def _epsilon(rounds: list[dict[str, Any]]) -> Epsilon | None:
     """The most that is known to be spent: by nodes on their records, or by the coordinator on nodes."""
-    found: list[float] = []
-    for event in rounds:
-        given = [*event.get("epsilon", {}).values(), event.get("spent", {}).get("epsilon")]
-        found += [value for value in given if value is not None and math.isfinite(value)]
-    return max(found, default=None)
+    return worst(
+        epsilon
+        for event in rounds
+        for epsilon in (*event.get("epsilon", {}).values(), event.get("spent", {}).get("epsilon"))
+    )
 
 
 def render(view: RunView, now: float) -> RenderableType:
@@ -144,7 +144,7 @@ def _facts(view: RunView) -> str:
         parts.append(f"loss {view.loss:.4f}")
     if view.base_loss is not None:
         parts.append(f"base {view.base_loss:.4f}")
-    parts.append("no privacy claim" if view.epsilon is None else f"epsilon {view.epsilon:.3g}")
+    parts.append(f"epsilon {shown(view.epsilon)}" if view.epsilon is not None else "no privacy claim")
     if view.status.restarts:
         parts.append(f"{view.status.restarts} restarts")
     return " · ".join(parts)

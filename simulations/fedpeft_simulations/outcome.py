@@ -12,6 +12,7 @@ from fedpeft.adapters.card import CardFacts
 from fedpeft.adapters.methods import method_key
 from fedpeft.config import Config, config_hash
 from fedpeft.config.models import EMBEDDED
+from fedpeft.epsilons import UNBOUNDED, shown, worst, written
 from fedpeft.exchange import noisy_values
 from fedpeft.exchange.codecs import codec_named
 from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
@@ -29,6 +30,7 @@ from fedpeft.runstore.summary import (
     RunSummary,
     TimeFacts,
 )
+from fedpeft_simulations.summary import WHOSE
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -41,6 +43,7 @@ WHOLE = "-full"
 def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluation]) -> RunSummary:
     """Sum up what is known when the federation has been judged; arms and audit are still missing."""
     config = store.config
+    central = config.privacy.unit == "node" and config.privacy.trust == "central"
     return RunSummary(
         config_hash=config_hash(config),
         seed=config.run.seed,
@@ -50,13 +53,34 @@ def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluati
         nodes=config.federation.nodes,
         loss={arm: score.loss for arm, score in scores.items()},
         accuracy={arm: score.accuracy for arm, score in scores.items()},
-        bytes=_bytes(store, config, attached),
+        bytes=_coarse(config, attached) if central else _bytes(store, config, attached),
         privacy=privacy_facts(store),
         time=_time(store),
         audit=None,
         arms={},
-        updates=[hashlib.sha256(path.read_bytes()).hexdigest() for path in envelopes(store, "up")],
+        updates=[] if central else [_digest(path) for path in envelopes(store, "up")],
     )
+
+
+def _coarse(config: Config, attached: Attached) -> ByteFacts:
+    """What may be published where updates without noise reach the coordinator: what everybody knows."""
+    most = (
+        4 * _both_factors(attached, config.adapter.rank) * config.federation.rounds * config.federation.nodes
+    )
+    return ByteFacts(
+        up=most,
+        down=most,
+        dense_up=most,
+        dense_down=most,
+        ratio_up=1.0,
+        ratio_total=1.0,
+        bits_per_parameter=32.0,
+        entropy_bits_per_parameter=None,
+    )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def complete(
@@ -117,12 +141,15 @@ def privacy_statement(privacy: PrivacyFacts) -> str:
     """The run's claim in one paragraph."""
     if privacy.unit == "none":
         return "No differential privacy: this adapter may have memorised its training records."
-    what = "The released models are" if privacy.trust == "central" else "Each node's updates are"
+    what, but = _HOLDS[privacy.trust or "local"]
+    if privacy.epsilon == UNBOUNDED:
+        return f"No differential privacy: epsilon is {UNBOUNDED} for {what}, whatever was asked for."
     less = " A person with several records is protected less." if privacy.unit == "record" else ""
     less += _withstands(privacy)
     return (
-        f"{what} ({privacy.epsilon:.3f}, {privacy.delta:g})-differentially private per {privacy.unit} "
-        f"({privacy.adjacency}, trust model {privacy.trust}), worst node, by {privacy.accountant}.{less}"
+        f"For {what}: ({shown(privacy.epsilon, '.3f')}, {privacy.delta:g})-differential privacy per "
+        f"{privacy.unit} ({privacy.adjacency}, trust model {privacy.trust}), "
+        f"{WHOSE[privacy.trust or 'local']}, by {privacy.accountant}.{but}{less}"
     )
 
 
@@ -134,6 +161,18 @@ def _withstands(privacy: PrivacyFacts) -> str:
         f" It holds against the coordinator and up to {grid['colluders']} nodes that collude with it, for a "
         "node whose update is replaced by zero, while every node has pinned the others' keys."
     )
+
+
+_HOLDS = {
+    "local": ("each node's updates", ""),
+    "central": ("the released models", " The coordinator saw each update without noise."),
+    "distributed": (
+        "the sums of all nodes' updates",
+        " Not for the update of one node: its own share of noise protects it far less, and it is the secure "
+        "sum that hides it.",
+    ),
+}
+"""What a claim holds for, and what it does not, by trust model."""
 
 
 def _audit_statement(summary: RunSummary) -> str:
@@ -219,7 +258,7 @@ def privacy_facts(store: RunStore) -> PrivacyFacts:
         unit=plan.unit,
         adjacency=plan.adjacency,
         trust=plan.trust,
-        epsilon=max(node.epsilon or 0.0 for node in nodes),
+        epsilon=worst(node.epsilon for node in nodes),
         delta=plan.delta,
         accountant=plan.accountant,
         plan=plan.describe(),
@@ -243,7 +282,7 @@ def _node(store: RunStore, home: Path, plan: PrivacyPlan | None) -> NodePrivacy:
         noise_multiplier=plan.noise_multiplier,
         steps=sum(int(entry.body["steps"]) for entry in charged),
         clip=plan.clip,
-        epsilon=ledger.spent(lineage, plan.delta) if charged else 0.0,
+        epsilon=written(ledger.spent(lineage, plan.delta)) if charged else 0.0,
     )
 
 

@@ -8,9 +8,18 @@ import typer
 
 from fedpeft.cli.output import quantity, table
 from fedpeft.config import Config
+from fedpeft.epsilons import shown
 from fedpeft.runstore import RunStore
 
 ARMS = ("base", "local_only", "federated", "centralised", "private")
+
+
+WHOSE = {
+    "local": "worst node",
+    "central": "for each node, of what is released",
+    "distributed": "for each node, of the sum",
+}
+"""Whom the printed epsilon is for, and of what, by trust model."""
 
 
 def print_summary(store: RunStore) -> None:
@@ -29,7 +38,7 @@ def _quality(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ..
     for arm in ARMS:
         if arm in facts["loss"]:
             accuracy = facts["accuracy"].get(arm)
-            label = f"{arm} (epsilon {facts['arms'][arm]['epsilon']:.3g})" if arm == "private" else arm
+            label = f"{arm} (epsilon {shown(facts['arms'][arm]['epsilon'])})" if arm == "private" else arm
             rows.append(
                 (label, "n/a" if accuracy is None else f"{accuracy:.3f}", f"{facts['loss'][arm]:.4f}")
             )
@@ -67,8 +76,9 @@ def _privacy(facts: dict[str, Any], config: Config) -> list[str]:
         lines.append(f"privacy: none claimed in this run ({cause})")
     else:
         lines.append(
-            f"privacy: epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:g} per {privacy['unit']} "
-            f"({privacy['adjacency']}, {privacy['trust']}), worst node, by {privacy['accountant']}"
+            f"privacy: epsilon {shown(privacy['epsilon'], '.3f')} at delta {privacy['delta']:g} per "
+            f"{privacy['unit']} ({privacy['adjacency']}, {privacy['trust']}), {WHOSE[privacy['trust']]}, "
+            f"by {privacy['accountant']}"
         )
     return lines
 

@@ -44,7 +44,7 @@ def test_show_lists_what_was_spent(home):
     assert shown.exit_code == 0
     for text in ("patients", "0123456789ab", "count of reco", "released", "started", "reserved", "no limit"):
         assert text[:12] in shown.stdout
-    assert "inf of no limit" in shown.stdout and "not private" in shown.stdout
+    assert "unbounded of no limit" in shown.stdout and "not private" in shown.stdout
 
 
 def test_show_for_machines(home):
@@ -53,12 +53,12 @@ def test_show_for_machines(home):
     patients, staff = facts["lineages"]
     assert patients["epsilon"] == patients["epsilon_365_days"] == pytest.approx(joint)
     assert (patients["unit"], patients["trust"], patients["delta"]) == ("record", "local", 1e-5)
-    assert staff["epsilon"] is None
+    assert staff["epsilon"] == staff["epsilon_365_days"] == "unbounded"
     states = [(entry["seq"], entry["state"]) for entry in facts["entries"]]
     assert states == [(2, "released"), (5, "spend"), (6, "started"), (8, "reserved")]
     reached = [entry["epsilon"] for entry in facts["entries"]]
     assert reached[:3] == sorted(reached[:3]) and reached[2] == pytest.approx(joint, rel=0.01)
-    assert reached[3] is None
+    assert reached[3] == "unbounded"
     assert facts["key"] == OWN.public.hex() and facts["head"].startswith("8:")
 
 
@@ -155,7 +155,7 @@ def test_each_promise_of_a_data_set_has_its_own_total(home):
     Ledger(home / "ledger.sqlite", None, OWN).reserve("patients", "other", 1, person, 5)
     found = json.loads(node("show", home, "--lineage", "patients", "--json").stdout)["lineages"]
     by_unit = {one["unit"]: one["epsilon"] for one in found}
-    assert by_unit["person"] is None, "earlier rounds protect per record only"
+    assert by_unit["person"] == "unbounded", "earlier rounds protect per record only"
     assert by_unit["record"] > epsilon([Steps(0.1, 1.0, 15), Pure(0.1, 1)], 1e-5)
 
 

@@ -125,8 +125,8 @@ def test_without_dp_it_says_so(invoke):
 def test_reproducible_noise_is_called_no_guarantee(invoke):
     seeded = (*RECORD, "privacy.randomness=seeded")
     facts = json.loads(invoke(seeded, "--values", "400", "--json").stdout)
-    assert facts["private"] is False and facts["epsilon"] is None
-    assert "none: reproducible noise" in invoke(seeded, "--values", "400").stdout
+    assert facts["private"] is False and facts["epsilon"] == "unbounded"
+    assert "unbounded: the noise can be repeated" in invoke(seeded, "--values", "400").stdout
 
 
 def test_the_adapter_gives_the_number_of_values(invoke):

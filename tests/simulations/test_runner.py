@@ -196,7 +196,7 @@ def test_a_private_run_claims_what_its_ledgers_hold(tiny_model_folder, tmp_path)
     claim = store.summary["privacy"]
     assert claim["unit"] == "record" and 0 < claim["epsilon"] <= 8
     assert {node["steps"] for node in claim["nodes"]} == {4}
-    assert "differentially private" in (store.adapter / "README.md").read_text()
+    assert "-differential privacy per record" in (store.adapter / "README.md").read_text()
 
 
 def test_private_runs_do_not_repeat_their_noise(tiny_model_folder, tmp_path):
