@@ -2,9 +2,8 @@
 
 ``query.terms`` lets a deployed node read, judge and accept a run. ``hello`` (QUERY) lets both sides compare
 base, layout, starting state and config by hash before round 1. ``train`` (TRAIN) carries the broadcast
-envelope down and the update's envelope up. ``query.secure`` carries the phases of secure aggregation around
-it. Nothing that arrives is trusted: every fact is checked for
-presence, type and range, and an unexpected record is an error.
+envelope down and the update's up, ``query.secure`` the phases of secure aggregation around it. Nothing that
+arrives is trusted: facts are checked for presence, type and range; an unexpected record is an error.
 """
 
 from __future__ import annotations
@@ -166,10 +165,9 @@ class TrainTask:
 
     Attributes:
         round: 1-based round.
-        steps: optimiser steps asked for; the node refuses more than its config agrees to.
+        steps: optimiser steps asked for; the node refuses any but its config's.
         lr: local learning rate asked for; likewise.
-        broadcast: how the blob changes the state: not at all, by the deltas of the rounds after ``since``, or
-            as the whole state.
+        broadcast: what the blob holds: nothing, the deltas of the rounds after ``since``, or the whole state.
         since: round whose state the first delta applies to; 1 is the agreed starting state.
         sizes: bytes of each envelope in the blob, in order.
         state: digest of the state to train from, 32 bytes.
