@@ -181,17 +181,19 @@ def test_batches_of_a_simulation_follow_from_its_seed(organisation, monkeypatch)
 
 def begun(home, state):
     """A secure sum whose first phase this node has answered."""
-    roster = {name: bytes([index]) * 32 for index, name in enumerate(("bank", "clinic", "court"))}
-    keys = pack_table(roster | {"clinic": secure.signer_of(home).public})
+    keys = pack_table({name: bytes.fromhex(key) for name, key in home.roster.items()})
     secure.answer(home, SecureTask("keys", 1, 1, state, 3, 8, 0, [1]), keys)
 
 
 def test_a_secure_sum_is_of_the_state_that_is_trained_from(organisation):
     """Else nodes that train from different models share masks, and the sum shows one of them alone."""
-    home, coordinator = organisation(**SECURE)
+    roster = ("bank", "clinic", "court")
+    home, coordinator = organisation(roster=roster, **SECURE)
     task = coordinator.first_task(attempt=1)
     begun(home, bytes(32))
     assert rule(home, task) == "secure"
+    home, coordinator = organisation("court", roster=roster, **SECURE)
+    task = coordinator.first_task(attempt=1)
     begun(home, task.state)
     with pytest.raises(FedPeftError) as error:
         train(home, task, pack_table({}))
