@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(BIN)/fedpeft simulate --out runs/demo --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-portable: $(STAMP)
 	tests/portable.sh

@@ -85,6 +85,6 @@ def _drawn(key: bytes, size: int, rest: Positions, count: int) -> Positions:
     """
     raw = np.random.PCG64(np.random.SeedSequence(int.from_bytes(key, "little"))).random_raw(-(-size // 4))
     bits = raw.astype("<u8").view("<u2")[:size][rest]
-    edge = int(np.searchsorted(np.cumsum(np.bincount(bits, minlength=1 << 16)), count))
+    edge = np.partition(bits, count - 1)[count - 1] if count else 0
     below = np.flatnonzero(bits < edge)
     return np.concatenate([below, np.flatnonzero(bits == edge)[: count - len(below)]])
