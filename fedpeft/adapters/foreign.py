@@ -17,10 +17,14 @@ _MATCHED = re.compile(r"modules|pattern|parameters")
 _WORD = r"[\w\-/:.]"
 _SAFE = re.compile(rf"\^?(?:{_WORD}|\\\.|\\d\+?|\.\*|\((?:\?:)?{_WORD}+(?:\|{_WORD}+)*\))*\$?", re.ASCII)
 _CODE = ("megatron_config", "auto_mapping", "runtime_config")
+_START = re.compile(r"init_(?:lora_)?weights")
+_WORDS = ("gaussian", "orthogonal", "eva", "bat", "mini", "normal", "kaiming_uniform", "xavier_uniform")
+_PLAIN_STARTS = (True, False, None, *_WORDS)
+"""Starts that neither compute long nor change the base."""
 
 
 def check_foreign(config: Mapping[str, Any], source: object) -> None:
-    r"""Refuse an adapter's configuration that could keep the machine busy or have modules imported.
+    r"""Refuse a configuration that could keep the machine busy, change the base or have modules imported.
 
     peft matches the configuration's strings against every module's name as regular expressions, whose time
     can be exponential. Allowed are names, one ``.*``, two ``\d+`` and alternatives in one level of
@@ -32,6 +36,11 @@ def check_foreign(config: Mapping[str, Any], source: object) -> None:
     for key, value in config.items():
         if key in _CODE and value:
             raise ConfigError(f"{source}: {key} of adapter_config.json loads code; remove it")
+        if _START.fullmatch(key) and value not in _PLAIN_STARTS:
+            raise ConfigError(
+                f"{source}: {key} = {str(value)[:60]!r} of adapter_config.json computes a start and changes "
+                "the base; convert the adapter to plain LoRA where it was trained, then set it to true"
+            )
         if _MATCHED.search(key):
             _check_patterns(key, list(_strings(value)), source)
         ranks = value.values() if isinstance(value, Mapping) and key == "rank_pattern" else [value]

@@ -192,10 +192,11 @@ class _Counter:
             _check_first(upload)
             message, run = message_from_proto(upload.header), upload.header.metadata.run_id
             session = self._state.start_session(run)
-            stored, missing = self._state.store_message_and_object_tree(message, upload.tree, session)
+            kept, missing = self._state.store_message_and_object_tree(message, upload.tree, session)
             for name in missing:
                 if not self._state.store_object(run, session, name, upload.part(name)):
                     raise Refused(503, "a part of the reply could not be stored; send it again")
+            stored = kept  # only now: a node whose reply is half stored must be asked for it again
         finally:
             self._uploads.end(upload, stored)
 

@@ -138,7 +138,12 @@ class Uploads:
         check_part(name, place, content)
         if not self._reserved(session, upload, name, len(content)):
             return None
-        (upload.folder / name).write_bytes(content)
+        try:
+            (upload.folder / name).write_bytes(content)
+        except OSError:
+            with self._lock:
+                upload.sizes.pop(name, None)  # it is not here, and may be sent again
+            raise
         with self._lock:
             upload.written.add(name)
             return self._open.pop(session, None) if len(upload.written) == len(upload.places) else None

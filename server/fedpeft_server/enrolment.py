@@ -22,8 +22,8 @@ from fedpeft_server.supervisor_log import Tell
 
 BURST = 60
 PER_SECOND = 2.0
-_WORKERS = 4
-_QUEUE = 64
+_WORKERS = 64
+"""A call without a message holds one until its connection ends, so there are as many as calls are taken."""
 _STOP_SECONDS = 2.0
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_BYTES),
@@ -33,7 +33,8 @@ _OPTIONS = (
     ("grpc.max_allowed_incoming_connections", 256),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 60_000),
-    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_ms", 20_000),
+    ("grpc.max_connection_age_grace_ms", 5_000),
     ("grpc.so_reuseport", 0),
 )
 
@@ -87,7 +88,7 @@ def serving(home: ServerHome, tell: Tell) -> Generator[None]:
     server = grpc.server(
         ThreadPoolExecutor(_WORKERS, thread_name_prefix="fedpeft-enrolment"),
         options=_OPTIONS,
-        maximum_concurrent_rpcs=_QUEUE,
+        maximum_concurrent_rpcs=_WORKERS,
     )
     server.add_generic_rpc_handlers((_handlers(Desk(home, tell)),))
     host = f"[{settings.bind}]" if ":" in settings.bind else settings.bind
@@ -125,9 +126,9 @@ def _handlers(desk: Desk) -> grpc.GenericRpcHandler:
 
 
 def peer_address(peer: str) -> str:
-    """The address in gRPC's name of a peer: ``ipv4:10.0.0.1:5`` is ``10.0.0.1``."""
+    """The address in gRPC's name of a peer: of ``ipv4:10.0.0.1:5`` or ``ipv6:[::1]:5``, without brackets."""
     kind, _, rest = peer.partition(":")
-    return unquote(rest).rpartition(":")[0] if kind in ("ipv4", "ipv6") else peer
+    return unquote(rest).rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else peer
 
 
 def _credentials(home: ServerHome) -> grpc.ServerCredentials:

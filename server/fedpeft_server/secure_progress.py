@@ -52,8 +52,15 @@ class Progress:
 
     @classmethod
     def of(cls, run: Path, round: int) -> Progress:
-        """As it was written down last."""
-        return cls(**read_json(_file(run, round), {}))
+        """As it was written down last.
+
+        A version before this one wrote the number of the attempt alone. Whether shares were let go by then is
+        not known, so that round counts as opened by this attempt or lost.
+        """
+        path = _file(run, round)
+        if path.exists() and (number := path.read_text().strip()).isdecimal():
+            return cls(int(number), opening=True)
+        return cls(**read_json(path, {}))
 
     def next(self, follows: bool) -> Progress:
         """Of another attempt, under a number that no attempt has had, also before a crash."""

@@ -88,6 +88,13 @@ def test_code_and_sizes_are_refused(adapter, tmp_path, changes):
         merge_folder(folder, tmp_path / "out", str(base))
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_1000000000", "olora", "loftq", "corda", "x", []])
+def test_a_start_that_computes_or_changes_the_base_is_refused(adapter, tmp_path, start):
+    folder, base = adapter(init_lora_weights=start)
+    with pytest.raises(ConfigError, match="init_lora_weights"):
+        merge_folder(folder, tmp_path / "merged", str(base))
+
+
 def test_weights_that_are_code_are_not_read(adapter, tmp_path):
     folder, base = adapter()
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")

@@ -3,7 +3,9 @@
 import socket
 import ssl
 import stat
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import grpc
@@ -12,8 +14,9 @@ import pytest
 from fedpeft.enrolment import MAX_BYTES, METHOD, SERVICE, Answer, Request, Token
 from fedpeft.errors import ConfigError
 from fedpeft.flower import free_port, thin_app
+from fedpeft.limits import network_of
 from fedpeft.trust import Signer, certificate_fingerprint, new_transport_key
-from fedpeft_server import certificates
+from fedpeft_server import certificates, enrolment
 from fedpeft_server.enrolment import peer_address, serving
 from fedpeft_server.home import ServerHome, Settings
 from fedpeft_server.registry import Registry
@@ -231,6 +234,43 @@ def test_connections_that_say_nothing_are_few_and_end(home, ask, keys):
             one.close()
 
 
+def half_requests(home, connections):
+    """Calls that were begun and whose message never comes: four on each connection."""
+    credentials = grpc.ssl_channel_credentials((home.path / "ca.crt").read_bytes())
+    target, over = f"127.0.0.1:{home.settings.enrolment_port}", threading.Event()
+
+    def never():
+        over.wait()
+        yield from ()
+
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.secure_channel(target, credentials, options) for _ in range(connections)]
+    calls = [one.stream_unary(f"/{SERVICE}/{METHOD}").future(never()) for one in channels for _ in range(4)]
+    return channels, calls, over
+
+
+def test_half_requests_shut_nobody_out_for_good(home, keys, monkeypatch):
+    """A few hold up nobody; as many as are taken end with their connections."""
+    aged = {"grpc.max_connection_age_ms": 1000, "grpc.max_connection_age_grace_ms": 500}
+    assert dict(enrolment._OPTIONS).keys() >= aged.keys()
+    monkeypatch.setattr(enrolment, "_OPTIONS", tuple((dict(enrolment._OPTIONS) | aged).items()))
+    credentials = grpc.ssl_channel_credentials((home.path / "ca.crt").read_bytes())
+    request = request_of(keys, Registry(home).new_token("clinic", 24)).encode()
+    with serving(home, lambda *_, **__: None):
+        for connections in (1, 20):
+            channels, calls, over = half_requests(home, connections)
+            end, state = time.monotonic() + 60, ""
+            while state != "waiting":
+                assert time.monotonic() < end
+                target = f"127.0.0.1:{home.settings.enrolment_port}"
+                with grpc.secure_channel(target, credentials) as channel, suppress(grpc.RpcError):
+                    data = channel.unary_unary(f"/{SERVICE}/{METHOD}")(request, timeout=5)
+                    state = Answer.decode(data).state
+            over.set()
+            for one in (*calls, *channels):
+                one.cancel() if one in calls else one.close()
+
+
 def _is_open(connection):
     connection.setblocking(False)
     try:
@@ -243,7 +283,12 @@ def _is_open(connection):
 
 def test_peers_are_known_by_address():
     assert peer_address("ipv4:10.0.0.1:5555") == "10.0.0.1"
-    assert peer_address("ipv6:%5B::1%5D:5555") == "[::1]"
+    assert peer_address("ipv6:%5B::1%5D:5555") == "::1"
+
+
+def test_peers_of_one_ipv6_network_are_counted_together():
+    peers = [peer_address(f"ipv6:%5B2001:db8::{host:x}%5D:5555") for host in (1, 2, 0xFFFF)]
+    assert {network_of(peer) for peer in peers} == {"2001:db8::/64"}
 
 
 def test_tokens_are_stored_hashed_and_files_are_private(home, ask, keys):
