@@ -17,10 +17,12 @@ from fedpeft.flower.entrance import GUEST, LARGEST_HEAD
 STRANGER_SECONDS = 10.0
 """From a connection's first packet to the proof of a key; then it ends, whatever it is at."""
 IDLE_SECONDS = 10.0
-"""From an answer to the end of the next request's head, on a connection of an enrolled node."""
+"""From an answer's last byte to the end of the next request's head, on a connection of an enrolled node."""
 EXCHANGE_SECONDS = 600.0
 """From a head to the last byte of its answer: 16 MiB at 28 kB/s."""
 GOODBYE_SECONDS = 3.0
+"""From an answer to a stranger to the end of its connection, whoever has not read it."""
+_LOOK_SECONDS = 1.0
 _READ_BUFFER = 2**16
 
 
@@ -61,7 +63,7 @@ class _Door(asyncio.Protocol):
         visit = self._server.admission.arrive(str(peer[0]) if peer else "", outer.abort)
         if visit is None:
             return outer.abort()
-        visitor = _Visitor(self._server, visit)
+        visitor = _Visitor(self._server, visit, outer)
         if (context := self._server.config.ssl) is None:
             outer.set_protocol(visitor)
             return visitor.connection_made(outer)
@@ -81,7 +83,7 @@ class _Door(asyncio.Protocol):
                 context,
                 server_side=True,
                 ssl_handshake_timeout=STRANGER_SECONDS,
-                ssl_shutdown_timeout=GOODBYE_SECONDS,
+                ssl_shutdown_timeout=EXCHANGE_SECONDS,  # the visitor's own clock ends it sooner
             )
         if inner is None:  # it was turned out, or hung up, meanwhile
             visitor.forget()
@@ -90,13 +92,19 @@ class _Door(asyncio.Protocol):
 
 
 class _Visitor(H11Protocol):
-    """uvicorn's connection, with an end to its patience."""
+    """uvicorn's connection, with an end to its patience.
 
-    def __init__(self, server: Listener, visit: Visit) -> None:
+    Args:
+        server: to whom the connection was made.
+        visit: the connection as it is counted.
+        outer: its transport on the network: what TLS has encrypted waits there, and is counted nowhere else.
+    """
+
+    def __init__(self, server: Listener, visit: Visit, outer: asyncio.Transport) -> None:
         state = {**server.lifespan.state, GUEST: self}
         super().__init__(server.config, server.server_state, state)
-        self._admission, self._visit = server.admission, visit
-        self._begun, self._early = False, b""
+        self._admission, self._visit, self._outer = server.admission, visit, outer
+        self._begun, self._early, self._exchange_end = False, b"", 0.0
         self._end = self.loop.call_later(STRANGER_SECONDS, visit.close)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -119,12 +127,15 @@ class _Visitor(H11Protocol):
     def prove(self, key: str) -> None:
         """The sender of the request holds an enrolled key, or the secret."""
         self._admission.prove(self._visit, key)
-        self._allow(EXCHANGE_SECONDS)
+        self._exchange_end = self.loop.time() + EXCHANGE_SECONDS
+        self._end_at(self._exchange_end)
 
     def on_response_complete(self) -> None:
-        """Wait for the next request for a while; a stranger's connection ends by its own time."""
+        """The answer is written, not sent: send it, then wait for the next request for a while."""
         if self._visit.key:
-            self._allow(IDLE_SECONDS)
+            self._wait_idle()
+        else:
+            self._end_at(min(self._end.when(), self.loop.time() + GOODBYE_SECONDS))
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -137,9 +148,20 @@ class _Visitor(H11Protocol):
         self._end.cancel()
         self._admission.leave(self._visit)
 
-    def _allow(self, seconds: float) -> None:
+    def _wait_idle(self) -> None:
+        """A slow reader is idle from the last byte on, and has the time of an exchange until then."""
+        now = self.loop.time()
+        if not self._outer.get_write_buffer_size():
+            self._end_at(now + IDLE_SECONDS)
+        elif now >= self._exchange_end:
+            self._visit.close()
+        else:
+            self._end.cancel()
+            self._end = self.loop.call_at(min(now + _LOOK_SECONDS, self._exchange_end), self._wait_idle)
+
+    def _end_at(self, moment: float) -> None:
         self._end.cancel()
-        self._end = self.loop.call_later(seconds, self._visit.close)
+        self._end = self.loop.call_at(moment, self._visit.close)
 
 
 def configuration(application: Any, **options: Any) -> uvicorn.Config:
@@ -148,7 +170,7 @@ def configuration(application: Any, **options: Any) -> uvicorn.Config:
         application,
         http="h11",  # the only one of uvicorn's that bounds a head
         h11_max_incomplete_event_size=LARGEST_HEAD,
-        timeout_keep_alive=int(IDLE_SECONDS),
+        timeout_keep_alive=int(EXCHANGE_SECONDS),  # the visitor's own clock ends it sooner
         timeout_graceful_shutdown=int(GOODBYE_SECONDS),
         ws="none",
         log_level="error",
