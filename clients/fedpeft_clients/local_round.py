@@ -189,16 +189,28 @@ def _trained(
 ) -> None:
     """Train in place; where other nodes' noise or masks hide an update, one that fails is an update of zeros.
 
+    So is one whose norm float32 cannot hold: a later step would refuse it, and that would tell.
     With noise of the node's own no step fails because of a record, and an update without noise would tell.
     """
     attached, dpsgd, start = desk.attached, plans(desk).dpsgd, desk.attached.get()
+    hidden_elsewhere = dpsgd is None and desk.home.discreet
     try:
         train_local(attached, examples, plan, rng, dpsgd, extras)
     except Exception as error:
-        if dpsgd is not None or not desk.home.discreet:
+        if not hidden_elsewhere:
             raise
         LOG.warning("training failed (%s); the update is zero", type(error).__name__)
         attached.load(start)
+    if hidden_elsewhere and not _measurable(attached.get(), start):
+        LOG.warning("training left values that are not finite; the update is zero")
+        attached.load(start)
+
+
+def _measurable(values: FloatVector, start: FloatVector) -> bool:
+    """Whether the change has a finite norm in float32; one without holds NaN, infinity or values near it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        change = values - start
+        return bool(np.isfinite(np.dot(change, change)))
 
 
 def _batches(home: Home, round: int) -> np.random.Generator:

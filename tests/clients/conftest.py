@@ -52,6 +52,21 @@ class Coordinator:
         return self.first_task(round=round, **facts), blob
 
 
+def deal(homes, task):
+    """Keys and shares of an attempt, with all of its nodes; what each was dealt, by node and dealer."""
+    from fedpeft.protocol import pack_table, unpack_table
+    from fedpeft_clients import secure
+    from fedpeft_clients.desk import signer_of
+
+    def all_answer(phase, table):
+        asked = replace(task, phase=phase)
+        return {home.name: secure.answer(home, asked, pack_table(table))[1] for home in homes}
+
+    keys = all_answer("keys", {home.name: signer_of(home).public for home in homes})
+    dealt = {name: unpack_table(messages) for name, messages in all_answer("shares", keys).items()}
+    return {name: {dealer: dealt[dealer][name] for dealer in dealt} for name in dealt}
+
+
 @pytest.fixture
 def organisation(tmp_path, tiny_model_folder):
     """A function from settings to a home and a coordinator that speaks to it."""

@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from functools import partial
+from itertools import count
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from fedpeft.protocol import TRAIN, TrainReply, unpack
+from fedpeft.protocol import TRAIN, SecureTask, TrainReply, pack_table, unpack
 from fedpeft.runstore import write_json
-from fedpeft_clients import examples
+from fedpeft_clients import examples, local_round
+from fedpeft_clients.desk import Desk
 from fedpeft_clients.home import open_home
+from fedpeft_clients.local_round import INTEGERS
+from fedpeft_clients.state import load_state
 from fedpeft_clients.tasks import train
+from tests.clients.conftest import deal
 
 LABELS = ("green", "red")
 CENTRAL = {"unit": "node", "noise_multiplier": 2.0, "sampling_probability": None, "most_noise": 1e9}
 PRIVATE = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.3, "most_noise": 99.0}
 PRIVATE |= {"randomness": "seeded"}
+NONE = {"unit": "none", "noise_multiplier": None, "sampling_probability": None, "randomness": "system"}
 ROWS = [{"q": f"note {n} is", "a": LABELS[n % 2], "p": f"p{n}"} for n in range(12)]
 DEEP = "[" * 100_000
 
@@ -47,6 +55,10 @@ def node(organisation, file, labels=(), columns=(), **sections):
     """A node that trains on a file; with noise that can be repeated, updates from equal records are equal."""
     privacy = {**PRIVATE, **sections.pop("privacy", {})}
     home, coordinator = organisation(privacy=privacy, **sections)
+    return trains_on(home, coordinator, file, labels, columns)
+
+
+def trains_on(home, coordinator, file, labels=(), columns=()):
     held = {"prompt": "q", "completion": "a", "messages": None, "person": None, "partition_column": None}
     facts = json.loads((home.path / "node.json").read_text())
     own = {"columns": held | {"format": "auto"} | dict(columns)}
@@ -55,13 +67,13 @@ def node(organisation, file, labels=(), columns=(), **sections):
     return coordinator
 
 
-def ask(coordinator):
+def ask(coordinator, task=None, inbox=b""):
     """The bytes of round 1, asked as if for the first time; nothing else may have changed."""
     home = coordinator.home
     for folder in (home.states, home.outbox):
         shutil.rmtree(folder, ignore_errors=True)
     examples._kept.clear()
-    return train(home, coordinator.first_task(), b"")[1]
+    return train(home, task or coordinator.first_task(), inbox)[1]
 
 
 @pytest.fixture
@@ -203,8 +215,6 @@ def test_a_data_set_without_records_is_answered(organisation, tmp_path, kind, co
 
 def poisoned(monkeypatch, home, failing):
     """A model whose forward pass fails where a token occurs that one record alone has."""
-    from fedpeft_clients.desk import Desk
-
     token, real = Desk.of(home).base.tokenizer("Q")["input_ids"][-1], torch.nn.Embedding.forward
 
     def forward(self, ids):
@@ -241,13 +251,60 @@ def test_a_round_that_fails_where_the_coordinator_adds_the_noise_is_an_update_of
     assert ask(asked) == without
 
 
+def summed(organisation, file):
+    """A node of a secure sum of three that trains on a file, and its integers of round 1, asked for anew."""
+    sections = {"privacy": NONE, "federation": {"nodes": 3}, "exchange": {"secure": {"enabled": True}}}
+    names, attempts = ("bank", "clinic", "court"), count(1)
+    made = {name: organisation(name, roster=names, **sections) for name in names}
+    asked = trains_on(*made["clinic"], file)
+    layout, first = Desk.of(asked.home).attached.layout, asked.first_task()
+    scales = [950] * len(layout.names)
+    terms = SecureTask("keys", 1, 1, first.state, 3, layout.size + len(scales), 0, scales)
+
+    def answer():
+        attempt = next(attempts)
+        boxes = deal([home for home, _ in made.values()], replace(terms, attempt=attempt))
+        box = pack_table(boxes["clinic"])
+        ask(asked, replace(first, attempt=attempt, inbox=len(box)), box)
+        return load_state(asked.home.states, 1).residuals[INTEGERS].tobytes()
+
+    return asked, answer
+
+
+@pytest.mark.parametrize("what", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("kind", ["central", "secure"])
+def test_values_that_are_not_finite_are_an_update_of_zeros(
+    organisation, tmp_path, monkeypatch, caplog, kind, what
+):
+    """No exception is needed to tell: a record alone may drive the values where a later step refuses them."""
+    file = tmp_path / "x.jsonl"
+    if kind == "central":
+        asked = node(organisation, file, **KINDS["central"])
+        answer = partial(ask, asked)
+    else:
+        asked, answer = summed(organisation, file)
+    file.write_bytes(b"")
+    without = answer()
+    file.write_bytes(written(ROWS))
+    assert answer() != without
+    real = local_round.train_local
+
+    def driven(attached, *arguments):
+        real(attached, *arguments)
+        values = attached.get()
+        values[:2] = what
+        attached.load(values)
+
+    monkeypatch.setattr(local_round, "train_local", driven)
+    assert answer() == without and "not finite" in caplog.text
+
+
 def test_a_round_without_dp_and_without_a_secure_sum_still_says_what_is_wrong(organisation, tmp_path):
     """Nothing is promised there, and an operator wants to know."""
     from fedpeft.errors import DataError
 
     file = tmp_path / "x.jsonl"
-    none = {"unit": "none", "noise_multiplier": None, "sampling_probability": None, "randomness": "system"}
-    asked = node(organisation, file, privacy=none)
+    asked = node(organisation, file, privacy=NONE)
     file.write_bytes(written(ROWS, "[1]"))
     with pytest.raises(DataError, match="line 13"):
         ask(asked)
