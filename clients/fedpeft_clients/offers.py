@@ -17,6 +17,8 @@ from fedpeft_clients.organisation import Organisation
 FILE = "terms.json"
 OFFER = Format()
 """Of ``terms.json``."""
+LEAST_DIGITS = 32
+"""Of the hash by which terms are named: 128 bits, as their author may look for two that share them."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Stored:
 
     @property
     def digest(self) -> str:
-        """What an approval names: SHA-256 of the terms."""
+        """What an approval or a pin names: SHA-256 of the terms."""
         return hashlib.sha256(bytes.fromhex(self.terms)).hexdigest()
 
     @property
@@ -81,3 +83,24 @@ def offered(organisation: Organisation, run: str) -> Stored:
         waiting = ", ".join(one.run[:12] for one in offers(organisation)) or "none"
         raise ConfigError(f"run {run!r} names {len(found)} offered runs; those offered are: {waiting}")
     return found[0]
+
+
+def read_before(organisation: Organisation, run: str, terms: str | None) -> Stored:
+    """The offered run whose terms the operator has read: the coordinator may send others at any time.
+
+    Args:
+        organisation: that was offered it.
+        run: first digits of the run's id.
+        terms: at least `LEAST_DIGITS` digits of the hash that was shown with the terms.
+
+    Raises:
+        ConfigError: no such run, several of that name, or other terms lie here by now.
+    """
+    stored = offered(organisation, run)
+    if not (terms and len(terms) >= LEAST_DIGITS and stored.digest.startswith(terms.lower())):
+        raise ConfigError(
+            f"the terms of run {stored.run[:12]} are not those of --terms {terms or '(none)'}: read them "
+            "with 'fedpeft node runs', their keys with 'fedpeft node roster show RUN', and give the hash "
+            "that is shown there"
+        )
+    return stored

@@ -28,10 +28,13 @@ def show(run: str | None = RUN, home: Path | None = HOME, as_json: bool = JSON_O
     from fedpeft_clients.rosters import pinned, states
 
     organisation = open_organisation(home)
-    roster = offered(organisation, run).roster if run else {}
+    offer = offered(organisation, run) if run else None
+    roster = offer.roster if offer else {}
     known = states(organisation, roster)
     facts: dict[str, Any] = {
         "pinned": pinned(organisation),
+        "run": offer.run if offer else None,
+        "terms": offer.digest if offer else None,
         "roster": {name: {"key": key.hex(), "state": known[name]} for name, key in sorted(roster.items())},
     }
     emit(facts, as_json, lambda: _show(facts))
@@ -43,19 +46,26 @@ def _show(facts: dict[str, Any]) -> None:
     if facts["roster"]:
         rows = [(printable(name), one["key"], one["state"]) for name, one in facts["roster"].items()]
         table("roster of the run", ("name", "public signing key", "state"), rows)
+        typer.echo(f"hash of its terms: {facts['terms']}")
     else:
         table("pinned", ("name", "public signing key"), facts["pinned"].items())
     typer.echo("each owner finds its key in 'fedpeft node doctor'; compare all digits over another way")
+    if facts["roster"]:
+        how = f"fedpeft node roster pin {facts['run'][:12]} --terms {facts['terms'][:32]}"
+        typer.echo(f"then pin them as they are shown: {how}")
 
 
 def pin(
     what: str = typer.Argument(help="First digits of an offered run; with --key: name of an organisation."),
     key: str | None = typer.Option(None, help="Its public signing key, 64 hexadecimal digits."),
+    terms: str | None = typer.Option(
+        None, help="Hash of the terms whose keys were compared, from 'roster show'; without --key."
+    ),
     home: Path | None = HOME,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Pin the keys of a run's roster, or one key, once they were compared with their owners."""
-    from fedpeft_clients.offers import offered
+    from fedpeft_clients.offers import read_before
     from fedpeft_clients.organisation import open_organisation
     from fedpeft_clients.rosters import pin, states
 
@@ -63,7 +73,7 @@ def pin(
     if key is not None:
         keys = {what: key}
     else:
-        roster = offered(organisation, what).roster
+        roster = read_before(organisation, what, terms).roster
         known = states(organisation, roster)
         keys = {name: one.hex() for name, one in sorted(roster.items()) if known[name] != "own"}
     pin(organisation, keys)

@@ -105,5 +105,5 @@ def unpinned(organisation: Organisation, policy: Policy, config: Config, roster:
     return (
         f"{len(unknown)} of {len(roster)} keys of the roster are not pinned, such as that of "
         f"{printable(unknown[0])!r}: compare those of 'fedpeft node roster show RUN' with their owners, then "
-        "run 'fedpeft node roster pin RUN'"
+        "run 'fedpeft node roster pin RUN --terms HASH' with the hash shown there"
     )

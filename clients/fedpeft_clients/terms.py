@@ -22,7 +22,7 @@ from fedpeft.trust import Verifier
 from fedpeft_clients import witness
 from fedpeft_clients.desk import privacy_of
 from fedpeft_clients.home import HOME, Home, Own, open_home
-from fedpeft_clients.offers import FILE, OFFER, Stored, offered, offers
+from fedpeft_clients.offers import FILE, OFFER, Stored, offered, offers, read_before
 from fedpeft_clients.organisation import DataSet, Grant, Organisation, open_organisation
 from fedpeft_clients.policy import Policy, PolicyError, parse_policy, within_hours
 from fedpeft_clients.rosters import check_roster, unpinned
@@ -30,8 +30,6 @@ from fedpeft_clients.rules import Offer, judge, own_base
 
 MOST_OFFERS = 64
 """Runs of one coordinator that may lie here without having been agreed on; more are refused unread."""
-LEAST_DIGITS = 32
-"""Of the hash by which terms are approved: 128 bits, as their author may look for two that share them."""
 MOST_FLOWER_RUNS = 256
 LOG = logging.getLogger("fedpeft.node")
 _AUDIT: dict[str, Literal["off", "report", "refuse"]] = {"off": "off", "warn": "report", "block": "refuse"}
@@ -116,23 +114,17 @@ def approve(
     Args:
         organisation: whose operator speaks.
         run: first digits of the run's id.
-        terms: what was read: at least `LEAST_DIGITS` digits of the hash that was shown with the terms.
-            A refusal needs none.
+        terms: what was read, as `read_before` takes it; a refusal needs none.
         data: the data set to train on; None: the policy's, or the only one.
         refuse: say no.
 
     Raises:
         ConfigError: no such run, several of that name, no such data set, or other terms lie here by now.
     """
-    stored = offered(organisation, run)
     if data is not None and data not in organisation.datasets():
         known = ", ".join(organisation.datasets()) or "none; add one with 'fedpeft node data add'"
         raise ConfigError(f"no data set {data!r}; there are {known}")
-    if not refuse and not (terms and len(terms) >= LEAST_DIGITS and stored.digest.startswith(terms.lower())):
-        raise ConfigError(
-            f"the terms of run {stored.run[:12]} are not those of --terms {terms or '(none)'}: read them "
-            "with 'fedpeft node runs' and give the hash that it shows"
-        )
+    stored = offered(organisation, run) if refuse else read_before(organisation, run, terms)
     words = read_json(organisation.approvals, {})
     given = "refused" if refuse else "approved"
     words[stored.run] = {"answer": given, "data": data, "terms": stored.digest, "time": time.time()}

@@ -296,12 +296,34 @@ def test_a_roster_is_shown_and_pinned_by_commands(joined, command):
     }
     assert shown["roster"]["bank"]["key"] == full["bank"].hex()
     assert full["court"].hex() in command("show", run).stdout
-    assert command("pin", run).exit_code == 0
+    assert shown["terms"] in command("show", run).stdout
+    assert command("pin", run, "--terms", shown["terms"][:32]).exit_code == 0
     assert pinned(joined.organisation) == {name: full[name].hex() for name in ("bank", "court")}
     assert joined.offer(config, roster=full) == ("agreed", "")
     assert command("unpin", "bank").exit_code == 0 and command("unpin", "bank").exit_code != 0
     assert command("pin", "bank", "--key", full["bank"].hex()).exit_code == 0
     assert json.loads(command("show", "--json").stdout)["pinned"].keys() == {"bank", "court"}
+
+
+def test_keys_that_were_offered_after_the_look_are_not_pinned(joined, command):
+    """The run's id says nothing of its roster: the coordinator offers it again, with keys of its own."""
+    config, full = joined.config(**SUM), roster_of(joined, "bank", "court")
+    joined.offer(config, roster=full)
+    run = run_id(config).hex()[:10]
+    seen = json.loads(command("show", run, "--json").stdout)["terms"]
+    sybils = {**full, "court": Signer.generate().public}
+    assert joined.offer(config, roster=sybils) == ("waiting", "roster")
+    for named in (
+        (),
+        ("--terms", seen),
+        ("--terms", json.loads(command("show", run, "--json").stdout)["terms"][:8]),
+    ):
+        refused = command("pin", run, *named).exception
+        assert isinstance(refused, ConfigError) and "roster show" in str(refused)
+    assert pinned(joined.organisation) == {}
+    joined.offer(config, roster=full)
+    assert command("pin", run, "--terms", seen).exit_code == 0
+    assert pinned(joined.organisation) == {name: full[name].hex() for name in ("bank", "court")}
 
 
 def test_a_pinned_key_is_never_replaced_by_a_command(joined, command):
@@ -310,7 +332,8 @@ def test_a_pinned_key_is_never_replaced_by_a_command(joined, command):
     other = joined.config(**SUM, run={"seed": 1})
     joined.offer(other, roster={**full, "bank": Signer.generate().public})
     before = pinned(joined.organisation)
-    for arguments in ((run_id(other).hex()[:10],), ("bank", "--key", "0" * 64), ("new", "--key", "short")):
+    run, terms = run_id(other).hex()[:10], offers(joined.organisation)[0].digest
+    for arguments in ((run, "--terms", terms), ("bank", "--key", "0" * 64), ("new", "--key", "short")):
         assert isinstance(command("pin", *arguments).exception, ConfigError)
     assert pinned(joined.organisation) == before
 

@@ -149,7 +149,7 @@ MUTANTS = (
     Mutant(
         317,
         "the operator's word is about whatever lies there by now",
-        TERMS,
+        "fedpeft_clients.offers",
         "stored.digest.startswith(terms.lower())",
         "bool(stored.digest)",
         (BINDING + "test_terms_that_were_swapped_after_they_were_shown_are_not_approved",),
@@ -157,7 +157,7 @@ MUTANTS = (
     Mutant(
         318,
         "so few digits name the terms that a coordinator finds two that share them",
-        TERMS,
+        "fedpeft_clients.offers",
         "LEAST_DIGITS = 32",
         "LEAST_DIGITS = 12",
         (BINDING + "test_nothing_is_approved_unseen[short]",),
