@@ -249,7 +249,11 @@ def _approved(post: Post, policy: Policy, offer: Offer, stored: Stored) -> bool:
 
 
 def _agree(post: Post, flower_run: int, policy: Policy, offer: Offer, terms: RunTerms) -> None:
-    """Make or find the run's home, and remember which Flower run it is."""
+    """Make or find the run's home, and remember which Flower run it is; not while ledger or log lack some."""
+    try:
+        witness.require(post.organisation)
+    except PrivacyError as error:
+        raise PolicyError("ledger", str(error)) from None
     folder = post.folder(offer.run)
     roster = {name: key.hex() for name, key in terms.roster.items()}
     labels, data = terms.labels, _word(post, offer.run).get("data")
@@ -328,14 +332,7 @@ def _dataset(post: Post, policy: Policy, offer: Offer, named: str | None) -> tup
 
 
 def _affordable(post: Post, policy: Policy, offer: Offer, dataset: DataSet) -> None:
-    """Refuse a run that the data set's budget cannot bear to its end; the ledger guards each round.
-
-    A ledger that lost what other files remember bears nothing.
-    """
-    try:
-        witness.require(post.organisation)
-    except PrivacyError as error:
-        raise PolicyError("ledger", str(error)) from None
+    """Refuse a run that the data set's budget cannot bear to its end; the ledger guards each round."""
     config = offer.config
     if config.privacy.unit == "none" or config.privacy.trust != "local":
         return

@@ -1,18 +1,21 @@
 """Who else remembers the ledger: a ledger that was deleted or put back does not renew a budget.
 
 Each update that left is in the outbox log with the ledger entry that released it, and in the outbox of its
-run. The ledger must hold the newest entry of each; a ledger with entries needs a log, as nothing is trained
-before the terms of its run were answered. A node where this fails takes no orders until its owner restores
-the newest copy, or declares the loss (`declare`), which charges again what the log knows.
+run. The ledger must hold the newest entry of each. The log in turn must hold what the ledger released since
+the last loss that was declared: that its run was agreed on, as nothing is trained before, and its update. A
+crash separates one release from its line in the log, so that one update may be missing, but not those of two
+rounds of a run one after the other. A node where this fails takes no orders until its owner restores the
+newest copy, or declares the loss (`declare`), which charges again what the log knows.
 
-What it cannot see: the whole folder put back to an earlier day, ledger, log and runs together. Within a run
-the coordinator notices that, which knows the newest entry too.
+What it cannot see: a log put back by a single round; the whole folder put back to an earlier day, ledger, log
+and runs together. Within a run the coordinator notices the latter, which knows the newest entry too.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +28,9 @@ REMEDY = (
     "restore the newest copy; if there is none, 'fedpeft node ledger declare --because TEXT' charges again "
     "what the outbox log knows and goes on"
 )
+
+
+_KINDS = (b'"kind":"terms"', b'"kind":"train"', b'"kind":"declared"')
 
 
 class Witness(NamedTuple):
@@ -57,6 +63,8 @@ def problems(organisation: Organisation) -> list[str]:
         found.append(cut)
     elif chain.entries and not organisation.outbox.path.stat().st_size:
         found.append(f"the ledger has {chain.head.seq} entries, but the outbox log is empty: it was deleted")
+    else:
+        found += _untold(chain, organisation.outbox)  # read after the ledger, which is written before it
     return found
 
 
@@ -136,6 +144,41 @@ def _unknown(known: Iterator[Witness] | list[Witness], chain: Chain) -> Iterator
     """
     held = {entry.hash for entry in chain.entries} | _declared(chain)
     yield from (one for one in known if one.head.hash not in held)
+
+
+def _untold(chain: Chain, log: SignedLog) -> Iterator[str]:
+    """Runs of which the ledger released what the log does not know, since the last loss that was declared."""
+    known, sent = _told(log)
+    for run, rounds in _released(chain).items():
+        missing = [(run, round) not in sent for round in rounds]
+        if not known.intersection((run, None)):
+            yield f"the ledger released updates of run {run[:12]}, of which the outbox log knows nothing"
+        elif any(one and other for one, other in pairwise(missing)):
+            yield f"the ledger released rounds of run {run[:12]} that the outbox log lacks: it was put back"
+
+
+def _told(log: SignedLog) -> tuple[set[str | None], set[tuple[str, int]]]:
+    """Runs that the log says were agreed on, None for a declared loss; and the rounds that it says left."""
+    entries = [json.loads(line) for line in log.read() if any(kind in line for kind in _KINDS)]
+    sent = {(one["run"], one["round"]) for one in entries if one["kind"] == "train"}
+    agreed = {
+        one["run"]
+        for one in entries
+        if one["kind"] == "declared" or (one["kind"] == "terms" and one["facts"]["answer"] == "agreed")
+    }
+    return agreed | {run for run, _ in sent}, sent
+
+
+def _released(chain: Chain) -> dict[str, list[int]]:
+    """Rounds of each run that were released since the newest declared loss, in order, each once."""
+    since = max((entry.seq for entry in chain.entries if entry.kind == "declared"), default=0)
+    reserved = {entry.seq: entry.body for entry in chain.entries if entry.kind == "reserve"}
+    found: dict[str, dict[int, None]] = {}
+    for entry in chain.entries:
+        if entry.kind == "released" and entry.seq > since:
+            body = reserved[entry.body["reservation"]]
+            found.setdefault(body["run"], {})[body["round"]] = None
+    return {run: list(rounds) for run, rounds in found.items()}
 
 
 def _declared(chain: Chain) -> set[str]:

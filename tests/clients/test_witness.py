@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import pytest
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.privacy import Ledger, PrivacyPlan
-from fedpeft.protocol import TRAIN, TrainReply, unpack
+from fedpeft.protocol import TRAIN, TrainReply, TrainTask, unpack
 from fedpeft_clients import local_round, witness
 from fedpeft_clients.doctor import examine
 
@@ -174,3 +175,40 @@ def test_a_new_node_and_one_that_never_trained_have_nothing_to_remember(node):
     node.joined.offer(node.joined.config())
     assert witness.problems(node.organisation) == []
     assert node.wrong() == []
+
+
+def test_a_log_that_was_deleted_stays_missing_whatever_is_written_to_the_new_one(node):
+    """The node's own answers, of refusal or to terms, are no witness of what left before."""
+    config = node.joined.config(run={"seed": 1}, privacy={"noise_multiplier": 3.0})
+    assert isinstance(node.run(1), float)
+    forget_log(node)
+    task = TrainTask(2, 2, config.federation.lr, "none", 0, [], bytes(32), [], time.time() + 600)
+    for _ in range(3):
+        assert node.joined.say(TRAIN, task)[1].error.reason == "PrivacyError"
+        assert node.joined.offer(config) == ("refused", "ledger") and node.wrong()
+    assert node.run(2) == "ledger" and len(node.joined.log()) > 6
+    witness.declare(node.organisation, "the log is gone", close=False)
+    assert node.wrong() == [] and isinstance(node.run(2), float) and node.wrong() == []
+    forget_log(node)
+    assert [node.run(3), node.run(4)] == ["ledger", "ledger"], "a loss after the declared one is another"
+
+
+def test_a_log_that_was_put_back_lacks_rounds_and_one_that_a_crash_cut_off_is_none(node):
+    assert isinstance(node.run(1), float)
+    run = next(entry["run"] for entry in node.joined.log() if entry["kind"] == "train")
+    ledger = Ledger(node.organisation.ledger, None, node.organisation.signer)
+    for round, lacking in ((2, False), (2, False), (3, True)):
+        reservation = ledger.reserve("notes", run, round, PLAN, 2)
+        ledger.started(reservation)
+        assert not node.wrong()
+        ledger.released(reservation, "ab" * 32)
+        assert bool(node.wrong()) == lacking
+    assert node.run(2) == "ledger"
+    witness.declare(node.organisation, "an old log was all we had", close=False)
+    assert isinstance(node.run(2), float) and not node.wrong()
+
+
+def forget_log(node):
+    for name in ("outbox.jsonl", "outbox.head"):
+        (node.organisation.path / name).unlink()
+    node.restart()
