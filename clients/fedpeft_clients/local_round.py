@@ -78,8 +78,8 @@ def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeS
         content = residuals[INTEGERS].tobytes()
         envelope = hidden(desk, task, session, residuals[INTEGERS], inbox, taps)
     taps.finish(task.lr, task.steps)
+    spent = told.epsilon(ledger, home.lineage, desk.run.hex())  # slow, so before: see `promise`
     head = ledger.released(reservation, hashlib.sha256(content).hexdigest())
-    spent = told.epsilon(ledger, home.lineage, desk.run.hex())
     head = Head(told.place(ledger, desk.run.hex(), head), head.hash)
     reply = _reply(desk, task, spent, head, seconds)
     answer = Answer(task.state, reply, envelope, task.attempt)

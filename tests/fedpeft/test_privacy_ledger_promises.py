@@ -98,24 +98,44 @@ def released(ledger, run, round, plan=RECORD, steps=5):
 
 
 def test_a_run_never_spends_more_than_its_plan_however_often_round_1_is_asked_for(tmp_path):
-    """Adversary: a coordinator that asks for round 1 from another state each time, on a large budget."""
-    ledger = Ledger(tmp_path / "ledger.sqlite", Budget(40.0, 40.0, 1e-5, 8))
-    for _ in range(RECORD.rounds):
-        released(ledger, "run", 1)
+    """Adversary: a coordinator with a large budget to spend, which asks for more rounds, or for one again.
+
+    That a round is reserved again only where no answer of it is stored is the node's to see to.
+    """
+    ledger = Ledger(tmp_path / "ledger.sqlite", Budget(40.0, 40.0, 1e-5, 2))
+    for round in range(1, RECORD.rounds + 1):
+        released(ledger, "run", round)
     before = ledger.head()
     with pytest.raises(PrivacyError, match=r"promised 20 noisy releases .* 20 have left"):
-        released(ledger, "run", 1)
+        released(ledger, "run", RECORD.rounds + 1)
     assert ledger.head() == before
     assert ledger.spent("patients") <= RECORD.epsilon()
+    for _ in range(2):
+        released(ledger, "run", 1)
+    with pytest.raises(PrivacyError, match=r"3 rounds were cut off .* allowed are 2"):
+        released(ledger, "run", 1)
+    assert ledger.spent("patients") <= RECORD.epsilon(5 * (RECORD.rounds + 2))
     released(ledger, "another", 1)
 
 
 def test_rounds_of_fewer_steps_are_counted_by_their_steps(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite", Budget(repeats=0))
-    for _ in range(10):
-        released(ledger, "run", 1, steps=2)
+    for round in range(1, 11):
+        released(ledger, "run", round, steps=2)
     with pytest.raises(PrivacyError, match="20 have left"):
-        ledger.reserve("patients", "run", 2, RECORD, 1)
+        ledger.reserve("patients", "run", 11, RECORD, 1)
+
+
+@pytest.mark.parametrize("cut", [1, 2, RECORD.rounds])
+def test_a_crash_after_release_and_before_the_answer_was_stored_costs_no_round_of_the_run(tmp_path, cut):
+    """The round is asked for again, and all others get their turn; nothing of its first release has left."""
+    ledger = Ledger(tmp_path / "ledger.sqlite", Budget(40.0, 40.0, 1e-5, 1))
+    for round in range(1, RECORD.rounds + 1):
+        for _ in range(1 + (round == cut)):
+            released(ledger, "run", round)
+    with pytest.raises(PrivacyError, match="20 have left"):
+        released(ledger, "run", RECORD.rounds + 1)
+    assert ledger.spent("patients") > RECORD.epsilon(), "but it is charged"
 
 
 def test_a_round_that_a_crash_cut_off_is_no_release_and_may_be_repeated_as_often_as_is_allowed(tmp_path):
@@ -128,7 +148,7 @@ def test_a_round_that_a_crash_cut_off_is_no_release_and_may_be_repeated_as_often
     for round in range(1, RECORD.rounds + 1):
         released(patient, "run", round)
     with pytest.raises(PrivacyError, match="have left"):
-        released(patient, "run", 4)
+        released(patient, "run", 5)
 
 
 def test_a_reservation_that_was_never_opened_counts_for_nothing(tmp_path):

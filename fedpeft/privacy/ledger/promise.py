@@ -4,9 +4,13 @@ The plan of a run, which its owner has approved, says rounds and releases per ro
 shared by all runs, so that without this a coordinator could have round 1 answered from many states, for as
 long as the budget lasts. Two limits, both in whole numbers, on the charges of one run on one lineage:
 
-* what was released, and the reservation asked for, are together no more releases than the plan's;
-* what was opened and never released (a crash cut it off, nothing of it left) is charged to the budget beside
-  the promise, at most `Budget.repeats` times.
+* what left, and the reservation asked for, are together no more releases than the plan's;
+* what was opened and of which nothing left, because a crash cut it off, is charged to the budget beside the
+  promise, at most `Budget.repeats` times.
+
+Of a round at most one reservation has left, the newest that was opened, if it was released. A reservation for
+a round is asked for only while no answer of this round is stored, and an answer is stored before it leaves:
+whatever was opened for it before was lost, released or not.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ def require_promised(chain: Chain, body: Body, repeats: int | None) -> None:
     if repeats is None or body["unit"] is None:
         return
     run, lineage, most = body["run"], body["lineage"], plan["rounds"] * plan["steps_per_round"]
-    left, lost = _spent(chain, run, lineage)
+    left, lost = _spent(chain, run, lineage, body["round"])
     if left + body["steps"] > most:
         raise PrivacyError(
             f"run {run[:12]} promised {most} noisy releases of data set {lineage!r}, and {left} have left: "
@@ -46,12 +50,14 @@ def require_promised(chain: Chain, body: Body, repeats: int | None) -> None:
         )
 
 
-def _spent(chain: Chain, run: str, lineage: str) -> tuple[int, int]:
-    """Noisy releases of a run that left, and rounds of it that were opened in vain."""
-    mine = {e.seq: e for e in chain.entries if _of(e, run, lineage)}
-    opened = {e.body["reservation"] for e in chain.entries if e.kind == "started"} & mine.keys()
-    released = {e.body["reservation"] for e in chain.entries if e.kind == "released"} & mine.keys()
-    return sum(mine[seq].body["steps"] for seq in released), len(opened - released)
+def _spent(chain: Chain, run: str, lineage: str, round: int) -> tuple[int, int]:
+    """Noisy releases of a run that left before a round is asked for, and its reservations opened in vain."""
+    mine = {e.seq: e.body for e in chain.entries if _of(e, run, lineage)}
+    opened = sorted({e.body["reservation"] for e in chain.entries if e.kind == "started"} & mine.keys())
+    released = {e.body["reservation"] for e in chain.entries if e.kind == "released"}
+    newest = {mine[seq]["round"]: seq for seq in opened if mine[seq]["round"] != round}
+    left = released & set(newest.values())
+    return sum(mine[seq]["steps"] for seq in left), len(opened) - len(left)
 
 
 def _of(entry: Entry, run: str, lineage: str) -> bool:
