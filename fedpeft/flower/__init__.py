@@ -15,7 +15,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 from fedpeft.flower.bundle import thin_app
-from fedpeft.flower.control import end_run, register_node, unregister_node
+from fedpeft.flower.control import end_run, node_numbers, register_node, unregister_node
 from fedpeft.flower.engine import run_ray
 from fedpeft.flower.faults import Fault, RunEnded
 from fedpeft.flower.fleet import Connection
@@ -59,6 +59,7 @@ __all__ = [
     "guarded",
     "hush",
     "identify",
+    "node_numbers",
     "public_keys",
     "register_node",
     "run_local",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,26 @@ if TYPE_CHECKING:
 _UNREGISTERED = "unregistered"
 
 
-def register_node(link: SuperLink, public_line: bytes) -> None:
+def node_numbers(link: SuperLink) -> dict[bytes, int]:
+    """The registered nodes by their transport keys (PEM).
+
+    Raises:
+        Fault: the SuperLink does not answer.
+    """
+    from flwr.proto.control_pb2 import ListNodesRequest
+
+    with _control(link) as control:
+        nodes = control.ListNodes(ListNodesRequest()).nodes_info
+    return {node.public_key: node.node_id for node in nodes if node.status != _UNREGISTERED}
+
+
+def register_node(link: SuperLink, public_line: bytes, known: Mapping[bytes, int] | None = None) -> None:
     """Let a node with this transport key (OpenSSH line) in; doing it twice is harmless.
+
+    Args:
+        link: where.
+        public_line: the key.
+        known: `node_numbers`, asked once by who registers many; None: ask now.
 
     Raises:
         ConfigError: the line is no EC key.
@@ -27,22 +45,28 @@ def register_node(link: SuperLink, public_line: bytes) -> None:
     """
     from flwr.proto.control_pb2 import RegisterNodeRequest
 
-    if _node_id(link, public_line) is not None:
+    pem = _pem(public_line)
+    if pem in (node_numbers(link) if known is None else known):
         return
     try:
         with _control(link) as control:
-            control.RegisterNode(RegisterNodeRequest(public_key=_pem(public_line)))
+            control.RegisterNode(RegisterNodeRequest(public_key=pem))
     except Fault as fault:
         if fault.code != KEY_IN_USE:
             raise
-        if _node_id(link, public_line) is None:
+        if pem not in node_numbers(link):
             raise FederationError(
                 "this transport key was revoked here and cannot come back; the node must make a new one"
             ) from None
 
 
-def unregister_node(link: SuperLink, public_line: bytes) -> None:
+def unregister_node(link: SuperLink, public_line: bytes, known: Mapping[bytes, int] | None = None) -> None:
     """Shut a node out, at once; doing it twice is harmless, an unknown key too.
+
+    Args:
+        link: where.
+        public_line: its key, an OpenSSH line.
+        known: as for `register_node`.
 
     Raises:
         ConfigError: the line is no EC key.
@@ -50,7 +74,8 @@ def unregister_node(link: SuperLink, public_line: bytes) -> None:
     """
     from flwr.proto.control_pb2 import UnregisterNodeRequest
 
-    if (node_id := _node_id(link, public_line)) is None:
+    pem = _pem(public_line)
+    if (node_id := (node_numbers(link) if known is None else known).get(pem)) is None:
         return
     with _unless_gone(), _control(link) as control:
         control.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
@@ -73,17 +98,6 @@ def end_run(link: SuperLink, run_id: int) -> None:
 
     with _unless_gone(), _control(link) as control:
         control.StopRun(StopRunRequest(run_id=run_id))
-
-
-def _node_id(link: SuperLink, public_line: bytes) -> int | None:
-    """The number of the node that is registered with this key."""
-    from flwr.proto.control_pb2 import ListNodesRequest
-
-    wanted = _pem(public_line)
-    with _control(link) as control:
-        nodes = control.ListNodes(ListNodesRequest()).nodes_info
-    found = [node.node_id for node in nodes if node.public_key == wanted and node.status != _UNREGISTERED]
-    return found[0] if found else None
 
 
 def _pem(public_line: bytes) -> bytes:

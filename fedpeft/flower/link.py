@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -36,6 +37,8 @@ _FAREWELL_SECONDS = 3
 _LARGEST_INSIDE = 2**30
 """Bytes of one request of a process on this machine that holds the secret."""
 _INSIDE_CONNECTIONS = 1024
+_INSIDE_STRANGERS = 512
+"""Connections without the secret. The oldest goes, so that who proves it at once always gets in."""
 
 
 def no_key(line: str) -> bool:
@@ -206,7 +209,15 @@ def _inside(application: Any, secret: bytes) -> Listener:
     from fedpeft.flower.listener import Listener, configuration
 
     entrance = Entrance(application, SecretProof(secret), _is_health, _LARGEST_INSIDE, 2 * _LARGEST_INSIDE)
-    return Listener(configuration(entrance), Admission(Limits(of_key=_INSIDE_CONNECTIONS)))
+    # No rate: all come from one address, and a local user could use it up for the coordinator's own calls.
+    limits = Limits(
+        strangers=_INSIDE_STRANGERS,
+        of_network=_INSIDE_STRANGERS,
+        of_key=_INSIDE_CONNECTIONS,
+        burst=math.inf,
+        all_burst=math.inf,
+    )
+    return Listener(configuration(entrance), Admission(limits))
 
 
 def _for_simulations(application: Any, secret: bytes) -> Application:

@@ -65,14 +65,15 @@ class Registrar:
         return True
 
     def _register(self, wanted: frozenset[str], revoked: frozenset[str]) -> None:
-        from fedpeft.flower import Fault, register_node, unregister_node
+        from fedpeft.flower import Fault, node_numbers, register_node, unregister_node
 
         link = self.home.link
+        known = node_numbers(link)
         for line in sorted(revoked):
-            unregister_node(link, line.encode())
+            unregister_node(link, line.encode(), known)
         for line in sorted(wanted - revoked):
             try:
-                register_node(link, line.encode())
+                register_node(link, line.encode(), known)
             except Fault:
                 raise
             except FederationError as error:

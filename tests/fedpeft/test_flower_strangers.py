@@ -3,6 +3,8 @@
 import contextlib
 import socket
 import ssl
+import subprocess
+import sys
 import time
 
 import httpx
@@ -324,6 +326,28 @@ def test_the_port_on_loopback_shows_no_pages(world, path):
 
 def test_who_holds_the_secret_uses_the_port_on_loopback(world):
     assert isinstance(_list(world, world.link.signing), ListNodesResponse)
+
+
+FLOOD = """
+import socket, sys
+held = []
+while True:
+    held.append(socket.socket())
+    if held[-1].connect_ex(("127.0.0.1", int(sys.argv[1]))):
+        held.pop().close()
+    if len(held) > 200:
+        held.pop(0).close()
+"""
+
+
+def test_the_coordinators_own_calls_get_in_beside_a_flood_of_a_local_user(world):
+    """Each call is a connection, and all come from one address."""
+    with subprocess.Popen([sys.executable, "-c", FLOOD, str(world.inside_port)]) as flood:
+        try:
+            for _ in range(300):
+                _list(world, world.link.signing)
+        finally:
+            flood.kill()
 
 
 def test_the_link_of_a_simulation_needs_the_secret_too(tmp_path, monkeypatch):

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 
+from fedpeft import flower
 from fedpeft.config import build_config, dump_config
 from fedpeft.errors import FederationError
 from fedpeft.flower import free_port
@@ -21,7 +23,8 @@ from fedpeft_server.supervisor import MOST_CRASHES, Supervisor, _RunChild
 from fedpeft_server.supervisor_child import FIRST_DELAY, SUPERVISED, Child, stop_all
 from fedpeft_server.supervisor_log import open_log
 from fedpeft_server.supervisor_probe import MOST_SILENCES, Probe
-from fedpeft_server.supervisor_registrar import listens
+from fedpeft_server.supervisor_registrar import Registrar, listens
+from tests.fedpeft.flower_world import World
 
 PATIENCE = 60.0
 
@@ -128,6 +131,23 @@ def test_progress_forgives_crashes(home, tmp_path):
         (folder / "checkpoints" / f"{number:04d}").mkdir(parents=True)
         supervisor._died(folder, one, 1)
     assert read_status(folder).state == "submitted"
+
+
+def test_the_registrar_asks_once_who_is_registered(tmp_path, monkeypatch):
+    """Each question is a connection, and the list is as long as the nodes are many."""
+    made, asked, control = World(tmp_path), [], flower.control._control
+    try:
+        made.start_link()
+        keys = [public_line(new_transport_key()).decode() for _ in range(6)]
+        registrar = Registrar(SimpleNamespace(link=made.link), lambda *_, **__: None, lambda: 1)
+        registrar._register(frozenset(keys[:5]), frozenset())
+        monkeypatch.setattr(flower.control, "_control", lambda link: asked.append(1) or control(link))
+        registrar._register(frozenset(keys[:5]), frozenset(keys[5:]))
+        assert len(asked) == 1
+        registrar._register(frozenset(keys[:4]), frozenset(keys[4:]))
+        assert len(asked) == 3 and len(flower.node_numbers(made.link)) == 4
+    finally:
+        made.close()
 
 
 def test_the_log_is_json_lines(tmp_path, capsys):
