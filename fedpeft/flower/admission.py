@@ -15,19 +15,22 @@ class Limits:
     """What strangers may take: connections whose sender has proved no enrolled key.
 
     A network is an IPv4 address or an IPv6 /64. One from which an enrolled key was proved within the last
-    hour is known: it has room of its own, which nobody elsewhere can take.
+    hour is known: it has room of its own, which no network that is not known can take.
 
     Attributes:
         strangers: connections of all networks that are not known.
+        known_strangers: strangers' connections of all known networks.
         of_network: strangers' connections of one network, known or not.
         of_key: connections of one enrolled key.
         burst, per_second: new connections of one network; many nodes may share one address.
         all_burst, all_per_second: new connections of all networks that are not known.
         known_seconds: so long a network stays known.
         most_known: so many networks are remembered.
+        known_of_key: so many of them for one key, the ones that it came from last.
     """
 
     strangers: int = 128
+    known_strangers: int = 512
     of_network: int = 32
     of_key: int = 16
     burst: float = 128.0
@@ -36,6 +39,7 @@ class Limits:
     all_per_second: float = 200.0
     known_seconds: float = 3600.0
     most_known: int = 4096
+    known_of_key: int = 16
 
 
 @dataclass(eq=False)
@@ -60,6 +64,8 @@ class Admission:
     _strangers: dict[str, dict[Visit, None]] = field(default_factory=dict)
     _of_key: dict[str, dict[Visit, None]] = field(default_factory=dict)
     _known: OrderedDict[str, float] = field(default_factory=OrderedDict)
+    _networks: dict[str, OrderedDict[str, None]] = field(default_factory=dict)
+    _vouching: dict[str, set[str]] = field(default_factory=dict)
     _rate: RateLimit = field(init=False)
     _overall: RateLimit = field(init=False)
 
@@ -82,10 +88,7 @@ class Admission:
 
     def prove(self, visit: Visit, key: str) -> None:
         """The visitor holds an enrolled key: it is no stranger any more, and its network is known."""
-        self._known[visit.network] = self.clock()
-        self._known.move_to_end(visit.network)
-        while len(self._known) > self.limits.most_known:
-            self._known.popitem(last=False)
+        self._remember(visit.network, key)
         if visit.key == key:
             return
         self.leave(visit)
@@ -111,12 +114,35 @@ class Admission:
         """Turn a stranger out where the newcomer is one too many."""
         if len(self._strangers.get(network, {})) >= self.limits.of_network:
             return _dismiss(self._strangers[network])
-        if self._is_known(network):
-            return None
-        crowd = [peers for name, peers in self._strangers.items() if not self._is_known(name)]
-        for _ in range(sum(map(len, crowd)) - self.limits.strangers + 1):
+        known = self._is_known(network)
+        most = self.limits.known_strangers if known else self.limits.strangers
+        crowd = [peers for name, peers in self._strangers.items() if self._is_known(name) == known]
+        for _ in range(sum(map(len, crowd)) - most + 1):
             _dismiss(max(crowd, key=len))
         return None
+
+    def _remember(self, network: str, key: str) -> None:
+        """A network is known as long as a key vouches for it, and a key vouches for few."""
+        self._known[network] = self.clock()
+        self._known.move_to_end(network)
+        self._vouching.setdefault(network, set()).add(key)
+        networks = self._networks.setdefault(key, OrderedDict())
+        networks[network] = None
+        networks.move_to_end(network)
+        while len(networks) > self.limits.known_of_key:
+            self._withdraw(next(iter(networks)), key)
+        while len(self._known) > self.limits.most_known:
+            oldest = next(iter(self._known))
+            for voucher in list(self._vouching[oldest]):
+                self._withdraw(oldest, voucher)
+
+    def _withdraw(self, network: str, key: str) -> None:
+        self._networks[key].pop(network)
+        if not self._networks[key]:
+            del self._networks[key]
+        self._vouching[network].discard(key)
+        if not self._vouching[network]:
+            del self._vouching[network], self._known[network]
 
     def _is_known(self, network: str) -> bool:
         since = self._known.get(network)

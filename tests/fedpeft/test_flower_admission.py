@@ -131,6 +131,44 @@ def test_fifty_nodes_behind_one_address_get_in_beside_a_flood_from_there():
     assert len(proved) == 50, "in half a minute; who was turned away comes again"
 
 
+def test_one_key_does_not_make_many_networks_known():
+    """An enrolled node with an IPv6 /48 proves its key from each of its /64s, and its friends come after."""
+    world = World(Limits())
+    world.admission.prove(world.arrive("honest", "10.0.0.1"), "honest")
+    for index in range(5000):
+        world.now += 0.01
+        visit = world.arrive(index, f"2001:db8:0:{index:x}::1")
+        if visit is not None:
+            world.admission.prove(visit, "greedy")
+    known = list(world.admission._known)
+    assert len(known) == 1 + Limits().known_of_key and "10.0.0.1" in known
+    assert set(world.admission._networks) == set().union(*world.admission._vouching.values())
+    assert len(world.admission._vouching) == len(known)
+
+
+def test_a_network_stays_known_while_another_key_vouches_for_it():
+    world = World(Limits(known_of_key=2))
+    for key in ("honest", "greedy"):
+        world.admission.prove(world.arrive(key, "10.0.0.1"), key)
+    for index in range(5):
+        world.admission.prove(world.arrive(index, f"10.1.{index}.1"), "greedy")
+    assert list(world.admission._known) == ["10.0.0.1", "10.1.3.1", "10.1.4.1"]
+
+
+def test_strangers_of_known_networks_are_bounded_together():
+    limits = Limits()
+    world = World(limits)
+    networks = [f"10.1.{index}.1" for index in range(200)]
+    for network in networks:
+        world.now += 0.1
+        world.admission.prove(world.arrive(network, network), network)
+    for network in networks:
+        for index in range(limits.of_network):
+            assert world.arrive(f"{network} {index}", network) is not None
+    assert world.admission.count() == (limits.known_strangers, len(networks))
+    assert not set(networks) & set(world.out), "who proved a key stays"
+
+
 def test_the_bounds_hold_whatever_comes():
     source, world = random.Random(5), World()
     visits = []
