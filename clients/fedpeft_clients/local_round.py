@@ -62,9 +62,12 @@ def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeS
     ledger, before = ledger_of(home), _newest(home, task.round)
     for number, digest in _seen(task, before):
         told.require(ledger, desk.run.hex(), number, digest)
+    plan = _plan(desk, task, received.released, session)
+    if session is not None:
+        session.check(plan, desk.attached.layout, _noisy(desk), inbox)
     reservation = _reserve(desk, ledger, task)
     start = desk.attached.begin(received.held, task.round, home.name)
-    taps, plan = Taps(home.taps(task.round)), _plan(desk, task, received.released, session)
+    taps = Taps(home.taps(task.round))
     taps.start(start)
     ledger.started(reservation)
     seconds, examples = _train(desk, task, taps, plan)
@@ -129,6 +132,12 @@ def _plan(desk: Desk, task: TrainTask, released: Decoded | None, session: Sessio
         return up.at(context, released)
     plan = up.at(context, released if session.task.follows else None)
     return plan.at_scales(session.task.scales) if session.task.scales else plan
+
+
+def _noisy(desk: Desk) -> bool:
+    """Whether the nodes of a secure sum add the noise, on a grid."""
+    privacy = plans(desk).privacy
+    return privacy is not None and privacy.grid is not None
 
 
 _ledgers: dict[tuple[Path, Budget | None], Ledger] = {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedpeft.cohort import Cohort, draw
 from fedpeft.errors import FederationError
-from fedpeft.exchange import FloatVector
+from fedpeft.exchange import ExchangePlan, FloatVector, Layout, public_support
 from fedpeft.protocol import SecureReply, SecureTask, pack_table, run_id, unpack_table
 from fedpeft.runstore import write_atomic
 from fedpeft.secagg import (
@@ -24,6 +24,7 @@ from fedpeft.secagg import (
     TermsRefused,
     advertise,
     agree,
+    check_inbox,
     check_roster,
     from_residues,
     mask,
@@ -71,6 +72,30 @@ class Session:
         facts: dict[str, Any] = found["task"]
         facts["state"] = bytes.fromhex(facts["state"])
         return cls(SecureTask(**facts), NodeSecrets.from_bytes(found["secrets"].encode()))
+
+    def check(self, plan: ExchangePlan, layout: Layout, noisy: bool, inbox: bytes) -> None:
+        """Refuse a sum that this node could not answer, before anything is trained and charged for it.
+
+        Args:
+            plan: bound to the round and its public scales.
+            layout: of the trained values.
+            noisy: whether nodes add noise, on a grid of fixed step: then there are no scales and no votes.
+            inbox: the shares that were dealt to this node.
+
+        Raises:
+            FederationError: size or scales are not those of the plan, or the inbox is no table.
+            SecureAggregationError: a share that does not open, or too few of them.
+        """
+        votes = 0 if noisy else len(layout.names)
+        support = public_support(plan.codec)
+        size = votes + (layout.size if support is None else support.positions(layout).size)
+        found = (self.task.size, len(self.task.scales))
+        if found != (size, votes):
+            raise FederationError(
+                f"round {self.task.round}: the secure sum is of {found[0]} integers with {found[1]} scales, "
+                f"this run's are of {size} with {votes}"
+            )
+        check_inbox(self.secrets, unpack_table(inbox))
 
     def masked(self, home: Home, integers: NDArray[np.int64], inbox: bytes) -> bytes:
         """The masked integers and the receipt that goes with them; the session is saved first.

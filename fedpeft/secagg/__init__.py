@@ -4,7 +4,7 @@ from fedpeft.secagg.context import MOST_NODES, SecureContext
 from fedpeft.secagg.coordinator import CoordinatorRound
 from fedpeft.secagg.errors import SecureAggregationError, TermsRefused
 from fedpeft.secagg.integers import bits_for, from_residues, to_residues
-from fedpeft.secagg.node import advertise, agree, mask, reveal, share
+from fedpeft.secagg.node import advertise, agree, check_inbox, mask, reveal, share
 from fedpeft.secagg.state import Member, NodeSecrets
 from fedpeft.secagg.store import ReleaseStore
 from fedpeft.secagg.terms import check_roster
@@ -21,6 +21,7 @@ __all__ = [
     "advertise",
     "agree",
     "bits_for",
+    "check_inbox",
     "check_roster",
     "from_residues",
     "mask",

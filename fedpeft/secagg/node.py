@@ -91,6 +91,30 @@ def share(secrets: NodeSecrets, advertisements: Mapping[str, bytes]) -> tuple[No
     return replace(secrets, peers=dict(advertisements), messages=messages), messages
 
 
+def check_inbox(secrets: NodeSecrets, inbox: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Open what was dealt to this node; before values are made that no masks could hide.
+
+    Args:
+        secrets: from `share`.
+        inbox: as `mask` takes it.
+
+    Returns:
+        The shares that this node holds, 64 bytes by dealer.
+
+    Raises:
+        SecureAggregationError: too few dealers, this node not among them, a share that does not open, or a
+            dealer with whose key no mask can be agreed.
+    """
+    from fedpeft.secagg.masks import check_key
+
+    secrets.context.require_quorum(inbox, "dealt shares")
+    _require_own(secrets.name, "share", inbox, secrets.messages.get(secrets.name, b""))
+    held = {dealer: _open(secrets, dealer, message) for dealer, message in inbox.items()}
+    for dealer in held:
+        check_key(secrets.peers[dealer][:32], dealer)
+    return held
+
+
 def mask(
     secrets: NodeSecrets, member: Member, values: NDArray[Any], inbox: Mapping[str, bytes]
 ) -> tuple[NodeSecrets, NDArray[Any], bytes]:
@@ -116,9 +140,7 @@ def mask(
         raise SecureAggregationError(
             f"values are {values.dtype} of shape {values.shape}, the round sums {wanted}"
         )
-    context.require_quorum(inbox, "dealt shares")
-    _require_own(secrets.name, "share", inbox, secrets.messages.get(secrets.name, b""))
-    held = {dealer: _open(secrets, dealer, message) for dealer, message in inbox.items()}
+    held = check_inbox(secrets, inbox)
     masked = _masked(secrets, values, held)
     digest = hashlib.sha256(masked.data).digest()
     receipt = digest + sign(member.signer, "receipt", context, secrets.name, digest, encoded_names(held))

@@ -12,7 +12,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from fedpeft.errors import FedPeftError
+from fedpeft.errors import FederationError, FedPeftError
+from fedpeft.privacy import Ledger
 from fedpeft.protocol import TRAIN, SecureTask, pack_table
 from fedpeft.rng import stream
 from fedpeft.training.batches import epochs
@@ -21,6 +22,7 @@ from fedpeft_clients.desk import Desk
 from fedpeft_clients.policy import PolicyError
 from fedpeft_clients.state import held_rounds
 from fedpeft_clients.tasks import train
+from tests.clients.conftest import deal
 
 SECURE = {"exchange": {"up": {"density": 1.0}, "secure": {"enabled": True}}, "federation": {"nodes": 3}}
 PRIVATE = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.3, "most_noise": 99.0}
@@ -198,6 +200,21 @@ def test_a_secure_sum_is_of_the_state_that_is_trained_from(organisation):
     with pytest.raises(FedPeftError) as error:
         train(home, task, pack_table({}))
     assert not isinstance(error.value, PolicyError)
+
+
+@pytest.mark.parametrize(("more", "scales"), [(0, -1), (0, 1), (1, 0), (-1, 0), (-1, -1)])
+def test_a_secure_sum_of_other_size_or_scales_is_refused_before_the_ledger(organisation, more, scales):
+    """A sum has one integer for each value and one vote for each scale, or no node could answer it."""
+    roster = ("bank", "clinic", "court")
+    made = {name: organisation(name, roster=roster, **SECURE) for name in roster}
+    home, coordinator = made["clinic"]
+    layout, task = Desk.of(home).attached.layout, coordinator.first_task(attempt=1)
+    given = [950] * (len(layout.names) + scales)
+    terms = SecureTask("keys", 1, 1, task.state, 3, layout.size + len(layout.names) + more, 0, given)
+    box = pack_table(deal([one for one, _ in made.values()], terms)["clinic"])
+    with pytest.raises(FederationError, match="this run's are of"):
+        train(home, replace(task, inbox=len(box)), box)
+    assert not Ledger(home.ledger).entries()
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from fedpeft import flower
 from fedpeft.cli import build_app
 from fedpeft.config import build_config
 from fedpeft.data import Record
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, FederationError
 from fedpeft.exchange import Context as Bound
 from fedpeft.exchange import open_payload
 from fedpeft.privacy import Ledger
 from fedpeft.protocol import PROTOCOL, Hello, SecureTask, TrainTask, pack_table, run_id, unpack_table
-from fedpeft.secagg import CoordinatorRound, SecureContext, from_residues
+from fedpeft.secagg import CoordinatorRound, SecureAggregationError, SecureContext, from_residues
 from fedpeft.secagg.messages import RECEIPT_BYTES
 from fedpeft.trust import Signer, Verifier
 from fedpeft_clients import secure, tasks
@@ -33,6 +33,7 @@ from fedpeft_clients.policy import PolicyError
 from fedpeft_clients.rosters import pin, pinned, unpin
 from fedpeft_clients.state import load_state
 from fedpeft_clients.terms import approve
+from tests.clients.conftest import deal
 
 NAMES = "ABCDEFG"
 SUM = {
@@ -175,6 +176,45 @@ def test_an_attempt_that_opened_nothing_is_repeated_with_whoever_is_there(federa
     assert before == [federation.integers(name).tobytes() for name in NAMES]
     ledgers = [Ledger(home.ledger).entries() for home in federation.homes.values()]
     assert all([entry.kind for entry in found].count("reserve") == 1 for found in ledgers)
+
+
+def flipped(box):
+    return {**box, "B": box["B"][:-1] + bytes([box["B"][-1] ^ 1])}
+
+
+INBOXES = {
+    "a share that does not open": flipped,
+    "a share that is cut off": lambda box: {**box, "B": box["B"][:-1]},
+    "a dealer that advertised nothing": lambda box: {**box, "X": box["B"]},
+    "too few dealers": lambda box: {name: box[name] for name in "ABC"},
+    "not this node's own": lambda box: {name: box[name] for name in "BCDEFG"},
+}
+
+
+@pytest.mark.parametrize("name", INBOXES)
+def test_an_inbox_that_cannot_be_used_costs_nothing(federation, name):
+    """One flipped byte of another node trained and charged this one, at each attempt again."""
+    home, size = federation.homes["A"], federation.plan.grid.size
+    for attempt in (1, 2):
+        task = SecureTask("keys", 1, attempt, federation.state, 5, size, 0, [])
+        box = deal(federation.homes.values(), task)["A"]
+        with pytest.raises(SecureAggregationError):
+            federation.trained("A", attempt, pack_table(INBOXES[name](box)), size)
+        with pytest.raises(FederationError, match="a table of a message"):
+            federation.trained("A", attempt, pack_table(box)[:-1], size)
+    assert not Ledger(home.ledger).entries() and not list(home.states.glob("*"))
+    federation.trained("A", 2, pack_table(box), size)
+    kinds = [entry.kind for entry in Ledger(home.ledger).entries()]
+    assert kinds.count("reserve") == 1
+
+
+@pytest.mark.parametrize(("more", "scales"), [(-1, []), (1, []), (0, [1]), (1, [1])])
+def test_a_sum_of_another_size_or_with_scales_costs_nothing(federation, more, scales):
+    size = federation.plan.grid.size + more
+    box = deal(federation.homes.values(), SecureTask("keys", 1, 1, federation.state, 5, size, 0, scales))
+    with pytest.raises(FederationError, match="this run's are of"):
+        federation.trained("A", 1, pack_table(box["A"]), size)
+    assert not Ledger(federation.homes["A"].ledger).entries()
 
 
 def test_another_state_in_a_round_that_has_begun_is_refused_before_anything_is_trained(federation):

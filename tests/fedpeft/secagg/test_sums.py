@@ -12,6 +12,7 @@ from fedpeft.secagg import (
     CoordinatorRound,
     NodeSecrets,
     SecureAggregationError,
+    check_inbox,
     from_residues,
     mask,
     share,
@@ -244,6 +245,23 @@ def test_keys_of_low_order_are_refused(federation):
         share(nodes.secrets["org-000"], messages | {"org-001": content + signature})
     with pytest.raises(SecureAggregationError, match="'org-001' is no usable X25519 key"):
         CoordinatorRound(context).add_advertisement("org-001", content + signature)
+
+
+def test_a_dealer_with_a_mask_key_of_low_order_is_found_in_the_inbox(federation):
+    """Its shares open, as its other key is good; without this no mask could be made after the training."""
+    from fedpeft.secagg.messages import sign
+
+    nodes = federation()
+    context = nodes.context()
+    messages = nodes.advertise(context)
+    content = bytes(32) + messages["org-001"][32:96]
+    signature = sign(nodes.members["org-001"].signer, "advertisement", context, "org-001", content)
+    told = messages | {"org-001": content + signature}
+    secrets, own = share(nodes.secrets["org-000"], told)
+    others = {name: share(nodes.secrets[name], messages)[1] for name in messages if name != "org-000"}
+    box = {"org-000": own["org-000"]} | {name: dealt["org-000"] for name, dealt in others.items()}
+    with pytest.raises(SecureAggregationError, match="'org-001' is no usable X25519 key"):
+        check_inbox(secrets, box)
 
 
 def test_values_of_another_type_or_size_are_refused(federation):
