@@ -108,7 +108,7 @@ def clock(confirm: bool = CONFIRM, home: Path | None = HOME, as_json: bool = JSO
     from fedpeft_clients.organisation import open_organisation
 
     organisation = open_organisation(home)
-    ledger = Ledger(organisation.ledger, None, organisation.signer)
+    ledger = Ledger(organisation.ledger, None, organisation.signer, strict=True)
     seen, now = latest(ledger.entries()), time.time()
     if confirm:
         ledger.confirm_clock()

@@ -144,10 +144,14 @@ _ledgers: dict[tuple[Path, Budget | None], Ledger] = {}
 
 
 def ledger_of(home: Home) -> Ledger:
-    """The node's ledger with the organisation's own budget, signed by its key; opened once per process."""
+    """The node's ledger with the organisation's own budget, signed by its key; opened once per process.
+
+    That of an organisation is shared by runs with a yearly budget and without: its clock leaps for none.
+    """
     key = (home.ledger, home.budget)
     if key not in _ledgers or not home.ledger.exists():
-        _ledgers[key] = Ledger(home.ledger, home.budget, signer_of(home))
+        shared = home.own.ledger is not None
+        _ledgers[key] = Ledger(home.ledger, home.budget, signer_of(home), strict=shared)
     return _ledgers[key]
 
 

@@ -340,7 +340,7 @@ def _affordable(post: Post, policy: Policy, offer: Offer, dataset: DataSet) -> N
     if plan is None or plan.reproducible:
         return
     budget = policy.privacy.budget()
-    ledger = Ledger(post.organisation.ledger, budget, post.organisation.signer)
+    ledger = Ledger(post.organisation.ledger, budget, post.organisation.signer, strict=True)
     try:
         ledger.require_affordable(dataset.lineage, plan)
     except PrivacyError as error:

@@ -106,7 +106,7 @@ def declare(organisation: Organisation, because: str, close: bool) -> dict[str, 
     heads = [*lost, *(one.head for one in unknown if one.head.hash not in named)]
     charges = [(one["charge"], one["sha256"]) for one in lost.values() if "charge" in one]
     charges += [(bodies.closing(lineage), None) for lineage in closed]
-    ledger = Ledger(organisation.ledger, None, organisation.signer)
+    ledger = Ledger(organisation.ledger, None, organisation.signer, strict=True)
     head = ledger.declare(charges, bodies.declared(because, heads))
     if _broken(log):
         log.set_aside()

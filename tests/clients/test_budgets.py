@@ -65,3 +65,26 @@ def test_a_promise_per_record_is_refused_on_data_that_are_promised_per_person(jo
     Ledger(joined.organisation.ledger, None, joined.organisation.signer).reserve("notes", "b", 1, person, 2)
     other = joined.config(run={"seed": 9}, privacy={"noise_multiplier": 3.0})
     assert joined.offer(other) == ("refused", "budget")
+
+
+def test_a_round_without_privacy_under_a_leapt_clock_empties_nobodys_year(joined):
+    """Adversary: a coordinator with a run without accounting, while the clock of the node is a year ahead."""
+    from fedpeft.privacy import Budget, PrivacyPlan
+    from fedpeft_clients.local_round import ledger_of
+
+    joined.policy(privacy={**VAST, "units": ["none"]})
+    plan = PrivacyPlan(0.1, 3.0, 1.0, 4, 2, 3, 1e-5)
+    open_ = {"unit": "none", "noise_multiplier": None, "sampling_probability": None, "most_noise": 1.0}
+    config = joined.config(privacy=open_)
+    assert joined.offer(config) == ("agreed", "")
+    home = open_home(joined.post.folder(run_id(config)))
+    ledger = ledger_of(home)
+    assert home.budget is None
+    yearly = Ledger(home.ledger, Budget(100.0, 50.0), joined.organisation.signer)
+    yearly.started(yearly.reserve("patients", "a", 1, plan, 2))
+    head = ledger.head()
+    ledger.clock = lambda: time.time() + 366 * 86400.0
+    reply = joined.say(TRAIN, joined.first_task(config))[1]
+    assert reply.has_error() and ledger.head() == head
+    ledger.clock = time.time
+    assert not joined.say(TRAIN, joined.first_task(config))[1].has_error()

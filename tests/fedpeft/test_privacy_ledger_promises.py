@@ -278,3 +278,19 @@ def test_without_a_yearly_budget_no_time_matters(tmp_path):
     for step in (YEAR, 5 * YEAR, -9 * YEAR):
         made.now += step
         made.spend(json.dumps(step))
+
+
+@pytest.mark.parametrize("plan", [None, RECORD])
+def test_a_leap_is_refused_to_whoever_shares_a_ledger_with_a_yearly_budget(clocked, plan):
+    """A round without privacy, of another lineage and without a budget, dated all that follow."""
+    other = Ledger(clocked.ledger.path, clock=lambda: clocked.now, strict=True)
+    head = clocked.ledger.head()
+    clocked.now += YEAR + DAY
+    with pytest.raises(PrivacyError, match="clock"):
+        other.reserve("public", "z", 1, plan, 5)
+    with pytest.raises(PrivacyError, match="clock"):
+        other.declare([], {"kind": "declared"})
+    assert other.head() == head
+    clocked.now -= YEAR
+    with pytest.raises(PrivacyError, match="yearly budget"):
+        clocked.spend("c")

@@ -112,6 +112,8 @@ class Ledger:
         signer: signs every entry from now on; needed to write into a ledger that is signed. Without it
             somebody with the file could write the whole chain anew.
         clock: seconds since 1970, UTC.
+        strict: refuse a clock that leapt even where this budget counts no year: somebody else's does, and an
+            entry of any lineage that is dated in the future dates all that follow.
 
     Raises:
         PrivacyError: a nonsense budget, or the file cannot be made or is something else.
@@ -123,8 +125,9 @@ class Ledger:
         budget: Budget | float | None = None,
         signer: Signer | None = None,
         clock: Callable[[], float] = time.time,
+        strict: bool = False,
     ) -> None:
-        self.path, self.signer, self.clock = Path(path), signer, clock
+        self.path, self.signer, self.clock, self.strict = Path(path), signer, clock, strict
         self.budget = budget if isinstance(budget, Budget) else Budget(budget)
         self._chain = Chain()
         store.create(self.path)
@@ -244,7 +247,7 @@ class Ledger:
             body: as `bodies.declared`.
 
         Raises:
-            PrivacyError: the ledger cannot be written; nothing was then.
+            PrivacyError: the ledger cannot be written, or the clock has leapt; nothing was then.
         """
         with store.session(self.path) as db, self._page(db) as page:
             for charge, digest in charges:
@@ -349,8 +352,9 @@ class Ledger:
         return _Offer(written, None, reached, delta_of(spent))
 
     def _now(self, chain: Chain) -> float:
-        """The time of the next entry; where a year counts, it does not leap."""
-        return clock.present(chain.entries, self.clock(), strict=self.budget.yearly is not None)
+        """The time of the next entry; where a year counts, for whomever, it does not leap."""
+        strict = self.strict or self.budget.yearly is not None
+        return clock.present(chain.entries, self.clock(), strict)
 
     @contextmanager
     def _page(self, db: Connection, leaping: bool = False) -> Generator[_Page]:

@@ -34,7 +34,7 @@ def present(entries: Iterable[Entry], clock: float, strict: bool) -> float:
     Args:
         entries: of the ledger.
         clock: what the machine's clock says.
-        strict: refuse a leap; without a yearly budget no time matters.
+        strict: refuse a leap; where nobody who writes here has a yearly budget no time matters.
 
     Raises:
         PrivacyError: the clock is more than `LEAP` ahead of the newest entry.
