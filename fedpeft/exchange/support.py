@@ -85,6 +85,7 @@ def _drawn(key: bytes, size: int, rest: Positions, count: int) -> Positions:
     """
     raw = np.random.PCG64(np.random.SeedSequence(int.from_bytes(key, "little"))).random_raw(-(-size // 4))
     bits = raw.astype("<u8").view("<u2")[:size][rest]
+    count = min(count, bits.size)
     edge = np.partition(bits, count - 1)[count - 1] if count else 0
     below = np.flatnonzero(bits < edge)
     return np.concatenate([below, np.flatnonzero(bits == edge)[: count - len(below)]])
