@@ -13,7 +13,7 @@ trap 'kill "${started[@]}" 2>/dev/null || true; rm -f "$said"' EXIT
 portable() { # NAME COMMAND…: one run, told by its name
   echo "== $1"
   shift
-  "$@" .venv/bin/python -m pytest -q -m portable -p no:cacheprovider "${files[@]}"
+  "$@" .venv/bin/python -m pytest -q -m "portable and not slow" -p no:cacheprovider "${files[@]}"
 }
 
 # A quarter of the speed: three busy loops on the same core leave no more. The other runs go on beside it, on the
