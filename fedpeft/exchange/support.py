@@ -56,7 +56,7 @@ class PublicSupport:
 
     def size(self, values: int) -> int:
         """How many of ``values`` are on the support, exactly and in each round."""
-        return max(1, round(self.density * values))
+        return min(values, max(1, round(self.density * values)))
 
     def positions(self, layout: Layout) -> Positions:
         """Increasing positions in the flat vector, int64, shape ``(size(layout.size),)``."""
@@ -85,7 +85,6 @@ def _drawn(key: bytes, size: int, rest: Positions, count: int) -> Positions:
     """
     raw = np.random.PCG64(np.random.SeedSequence(int.from_bytes(key, "little"))).random_raw(-(-size // 4))
     bits = raw.astype("<u8").view("<u2")[:size][rest]
-    count = min(count, bits.size)
     edge = np.partition(bits, count - 1)[count - 1] if count else 0
     below = np.flatnonzero(bits < edge)
     return np.concatenate([below, np.flatnonzero(bits == edge)[: count - len(below)]])

@@ -169,3 +169,17 @@ def make_run(trained_folder, tmp_path):
 def sentences():
     """A function (count, seed) to token ids of sentences of the trained base's language."""
     return draw_sentences
+
+
+@pytest.fixture
+def command():
+    """A function from arguments of ``fedpeft audit`` to what the command line did."""
+    import typer
+    from typer.testing import CliRunner
+
+    from fedpeft_attacks.cli import register
+
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register(app)
+    return lambda *arguments: CliRunner().invoke(app, ["audit", *map(str, arguments)])

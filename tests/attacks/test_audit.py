@@ -146,19 +146,6 @@ def test_clear_errors(make_run, tmp_path):
         audit_run(run)
 
 
-@pytest.fixture
-def command():
-    import typer
-    from typer.testing import CliRunner
-
-    from fedpeft_attacks.cli import register
-
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    register(app)
-    return lambda *arguments: CliRunner().invoke(app, ["audit", *map(str, arguments)])
-
-
 def test_the_command(make_run, command, tmp_path):
     run = make_run(LORA, batch=2)
     answer = command(run, "--attacks", "span", "--json", "--out", tmp_path / "report")

@@ -108,19 +108,6 @@ def test_keys_of_nodes_and_coordinators_are_found_and_none_is_made(tmp_path):
         signer_in(tmp_path)
 
 
-@pytest.fixture
-def command():
-    import typer
-    from typer.testing import CliRunner
-
-    from fedpeft_attacks.cli import register
-
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    register(app)
-    return lambda *arguments: CliRunner().invoke(app, ["audit", *map(str, arguments)])
-
-
 def test_the_command_signs_and_verifies(make_run, command, tmp_path):
     run, home = make_run(LORA, batch=1), tmp_path / "hospital"
     key = Signer.load_or_create(home / "signing.key").public.hex()

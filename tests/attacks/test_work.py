@@ -92,19 +92,6 @@ def stopped(monkeypatch):
     monkeypatch.setattr(registry.Attack.__call__, "__defaults__", (0.0,))
 
 
-@pytest.fixture
-def command():
-    import typer
-    from typer.testing import CliRunner
-
-    from fedpeft_attacks.cli import register
-
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    register(app)
-    return lambda *arguments: CliRunner().invoke(app, ["audit", *map(str, arguments)])
-
-
 def test_an_audit_that_was_stopped_is_not_silent(make_run, command, stopped):
     run = quiet_run(make_run)
     answer = command(run, "--attacks", "sparse-recovery", "--fail-on-leak", "--json")
