@@ -217,13 +217,13 @@ def approve(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Let this node take part in a run, or refuse it; orders are answered accordingly from now on."""
-    from fedpeft_clients.terms import approve
+    from fedpeft_clients.policy import parse_policy
+    from fedpeft_clients.terms import approve, named_data
 
     organisation = _open(home)
-    if not refuse:
-        for name, dataset in organisation.datasets().items():
-            if data in (None, name):
-                _admitted(organisation, dataset)
+    name = named_data(organisation, parse_policy(organisation.policy.read_text(encoding="utf-8")), data)
+    if not refuse and name in organisation.datasets():
+        _admitted(organisation, organisation.datasets()[name])
     stored = approve(organisation, run, terms, data, refuse)
     word = "refused" if refuse else "approved"
     emit({"run": stored.run, "answer": word}, as_json, lambda: typer.echo(f"run {stored.run[:12]}: {word}"))

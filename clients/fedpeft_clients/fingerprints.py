@@ -1,9 +1,10 @@
 """Which records each lineage holds, as keyed hashes, so that the same data get no second budget.
 
 The organisation keeps, for each lineage, hashes of all records that were ever added to it, under a key of its
-own (``records.key``); key and hashes (``records/``) are for their owner only and never leave. A data set that
-is added is compared with every other lineage: a copy, a hard link, another format, other columns or labels, a
-part of the records or more around them are all the same records.
+own (``records.key``); key and hashes (``records/``) are for their owner only and never leave. A data set is
+compared with every other lineage when it is added, when terms are agreed on that use it, and before a round
+if its file has changed since. A copy, a hard link, another format, other columns or labels, a part of the
+records or more around them are all the same records.
 
 A record is known by three hashes: of prompt and completion together, and of each of the two that has at least
 `LEAST` characters, unless more than `MOST` records share that text, as they do a template. Before hashing, a
@@ -97,7 +98,7 @@ def admit(organisation: Organisation, dataset: DataSet, most: float) -> list[Ove
         if other.lineage != dataset.lineage and _kept(organisation, other.lineage) is None:
             _remember(organisation, other, _stamp(Path(other.file)), _rows(organisation, other))
     held, stamp = _kept(organisation, dataset.lineage), _stamp(Path(dataset.file))
-    fresh = held is None or held.stamps.get(dataset.file) != stamp
+    fresh = changed(organisation, dataset)
     rows = _rows(organisation, dataset) if held is None or fresh else held.rows
     found = sorted(_overlaps(organisation, dataset.lineage, rows), key=lambda one: -one.share)
     if found and found[0].share > most:
@@ -108,6 +109,12 @@ def admit(organisation: Organisation, dataset: DataSet, most: float) -> list[Ove
     if fresh:
         _remember(organisation, dataset, stamp, rows)
     return found
+
+
+def changed(organisation: Organisation, dataset: DataSet) -> bool:
+    """Whether the file of a data set is not as it was when its records were last compared and remembered."""
+    held = _kept(organisation, dataset.lineage)
+    return held is None or held.stamps.get(dataset.file) != _stamp(Path(dataset.file))
 
 
 def hashes(records: Iterable[Record], key: bytes) -> Hashes:

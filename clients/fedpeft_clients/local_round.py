@@ -126,10 +126,17 @@ def _context(desk: Desk, task: TrainTask) -> Context:
 
 
 def _plan(desk: Desk, task: TrainTask, released: Decoded | None, session: Session | None) -> ExchangePlan:
-    """The exchange plan of this message: its support, and the public scales of its secure sum."""
+    """The exchange plan of this message: its support, and the public scales of its secure sum.
+
+    Raises:
+        PolicyError: the sum's support follows a broadcast that this node has not read, so it would put its
+            values elsewhere than the others do.
+    """
     up, context = plans(desk).up, _context(desk, task)
     if session is None:
         return up.at(context, released)
+    if session.task.follows and released is None:
+        raise PolicyError("secure", f"round {task.round}: the support follows a broadcast that was not sent")
     plan = up.at(context, released if session.task.follows else None)
     return plan.at_scales(session.task.scales) if session.task.scales else plan
 

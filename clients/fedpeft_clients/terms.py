@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedpeft.config import Config, build_config
-from fedpeft.errors import ConfigError, FederationError, PrivacyError
+from fedpeft.errors import ConfigError, DataError, FederationError, PrivacyError
 from fedpeft.privacy import Ledger
 from fedpeft.protocol import OLDEST, PROTOCOL, RunTerms, Terms, TermsReply, spoken
 from fedpeft.runstore import read_json, write_json
@@ -21,6 +21,7 @@ from fedpeft.runstore.files import sync_folder
 from fedpeft.trust import Verifier
 from fedpeft_clients import witness
 from fedpeft_clients.desk import privacy_of
+from fedpeft_clients.fingerprints import admit, changed
 from fedpeft_clients.home import HOME, Home, Own, open_home
 from fedpeft_clients.offers import FILE, OFFER, Stored, offered, offers, read_before
 from fedpeft_clients.organisation import DataSet, Grant, Organisation, open_organisation
@@ -83,6 +84,9 @@ class Post:
         judge(policy, offer)
         if _word(self, offer.run).get("answer") == "refused":
             raise PolicyError("approval", f"run {name[:12]} was refused by the operator")
+        _, dataset = _dataset(self, policy, offer, home.own.data)
+        if changed(self.organisation, dataset):
+            _compare(self.organisation, policy, dataset)
         roster = {one: bytes.fromhex(key) for one, key in home.roster.items()}
         check_roster(self.organisation, home.config, roster)
         if sentence := unpinned(self.organisation, policy, home.config, roster):
@@ -260,7 +264,9 @@ def _agree(post: Post, flower_run: int, policy: Policy, offer: Offer, terms: Run
     if (folder / "node.json").exists():
         data = open_home(folder).own.data
     else:
-        _affordable(post, policy, offer, _dataset(post, policy, offer, data)[1])
+        _, dataset = _dataset(post, policy, offer, data)
+        _compare(post.organisation, policy, dataset)
+        _affordable(post, policy, offer, dataset)
     _settled(post, policy, offer, (labels, roster), data)
     known = read_json(post.grant.flower, {}) | {str(flower_run): offer.run.hex()}
     write_json(post.grant.flower, dict(list(known.items())[-MOST_FLOWER_RUNS:]))
@@ -315,10 +321,23 @@ def _own(post: Post, policy: Policy, offer: Offer, dataset: DataSet) -> Own:
     )
 
 
+def named_data(organisation: Organisation, policy: Policy, named: str | None) -> str | None:
+    """The name of a run's data set: the approval's, the policy's, or that of the only one there is."""
+    known = organisation.datasets()
+    return named or policy.data or (next(iter(known)) if len(known) == 1 else None)
+
+
+def _compare(organisation: Organisation, policy: Policy, dataset: DataSet) -> None:
+    """Refuse records that are another lineage's too; the coordinator is told no more than the rule."""
+    try:
+        admit(organisation, dataset, policy.privacy.most_overlap)
+    except (PrivacyError, DataError) as error:
+        raise PolicyError("data", str(error)) from None
+
+
 def _dataset(post: Post, policy: Policy, offer: Offer, named: str | None) -> tuple[str, DataSet]:
-    """The data set of a run: the approval's, the policy's, or the only one there is."""
-    known = post.organisation.datasets()
-    name = named or policy.data or (next(iter(known)) if len(known) == 1 else None)
+    """The data set of a run, if it has the columns that the run needs."""
+    known, name = post.organisation.datasets(), named_data(post.organisation, policy, named)
     if name is None or name not in known:
         cause = f"no data set {name!r}" if name else f"{len(known)} data sets, and none is named"
         raise PolicyError("data", f"{cause}: 'fedpeft node approve RUN --data NAME', or data in the policy")

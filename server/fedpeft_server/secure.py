@@ -187,13 +187,17 @@ class SecureSums:
 
         Raises:
             SecureAggregationError: they are too few, too few of them exchanged keys, or the round's sum has
-                been opened, or begun to be, before: then the round is over.
+                been opened, or begun to be, or can no more be: then the round is over.
         """
         config, run, round = self.setup.config, self.setup.run, orders.round
         if self.spent(round):
             raise SecureAggregationError(f"the sum of round {round} was opened before; no other one can be")
         follows = config.exchange.up.support == "released" and orders.follows(members.values())
         progress = Progress.of(run, round).next(follows).save(run, round)
+        lost = self._without_the_newest(orders, members) if progress.follows else {}
+        if config.federation.nodes - len(lost) < Cohort.of(config).threshold:
+            replace(progress, opening=True).save(run, round)
+            raise SecureAggregationError(f"{len(lost)} nodes cannot take part: {next(iter(lost.values()))}")
         size = self._codec(orders, progress.follows).support.positions(self.setup.initial.layout).size
         votes = 0 if self.noisy else len(self.exponents)
         task = SecureTask(
@@ -206,7 +210,14 @@ class SecureSums:
             follows=int(progress.follows),
             scales=[] if self.noisy else self.exponents,
         )
-        return SecureSum.open(self._context(task), task, ask, sorted(members))
+        opened = SecureSum.open(self._context(task), task, ask, sorted(members.keys() - lost.keys()))
+        opened.refused |= lost
+        return opened
+
+    def _without_the_newest(self, orders: Orders, members: Mapping[str, Member]) -> dict[str, str]:
+        """Causes for the nodes that get the whole state where the support follows the newest broadcast."""
+        cause = f"the support of round {orders.round} follows a broadcast that it has not read"
+        return {name: cause for name, member in members.items() if not orders.follows([member])}
 
     def _context(self, task: SecureTask) -> SecureContext:
         """The terms of an attempt as every node must have them."""

@@ -102,6 +102,38 @@ def test_a_smaller_budget_holds_from_the_next_order_on(joined):
     assert error_of(joined.say(TRAIN, task)[1]) == (2, "PrivacyError")
 
 
+def rows(count, first=0):
+    return "".join(
+        json.dumps({"q": f"what the nurse wrote down {n}", "a": "red"}) + "\n"
+        for n in range(first, first + count)
+    )
+
+
+def test_records_that_became_another_lineages_are_refused_with_the_terms_and_before_a_round(joined, tmp_path):
+    """The operator edits a file after it was added; two budgets would be spent on the same text."""
+    from fedpeft_clients.fingerprints import admit
+    from fedpeft_clients.organisation import DataSet
+
+    notes = joined.organisation.datasets()["notes"]
+    other = DataSet(str(tmp_path / "other.jsonl"), "other", 20, notes.columns)
+    (tmp_path / "other.jsonl").write_text(rows(20))
+    admit(joined.organisation, other, 0.1)
+    joined.organisation.add("other", other)
+    joined.policy(data="notes")
+    config, file = joined.config(), tmp_path / "notes.jsonl"
+    before = file.read_text()
+    file.write_text(rows(20))
+    assert joined.offer(config) == ("refused", "data")
+    file.write_text(before)
+    assert joined.offer(config) == ("agreed", "")
+    task = joined.first_task(config)
+    file.write_text(rows(10, 10) + rows(10, 100))
+    reply = joined.say(TRAIN, task)[1]
+    assert error_of(reply) == (7, "PolicyData") and reservations(joined) == []
+    file.write_text(before + rows(10, 100))
+    unpack(joined.say(TRAIN, task)[1], TrainReply, 10**6)
+
+
 @pytest.mark.parametrize(
     ("spoil", "rule"),
     [
