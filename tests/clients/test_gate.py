@@ -43,15 +43,30 @@ def test_an_error_leaves_with_its_code_and_class_alone(joined):
     assert "measles" not in joined.organisation.outbox.path.read_text()
 
 
-def test_an_unexpected_error_of_the_app_names_its_class_only(joined):
+def test_an_unexpected_error_of_the_app_names_its_class_only(joined, monkeypatch):
+    from fedpeft_clients import local_round
+
+    def broken(*arguments):
+        raise KeyError("measles")
+
+    config = joined.config()
+    joined.offer(config)
+    task = joined.first_task(config)
+    monkeypatch.setattr(local_round, "load_examples", broken)
+    left = joined.say(TRAIN, task)[1]
+    assert (left.error.code, left.error.reason) == (2, "KeyError")
+    assert joined.log()[-1]["kind"] == "error"
+    assert "measles" not in joined.organisation.outbox.path.read_text()
+
+
+def test_a_data_file_that_is_gone_is_told_by_its_rule_only(joined):
     config = joined.config()
     joined.offer(config)
     task = joined.first_task(config)
     (file,) = [one.file for one in joined.organisation.datasets().values()]
     os.unlink(file)
     left = joined.say(TRAIN, task)[1]
-    assert (left.error.code, left.error.reason) == (2, "FileNotFoundError")
-    assert joined.log()[-1]["kind"] == "error"
+    assert (left.error.code, left.error.reason) == (7, "PolicyData")
 
 
 def test_an_update_that_the_ledger_did_not_release_stays(joined):
