@@ -25,8 +25,8 @@ from fedpeft.trust import (
     public_line,
 )
 
-SERVICE = "fedpeft.Enrolment"
-METHOD = "Join"
+PATH = "/v1/join"
+"""Where a request is posted; another form of it would have another path."""
 MAX_BYTES = 2**16
 """No message of an enrolment is longer."""
 

@@ -7,13 +7,12 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from fedpeft.enrolment import MAX_BYTES, METHOD, SERVICE, Answer, Request, Token
+from fedpeft.enrolment import MAX_BYTES, PATH, Answer, Request, Token
 from fedpeft.errors import ConfigError, ExchangeError, FederationError
 from fedpeft.runstore import write_atomic
 from fedpeft.runstore.files import sync_folder
-from fedpeft.trust import certificate_fingerprint, fingerprint
+from fedpeft.trust import certificate_fingerprint, fingerprint, lone_certificate
 from fedpeft_clients.organisation import GRANT, Grant, Organisation
 
 SECONDS = 10.0
@@ -27,7 +26,7 @@ class Unreachable(FederationError):
 
 @dataclass(frozen=True)
 class Address:
-    """A coordinator's public port."""
+    """One of a coordinator's two ports."""
 
     host: str
     port: int
@@ -45,12 +44,8 @@ class Address:
             raise ConfigError(f"address {text!r} must be HOST:PORT, the coordinator's public port")
         return cls(host, int(port))
 
-    def at(self, port: int) -> str:
-        """``host:port`` of another port of the same machine."""
-        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
-
     def __str__(self) -> str:
-        return self.at(self.port)
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def join(
@@ -102,36 +97,35 @@ def join(
 
 
 def _request(organisation: Organisation, address: Address, token: Token, ca: bytes) -> tuple[Request, Answer]:
-    """One signed request and its answer."""
+    """One signed request and its answer, which, if it lets the node in, is signed for this very request."""
     transport = organisation.transport.read_bytes()
     request = Request.make(organisation.name, token, transport, organisation.signer, int(time.time()))
-    with _channel(address.at(token.port), ca) as channel:
-        return request, _ask(channel, request)
+    place = Address(address.host, token.port)
+    status, data = _ask(place, ssl.create_default_context(cadata=ca.decode()), "POST", PATH, request.encode())
+    if status == 404:
+        raise FederationError(f"{place} takes no request of this version: upgrade fedpeft, here or there")
+    if status != 200:
+        raise Unreachable(f"the coordinator at {place} is busy or has a fault (HTTP {status})")
+    answer = Answer.decode(data)
+    if answer.state == "enrolled" and not answer.proven(request.fingerprint()):
+        raise FederationError("the coordinator's answer is not signed for this request; do not go on")
+    return request, answer
 
 
 def fetch_ca(address: Address, token: Token) -> bytes:
-    """The coordinator's CA certificate (PEM), which has the token's fingerprint.
+    """The coordinator's CA certificate (PEM), which has the token's fingerprint, and no other beside it.
 
     Raises:
         FederationError: it cannot be fetched, or has another fingerprint.
     """
     unverified = ssl.create_default_context()
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
-    link = http.client.HTTPSConnection(address.host, address.port, timeout=SECONDS, context=unverified)
+    status, data = _ask(address, unverified, "GET", "/ca.crt")
     try:
-        link.request("GET", "/ca.crt")
-        response = link.getresponse()
-        pem = response.read(MAX_BYTES)
-    except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(
-            f"no coordinator answers at {address} ({type(error).__name__}); check address and network"
-        ) from None
-    finally:
-        link.close()
-    try:
-        found = certificate_fingerprint(pem) if response.status == 200 else "none"
+        pem = lone_certificate(data if status == 200 else b"")
+        found = certificate_fingerprint(pem)
     except ExchangeError:
-        found = "none"
+        pem, found = b"", "none"
     if found != token.ca:
         raise FederationError(
             f"{address} is not the coordinator of this token: its CA has fingerprint {found}, the token says "
@@ -140,28 +134,21 @@ def fetch_ca(address: Address, token: Token) -> bytes:
     return pem
 
 
-def _channel(target: str, ca: bytes) -> Any:
-    import grpc
-
-    limits = [("grpc.max_receive_message_length", MAX_BYTES), ("grpc.enable_http_proxy", 0)]
-    return grpc.secure_channel(target, grpc.ssl_channel_credentials(ca), limits)
-
-
-def _ask(channel: Any, request: Request) -> Answer:
-    """One question; an answer that lets the node in is signed for this very request."""
-    import grpc
-
-    call = channel.unary_unary(f"/{SERVICE}/{METHOD}")
+def _ask(
+    address: Address, context: ssl.SSLContext, method: str, path: str, body: bytes | None = None
+) -> tuple[int, bytes]:
+    """Status and body of an answer; no more of it is read than a message may have."""
+    link = http.client.HTTPSConnection(address.host, address.port, timeout=SECONDS, context=context)
     try:
-        answer = Answer.decode(call(request.encode(), timeout=SECONDS))
-    except grpc.RpcError as error:
-        code = error.code().name if isinstance(error, grpc.Call) else type(error).__name__
+        link.request(method, path, body)
+        response = link.getresponse()
+        return response.status, response.read(MAX_BYTES + 1)
+    except (OSError, http.client.HTTPException) as error:
         raise Unreachable(
-            f"the enrolment service of the token does not answer ({code}); check network and firewall"
+            f"no coordinator answers at {address} ({type(error).__name__}); check address and network"
         ) from None
-    if answer.state == "enrolled" and not answer.proven(request.fingerprint()):
-        raise FederationError("the coordinator's answer is not signed for this request; do not go on")
-    return answer
+    finally:
+        link.close()
 
 
 def _stored(organisation: Organisation, address: Address, ca: bytes, answer: Answer) -> Grant:

@@ -14,12 +14,14 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+from fedpeft.flower.admission import Admission, Limits
 from fedpeft.flower.bundle import thin_app
 from fedpeft.flower.control import end_run, node_numbers, register_node, unregister_node
 from fedpeft.flower.engine import run_ray
+from fedpeft.flower.entrance import OpenCall, Refusal
 from fedpeft.flower.faults import Fault, RunEnded
 from fedpeft.flower.fleet import Connection
-from fedpeft.flower.link import LinkSettings, SuperLink, free_port, serve_link, superlink
+from fedpeft.flower.link import LinkSettings, SuperLink, serve_link, superlink
 from fedpeft.flower.local import LocalGrid, run_local
 from fedpeft.flower.messages import (
     APP_FAILED,
@@ -36,6 +38,7 @@ from fedpeft.flower.messages import (
     serialise,
 )
 from fedpeft.flower.node import Gate, serve_node
+from fedpeft.flower.ports import free_port, public_port
 from fedpeft.flower.serverapp import public_keys, run_server_app
 
 __all__ = [
@@ -45,11 +48,15 @@ __all__ = [
     "NODE_LOST",
     "REFUSED",
     "UNREADABLE",
+    "Admission",
     "Connection",
     "Fault",
     "Gate",
+    "Limits",
     "LinkSettings",
     "LocalGrid",
+    "OpenCall",
+    "Refusal",
     "RunEnded",
     "SuperLink",
     "deserialise",
@@ -61,6 +68,7 @@ __all__ = [
     "identify",
     "node_numbers",
     "public_keys",
+    "public_port",
     "register_node",
     "run_local",
     "run_ray",

@@ -105,6 +105,12 @@ class Admission:
         if not peers:
             table.pop(name, None)
 
+    def turn_out_strangers(self) -> None:
+        """Close the connections of all who have proved no key."""
+        for peers in self._strangers.values():
+            while peers:
+                _dismiss(peers)
+
     def count(self) -> tuple[int, int]:
         """Connections of strangers, and of enrolled keys."""
         strangers, enrolled = self._strangers.values(), self._of_key.values()

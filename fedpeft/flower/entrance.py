@@ -88,22 +88,71 @@ class Entrance:
         return None
 
 
+@dataclass
+class OpenCall:
+    """An application of one call that is open to all: one short body, one answer, one connection.
+
+    Attributes:
+        path: to which the body is posted.
+        largest: bytes of it; none that is longer, or announces no length, is read.
+        call: from the body and its sender's address to the answer (JSON) or a refusal; it runs in a thread.
+        most_under_way: calls at once; a fault that holds them up must not gather bodies.
+    """
+
+    path: str
+    largest: int
+    call: Callable[[bytes, str], bytes | Refusal]
+    most_under_way: int = 128
+    _under_way: int = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] == "http":
+            await answer(send, await self._answer(scope, receive))
+
+    async def _answer(self, scope: Scope, receive: Receive) -> bytes | Refusal:
+        if _head(scope) > LARGEST_HEAD:
+            return Refusal(431, "the headers are too long\n")
+        if (scope["method"], scope["path"]) != ("POST", self.path):
+            return Refusal(404, "not here\n")
+        length = body_length(scope)
+        if length is None or length > self.largest:
+            return Refusal(413, "too large\n")
+        body = await _whole(receive, length)
+        if body is None:
+            return Refusal(400, "this body is not as long as it was said to be\n")
+        return await self._called(body, scope["client"][0] if scope["client"] else "")
+
+    async def _called(self, body: bytes, address: str) -> bytes | Refusal:
+        if self._under_way >= self.most_under_way:
+            return Refusal(503, "busy: try again later\n")
+        self._under_way += 1
+        try:
+            return await asyncio.to_thread(self.call, body, address)
+        finally:
+            self._under_way -= 1
+
+
 def body_length(scope: Scope) -> int | None:
     """The announced length of a body; None: it is not announced, or not once."""
     given = [value for name, value in scope["headers"] if name == b"content-length"]
     return int(given[0]) if len(given) == 1 and given[0].isdigit() else None
 
 
-async def answer(send: Send, refusal: Refusal) -> None:
-    """Answer a request and end its connection."""
-    body = refusal.text.encode()
+async def answer(send: Send, said: Refusal | bytes) -> None:
+    """Answer a request, with JSON or a refusal, and end its connection."""
+    status, kind, body = (200, "application/json", said) if isinstance(said, bytes) else _parts(said)
     headers = [
-        (b"content-type", refusal.kind.encode()),
+        (b"content-type", kind.encode()),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
     ]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _parts(refusal: Refusal) -> tuple[int, str, bytes]:
+    return refusal.status, refusal.kind, refusal.text.encode()
 
 
 def _head(scope: Scope) -> int:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import math
 import os
-import socket
 import threading
-import time
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -16,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.errors import ConfigError, FederationError
+from fedpeft.errors import FederationError
 from fedpeft.flower.entrance import Application, Entrance
 from fedpeft.flower.fence import FLEET, HEALTH, LARGEST_BODY, Handout, fenced, is_fleet_call, nobody
+from fedpeft.flower.ports import FAREWELL_SECONDS, bound, free_port, listening
 from fedpeft.flower.proof import INSIDE, NodeProof, Remembered, SecretProof
 from fedpeft.flower.signature import Signing, by_secret
 from fedpeft.flower.uploads import DEFAULT_QUOTA, Quota
@@ -32,8 +29,6 @@ if TYPE_CHECKING:
 IN_MEMORY = ":flwr-in-memory:"
 LOOPBACK = "127.0.0.1"
 _SECRET_BYTES = 32
-_START_SECONDS = 60.0
-_FAREWELL_SECONDS = 3
 _LARGEST_INSIDE = 2**30
 """Bytes of one request of a process on this machine that holds the secret."""
 _INSIDE_CONNECTIONS = 1024
@@ -57,13 +52,6 @@ class SuperLink:
     def signing(self) -> Signing:
         """Signs the requests of a client of Flower's."""
         return Signing(INSIDE, by_secret(self.secret))
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -114,7 +102,7 @@ def superlink(
     link = SuperLink(f"{LOOPBACK}:{port or free_port()}", secret or os.urandom(_SECRET_BYTES))
     application = _application(link, database, authenticated=False)
     inside = _plain_server(_for_simulations(application, link.secret))
-    with _socket(LOOPBACK, int(link.address.rsplit(":")[1])) as listener, _listening([(inside, listener)]):
+    with bound(LOOPBACK, int(link.address.rsplit(":")[1])) as listener, listening([(inside, listener)]):
         yield link
 
 
@@ -133,29 +121,13 @@ def serve_link(settings: LinkSettings, stop: threading.Event) -> None:
     guard(application, settings.folder, settings.quota)
     outside = _outside(application, settings)
     with (
-        _socket(LOOPBACK, settings.inside_port) as near,
-        _socket(settings.host, settings.port) as far,
-        _listening([(_inside(application, settings.secret), near), (outside, far)]) as thread,
+        bound(LOOPBACK, settings.inside_port) as near,
+        bound(settings.host, settings.port) as far,
+        listening([(_inside(application, settings.secret), near), (outside, far)]) as thread,
     ):
-        dates = _dates(settings)
         while not stop.wait(1.0):
             if not thread.is_alive():
                 raise FederationError("the SuperLink has stopped by itself; see the log before this line")
-            if (now := _dates(settings)) != dates:
-                dates = now
-                _load_certificate(outside, settings)
-
-
-def _dates(settings: LinkSettings) -> tuple[int, ...]:
-    return tuple(path.stat().st_mtime_ns for path in (settings.certificate, settings.key) if path.exists())
-
-
-def _load_certificate(server: uvicorn.Server, settings: LinkSettings) -> None:
-    """Take a renewed certificate for all connections from now on; a half-written pair is left for later."""
-    context = server.config.ssl
-    assert context is not None
-    with contextlib.suppress(OSError):
-        context.load_cert_chain(settings.certificate, settings.key)
 
 
 def _application(link: SuperLink, database: str, authenticated: bool) -> Any:
@@ -173,8 +145,7 @@ def _outside(application: Any, settings: LinkSettings) -> Listener:
     Raises:
         ConfigError: the certificate or the key cannot be read.
     """
-    from fedpeft.flower.admission import Admission
-    from fedpeft.flower.listener import Listener, configuration
+    from fedpeft.flower.listener import secured
 
     state = application.state.linkstate_factory
 
@@ -186,21 +157,7 @@ def _outside(application: Any, settings: LinkSettings) -> Listener:
     )
     fence = fenced(application, settings.ca, settings.handout)
     entrance = Entrance(fence, proof, lambda method, path: not is_fleet_call(method, path), LARGEST_BODY)
-    configured = configuration(
-        entrance,
-        ssl_certfile=settings.certificate,
-        ssl_keyfile=settings.key,
-        ssl_ciphers="ECDHE+AESGCM:ECDHE+CHACHA20",
-        lifespan="off",
-    )
-    try:
-        configured.load()
-    except OSError as error:
-        raise ConfigError(
-            f"the server's certificate {settings.certificate} and key cannot be read: {type(error).__name__};"
-            " make them again"
-        ) from None
-    return Listener(configured, Admission())
+    return secured(entrance, settings.certificate, settings.key)
 
 
 def _inside(application: Any, secret: bytes) -> Listener:
@@ -244,45 +201,9 @@ def _plain_server(application: Application) -> uvicorn.Server:
             log_level="error",
             ws="none",
             server_header=False,
-            timeout_graceful_shutdown=_FAREWELL_SECONDS,
+            timeout_graceful_shutdown=FAREWELL_SECONDS,
         )
     )
-
-
-def _socket(host: str, port: int) -> socket.socket:
-    """A bound socket; a port that a process left a moment ago is free."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if host == "::" and socket.has_dualstack_ipv6():
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise FederationError(
-            f"cannot listen on {host}:{port}: {error.strerror}; end what uses it or choose another"
-        ) from None
-    return listener
-
-
-@contextmanager
-def _listening(listeners: list[tuple[uvicorn.Server, socket.socket]]) -> Generator[threading.Thread]:
-    """Servers of one process on one event loop in a thread, for the time of the block."""
-
-    async def serve() -> None:
-        await asyncio.gather(*(server.serve(sockets=[listener]) for server, listener in listeners))
-
-    servers = [server for server, _ in listeners]
-    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True, name="fedpeft-superlink")
-    thread.start()
-    try:
-        _wait_until(lambda: all(server.started for server in servers), thread)
-        yield thread
-    finally:
-        for server in servers:
-            server.should_exit = True
-        thread.join(2 * _FAREWELL_SECONDS)
 
 
 def _configuration(link: SuperLink, database: str, authenticated: bool) -> Any:
@@ -314,11 +235,3 @@ def _configuration(link: SuperLink, database: str, authenticated: bool) -> Any:
         isolation="process",
         runtime_dependency_install=False,
     )
-
-
-def _wait_until(ready: Callable[[], bool], thread: threading.Thread) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while not ready():
-        if time.monotonic() > deadline or not thread.is_alive():
-            raise FederationError("the SuperLink did not start; see the log before this line")
-        time.sleep(0.01)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from pathlib import Path
 from ssl import SSLContext
 from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fedpeft.errors import ConfigError
 from fedpeft.flower.admission import Admission, Visit
-from fedpeft.flower.entrance import GUEST, LARGEST_HEAD
+from fedpeft.flower.entrance import GUEST, LARGEST_HEAD, Application
 
 STRANGER_SECONDS = 10.0
 """From a connection's first packet to the proof of a key; then it ends, whatever it is at."""
@@ -23,6 +25,8 @@ EXCHANGE_SECONDS = 600.0
 GOODBYE_SECONDS = 3.0
 """From an answer to a stranger to the end of its connection, whoever has not read it."""
 _LOOK_SECONDS = 1.0
+_TICKS = 10
+"""uvicorn's, between two looks at the certificate: a second."""
 _READ_BUFFER = 2**16
 
 
@@ -30,13 +34,15 @@ class Listener(uvicorn.Server):
     """A server whose connections are admitted one by one.
 
     Args:
-        configuration: of uvicorn; its certificate, if it has one, is for all connections.
+        configuration: of uvicorn; its certificate, if it has one, is for all connections, and read again when
+            its files change.
         admission: who is connected.
     """
 
     def __init__(self, configuration: uvicorn.Config, admission: Admission) -> None:
         super().__init__(configuration)
         self.admission = admission
+        self._dates = _dates(configuration)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on the given sockets, as uvicorn would, but with our own door."""
@@ -47,6 +53,31 @@ class Listener(uvicorn.Server):
         loop = asyncio.get_running_loop()
         self.servers = [await loop.create_server(lambda: _Door(self), sock=one) for one in sockets or ()]
         self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        if counter % _TICKS == 0:
+            with contextlib.suppress(OSError):
+                self._renew()
+        return await super().on_tick(counter)
+
+    def _renew(self) -> None:
+        """Take a renewed certificate for all connections from now on; a half-written pair waits."""
+        context, dates = self.config.ssl, _dates(self.config)
+        if context is not None and self._dates != dates:
+            self._dates = dates
+            context.load_cert_chain(cast("Path", self.config.ssl_certfile), self.config.ssl_keyfile)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; enrolled nodes are answered to the end, strangers are not."""
+        self.admission.turn_out_strangers()
+        await super().shutdown(sockets)
+
+
+def _dates(configuration: uvicorn.Config) -> tuple[int, ...]:
+    files = (configuration.ssl_certfile, configuration.ssl_keyfile)
+    paths = [Path(file) for file in files if file is not None]
+    return tuple(path.stat().st_mtime_ns for path in paths if path.exists())
 
 
 class _Door(asyncio.Protocol):
@@ -175,5 +206,37 @@ def configuration(application: Any, **options: Any) -> uvicorn.Config:
         ws="none",
         log_level="error",
         server_header=False,
+        proxy_headers=False,  # who says to ask for another is not believed
         **options,
     )
+
+
+def secured(
+    application: Application, certificate: Path, key: Path, admission: Admission | None = None
+) -> Listener:
+    """A listener over TLS.
+
+    Args:
+        application: what is served.
+        certificate: PEM file, read again when it changes.
+        key: PEM file, the same.
+        admission: who may connect; default: as `Admission` has it.
+
+    Raises:
+        ConfigError: the certificate or the key cannot be read.
+    """
+    configured = configuration(
+        application,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        ssl_ciphers="ECDHE+AESGCM:ECDHE+CHACHA20",
+        lifespan="off",
+    )
+    try:
+        configured.load()
+    except OSError as error:
+        raise ConfigError(
+            f"the server's certificate {certificate} and key cannot be read: {type(error).__name__};"
+            " make them again"
+        ) from None
+    return Listener(configured, admission or Admission())

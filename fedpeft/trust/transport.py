@@ -9,6 +9,7 @@ from fedpeft.errors import ExchangeError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+    from cryptography.x509 import Certificate
 
 FINGERPRINT_DIGITS = 32
 _GROUP = 4
@@ -27,12 +28,21 @@ def certificate_fingerprint(pem: bytes) -> str:
         ExchangeError: the bytes hold no certificate.
     """
     from cryptography.hazmat.primitives.serialization import Encoding
-    from cryptography.x509 import load_pem_x509_certificate
 
-    try:
-        return fingerprint(load_pem_x509_certificate(pem).public_bytes(Encoding.DER))
-    except ValueError:
-        raise ExchangeError("what should be a certificate (PEM) is none; fetch it again") from None
+    return fingerprint(_certificate(pem).public_bytes(Encoding.DER))
+
+
+def lone_certificate(pem: bytes) -> bytes:
+    """The first certificate of a PEM file in its one form, without anything that stood beside it.
+
+    Whoever checks a fingerprint must go on with this: a reader of a whole file trusts all that it holds.
+
+    Raises:
+        ExchangeError: the bytes hold no certificate.
+    """
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return _certificate(pem).public_bytes(Encoding.PEM)
 
 
 def new_transport_key() -> bytes:
@@ -86,6 +96,16 @@ def proves(public_line: bytes, signature: bytes, message: bytes) -> bool:
 def is_public_line(line: bytes) -> bool:
     """Whether these bytes are the one OpenSSH line of an EC P-256 key, without a comment; never raises."""
     return _public(line) is not None
+
+
+def _certificate(pem: bytes) -> Certificate:
+    """The first certificate of a PEM file."""
+    from cryptography.x509 import load_pem_x509_certificate
+
+    try:
+        return load_pem_x509_certificate(pem)
+    except ValueError:
+        raise ExchangeError("what should be a certificate (PEM) is none; fetch it again") from None
 
 
 def _private(private: bytes) -> EllipticCurvePrivateKey:

@@ -124,7 +124,7 @@ def _disk(home: ServerHome) -> Finding:
 
 def _versions() -> Iterator[Finding]:
     yield Finding("fedpeft", True, f"{__version__} on Python {sys.version.split()[0]}")
-    for package in ("flwr", "grpcio", "cryptography", "uvicorn", "prometheus-client"):
+    for package in ("flwr", "cryptography", "uvicorn", "prometheus-client"):
         try:
             found = version(package)
         except PackageNotFoundError:

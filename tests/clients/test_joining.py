@@ -1,4 +1,4 @@
-"""Joining a coordinator over real TLS and real gRPC on loopback, and refusing whoever only looks like one."""
+"""Joining a coordinator over real TLS on loopback, and refusing whoever only looks like one."""
 
 from __future__ import annotations
 
@@ -96,6 +96,22 @@ def test_another_ca_than_the_tokens_is_refused_before_anything_is_sent(server, o
     assert "clinic" not in registry(server).nodes()
 
 
+def test_a_ca_that_stands_beside_the_tokens_is_not_believed(server, tmp_path):
+    """Whoever sits between could add one of its own, and show certificates of that later."""
+    from fedpeft_server import certificates
+
+    token, alone = registry(server).new_token("clinic", 24), (server.path / "ca.crt").read_bytes()
+    certificates.create(tmp_path, "north", "127.0.0.1")
+    (server.path / "ca.crt").write_bytes(alone + (tmp_path / "ca.crt").read_bytes())
+    assert fetch_ca(address_of(server), token) == alone
+
+
+def test_a_coordinator_of_another_version_is_one_plain_line(server, organisation, monkeypatch):
+    monkeypatch.setattr("fedpeft_clients.joining.PATH", "/v2/join")
+    with pytest.raises(FederationError, match="upgrade fedpeft, here or there"):
+        join(organisation, address_of(server), registry(server).new_token("clinic", 24), 0)
+
+
 def test_a_token_that_is_not_the_nodes_is_refused(server, organisation):
     token = registry(server).new_token("other", 24)
     with pytest.raises(FederationError, match="refuses"):
@@ -122,7 +138,7 @@ def test_an_enrolment_service_with_another_certificate_is_not_believed(server, o
     )
     with (
         serving(thief, lambda event, level="info", **facts: None),
-        pytest.raises(FederationError, match="does not answer"),
+        pytest.raises(FederationError, match="no coordinator answers"),
     ):
         join(organisation, address_of(server), token, 0)
     assert "clinic" not in registry(thief).nodes()
@@ -136,7 +152,7 @@ def test_what_is_no_address(text):
 
 def test_addresses():
     assert str(Address.parse("[::1]:80")) == "[::1]:80"
-    assert Address.parse("host:80").at(81) == "host:81"
+    assert str(Address.parse("host:80")) == "host:80"
 
 
 @pytest.mark.parametrize("way", ["stdin", "file", "environment", "no file"])

@@ -128,4 +128,4 @@ def test_superlink_in_a_thread_with_pinned_nodes(tmp_path, monkeypatch):
     assert len(got) == 2
     refused = [reply.error for reply in got.values() if reply.has_error()]
     assert [(error.code, error.reason) for error in refused] == [(flower.REFUSED, "AppNotAllowed")]
-    assert not any(thread.name == "fedpeft-superlink" for thread in threading.enumerate())
+    assert not any(thread.name == "fedpeft-ports" for thread in threading.enumerate())

@@ -4,14 +4,15 @@ import asyncio
 import base64
 import hashlib
 import json
+import threading
 import time
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedpeft.flower.entrance import GUEST, LARGEST_HEAD, Entrance
-from fedpeft.flower.proof import INSIDE, NodeProof, Proven, Remembered, SecretProof
+from fedpeft.flower.entrance import GUEST, LARGEST_HEAD, Entrance, OpenCall
+from fedpeft.flower.proof import INSIDE, NodeProof, Proven, Refusal, Remembered, SecretProof
 from fedpeft.flower.signature import Signing, by_key, by_secret
 
 HERE, ELSEWHERE = "1a2b-here", "3c4d-elsewhere"
@@ -285,3 +286,64 @@ def test_a_yes_is_remembered_for_a_moment_and_a_no_is_not():
 def test_what_is_signed_says_which_body(key):
     found = proof([key])(scope_of(sent(key)))
     assert isinstance(found, Proven) and found.digest == hashlib.sha256(BODY).hexdigest()
+
+
+def open_scope(length, **changed):
+    headers = {} if length is None else {"content-length": str(length)}
+    return scope_of(headers, **changed) | {"client": ("10.0.0.1", 5)}
+
+
+def test_an_open_call_takes_one_short_body_and_ends_the_connection():
+    asked = []
+    call = OpenCall(CALL, len(BODY), lambda *given: asked.append(given) or b"{}")
+    visit = Visit(open_scope(len(BODY))).through(call)
+    assert asked == [(BODY, "10.0.0.1")]
+    assert visit.status == 200 and visit.said[1]["body"] == b"{}"
+    assert (b"connection", b"close") in visit.said[0]["headers"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "status"),
+    [
+        ({"length": None}, 413),
+        ({"length": "-1"}, 413),
+        ({"length": len(BODY) + 1}, 413),
+        ({"path": "/health"}, 404),
+        ({"method": "GET"}, 404),
+        ({"query": b"x" * LARGEST_HEAD}, 431),
+    ],
+)
+def test_an_open_call_reads_no_body_that_it_does_not_want(changed, status):
+    call = OpenCall(CALL, len(BODY), lambda *given: pytest.fail("called"))
+    visit = Visit(open_scope(**{"length": len(BODY), **changed})).through(call)
+    assert visit.status == status and visit.read == 0
+
+
+@pytest.mark.parametrize("length", [len(BODY) - 1, len(BODY) + 1])
+def test_an_open_call_is_not_made_with_another_length_than_was_announced(length):
+    call = OpenCall(CALL, 2 * len(BODY), lambda *given: pytest.fail("called"))
+    assert Visit(open_scope(length)).through(call).status == 400
+
+
+def test_open_calls_under_way_are_bounded_and_forgotten():
+    """What holds the calls up holds their bodies too; with two under way a third is not begun."""
+    held, most = threading.Event(), 2
+
+    def slow(body, address):
+        assert held.wait(60)
+        return Refusal(503, "a fault\n")
+
+    call = OpenCall(CALL, len(BODY), slow, most)
+
+    async def crowd():
+        visits = [Visit(open_scope(len(BODY))) for _ in range(most + 1)]
+        tasks = [asyncio.create_task(call(one.scope, one.receive, one.send)) for one in visits]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        assert [bool(one.said) for one in visits] == [False, False, True]
+        assert b"busy" in visits[-1].said[1]["body"]
+        held.set()
+        await asyncio.gather(*tasks)
+        assert [one.said[1]["body"] for one in visits[:most]] == [b"a fault\n"] * most
+
+    asyncio.run(crowd())
+    assert call._under_way == 0

@@ -1,26 +1,25 @@
-"""Enrolment end to end: a real CA, real TLS and real gRPC on loopback."""
+"""Enrolment end to end: a real CA and real TLS on loopback."""
 
+import http.client
 import socket
 import ssl
 import stat
-import threading
 import time
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import replace
 
-import grpc
 import pytest
 
-from fedpeft.enrolment import MAX_BYTES, METHOD, SERVICE, Answer, Request, Token
+from fedpeft.enrolment import MAX_BYTES, PATH, Answer, Request, Token
 from fedpeft.errors import ConfigError
 from fedpeft.flower import free_port, thin_app
-from fedpeft.limits import network_of
 from fedpeft.trust import Signer, certificate_fingerprint, new_transport_key
-from fedpeft_server import certificates, enrolment
-from fedpeft_server.enrolment import peer_address, serving
+from fedpeft_server import certificates
+from fedpeft_server.enrolment import serving
 from fedpeft_server.home import ServerHome, Settings
 from fedpeft_server.registry import Registry
 from fedpeft_server.stock import Desk
+from tests.fedpeft.flower_world import wait_for
 
 
 @pytest.fixture
@@ -42,16 +41,23 @@ def ask(home, told):
         told.append({"event": event, **facts})
 
     with serving(home, tell):
-        target = f"127.0.0.1:{home.settings.enrolment_port}"
-        credentials = grpc.ssl_channel_credentials((home.path / "ca.crt").read_bytes())
-        with grpc.secure_channel(target, credentials) as channel:
-            join = channel.unary_unary(f"/{SERVICE}/{METHOD}")
 
-            def send(request):
-                data = request if isinstance(request, bytes) else request.encode()
-                return Answer.decode(join(data, timeout=10))
+        def send(request):
+            status, data = post(home, request if isinstance(request, bytes) else request.encode())
+            assert status == 200
+            return Answer.decode(data)
 
-            yield send
+        yield send
+
+
+def post(home, body, path=PATH, method="POST", headers=None):
+    """Status and body of an answer."""
+    context = ssl.create_default_context(cafile=str(home.path / "ca.crt"))
+    port = home.settings.enrolment_port
+    with closing(http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=context)) as link:
+        link.request(method, path, body, headers or {})
+        answer = link.getresponse()
+        return answer.status, answer.read()
 
 
 @pytest.fixture
@@ -172,38 +178,25 @@ def test_nonsense_gets_a_plain_cause(ask):
     assert "no JSON" in ask(b"\xff\x00").cause
 
 
-def test_an_oversized_message_is_refused(ask):
-    with pytest.raises(grpc.RpcError) as caught:
-        ask(b" " * (MAX_BYTES + 1))
-    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+def test_an_oversized_message_is_refused_unread(home, ask):
+    assert post(home, b"", headers={"Content-Length": str(2**40)})[0] == 413
+    assert post(home, b" " * (MAX_BYTES + 1))[0] == 413
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        f"/{SERVICE}/Leave",
-        "/grpc.health.v1.Health/Check",
-    ],
+    ("method", "path"),
+    [("GET", PATH), ("GET", "/health"), ("POST", "/v1/fleet/get-run"), ("POST", "/fedpeft.Enrolment/Join")],
 )
-def test_nothing_else_is_served(home, ask, path):
-    credentials = grpc.ssl_channel_credentials((home.path / "ca.crt").read_bytes())
-    with (
-        grpc.secure_channel(f"127.0.0.1:{home.settings.enrolment_port}", credentials) as channel,
-        pytest.raises(grpc.RpcError) as caught,
-    ):
-        channel.unary_unary(path)(b"", timeout=10)
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+def test_nothing_else_is_served(home, ask, method, path):
+    assert post(home, b"", path, method)[0] == 404
 
 
-def test_a_flood_is_slowed_down(home, ask, keys):
-    codes = []
-    for _ in range(80):
-        try:
-            ask(b"{}")
-        except grpc.RpcError as error:
-            codes.append(error.code())
-    assert codes and set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+def test_a_fault_of_the_coordinator_is_told_to_its_operator_alone(home, ask, keys, told):
+    request = request_of(keys, Registry(home).new_token("clinic", 24))
+    (home.path / "tokens.json").write_text("{damaged")
+    status, said = post(home, request.encode())
+    assert status == 503 and said == b"the coordinator has a fault: try again later\n"
+    assert told[-1]["event"] == "enrolment failed" and "tokens.json" in told[-1]["cause"]
 
 
 def test_only_a_node_that_was_enrolled_as_stock_is_one(home, ask, keys):
@@ -219,78 +212,6 @@ def test_only_a_node_that_was_enrolled_as_stock_is_one(home, ask, keys):
     assert not any(desk.is_stock(node.transport) for node in registry.nodes().values())
 
 
-def test_connections_that_say_nothing_are_few_and_end(home, ask, keys):
-    """Descriptors of the service are left for others; who joins gets in once the crowd has been ended."""
-    port = home.settings.enrolment_port
-    crowd = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(400)]
-    try:
-        end = time.monotonic() + 60
-        while sum(map(_is_open, crowd)):
-            assert time.monotonic() < end
-            time.sleep(0.5)
-        assert ask(request_of(keys, Registry(home).new_token("clinic", 24))).state == "waiting"
-    finally:
-        for one in crowd:
-            one.close()
-
-
-def half_requests(home, connections):
-    """Calls that were begun and whose message never comes: four on each connection."""
-    credentials = grpc.ssl_channel_credentials((home.path / "ca.crt").read_bytes())
-    target, over = f"127.0.0.1:{home.settings.enrolment_port}", threading.Event()
-
-    def never():
-        over.wait()
-        yield from ()
-
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.secure_channel(target, credentials, options) for _ in range(connections)]
-    calls = [one.stream_unary(f"/{SERVICE}/{METHOD}").future(never()) for one in channels for _ in range(4)]
-    return channels, calls, over
-
-
-def test_half_requests_shut_nobody_out_for_good(home, keys, monkeypatch):
-    """A few hold up nobody; as many as are taken end with their connections."""
-    aged = {"grpc.max_connection_age_ms": 1000, "grpc.max_connection_age_grace_ms": 500}
-    assert dict(enrolment._OPTIONS).keys() >= aged.keys()
-    monkeypatch.setattr(enrolment, "_OPTIONS", tuple((dict(enrolment._OPTIONS) | aged).items()))
-    credentials = grpc.ssl_channel_credentials((home.path / "ca.crt").read_bytes())
-    request = request_of(keys, Registry(home).new_token("clinic", 24)).encode()
-    with serving(home, lambda *_, **__: None):
-        for connections in (1, 20):
-            channels, calls, over = half_requests(home, connections)
-            end, state = time.monotonic() + 60, ""
-            while state != "waiting":
-                assert time.monotonic() < end
-                target = f"127.0.0.1:{home.settings.enrolment_port}"
-                with grpc.secure_channel(target, credentials) as channel, suppress(grpc.RpcError):
-                    data = channel.unary_unary(f"/{SERVICE}/{METHOD}")(request, timeout=5)
-                    state = Answer.decode(data).state
-            over.set()
-            for one in (*calls, *channels):
-                one.cancel() if one in calls else one.close()
-
-
-def _is_open(connection):
-    connection.setblocking(False)
-    try:
-        return connection.recv(1) != b""
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-
-
-def test_peers_are_known_by_address():
-    assert peer_address("ipv4:10.0.0.1:5555") == "10.0.0.1"
-    assert peer_address("ipv6:%5B::1%5D:5555") == "::1"
-
-
-def test_peers_of_one_ipv6_network_are_counted_together():
-    peers = [peer_address(f"ipv6:%5B2001:db8::{host:x}%5D:5555") for host in (1, 2, 0xFFFF)]
-    assert {network_of(peer) for peer in peers} == {"2001:db8::/64"}
-
-
 def test_tokens_are_stored_hashed_and_files_are_private(home, ask, keys):
     token = Registry(home).new_token("clinic", 24)
     ask(request_of(keys, token))
@@ -302,7 +223,6 @@ def test_tokens_are_stored_hashed_and_files_are_private(home, ask, keys):
 
 def served_certificate(home):
     context = ssl.create_default_context(cafile=str(home.path / "ca.crt"))
-    context.set_alpn_protocols(["h2"])
     with (
         socket.create_connection(("127.0.0.1", home.settings.enrolment_port)) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
@@ -313,7 +233,7 @@ def served_certificate(home):
 def test_a_renewed_certificate_is_served_without_a_restart(home, ask):
     authority, before = (home.path / "ca.crt").read_bytes(), served_certificate(home)
     certificates.renew(home.path, "127.0.0.1")
-    assert served_certificate(home) != before
+    wait_for(lambda: served_certificate(home) != before)
     assert (home.path / "ca.crt").read_bytes() == authority
     assert ask(b"{}").state == "refused"
 
@@ -321,7 +241,7 @@ def test_a_renewed_certificate_is_served_without_a_restart(home, ask):
 def test_two_services_do_not_share_a_port(home, ask):
     from fedpeft.errors import FederationError
 
-    with pytest.raises(FederationError, match="something else"), serving(home, lambda *_, **__: None):
+    with pytest.raises(FederationError, match="cannot listen on"), serving(home, lambda *_, **__: None):
         pass
 
 

@@ -131,9 +131,9 @@ def test_addresses_to_listen_on():
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_a_coordinator_with_a_name_is_reached_over_either_family(address):
     """Its name may have IPv6 addresses only, or IPv4 addresses only."""
-    from fedpeft.flower.link import _socket
+    from fedpeft.flower.ports import bound
 
-    with _socket(bind_address("fed.example.org"), free_port()) as listener:
+    with bound(bind_address("fed.example.org"), free_port()) as listener:
         listener.listen()
         socket.create_connection((address, listener.getsockname()[1]), timeout=10).close()
 
