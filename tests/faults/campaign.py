@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from deployment import ENDED, LOOPBACK, Deployment, await_end, rounds_of, status_of
-from faults import CATALOGUE, Fault, Scene
+from faults import CATALOGUE, ORDERED, Fault, Scene
+from hostile import CHEAP, GOOD
 from invariants import (
     budget_holds,
     checkpointed,
@@ -35,6 +35,7 @@ from invariants import (
 )
 from machine import cable, clock, small_disk
 from proxy import Proxy
+from replies import Replies, replies_of
 
 HONEST, HOSTILE = ("bank", "clinic"), "rogue"
 DISK_MIB = {"server": 1500, "node": 500}
@@ -259,51 +260,24 @@ def _row(name: str, found: Sequence[Outcome]) -> str:
     return " | ".join(map(str, (name, *sums, *times, "; ".join(wrong) or "recovered")))
 
 
-def hostile_table(made: Scene, runs: Sequence[Path]) -> tuple[str, list[str]]:
-    """What became of each kind of hostile reply; and what was taken in that should not have been."""
-    assert made.hostile is not None
-    log = [json.loads(line) for line in (made.hostile / "hostile.jsonl").read_text().splitlines()]
-    newest = {(run, event["round"]): event for run in runs for event in rounds_of(run)}
-    places = _places(made, runs)
-    counts: Counter[str] = Counter(entry["kind"] for entry in log)
-    causes: dict[str, Counter[str]] = defaultdict(Counter)
-    last = {(places.get(str(entry["flower_run"])), entry["round"]): entry["kind"] for entry in log}
-    for (run, number), kind in last.items():
-        event = newest.get((run, number)) if run else None
-        if event is not None:
-            taken = HOSTILE in event["ledger"]
-            cause = "taken in" if taken else event["refused"].get(HOSTILE, "not asked")
-            causes[kind][re.sub(r"\d+(\.\d+e\+\d+)?", "N", cause)] += 1
-    lines = ["| hostile reply | sent | what the coordinator wrote down |", "|---|--:|---|"]
-    for kind, count in sorted(counts.items()):
-        told = "; ".join(f"{cause} ({n})" for cause, n in causes[kind].most_common(4))
-        lines.append(f"| {kind} | {count} | {told} |")
-    harmless = ("good", "sign-flip")
-    return "\n".join(lines), [k for k, c in causes.items() if c["taken in"] and k not in harmless]
+def hostile_replies(made: Scene, campaign: Campaign) -> Replies | None:
+    """What became of the hostile node's replies; None where there is no such node."""
+    return replies_of(made.hostile, campaign.runs) if made.hostile is not None else None
 
 
-def taken_in(made: Scene, campaign: Campaign) -> list[str]:
-    """Kinds of hostile replies that became part of an adapter and should not have."""
-    return hostile_table(made, campaign.runs)[1] if made.hostile is not None else []
-
-
-def _places(made: Scene, runs: Sequence[Path]) -> dict[str, Path]:
-    """Run directories by Flower's number of each attempt, from the hostile node's own file."""
-    from fedpeft.config import load_config
-    from fedpeft.protocol import run_id
-
-    ids = {run_id(load_config(run / "config.toml", [])).hex(): run for run in runs}
-    assert made.hostile is not None
-    (grant,) = made.hostile.glob("coordinators/*/flower.json")
-    return {number: ids[run] for number, run in json.loads(grant.read_text()).items() if run in ids}
+def hostile_wrong(made: Scene, campaign: Campaign) -> list[str]:
+    """Kinds of hostile replies that were scheduled and never sent, or not judged as they should be."""
+    found = hostile_replies(made, campaign)
+    ordered = [one.fault.removeprefix(ORDERED) for one in campaign.outcomes if one.fault.startswith(ORDERED)]
+    return found.wrong((GOOD, *CHEAP, *ordered)) if found is not None else []
 
 
 def report(made: Scene, campaign: Campaign) -> str:
     """All tables of a campaign, and what the nodes' own books say."""
     parts = [table(campaign.outcomes)]
-    if made.hostile is not None:
-        text, bad = hostile_table(made, campaign.runs)
-        parts += [text, f"taken in that should not have been: {', '.join(bad) or 'nothing'}"]
+    if (found := hostile_replies(made, campaign)) is not None:
+        bad = "; ".join(hostile_wrong(made, campaign)) or "every kind was sent and judged as it should be"
+        parts += [found.table(), f"{found.hostile} hostile replies: {bad}"]
     for name in made.honest:
         node = made.deployment.nodes[name]
         spent = {key: round(value, 3) for key, value in budget_holds(node).items()}
@@ -333,7 +307,8 @@ def main() -> None:
             campaign.play(plan_of(given.seed, given.faults, catalogue))
         finally:
             print(report(made, campaign))
-        sys.exit(any(one.wrong or one.lost for one in campaign.outcomes) or bool(taken_in(made, campaign)))
+        broken = any(one.wrong or one.lost for one in campaign.outcomes)
+        sys.exit(broken or bool(hostile_wrong(made, campaign)))
 
 
 if __name__ == "__main__":

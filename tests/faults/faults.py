@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from deployment import Deployment, Node
-from hostile import COSTLY
+from hostile import COSTLY, order
 from machine import Cable, Clock, Disk
 from processes import until
 from proxy import CALLS, CUTS, STATUSES, Order, Proxy
@@ -21,6 +21,8 @@ from proxy import CALLS, CUTS, STATUSES, Order, Proxy
 STRAGGLE = 18.0
 """Seconds, longer than a round's deadline."""
 CALL_SECONDS = 20.0
+ORDERED = "hostile node: "
+"""Begins the name of a fault that is an order to the hostile node."""
 
 
 @dataclass
@@ -146,9 +148,8 @@ def set_clock(offset: int, seconds: float, scene: Scene) -> bool:
 def command_hostile(kind: str, scene: Scene) -> bool:
     if scene.hostile is None:
         return False
-    order = scene.hostile / "hostile.order"
-    order.write_text(kind)
-    until(lambda: not order.exists(), 90, f"the hostile node obeys: {kind}")
+    given = order(scene.hostile, kind)
+    until(lambda: not given.exists(), 90, f"the hostile node obeys: {kind}")
     return True
 
 
@@ -179,6 +180,6 @@ CATALOGUE = (
     Fault("clock of a node 2 min behind for 6 s", 2, partial(set_clock, -120, 6.0)),
     Fault("clock of a node 1 h ahead for 6 s", 2, partial(set_clock, 3600, 6.0)),
     Fault("clock of a node 1 h behind for 6 s", 2, partial(set_clock, -3600, 6.0)),
-    *(Fault(f"hostile node: {kind}", 2, partial(command_hostile, kind)) for kind in COSTLY),
+    *(Fault(f"{ORDERED}{kind}", 2, partial(command_hostile, kind)) for kind in COSTLY),
 )
 SHORT = ("SIGKILL node", "SIGKILL ServerApp", "SIGKILL SuperLink")

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hostile import serve
+
 from fedpeft import flower
 from fedpeft.flower import node as node_side
 from fedpeft.flower.fleet import Fleet
@@ -119,22 +121,10 @@ class Insider(Stranger):
 def main(home: Path, kind: str) -> None:
     """Serve the coordinator that the home has joined."""
     from fedpeft_clients.app import app as honest
-    from fedpeft_clients.organisation import open_organisation
-    from fedpeft_clients.service import allowed_apps
-    from fedpeft_clients.terms import Post
 
-    organisation = open_organisation(home)
-    grant = organisation.grant(None)
-    os.environ.setdefault("FLWR_HOME", str(home / "flower"))
-    flower.hush()
-    files = (grant.ca.read_bytes(), organisation.transport.read_bytes())
-    connection = flower.Connection(
-        grant.address, *files, poll=0.2, longest_step=120.0, memory=grant.folder / "flower.id"
-    )
-    node_config = {"organisation": str(organisation.path), "coordinator": grant.fingerprint}
     insider: Any = Insider(home, kind, honest)
     threading.Thread(target=insider.go_on, daemon=True).start()
-    flower.serve_node(connection, insider, node_config, allowed_apps(Post(organisation, grant).policy()))
+    serve(home, insider, 120.0)
 
 
 if __name__ == "__main__":

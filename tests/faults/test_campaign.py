@@ -1,7 +1,7 @@
 """A deployment heals from whatever happens to it, without an operator."""
 
 import pytest
-from campaign import Campaign, plan_of, report, scene, taken_in
+from campaign import Campaign, hostile_replies, hostile_wrong, plan_of, report, scene
 from faults import CATALOGUE, SHORT
 
 
@@ -27,11 +27,6 @@ def test_the_whole_campaign(tmp_path, capsys):
         finally:
             with capsys.disabled():
                 print("\n" + report(made, campaign))
-        assert len(campaign.outcomes) + sent_by_hostile(made) >= 200
-        assert not taken_in(made, campaign)
+        assert len(campaign.outcomes) + hostile_replies(made, campaign).hostile >= 200
+        assert hostile_wrong(made, campaign) == []
         check(campaign)
-
-
-def sent_by_hostile(made):
-    lines = (made.hostile / "hostile.jsonl").read_text().splitlines()
-    return sum('"good"' not in line for line in lines)
