@@ -179,8 +179,8 @@ def test_nonsense_gets_a_plain_cause(ask):
 
 
 def test_an_oversized_message_is_refused_unread(home, ask):
-    assert post(home, b"", headers={"Content-Length": str(2**40)})[0] == 413
-    assert post(home, b" " * (MAX_BYTES + 1))[0] == 413
+    for size in (MAX_BYTES + 1, 2**40):
+        assert post(home, b"", headers={"Content-Length": str(size)})[0] == 413
 
 
 @pytest.mark.parametrize(
