@@ -13,6 +13,8 @@ PACKAGES = [
     "fedpeft_server",
     "fedpeft_simulations",
 ]
+if importlib.util.find_spec("fedpeft_bench"):  # a checkout; the wheel holds no benchmarks
+    PACKAGES.append("fedpeft_bench")
 
 OPTIONAL = {"fedpeft_kernels.gpu.": "triton"}
 

@@ -7,7 +7,7 @@ import pytest
 
 from fedpeft.config import Config
 from fedpeft.runstore.summary import RunSummary
-from fedpeft_attacks.findings import Report
+from fedpeft_attacks.results.findings import Report
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 SCHEMAS = {"config": Config, "run": RunSummary, "report": Report}

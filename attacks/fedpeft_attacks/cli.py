@@ -12,7 +12,7 @@ from fedpeft.cli.output import JSON_OPTION, emit, table
 from fedpeft.errors import AuditError
 
 if TYPE_CHECKING:
-    from fedpeft_attacks.findings import Finding, Report
+    from fedpeft_attacks.results.findings import Finding, Report
 
 EXIT_LEAK = 10
 """Exit code of ``--fail-on-leak`` when something that leaves a node leaks."""
@@ -63,7 +63,7 @@ def audit(
     an attack that the safety stop ended.
     """
     if schema:
-        from fedpeft_attacks.findings import Report
+        from fedpeft_attacks.results.findings import Report
 
         typer.echo(json.dumps(Report.model_json_schema(), indent=2))
         return
@@ -77,8 +77,8 @@ def audit(
         return
     names = None if attacks is None else [name.strip() for name in attacks.split(",") if name.strip()]
 
-    from fedpeft_attacks.reporting import Delivery
-    from fedpeft_attacks.suite import audit_run
+    from fedpeft_attacks.audit import audit_run
+    from fedpeft_attacks.report.assemble import Delivery
 
     delivery = Delivery(own_copy, sign_with)
     report = audit_run(run_dir, names, out, None if as_json else _progress, delivery)
@@ -91,7 +91,7 @@ def audit(
 
 
 def _verify(folder: Path, key: str | None, as_json: bool) -> None:
-    from fedpeft_attacks.signing import FILES, verify_report
+    from fedpeft_attacks.report.signing import FILES, verify_report
 
     signer = verify_report(folder, key)
     known = "the key that you gave" if key is not None else "compare it with the key that its owner gave you"
@@ -103,7 +103,7 @@ def _compare(folder: Path, other: Path, as_json: bool) -> None:
     """Verdicts and work counts have to be the same; figures are shown where they differ."""
     from dataclasses import asdict
 
-    from fedpeft_attacks.comparing import compare, read_report
+    from fedpeft_attacks.report.compare import compare, read_report
 
     found = compare(read_report(folder), read_report(other))
     columns = ("about", "what", str(folder), str(other))
@@ -126,7 +126,7 @@ def _progress(line: str) -> None:
 
 
 def _show(report: Report, folder: Path) -> None:
-    from fedpeft_attacks.summaries import epsilon_words
+    from fedpeft_attacks.report.summaries import epsilon_words
 
     columns = ("attack · stage", "what", "recovered", "without it", "rare, secret", "without it", "verdict")
     table("What an attacker reads", columns, [_row(finding) for finding in report.findings])
@@ -140,7 +140,7 @@ def _show(report: Report, folder: Path) -> None:
 
 def _row(finding: Finding) -> tuple[str, ...]:
     """Headline and the first figure of rare tokens or personal data, each beside its best baseline."""
-    from fedpeft_attacks.figures import RARE, SECRETS, Measure, written
+    from fedpeft_attacks.results.measures import RARE, SECRETS, Measure, written
 
     def shown(figure: Measure | None) -> tuple[str, str]:
         if figure is None:

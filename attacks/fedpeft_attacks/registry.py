@@ -8,10 +8,10 @@ from functools import partial
 from hashlib import sha256
 
 from fedpeft.errors import AuditError
-from fedpeft_attacks.blocks import Block
-from fedpeft_attacks.observations import observations
-from fedpeft_attacks.recovery import Ranking, guess_of, sparse_recovery
-from fedpeft_attacks.span import span_check
+from fedpeft_attacks.tokens.blocks import Block
+from fedpeft_attacks.tokens.observations import observations
+from fedpeft_attacks.tokens.span_check import span_check
+from fedpeft_attacks.tokens.sparse_recovery import Ranking, guess_of, sparse_recovery
 from fedpeft_attacks.views import Guess, Need, NotApplicable, View
 from fedpeft_attacks.work import SAFETY, Meter
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft_attacks.figures import WorkDone
+from fedpeft_attacks.results.measures import WorkDone
 
 SAFETY = 3600.0
 """Processor seconds after which an attack on one view is given up; its budget of steps takes far less."""

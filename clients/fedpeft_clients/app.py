@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from fedpeft import flower
 from fedpeft.errors import ConfigError, FederationError, FedPeftError
 from fedpeft.exchange import OVERHEAD_BYTES
-from fedpeft.protocol import (
+from fedpeft.protocol.messages import (
     LARGEST_TABLE,
     LARGEST_TERMS,
     Hello,
@@ -29,10 +29,12 @@ from fedpeft.protocol import (
     pack,
     unpack,
 )
-from fedpeft_clients import secure, tasks, terms, witness
-from fedpeft_clients.home import Home, open_home
-from fedpeft_clients.policy import PolicyError
-from fedpeft_clients.rules import check_hours
+from fedpeft_clients.governance import run_approval
+from fedpeft_clients.governance.policy import PolicyError
+from fedpeft_clients.governance.policy_rules import check_hours
+from fedpeft_clients.outbox import ledger_witness
+from fedpeft_clients.rounds import handlers, secure_aggregation
+from fedpeft_clients.rounds.run_home import Home, open_home
 
 LARGEST_BROADCAST = 2**31 - 1 + OVERHEAD_BYTES
 LOG = logging.getLogger("fedpeft.node")
@@ -69,8 +71,8 @@ def run_terms(message: Message, context: Context) -> Message:
     asked, blob = unpack(message, Terms, LARGEST_TERMS)
     if "organisation" not in context.node_config:
         raise FederationError("a simulated node has agreed to its run already")
-    post = terms.Post.of(context.node_config)
-    return Message(pack(terms.answer(post, context.run_id, asked, blob)), reply_to=message)
+    post = run_approval.Post.of(context.node_config)
+    return Message(pack(run_approval.answer(post, context.run_id, asked, blob)), reply_to=message)
 
 
 @app.query()
@@ -78,7 +80,7 @@ def run_terms(message: Message, context: Context) -> Message:
 def hello(message: Message, context: Context) -> Message:
     """Introduce this node."""
     asked, _ = unpack(message, Hello, 0)
-    return Message(pack(tasks.greet(_home(context), asked)), reply_to=message)
+    return Message(pack(handlers.greet(_home(context), asked)), reply_to=message)
 
 
 @app.query("secure")
@@ -86,7 +88,7 @@ def hello(message: Message, context: Context) -> Message:
 def secure_sum(message: Message, context: Context) -> Message:
     """Answer one phase of secure aggregation; a round that has begun may end after hours."""
     task, blob = unpack(message, SecureTask, LARGEST_TABLE)
-    reply, answer = secure.answer(_home(context, timed=False), task, blob)
+    reply, answer = secure_aggregation.answer(_home(context, timed=False), task, blob)
     return Message(pack(reply, answer), reply_to=message)
 
 
@@ -95,16 +97,16 @@ def secure_sum(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train one round; nodes of one process share a base and take turns."""
     task, blob = unpack(message, TrainTask, LARGEST_BROADCAST)
-    reply, envelope = tasks.train(_home(context), task, blob)
+    reply, envelope = handlers.train(_home(context), task, blob)
     return Message(pack(reply, envelope), reply_to=message)
 
 
 def _home(context: Context, timed: bool = True) -> Home:
     """The home of this order; an organisation's after policy, hours and approval were checked."""
     if "organisation" in context.node_config:
-        post = terms.Post.of(context.node_config)
+        post = run_approval.Post.of(context.node_config)
         post.organisation.outbox.require_ready()
-        witness.require(post.organisation)
+        ledger_witness.require(post.organisation)
         if timed:
             check_hours(post.policy())
         return post.home(context.run_id)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedpeft.adapters.factors import FactorLaw, FactorState
-from fedpeft.adapters.methods import AdapterMethod, Spec, method_of, rank_of, scaling_of
+from fedpeft.adapters.methods.base import AdapterMethod, Spec, method_of, rank_of, scaling_of
+from fedpeft.aggregation.lora_factors import FactorLaw, FactorState
 from fedpeft.bases.load import Base
 from fedpeft.config.models import AdapterConfig
 from fedpeft.exchange.layout import FloatVector, Layout

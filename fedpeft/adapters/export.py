@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fedpeft.adapters.attach import Attached
-from fedpeft.adapters.factors import FactorState
-from fedpeft.adapters.methods import METHODS, Spec
+from fedpeft.adapters.methods.base import METHODS, Spec
+from fedpeft.aggregation.lora_factors import FactorState
 from fedpeft.bases.load import HEAD_MODULES
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.runstore.files import write_atomic, write_json

@@ -7,11 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fedpeft.adapters.folders import WEIGHTS_FILE, read_config
-from fedpeft.adapters.foreign import check_foreign
+from fedpeft.adapters.untrusted_config import check_foreign
 from fedpeft.bases.load import Base, load_apart, offline, quiet
 from fedpeft.config.models import BaseConfig
 from fedpeft.errors import ConfigError
+from fedpeft.packing.peft_folder import WEIGHTS_FILE, read_config
 
 
 def merge(folder: Path, out: Path, cfg: BaseConfig) -> Path:
@@ -54,7 +54,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
     Raises:
         ConfigError: the folder holds no adapter, one that asks for more than adapting modules by their names
-            (`fedpeft.adapters.foreign`), or one that does not fit the model.
+            (`fedpeft.adapters.untrusted_config`), or one that does not fit the model.
     """
     from peft import PeftModel
 

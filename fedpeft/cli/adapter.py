@@ -12,8 +12,8 @@ from fedpeft.cli.output import JSON_OPTION, emit, quantity
 from fedpeft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedpeft.adapters.pack import PackInfo
     from fedpeft.cli.packing import Prepared
+    from fedpeft.packing.pack import PackInfo
 
 OUT_OPTION = typer.Option(..., "-o", "--out", help="What to write; never overwritten.")
 EITHER = "An adapter folder or a packed adapter."
@@ -79,8 +79,8 @@ def pack(
 
 def _table(prepared: Prepared, as_json: bool) -> list[dict[str, Any]]:
     """Measure size against quality and, for people, print it."""
-    from fedpeft.adapters.search import table
     from fedpeft.cli.packing_tables import show_points
+    from fedpeft.packing.search import table
 
     points = list(table(prepared.files, prepared.recipe, prepared.judge))
     if not as_json:
@@ -105,7 +105,7 @@ def unpack(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Restore a packed adapter to a folder that plain peft loads."""
-    from fedpeft.adapters import pack as packing
+    from fedpeft.packing import pack as packing
 
     packing.unpack(file, _fresh(out))
     emit({"folder": str(out)}, as_json, lambda: typer.echo(f"unpacked to {out}"))
@@ -113,8 +113,8 @@ def unpack(
 
 def info(file: Path = typer.Argument(help="A packed adapter."), as_json: bool = JSON_OPTION) -> None:
     """Show what a packed adapter holds, after checking its digest and all of its content."""
-    from fedpeft.adapters import pack as packing
     from fedpeft.cli.packing_tables import show_info
+    from fedpeft.packing import pack as packing
 
     facts = packing.info(file)
     emit(facts.as_json(), as_json, lambda: show_info(facts))
@@ -124,8 +124,8 @@ def show_list(
     folder: Path = typer.Argument(help="A folder with packed adapters."), as_json: bool = JSON_OPTION
 ) -> None:
     """List packed adapters by base, from their headers alone: digests are checked on info and unpack."""
-    from fedpeft.adapters.library import Library
     from fedpeft.cli.packing_tables import library_json, show_library
+    from fedpeft.packing.library import Library
 
     library = Library(folder)
     emit(library_json(library), as_json, lambda: show_library(library))
@@ -139,8 +139,8 @@ def diff(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Show what two adapters differ in: values, settings, and for LoRA the weight change."""
-    from fedpeft.adapters.differences import difference
     from fedpeft.cli.packing_tables import show_difference
+    from fedpeft.packing.diff import difference
 
     found = difference(first, second)
     emit(asdict(found) | {"same": found.same}, as_json, lambda: show_difference(found, rows))
@@ -157,8 +157,8 @@ def evaluate(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Held-out loss and accuracy of an adapter, loaded by plain peft."""
-    from fedpeft.adapters.evaluation import evaluate_folder, evaluate_run
     from fedpeft.config.models import DataConfig
+    from fedpeft.evaluation.adapter_folder import evaluate_folder, evaluate_run
 
     if not adapter.is_dir():
         raise ConfigError(f"{str(adapter)!r} is no folder; give a run directory or an adapter folder")
@@ -184,7 +184,7 @@ def merge(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write the base with the adapter merged into its (dequantised) weights."""
-    from fedpeft.adapters.evaluation import merge_folder
+    from fedpeft.evaluation.adapter_folder import merge_folder
 
     folder = adapter / "adapter" if (adapter / "config.toml").is_file() else adapter
     merge_folder(folder, _fresh(out), base)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, get_args
 from fedpeft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedpeft.adapters.folders import AdapterFiles
-    from fedpeft.adapters.judging import Judge
-    from fedpeft.adapters.pack import PackInfo
-    from fedpeft.adapters.recipe import Recipe
+    from fedpeft.evaluation.exported import Judge
+    from fedpeft.packing.pack import PackInfo
+    from fedpeft.packing.peft_folder import AdapterFiles
+    from fedpeft.packing.recipe import Recipe
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -73,8 +73,8 @@ class Prepared:
 
     def pack(self, goal: Goal, density: float | None, out: Path) -> PackInfo:
         """Find the recipe for the goal and write the file, with the measured loss if there is a judge."""
-        from fedpeft.adapters.pack import compress, save, tensors_of
-        from fedpeft.adapters.packed import parse
+        from fedpeft.packing.file_format import parse
+        from fedpeft.packing.pack import compress, save, tensors_of
 
         recipe = self._find(goal, density)
         data = compress(self.files, recipe)
@@ -84,7 +84,7 @@ class Prepared:
         return save(data, out)
 
     def _find(self, goal: Goal, density: float | None) -> Recipe:
-        from fedpeft.adapters import search
+        from fedpeft.packing import search
 
         if self.judge is not None and goal.alphas:
             densities = search.DENSITIES if density is None else [density]
@@ -107,7 +107,7 @@ def prepare(adapter: Path, recipe: Recipe, held_out: HeldOut, judged: bool) -> P
         ConfigError: no adapter, or records are needed and there are none.
         DataError, BaseModelError: records or base cannot be read.
     """
-    from fedpeft.adapters.folders import read_adapter
+    from fedpeft.packing.peft_folder import read_adapter
     from fedpeft.runstore import RunStore
 
     folder, run = adapter_of(adapter)
@@ -127,7 +127,7 @@ def recipe_of(
         ConfigError: options that do not belong together, or an unknown codec.
         ExchangeError: a number is out of range.
     """
-    from fedpeft.adapters.recipe import CodedCodec, Recipe, RestCodec
+    from fedpeft.packing.recipe import CodedCodec, Recipe, RestCodec
 
     sparse = density is not None or alpha is not None
     chosen: Any = codec or ("ternary" if sparse else "levels")
@@ -180,8 +180,8 @@ def parse_share(text: str) -> float:
 
 def _judge(folder: Path, run: Path | None, held_out: HeldOut) -> Judge:
     """The judge on the given records, else on those of the adapter's own run."""
-    from fedpeft.adapters.judging import judge_of_records, judge_of_run
     from fedpeft.config.models import DataConfig
+    from fedpeft.evaluation.exported import judge_of_records, judge_of_run
 
     path = held_out.path if held_out.path is not None else run
     if path is None:

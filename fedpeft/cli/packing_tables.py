@@ -10,10 +10,10 @@ from fedpeft.cli.output import quantity, table
 from fedpeft.terminal import printable
 
 if TYPE_CHECKING:
-    from fedpeft.adapters.differences import Difference
-    from fedpeft.adapters.library import Library
-    from fedpeft.adapters.pack import PackInfo
-    from fedpeft.adapters.search import Point
+    from fedpeft.packing.diff import Difference
+    from fedpeft.packing.library import Library
+    from fedpeft.packing.pack import PackInfo
+    from fedpeft.packing.search import Point
 
 
 def plain(text: object) -> str:

@@ -13,8 +13,8 @@ from fedpeft.errors import ConfigError, PrivacyError
 
 if TYPE_CHECKING:
     from fedpeft.config import Config
+    from fedpeft.privacy.noise_to_signal import Remedy, Signal
     from fedpeft.privacy.plan import PrivacyPlan
-    from fedpeft.privacy.signal import Remedy, Signal
 
 
 ADJACENCY = {
@@ -70,7 +70,7 @@ def _adapter_size(config: Config) -> int:
 
 def _facts(config: Config, size: int) -> dict[str, Any]:
     from fedpeft.privacy import plan_from_config
-    from fedpeft.privacy.signal import remedies, signal
+    from fedpeft.privacy.noise_to_signal import remedies, signal
 
     found = plan_from_config(config, size)
     assert found is not None

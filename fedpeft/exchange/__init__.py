@@ -1,9 +1,12 @@
 """What leaves a node and what comes back: updates, transforms, plans, codecs and envelopes."""
 
-from fedpeft.exchange.codecs import CODECS, AnyOf, Codec, bound, codec_named, public_support
-from fedpeft.exchange.context import Context
+from fedpeft.exchange.codecs.base import CODECS, AnyOf, Codec, bound, codec_named, public_support
+from fedpeft.exchange.codecs.dense import DenseBf16, DenseFp32, Int8
+from fedpeft.exchange.codecs.public_ternary import PublicTernary
+from fedpeft.exchange.codecs.sign import MaskedSign, Sign
+from fedpeft.exchange.codecs.ternary import DeadZone, Ternary
 from fedpeft.exchange.decoded import Decoded
-from fedpeft.exchange.dense import DenseBf16, DenseFp32, Int8
+from fedpeft.exchange.entropy import entropy_bits
 from fedpeft.exchange.envelope import (
     OVERHEAD_BYTES,
     codec_of,
@@ -13,7 +16,7 @@ from fedpeft.exchange.envelope import (
     seal_payload,
 )
 from fedpeft.exchange.layout import FloatVector, Layout
-from fedpeft.exchange.measure import entropy_bits
+from fedpeft.exchange.message_context import Context
 from fedpeft.exchange.plan import (
     ExchangePlan,
     codec_from_config,
@@ -22,10 +25,7 @@ from fedpeft.exchange.plan import (
     up_codec,
     up_plan,
 )
-from fedpeft.exchange.public_ternary import PublicTernary
-from fedpeft.exchange.signs import MaskedSign, Sign
 from fedpeft.exchange.support import PublicSupport
-from fedpeft.exchange.ternary import DeadZone, Ternary
 from fedpeft.exchange.transforms import (
     AddResidual,
     Choose,

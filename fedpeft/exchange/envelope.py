@@ -22,10 +22,10 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from fedpeft.errors import EnvelopeError, ExchangeError
-from fedpeft.exchange.codecs import Codec, chosen, numbered
-from fedpeft.exchange.context import Context
+from fedpeft.exchange.codecs.base import Codec, chosen, numbered
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.layout import Layout
+from fedpeft.exchange.message_context import Context
 from fedpeft.exchange.plan import ExchangePlan
 from fedpeft.exchange.update import Update
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.errors import ExchangeError, PlanError
-from fedpeft.exchange.codecs import AnyOf, Codec, bound, codec_named, public_support
-from fedpeft.exchange.context import Context
+from fedpeft.exchange.codecs.base import AnyOf, Codec, bound, codec_named, public_support
+from fedpeft.exchange.codecs.public_ternary import PublicTernary
+from fedpeft.exchange.codecs.sign import MaskedSign, Sign
 from fedpeft.exchange.decoded import Decoded
-from fedpeft.exchange.public_ternary import PublicTernary
-from fedpeft.exchange.signs import MaskedSign, Sign
+from fedpeft.exchange.message_context import Context
 from fedpeft.exchange.support import PublicSupport
 from fedpeft.exchange.transforms import (
     RESIDUAL,

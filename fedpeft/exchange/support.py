@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from fedpeft.errors import ExchangeError
-from fedpeft.exchange.context import Context
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.layout import Layout
+from fedpeft.exchange.message_context import Context
 from fedpeft_kernels.golomb import Integers
 from fedpeft_kernels.threshold import largest
 

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.errors import ExchangeError
-from fedpeft.exchange.codecs import AnyOf, Codec
-from fedpeft.exchange.context import Context
+from fedpeft.exchange.codecs.base import AnyOf, Codec
+from fedpeft.exchange.codecs.bitfields import fitting
+from fedpeft.exchange.codecs.sign import MaskedSign, Sign
+from fedpeft.exchange.codecs.ternary import Ternary
 from fedpeft.exchange.decoded import Positions
-from fedpeft.exchange.fields import fitting
 from fedpeft.exchange.layout import FloatVector, Layout
-from fedpeft.exchange.signs import MaskedSign, Sign
-from fedpeft.exchange.ternary import Ternary
+from fedpeft.exchange.message_context import Context
 from fedpeft.exchange.update import Update
 from fedpeft_kernels.ternary import SIGNIFICAND_BITS, mean_magnitudes
 from fedpeft_kernels.threshold import largest

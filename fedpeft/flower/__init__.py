@@ -14,14 +14,11 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-from fedpeft.flower.admission import Admission, Limits
 from fedpeft.flower.bundle import thin_app
 from fedpeft.flower.control import end_run, node_numbers, register_node, unregister_node
 from fedpeft.flower.engine import run_ray
-from fedpeft.flower.entrance import OpenCall, Refusal
 from fedpeft.flower.faults import Fault, RunEnded
 from fedpeft.flower.fleet import Connection
-from fedpeft.flower.link import LinkSettings, SuperLink, serve_link, superlink
 from fedpeft.flower.local import LocalGrid, run_local
 from fedpeft.flower.messages import (
     APP_FAILED,
@@ -37,9 +34,12 @@ from fedpeft.flower.messages import (
     identify,
     serialise,
 )
-from fedpeft.flower.node import Gate, serve_node
-from fedpeft.flower.ports import free_port, public_port
+from fedpeft.flower.node_loop import Gate, serve_node
 from fedpeft.flower.serverapp import public_keys, run_server_app
+from fedpeft.flower.superlink.connection_limits import Admission, Limits
+from fedpeft.flower.superlink.ports import free_port, public_port
+from fedpeft.flower.superlink.request_check import OpenCall, Refusal
+from fedpeft.flower.superlink.superlink import LinkSettings, SuperLink, serve_link, superlink
 
 __all__ = [
     "APP_FAILED",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fedpeft.errors import ConfigError, FederationError
 from fedpeft.flower.bundle import thin_app
 from fedpeft.flower.faults import GONE, KEY_IN_USE, Fault, plain
-from fedpeft.flower.link import SuperLink
+from fedpeft.flower.superlink.superlink import SuperLink
 
 if TYPE_CHECKING:
     from flwr.supercore.control.control_http_client import ControlHttpClient

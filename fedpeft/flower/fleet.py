@@ -13,8 +13,8 @@ from flwr.app import Message
 
 from fedpeft.errors import ConfigError, ExchangeError
 from fedpeft.flower.faults import KEY_IN_USE, Fault, NotAdmitted, RunEnded, plain
+from fedpeft.flower.heartbeat import within
 from fedpeft.flower.messages import LARGEST_MESSAGE
-from fedpeft.flower.pulse import within
 from fedpeft.flower.signature import Signing, by_key
 from fedpeft.flower.wire import harden
 from fedpeft.runstore import write_atomic

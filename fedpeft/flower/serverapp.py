@@ -12,13 +12,13 @@ from flwr.serverapp import Grid, ServerApp
 from fedpeft.errors import FederationError
 from fedpeft.flower.control import end_run, start_run
 from fedpeft.flower.faults import plain
-from fedpeft.flower.link import SuperLink
+from fedpeft.flower.heartbeat import Pulse
 from fedpeft.flower.messages import identify
-from fedpeft.flower.pulse import Pulse
+from fedpeft.flower.superlink.superlink import SuperLink
 from fedpeft.runstore import write_atomic
 
 if TYPE_CHECKING:
-    from fedpeft.flower.grid import PatientGrid
+    from fedpeft.flower.coordinator_grid import PatientGrid
 
 _BEAT_SECONDS = 10.0
 _FAREWELL_SECONDS = 5.0
@@ -43,7 +43,7 @@ def run_server_app(
     Raises:
         FederationError: the SuperLink does not hand out the task, or gave the Flower run up.
     """
-    from fedpeft.flower.grid import PatientGrid
+    from fedpeft.flower.coordinator_grid import PatientGrid
 
     if memory is not None:
         _end_former(link, memory)

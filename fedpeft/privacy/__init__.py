@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from fedpeft_kernels.lazy import lazy
 
 if TYPE_CHECKING:
-    from fedpeft.privacy.dpsgd import noisy_gradient
     from fedpeft.privacy.ledger import Budget, Head, Ledger, Reservation
     from fedpeft.privacy.plan import PrivacyPlan
-    from fedpeft.privacy.planning import plan_from_config
+    from fedpeft.privacy.plan_builder import plan_from_config
 
-__all__ = ["Budget", "Head", "Ledger", "PrivacyPlan", "Reservation", "noisy_gradient", "plan_from_config"]
+__all__ = ["Budget", "Head", "Ledger", "PrivacyPlan", "Reservation", "plan_from_config"]
 
 __getattr__ = lazy(
     __name__,
@@ -23,7 +22,6 @@ __getattr__ = lazy(
         "Ledger": "ledger",
         "PrivacyPlan": "plan",
         "Reservation": "ledger",
-        "noisy_gradient": "dpsgd",
-        "plan_from_config": "planning",
+        "plan_from_config": "plan_builder",
     },
 )

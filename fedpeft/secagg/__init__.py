@@ -5,8 +5,8 @@ from fedpeft.secagg.coordinator import CoordinatorRound
 from fedpeft.secagg.errors import SecureAggregationError, TermsRefused
 from fedpeft.secagg.integers import bits_for, from_residues, to_residues
 from fedpeft.secagg.node import advertise, agree, check_inbox, mask, reveal, share
+from fedpeft.secagg.release_store import ReleaseStore
 from fedpeft.secagg.state import Member, NodeSecrets
-from fedpeft.secagg.store import ReleaseStore
 from fedpeft.secagg.terms import check_roster
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 from fedpeft.cohort import Cohort
 from fedpeft.secagg.context import SecureContext
 from fedpeft.secagg.errors import SecureAggregationError
-from fedpeft.secagg.store import ReleaseStore
+from fedpeft.secagg.release_store import ReleaseStore
 from fedpeft.trust import Signer
 
 SECRETS = ("mask_key", "share_key", "seed", "advertisement", "receipt")

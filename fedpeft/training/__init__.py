@@ -1,4 +1,4 @@
-"""Local training and evaluation: one per-example loss, with and without privacy.
+"""Local training: one per-example loss, with and without privacy.
 
 The names below are loaded when they are first used, so that importing the package imports no torch.
 """
@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING
 from fedpeft_kernels.lazy import lazy
 
 if TYPE_CHECKING:
-    from fedpeft.training.evaluation import Evaluation, evaluate
     from fedpeft.training.local import Extras, TrainResult, train_local
     from fedpeft.training.loss import per_example_loss
     from fedpeft.training.plan import LocalPlan, PerformanceFlags
 
 __all__ = [
-    "Evaluation",
     "Extras",
     "LocalPlan",
     "PerformanceFlags",
     "TrainResult",
-    "evaluate",
     "per_example_loss",
     "train_local",
 ]
@@ -27,10 +24,8 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "Evaluation": "evaluation",
         "Extras": "local",
         "PerformanceFlags": "plan",
-        "evaluate": "evaluation",
         "TrainResult": "local",
         "train_local": "local",
         "per_example_loss": "loss",

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from fedpeft.data import Batch, Example
 from fedpeft.errors import DataError, PrivacyError
 from fedpeft.privacy.csprng import KEY_BYTES, seeded, words
-from fedpeft.privacy.dpsgd import Mechanism, noisy_gradient
-from fedpeft.privacy.gates import LONGEST, engine_of
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
 from fedpeft.training.batches import epochs, gather, physical, whole_units
+from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
+from fedpeft.training.dp.engine_selection import LONGEST, engine_of
 from fedpeft.training.loss import per_example_loss
 from fedpeft.training.modes import steady
 from fedpeft.training.optimisers import optimiser
 from fedpeft.training.plan import LocalPlan, PerformanceFlags
-from fedpeft.training.units import units_of
+from fedpeft.training.privacy_units import units_of
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached

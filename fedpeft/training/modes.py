@@ -50,7 +50,8 @@ def forget(model: Any) -> None:
 
     Some models carry state from pass to pass: frequencies stretched by the longest record so far, running
     statistics, caches. Buffers, and tensors, numbers and containers in attributes, become what they were.
-    What a model hides in other objects stays; `fedpeft.privacy.gates` refuses a model that uses such a thing.
+    What a model hides in other objects stays; a model that uses such a thing is refused
+    (`fedpeft.training.dp.engine_selection`).
     """
     with torch.no_grad():
         for module in _steady[model]:

@@ -9,8 +9,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedpeft.errors import ConfigError
-from fedpeft_server.coordinator import Report, run_rounds
-from fedpeft_server.terms import Enrolled
+from fedpeft_server.rounds.round_loop import Report, run_rounds
+from fedpeft_server.rounds.run_terms import Enrolled
 
 
 def make_app(

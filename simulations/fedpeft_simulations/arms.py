@@ -21,9 +21,9 @@ from fedpeft.errors import FedPeftError, RunError
 from fedpeft.runstore import RunStore, write_json
 
 if TYPE_CHECKING:
-    from fedpeft.adapters.held_out import HeldOut
     from fedpeft.data import Example
-    from fedpeft.training import Evaluation
+    from fedpeft.evaluation.held_out import HeldOut
+    from fedpeft.evaluation.metrics import Evaluation
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def private_config(config: Config) -> Config:
 
 
 def _local_only(store: RunStore) -> dict[str, Any]:
-    from fedpeft.adapters.held_out import HeldOut
+    from fedpeft.evaluation.held_out import HeldOut
 
     judge = HeldOut.of(store)
     scores = {name: _train_alone(judge, examples, name, 1) for name, examples in _node_data(store, judge)}
@@ -102,7 +102,7 @@ def _local_only(store: RunStore) -> dict[str, Any]:
 
 
 def _centralised(store: RunStore) -> dict[str, Any]:
-    from fedpeft.adapters.held_out import HeldOut
+    from fedpeft.evaluation.held_out import HeldOut
 
     judge = HeldOut.of(store)
     data = list(_node_data(store, judge))
@@ -112,7 +112,7 @@ def _centralised(store: RunStore) -> dict[str, Any]:
 
 
 def _private(store: RunStore) -> dict[str, Any]:
-    from fedpeft_simulations.runner import run
+    from fedpeft_simulations.federation_run import run
 
     folder = store.path / "arms" / "private"
     mode = "resume" if (folder / "config.toml").exists() else "new"
@@ -127,8 +127,8 @@ def _private(store: RunStore) -> dict[str, Any]:
 
 
 def _node_data(store: RunStore, judge: HeldOut) -> Iterator[tuple[str, Sequence[Example]]]:
-    from fedpeft.adapters.held_out import tokens
     from fedpeft.data import read_written
+    from fedpeft.evaluation.held_out import tokens
 
     for home in store.homes:
         records = read_written(home / "train.jsonl", judge.config.data)

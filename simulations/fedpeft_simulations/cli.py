@@ -1,4 +1,4 @@
-"""``fedpeft simulate``, ``base``, ``data`` and ``bench``: what a researcher types."""
+"""``fedpeft simulate``, ``base`` and ``data``: what a researcher types."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit
-from fedpeft_simulations.bench import cli as bench
 
 SET_OPTION = typer.Option([], "--set", help="key=value, may be given many times.")
 SCENARIO = typer.Argument(None, help="Scenario file (TOML); none: the embedded federation.")
@@ -24,7 +23,6 @@ def register(app: typer.Typer) -> None:
     data.command("write")(write_data)
     app.add_typer(base, name="base")
     app.add_typer(data, name="data")
-    bench.register(app)
 
 
 def embedded_scenario() -> Path:
@@ -50,9 +48,9 @@ def simulate(
     config = load_config(scenario or embedded_scenario(), set_)
     target = out or Path("runs") / config.run.name
 
+    from fedpeft_simulations.federation_run import Mode, run
+    from fedpeft_simulations.print_summary import print_summary
     from fedpeft_simulations.progress import progress
-    from fedpeft_simulations.runner import Mode, run
-    from fedpeft_simulations.summary import print_summary
 
     mode: Mode = "resume" if resume else "overwrite" if overwrite else "new"
     with progress(config.federation.rounds, quiet=quiet or as_json) as report:

@@ -7,10 +7,10 @@ import pytest
 
 from fedpeft.adapters import attach
 from fedpeft.config.models import AdapterConfig
-from fedpeft_attacks.knowledge import knowledge_of, prior_of, vocabulary_of
-from fedpeft_attacks.reference import undefended
+from fedpeft_attacks.evidence.undefended_reference import undefended
 from fedpeft_attacks.registry import ATTACKS
-from fedpeft_attacks.scoring import measure, score
+from fedpeft_attacks.results.token_scores import measure, score
+from fedpeft_attacks.tokens.adversary_knowledge import knowledge_of, prior_of, vocabulary_of
 from fedpeft_attacks.views import Guess, NotApplicable, View
 
 pytestmark = pytest.mark.portable

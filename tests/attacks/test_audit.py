@@ -5,10 +5,10 @@ import json
 import pytest
 
 from fedpeft.errors import AuditError, RunError
-from fedpeft_attacks.figures import RARE
-from fedpeft_attacks.findings import Report
-from fedpeft_attacks.page import render
-from fedpeft_attacks.suite import audit_run
+from fedpeft_attacks.audit import audit_run
+from fedpeft_attacks.report.html import render
+from fedpeft_attacks.results.findings import Report
+from fedpeft_attacks.results.measures import RARE
 
 # typer asks click for names that click deprecates, when it is first imported
 pytestmark = [

@@ -11,9 +11,9 @@ from scipy.stats import binom, binomtest
 
 from fedpeft.errors import AuditError
 from fedpeft.privacy.accounting import COARSE, Steps, composed
-from fedpeft_attacks.epsilon import intervals
-from fedpeft_attacks.epsilon.gaussian import delta_of, epsilon_of, separation
-from fedpeft_attacks.epsilon.one_run import (
+from fedpeft_attacks.dp_audit import intervals
+from fedpeft_attacks.dp_audit.gaussian import delta_of, epsilon_of, separation
+from fedpeft_attacks.dp_audit.one_run import (
     Guesses,
     curve_bound,
     curve_refutes,

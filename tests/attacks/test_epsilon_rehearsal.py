@@ -11,11 +11,19 @@ from scipy.stats import binom, chi2
 from fedpeft.privacy import noise
 from fedpeft.privacy.csprng import words
 from fedpeft.privacy.plan import AdaptiveClip, Grid, PrivacyPlan
-from fedpeft_attacks.epsilon import Effort, check, crowd, epsilon_checks, noise_size
-from fedpeft_attacks.epsilon.forecast import accuracy, best_share, family_factor, family_tail
-from fedpeft_attacks.epsilon.one_run import Guesses, curve_bound, guess
-from fedpeft_attacks.epsilon.plan_checks import rehearsed
-from fedpeft_attacks.epsilon.rehearsal import coins, likelihood, rehearse, simulated, total, turns, whitened
+from fedpeft_attacks.dp_audit import Effort, check, epsilon_checks, noise_scale, sampling_rate
+from fedpeft_attacks.dp_audit.canary_rehearsal import (
+    coins,
+    likelihood,
+    rehearse,
+    simulated,
+    total,
+    turns,
+    whitened,
+)
+from fedpeft_attacks.dp_audit.one_run import Guesses, curve_bound, guess
+from fedpeft_attacks.dp_audit.plan_audit import rehearsed
+from fedpeft_attacks.dp_audit.power import accuracy, best_share, family_factor, family_tail
 
 LOCAL = PrivacyPlan(0.2, 1.2, 0.25, 64, 3, 2, 1e-5)
 CENTRAL = PrivacyPlan(0.5, 3.0, 1.0, 10, 1, 6, 1e-5, "node", "central")
@@ -43,7 +51,7 @@ def test_a_rehearsal_has_the_plans_signal_and_noise(name):
     found = rehearse(plan, members)
     assert found.values.shape == (plan.steps, CANARIES)
     outside = whitened(found.values, plan.bands)[:, ~members]
-    size = noise_size.of_steps(found)
+    size = noise_scale.of_steps(found)
     assert size.values == outside.size
     assert abs(size.square - 1) < SIX_SIGMA * np.sqrt(2 / outside.size)
     mine = turns(plan, CANARIES) & members
@@ -112,31 +120,33 @@ def test_the_familys_limit_of_noise_covers_the_truth():
 
 
 def test_the_size_of_the_noise_has_exact_limits():
-    size = noise_size.NoiseSize(50, 1.3)
+    size = noise_scale.NoiseSize(50, 1.3)
     assert chi2.cdf(50 * 1.3 / size.most(0.95) ** 2, 50) == pytest.approx(0.05)
-    assert not size.refutes(1e-3) and noise_size.NoiseSize(50, 0.3).refutes(1e-3)
-    assert noise_size.power(12_000, 0.5, 1e-3) > 0.999 and noise_size.power(50, 1.0, 1e-3) == pytest.approx(
+    assert not size.refutes(1e-3) and noise_scale.NoiseSize(50, 0.3).refutes(1e-3)
+    assert noise_scale.power(12_000, 0.5, 1e-3) > 0.999 and noise_scale.power(50, 1.0, 1e-3) == pytest.approx(
         1e-3
     )
-    assert noise_size.epsilon_at(LOCAL, 1.0) == pytest.approx(LOCAL.epsilon(), rel=2e-3)
-    assert noise_size.epsilon_at(LOCAL, float("inf")) == 0.0
+    assert noise_scale.epsilon_at(LOCAL, 1.0) == pytest.approx(LOCAL.epsilon(), rel=2e-3)
+    assert noise_scale.epsilon_at(LOCAL, float("inf")) == 0.0
 
 
 @pytest.mark.parametrize("name", ["local", "turns", "distributed"])
 def test_one_release_of_nobody_is_the_plans_noise(name):
-    size = noise_size.of_release(PLANS[name], 100_000)
+    size = noise_scale.of_release(PLANS[name], 100_000)
     assert abs(size.square - 1) < SIX_SIGMA * np.sqrt(2 / 100_000)
 
 
 def test_a_crowd_tells_draws_from_fixed_batches():
-    units, rng = crowd.size_of(LOCAL), np.random.default_rng(8)
+    units, rng = sampling_rate.size_of(LOCAL), np.random.default_rng(8)
     plan = replace(LOCAL, rounds=8)
     noisy = plan.noise_multiplier * rng.normal(size=(400, plan.steps))
-    drawn = [crowd.Crowd(plan, units, rng.binomial(units, 0.2, plan.steps) + row).p_value for row in noisy]
+    drawn = [
+        sampling_rate.Crowd(plan, units, rng.binomial(units, 0.2, plan.steps) + row).p_value for row in noisy
+    ]
     assert sum(p <= 0.05 for p in drawn) <= binom.isf(1e-6, 400, 0.05)
     assert min(drawn) > 1e-7
-    fixed = [crowd.Crowd(plan, units, round(0.2 * units) + row).p_value for row in noisy]
-    assert max(fixed) < 1e-3 and crowd.power(plan, 1e-3) > 0.999
+    fixed = [sampling_rate.Crowd(plan, units, round(0.2 * units) + row).p_value for row in noisy]
+    assert max(fixed) < 1e-3 and sampling_rate.power(plan, 1e-3) > 0.999
 
 
 def test_the_suites_entry_agrees_with_right_plans_and_knows_its_power():

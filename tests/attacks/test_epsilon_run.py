@@ -10,8 +10,8 @@ from scipy.stats import binom
 
 from fedpeft.errors import AuditError
 from fedpeft.privacy.plan import PrivacyPlan
-from fedpeft_attacks.epsilon import check, score_checks, tap_checks, tapped
-from fedpeft_attacks.epsilon.gaussian import separation
+from fedpeft_attacks.dp_audit import check, score_checks, tap_checks, tapped_noise
+from fedpeft_attacks.dp_audit.gaussian import separation
 
 PLAN = PrivacyPlan(1.0, 1 / separation(4.0, 1e-5), 0.25, 64, 1, 1, 1e-5)
 STRICT = PrivacyPlan(1.0, 1 / separation(1.0, 1e-5), 0.25, 64, 1, 1, 1e-5)
@@ -78,10 +78,10 @@ def test_noise_of_one_seed_is_caught_between_nodes_and_not_within_them():
 
 def test_values_near_zero_are_as_rare_as_the_binomial_says():
     rng, runs = np.random.default_rng(5), 400
-    wrong = [tapped.Near.of(rng.normal(size=501), 1.0).refutes(0.05) for _ in range(runs)]
+    wrong = [tapped_noise.Near.of(rng.normal(size=501), 1.0).refutes(0.05) for _ in range(runs)]
     assert sum(wrong) <= binom.isf(1e-6, runs, 0.05)
-    assert tapped.Near.of(rng.normal(size=100_000), 1.0).most() == pytest.approx(1.0, abs=0.02)
-    assert tapped.Near.of(100 + rng.normal(size=1000), 1.0).most() == np.inf
+    assert tapped_noise.Near.of(rng.normal(size=100_000), 1.0).most() == pytest.approx(1.0, abs=0.02)
+    assert tapped_noise.Near.of(100 + rng.normal(size=1000), 1.0).most() == np.inf
 
 
 def test_other_plans_tap_no_noise():

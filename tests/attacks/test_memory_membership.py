@@ -8,7 +8,7 @@ from fedpeft.config.models import DataConfig
 from fedpeft.data import Record, collate, tokenise
 from fedpeft.errors import AuditError
 from fedpeft.training import LocalPlan, per_example_loss, train_local
-from fedpeft_attacks.memory.membership import confidence, likelihood_ratio, losses
+from fedpeft_attacks.memory.membership_scores import confidence, likelihood_ratio, losses
 from fedpeft_attacks.memory.shadows import halves, train_shadows
 from fedpeft_attacks.memory.statistics import area
 

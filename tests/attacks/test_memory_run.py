@@ -14,7 +14,7 @@ from fedpeft.runstore import RunStore, write_atomic, write_json
 from fedpeft.training import LocalPlan, train_local
 from fedpeft_attacks.memory import Effort, canary_scores, memory_findings, released
 from fedpeft_attacks.memory.canaries import Canary, write_canaries
-from fedpeft_attacks.memory.material import Material
+from fedpeft_attacks.memory.member_records import Material
 
 WORDS = ["the", "patient", "asked", "for", "a", "letter", "and", "nurse", "wrote", "it", "today"]
 SMALL = Effort(prompts=8)

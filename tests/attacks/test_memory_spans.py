@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fedpeft.data import Example, Record, tokenise
-from fedpeft_attacks.memory.extraction import Recovered
-from fedpeft_attacks.memory.personal import secrets_of, spans_of
-from fedpeft_attacks.memory.spans import Reading, Span, differing, read_continuations, read_spans
+from fedpeft_attacks.memory.decoding import Recovered
+from fedpeft_attacks.memory.span_likelihood import Reading, Span, differing, read_continuations, read_spans
+from fedpeft_attacks.results.pii import secrets_of, spans_of
 
 
 def _naive(model, span):

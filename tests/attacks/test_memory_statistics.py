@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom, norm
 
 from fedpeft_attacks.memory.statistics import area, detected, mean, share
-from fedpeft_attacks.scoring import wilson
+from fedpeft_attacks.results.token_scores import wilson
 
 
 def test_the_area_counts_pairs_and_halves_ties():

@@ -12,11 +12,11 @@ from fedpeft.config.models import AdapterConfig
 from fedpeft.data import Example
 from fedpeft.errors import AuditError
 from fedpeft.rng import torch_stream
-from fedpeft_attacks.knowledge import knowledge_of, vocabulary_of
+from fedpeft_attacks.evidence.undefended_reference import warm_start
 from fedpeft_attacks.recit import Recipe, Sample, recit, strengthen, with_note
 from fedpeft_attacks.recit.prompting import complete, filter_of
-from fedpeft_attacks.reference import warm_start
 from fedpeft_attacks.sequences import Budget
+from fedpeft_attacks.tokens.adversary_knowledge import knowledge_of, vocabulary_of
 from fedpeft_attacks.views import Guess, NotApplicable, Start, View
 
 pytestmark = pytest.mark.portable

@@ -10,13 +10,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fedpeft_attacks.figures import SECRETS, SEQUENCES, Baselines, Measure, Strength
-from fedpeft_attacks.findings import Claim, Example, Report, Signature
-from fedpeft_attacks.model_card import model_card
-from fedpeft_attacks.page import ASKED, TITLES, render
-from fedpeft_attacks.suite import audit_run
-from fedpeft_attacks.summaries import overall, threats
-from fedpeft_attacks.verdicts import Audit, Bound, Subject, epsilon_check, finding_of
+from fedpeft_attacks.audit import audit_run
+from fedpeft_attacks.report.html import ASKED, TITLES, render
+from fedpeft_attacks.report.model_card import model_card
+from fedpeft_attacks.report.summaries import overall, threats
+from fedpeft_attacks.results.findings import Claim, Example, Report, Signature
+from fedpeft_attacks.results.measures import SECRETS, SEQUENCES, Baselines, Measure, Strength
+from fedpeft_attacks.results.verdicts import Audit, Bound, Subject, epsilon_check, finding_of
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 VOID = {"meta", "br", "link", "img", "hr", "input"}

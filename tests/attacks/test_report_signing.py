@@ -7,10 +7,10 @@ import pytest
 
 from fedpeft.errors import AuditError, ExchangeError
 from fedpeft.trust import Signer
-from fedpeft_attacks.findings import Report
-from fedpeft_attacks.reporting import Delivery
-from fedpeft_attacks.signing import FILES, sign_report, signature_of, signer_in, verify_report
-from fedpeft_attacks.suite import audit_run
+from fedpeft_attacks.audit import audit_run
+from fedpeft_attacks.report.assemble import Delivery
+from fedpeft_attacks.report.signing import FILES, sign_report, signature_of, signer_in, verify_report
+from fedpeft_attacks.results.findings import Report
 
 # typer asks click for names that click deprecates, when it is first imported
 pytestmark = pytest.mark.filterwarnings("ignore:'click.utils.get:DeprecationWarning")

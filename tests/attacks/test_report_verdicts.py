@@ -2,12 +2,12 @@
 
 import pytest
 
-from fedpeft_attacks.figures import SECRETS, SEQUENCES, TOKENS, Baselines, Measure, spanned, written
-from fedpeft_attacks.findings import Finding
-from fedpeft_attacks.ladder import filled, ladder
-from fedpeft_attacks.scoring import Counts, average, measure
-from fedpeft_attacks.summaries import epsilon_words, overall, summary, threats
-from fedpeft_attacks.verdicts import Audit, Bound, Subject, epsilon_check, finding_of, thresholds
+from fedpeft_attacks.report.stage_table import filled, ladder
+from fedpeft_attacks.report.summaries import epsilon_words, overall, summary, threats
+from fedpeft_attacks.results.findings import Finding
+from fedpeft_attacks.results.measures import SECRETS, SEQUENCES, TOKENS, Baselines, Measure, spanned, written
+from fedpeft_attacks.results.token_scores import Counts, average, measure
+from fedpeft_attacks.results.verdicts import Audit, Bound, Subject, epsilon_check, finding_of, thresholds
 
 ENVELOPE = Subject("recit", "inversion", "envelope", "coordinator", "lora/naive")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedpeft_attacks.scoring import (
+from fedpeft_attacks.results.token_scores import (
     Control,
     Counts,
     Score,

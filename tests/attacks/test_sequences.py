@@ -9,12 +9,12 @@ import pytest
 from fedpeft.adapters import attach
 from fedpeft.config.models import AdapterConfig
 from fedpeft.errors import FedPeftError
-from fedpeft_attacks.knowledge import layer_of, special_tokens
 from fedpeft_attacks.sequences import Bag, Budget, assemble, assemble_from
 from fedpeft_attacks.sequences.dager import dager
 from fedpeft_attacks.sequences.inversion import invert
 from fedpeft_attacks.sequences.probing import Probe
 from fedpeft_attacks.sequences.rouge import rouge_l
+from fedpeft_attacks.tokens.adversary_knowledge import layer_of, special_tokens
 from fedpeft_attacks.views import Guess, Knowledge, NotApplicable, Start, View
 from fedpeft_attacks.work import Work
 

@@ -5,10 +5,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fedpeft_attacks.bayes import sparse_bayes
-from fedpeft_attacks.blocks import Block, row_space, unit_rows
-from fedpeft_attacks.pursuit import matching_pursuit
-from fedpeft_attacks.span import INSIDE, outside, span_check
+from fedpeft_attacks.tokens.blocks import Block, row_space, unit_rows
+from fedpeft_attacks.tokens.matching_pursuit import matching_pursuit
+from fedpeft_attacks.tokens.span_check import INSIDE, outside, span_check
+from fedpeft_attacks.tokens.sparse_bayes import sparse_bayes
 
 pytestmark = pytest.mark.portable
 

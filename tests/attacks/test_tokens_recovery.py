@@ -8,11 +8,11 @@ import pytest
 from fedpeft.adapters import attach
 from fedpeft.config.models import AdapterConfig
 from fedpeft.exchange.layout import Layout
-from fedpeft_attacks.bayes import sparse_bayes
-from fedpeft_attacks.blocks import Block, row_space
-from fedpeft_attacks.knowledge import knowledge_of
-from fedpeft_attacks.recovery import joined, recover, sparse_recovery
-from fedpeft_attacks.reference import undefended, warm_start
+from fedpeft_attacks.evidence.undefended_reference import undefended, warm_start
+from fedpeft_attacks.tokens.adversary_knowledge import knowledge_of
+from fedpeft_attacks.tokens.blocks import Block, row_space
+from fedpeft_attacks.tokens.sparse_bayes import sparse_bayes
+from fedpeft_attacks.tokens.sparse_recovery import joined, recover, sparse_recovery
 from fedpeft_attacks.views import Guess, Knowledge, NotApplicable, View
 
 pytestmark = pytest.mark.portable

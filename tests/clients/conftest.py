@@ -22,16 +22,16 @@ class Coordinator:
         return Signer.from_seed(b"coordinator")
 
     def hello(self):
-        from fedpeft.protocol import PROTOCOL, Hello, run_id
+        from fedpeft.protocol.messages import PROTOCOL, Hello, run_id
 
         return Hello(PROTOCOL, run_id(self.home.config), self.signer.public)
 
     def first_task(self, **changes):
         import time
 
-        from fedpeft.protocol import TrainTask
+        from fedpeft.protocol.messages import TrainTask
         from fedpeft.training import LocalPlan
-        from fedpeft_clients.tasks import greet
+        from fedpeft_clients.rounds.handlers import greet
 
         state = greet(self.home, self.hello()).state
         federation = self.home.config.federation
@@ -42,8 +42,8 @@ class Coordinator:
     def whole(self, values, round=1):
         """An order that sends a whole state of the coordinator's choice, and its bytes."""
         from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Update, seal
-        from fedpeft.protocol import COORDINATOR, NO_STATE, run_id, state_digest
-        from fedpeft_clients.desk import Desk
+        from fedpeft.protocol.messages import COORDINATOR, NO_STATE, run_id, state_digest
+        from fedpeft_clients.rounds.node_context import Desk
 
         layout, values = Desk.of(self.home).attached.layout, np.asarray(values, np.float32)
         context = Context(run_id(self.home.config), round, COORDINATOR, NO_STATE, "down")
@@ -54,13 +54,13 @@ class Coordinator:
 
 def deal(homes, task):
     """Keys and shares of an attempt, with all of its nodes; what each was dealt, by node and dealer."""
-    from fedpeft.protocol import pack_table, unpack_table
-    from fedpeft_clients import secure
-    from fedpeft_clients.desk import signer_of
+    from fedpeft.protocol.messages import pack_table, unpack_table
+    from fedpeft_clients.rounds import secure_aggregation
+    from fedpeft_clients.rounds.node_context import signer_of
 
     def all_answer(phase, table):
         asked = replace(task, phase=phase)
-        return {home.name: secure.answer(home, asked, pack_table(table))[1] for home in homes}
+        return {home.name: secure_aggregation.answer(home, asked, pack_table(table))[1] for home in homes}
 
     keys = all_answer("keys", {home.name: signer_of(home).public for home in homes})
     dealt = {name: unpack_table(messages) for name, messages in all_answer("shares", keys).items()}
@@ -73,7 +73,7 @@ def organisation(tmp_path, tiny_model_folder):
     from fedpeft.adapters import detach
     from fedpeft.config import build_config
     from fedpeft.data import Record
-    from fedpeft_clients.home import Simulated, create_home
+    from fedpeft_clients.rounds.run_home import Simulated, create_home
 
     rng = np.random.default_rng(0)
     records = [Record(f"note {rng.integers(1000)} is", str(rng.choice(["green", "red"]))) for _ in range(12)]
@@ -125,7 +125,7 @@ class Joined:
 
     @property
     def post(self):
-        from fedpeft_clients.terms import Post
+        from fedpeft_clients.governance.run_approval import Post
 
         return Post(self.organisation, self.grant)
 
@@ -154,9 +154,9 @@ class Joined:
         from flwr.app import Context, Message, RecordDict
 
         from fedpeft import flower
-        from fedpeft.protocol import pack
+        from fedpeft.protocol.messages import pack
         from fedpeft_clients.app import app
-        from fedpeft_clients.gate import OrganisationGate
+        from fedpeft_clients.outbox.gate import OrganisationGate
 
         flower.identify(flower_run, 1)
         asked = Message(pack(facts, blob), 1000, kind, ttl=600, group_id="")
@@ -168,7 +168,7 @@ class Joined:
     def terms(self, config, signer=None, **changes):
         from dataclasses import replace
 
-        from fedpeft.protocol import PROTOCOL, RunTerms, Terms, run_id
+        from fedpeft.protocol.messages import PROTOCOL, RunTerms, Terms, run_id
 
         canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()
         run, key = run_id(config), (signer or self.signer)
@@ -178,7 +178,7 @@ class Joined:
 
     def offer(self, config, flower_run=7, **changes):
         """The node's answer to a run's terms."""
-        from fedpeft.protocol import TERMS, TermsReply, unpack
+        from fedpeft.protocol.messages import TERMS, TermsReply, unpack
 
         asked, blob = self.terms(config, **changes)
         reply = unpack(self.say(TERMS, asked, blob, flower_run)[1], TermsReply, 0)[0]
@@ -187,7 +187,7 @@ class Joined:
     def first_task(self, config, **changes):
         import time
 
-        from fedpeft.protocol import HELLO, PROTOCOL, Hello, HelloReply, TrainTask, run_id, unpack
+        from fedpeft.protocol.messages import HELLO, PROTOCOL, Hello, HelloReply, TrainTask, run_id, unpack
 
         asked = Hello(PROTOCOL, run_id(config), self.signer.public)
         state = unpack(self.say(HELLO, asked)[1], HelloReply, 0)[0].state
@@ -207,7 +207,7 @@ def joined(tmp_path, tiny_model_folder):
     from fedpeft.bases import content_hash
     from fedpeft.runstore import write_json
     from fedpeft.trust import Signer, fingerprint
-    from fedpeft_clients.organisation import DataSet, init_organisation
+    from fedpeft_clients.governance.organisation import DataSet, init_organisation
 
     rng = np.random.default_rng(0)
     rows = [{"q": f"note {rng.integers(1000)} is", "a": str(rng.choice(["green", "red"]))} for _ in range(12)]

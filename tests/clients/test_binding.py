@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.protocol import TRAIN, TrainReply, run_id, unpack
+from fedpeft.protocol.messages import TRAIN, TrainReply, run_id, unpack
 from fedpeft.runstore import write_json
 from fedpeft.trust import Signer, fingerprint
-from fedpeft_clients import terms
-from fedpeft_clients.status import describe_offers
-from fedpeft_clients.terms import approve, offers
+from fedpeft_clients.cli.status import describe_offers
+from fedpeft_clients.governance import run_approval
+from fedpeft_clients.governance.run_approval import approve, offers
 
 LABELS = ("green", "red")
 
@@ -142,7 +142,7 @@ def test_what_a_run_takes_of_the_machine_is_bounded(joined, section, rule):
 
 
 def test_offers_of_one_coordinator_do_not_block_another(joined, monkeypatch):
-    monkeypatch.setattr(terms, "MOST_OFFERS", 3)
+    monkeypatch.setattr(run_approval, "MOST_OFFERS", 3)
     joined.policy(approval=True)
     b = second(joined)
     answers = [b.offer(b.config(run={"seed": seed})) for seed in range(1, 6)]
@@ -164,7 +164,7 @@ def test_an_offer_of_another_coordinators_run_does_not_take_it(joined):
 
 
 def test_refused_offers_make_room_and_stay_refused(joined, monkeypatch):
-    monkeypatch.setattr(terms, "MOST_OFFERS", 2)
+    monkeypatch.setattr(run_approval, "MOST_OFFERS", 2)
     joined.policy(approval=True)
     first = joined.config(run={"seed": 1})
     joined.offer(first)
@@ -203,7 +203,7 @@ def test_one_coordinator_is_not_told_of_another(joined):
 def test_a_ledger_that_lost_what_its_coordinator_has_seen_is_refused(joined):
     """Numbers count the entries of one run; the hash stands for everything before them."""
     from fedpeft.privacy import Ledger
-    from fedpeft_clients import told as facts
+    from fedpeft_clients.rounds import ledger_view as facts
 
     told(joined, 1)
     told(second(joined), 2)

@@ -9,10 +9,10 @@ import pytest
 
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Update, seal
 from fedpeft.privacy import Ledger
-from fedpeft.protocol import COORDINATOR, NO_STATE, TRAIN, TrainTask, run_id, state_digest
-from fedpeft_clients.desk import Desk
-from fedpeft_clients.home import open_home
-from fedpeft_clients.rules import run_epsilon
+from fedpeft.protocol.messages import COORDINATOR, NO_STATE, TRAIN, TrainTask, run_id, state_digest
+from fedpeft_clients.governance.policy_rules import run_epsilon
+from fedpeft_clients.rounds.node_context import Desk
+from fedpeft_clients.rounds.run_home import open_home
 
 VAST = {"lineage_epsilon": 40.0, "yearly_epsilon": 40.0, "most_epsilon": 20.0}
 
@@ -70,7 +70,7 @@ def test_a_promise_per_record_is_refused_on_data_that_are_promised_per_person(jo
 def test_a_round_without_privacy_under_a_leapt_clock_empties_nobodys_year(joined):
     """Adversary: a coordinator with a run without accounting, while the clock of the node is a year ahead."""
     from fedpeft.privacy import Budget, PrivacyPlan
-    from fedpeft_clients.local_round import ledger_of
+    from fedpeft_clients.rounds.local_round import ledger_of
 
     joined.policy(privacy={**VAST, "units": ["none"]})
     plan = PrivacyPlan(0.1, 3.0, 1.0, 4, 2, 3, 1e-5)

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from fedpeft.data import Record
 from fedpeft.errors import PrivacyError
-from fedpeft_clients.cli import register
-from fedpeft_clients.doctor import examine
-from fedpeft_clients.fingerprints import LEAST, MOST, hashes, share
-from fedpeft_clients.organisation import init_organisation
-from fedpeft_clients.policy import template
+from fedpeft_clients.cli.doctor import examine
+from fedpeft_clients.cli.node import register
+from fedpeft_clients.governance.organisation import init_organisation
+from fedpeft_clients.governance.policy import template
+from fedpeft_clients.governance.record_overlap import LEAST, MOST, hashes, share
 
 KEY = bytes(range(32))
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from fedpeft.protocol import (
+from fedpeft.protocol.messages import (
     HELLO,
     PROTOCOL,
     SECURE,
@@ -20,7 +20,7 @@ from fedpeft.protocol import (
     unpack,
 )
 from fedpeft.trust import signed_log
-from fedpeft_clients.gate import OrganisationGate
+from fedpeft_clients.outbox.gate import OrganisationGate
 
 
 def through(joined, reply_for):
@@ -44,7 +44,7 @@ def test_an_error_leaves_with_its_code_and_class_alone(joined):
 
 
 def test_an_unexpected_error_of_the_app_names_its_class_only(joined, monkeypatch):
-    from fedpeft_clients import local_round
+    from fedpeft_clients.rounds import local_round
 
     def broken(*arguments):
         raise KeyError("measles")

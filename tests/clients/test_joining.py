@@ -13,13 +13,13 @@ from dataclasses import replace
 
 import pytest
 
-from fedpeft.enrolment import Token
 from fedpeft.errors import ConfigError, FederationError
 from fedpeft.flower import free_port, thin_app
+from fedpeft.protocol.enrolment import Token
 from fedpeft.trust import certificate_fingerprint, fingerprint
-from fedpeft_clients.joining import Address, fetch_ca, join
-from fedpeft_clients.organisation import init_organisation, open_organisation
-from fedpeft_clients.policy import template
+from fedpeft_clients.governance.joining import Address, fetch_ca, join
+from fedpeft_clients.governance.organisation import init_organisation, open_organisation
+from fedpeft_clients.governance.policy import template
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def organisation(tmp_path):
 @pytest.fixture
 def server(tmp_path):
     """A coordinator's folder whose enrolment service and ``/ca.crt`` answer."""
-    from fedpeft_server.enrolment import serving
-    from fedpeft_server.home import ServerHome, Settings
+    from fedpeft_server.service.enrolment_service import serving
+    from fedpeft_server.service.server_home import ServerHome, Settings
 
     ports = [free_port() for _ in range(4)]
     home = ServerHome.create(tmp_path / "server", Settings("north", "127.0.0.1", "127.0.0.1", *ports))
@@ -60,7 +60,7 @@ def _public_port(home):
 
 
 def registry(home):
-    from fedpeft_server.registry import Registry
+    from fedpeft_server.service.node_registry import Registry
 
     return Registry(home)
 
@@ -98,7 +98,7 @@ def test_another_ca_than_the_tokens_is_refused_before_anything_is_sent(server, o
 
 def test_a_ca_that_stands_beside_the_tokens_is_not_believed(server, tmp_path):
     """Whoever sits between could add one of its own, and show certificates of that later."""
-    from fedpeft_server import certificates
+    from fedpeft_server.service import certificates
 
     token, alone = registry(server).new_token("clinic", 24), (server.path / "ca.crt").read_bytes()
     certificates.create(tmp_path, "north", "127.0.0.1")
@@ -107,7 +107,7 @@ def test_a_ca_that_stands_beside_the_tokens_is_not_believed(server, tmp_path):
 
 
 def test_a_coordinator_of_another_version_is_one_plain_line(server, organisation, monkeypatch):
-    monkeypatch.setattr("fedpeft_clients.joining.PATH", "/v2/join")
+    monkeypatch.setattr("fedpeft_clients.governance.joining.PATH", "/v2/join")
     with pytest.raises(FederationError, match="upgrade fedpeft, here or there"):
         join(organisation, address_of(server), registry(server).new_token("clinic", 24), 0)
 
@@ -126,8 +126,8 @@ def test_nobody_at_the_address_is_one_plain_line(organisation):
 
 def test_an_enrolment_service_with_another_certificate_is_not_believed(server, organisation, tmp_path):
     """Somebody who answers the token's port with a certificate of their own learns no token."""
-    from fedpeft_server.enrolment import serving
-    from fedpeft_server.home import ServerHome, Settings
+    from fedpeft_server.service.enrolment_service import serving
+    from fedpeft_server.service.server_home import ServerHome, Settings
 
     ports = [free_port() for _ in range(4)]
     thief = ServerHome.create(tmp_path / "thief", Settings("north", "127.0.0.1", "127.0.0.1", *ports))

@@ -14,7 +14,7 @@ from fedpeft.privacy.accounting import Pure, Steps, epsilon
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.trust import Signer
-from fedpeft_clients.cli import register
+from fedpeft_clients.cli.node import register
 
 PLAN = PrivacyPlan(0.1, 1.0, 1.0, 8, 5, 4, 1e-5)
 OWN = Signer.from_seed(b"own")
@@ -161,8 +161,8 @@ def test_each_promise_of_a_data_set_has_its_own_total(home):
 
 def test_the_clock_is_confirmed_by_the_owner_alone(tmp_path):
     from fedpeft.privacy.ledger import Budget
-    from fedpeft_clients.organisation import init_organisation
-    from fedpeft_clients.policy import template
+    from fedpeft_clients.governance.organisation import init_organisation
+    from fedpeft_clients.governance.policy import template
 
     made = init_organisation(tmp_path / "clinic", "clinic", template("strict"))
     past = Ledger(made.ledger, None, made.signer, clock=lambda: 1e9)
@@ -179,8 +179,8 @@ def test_the_clock_is_confirmed_by_the_owner_alone(tmp_path):
 
 
 def test_a_loss_is_declared_on_the_command_line_with_a_reason(tmp_path):
-    from fedpeft_clients.organisation import init_organisation
-    from fedpeft_clients.policy import template
+    from fedpeft_clients.governance.organisation import init_organisation
+    from fedpeft_clients.governance.policy import template
 
     made = init_organisation(tmp_path / "clinic", "clinic", template("strict"))
     assert isinstance(node("declare", "--because", "x", "--home", made.path).exception, ConfigError)

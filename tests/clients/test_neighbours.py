@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fedpeft.data import Record
-from fedpeft.privacy.per_example import CLIP_MARGIN
+from fedpeft.training.dp.per_example import CLIP_MARGIN
 
 CLIP = 0.05
 RECORDS = [Record(f"note {place * 7919 % 1000} is", ("green", "red")[place % 2]) for place in range(129)]
@@ -46,10 +46,11 @@ class World:
         The hash of the ledger's head is salted and left out.
         """
         from fedpeft.adapters import detach
-        from fedpeft.privacy import csprng, dpsgd
+        from fedpeft.privacy import csprng
         from fedpeft.training import local
-        from fedpeft_clients import desk, local_round
-        from fedpeft_clients.tasks import train
+        from fedpeft.training.dp import dpsgd
+        from fedpeft_clients.rounds import local_round, node_context
+        from fedpeft_clients.rounds.handlers import train
 
         self.gradients, self.totals = [], []
         home, coordinator = self.organisation(records=records, **settings)
@@ -77,7 +78,7 @@ class World:
             task = coordinator.first_task(expires=2e9)
             reply, envelope = train(home, task, b"")
         files = sorted(str(path.relative_to(home.path)) for path in home.path.rglob("*") if path.is_file())
-        desk._plans.clear()
+        node_context._plans.clear()
         local_round._ledgers.clear()
         detach()
         shutil.rmtree(home.path)
@@ -144,11 +145,11 @@ def signs(home, coordinator):
     """Signs of the update that a node sends in round 1."""
     from fedpeft.exchange import Context, Sign, open_envelope
     from fedpeft.trust import Verifier
-    from fedpeft_clients.desk import Desk, signer_of
-    from fedpeft_clients.tasks import train
+    from fedpeft_clients.rounds.handlers import train
+    from fedpeft_clients.rounds.node_context import Desk, signer_of
 
     _, envelope = train(home, coordinator.first_task(), b"")
-    desk = Desk.of(home)
-    context = Context(desk.run, 1, home.name, desk.digest_of(desk.initial()), "up")
+    node_context = Desk.of(home)
+    context = Context(node_context.run, 1, home.name, node_context.digest_of(node_context.initial()), "up")
     verifier = Verifier(signer_of(home).public)
-    return np.sign(open_envelope(envelope, desk.attached.layout, Sign(), context, verifier).dense())
+    return np.sign(open_envelope(envelope, node_context.attached.layout, Sign(), context, verifier).dense())

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedpeft.cli import build_app
-from fedpeft.protocol import TRAIN, run_id
+from fedpeft.protocol.messages import TRAIN, run_id
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_an_edited_policy_replaces_the_old_one_only_if_it_holds(node, monkeypatc
 
 
 def test_the_shown_policy_is_a_policy(node):
-    from fedpeft_clients.policy import Policy, parse_policy
+    from fedpeft_clients.governance.policy import Policy, parse_policy
 
     said(node("init", "clinic"))
     assert parse_policy(said(node("policy", "show"))) == Policy()
@@ -173,14 +173,14 @@ def test_doctor_finds_what_is_wrong(node, joined):
 
 
 def _bases(joined):
-    from fedpeft_clients.policy import parse_policy
+    from fedpeft_clients.governance.policy import parse_policy
 
     return parse_policy(joined.organisation.policy.read_text()).bases
 
 
 def test_a_second_process_for_one_coordinator_is_refused(joined):
     from fedpeft.errors import RunError
-    from fedpeft_clients.service import _alone, running
+    from fedpeft_clients.service.service import _alone, running
 
     with _alone(joined.grant):
         assert running(joined.grant)

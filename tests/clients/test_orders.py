@@ -14,14 +14,14 @@ import pytest
 
 from fedpeft.errors import FederationError, FedPeftError
 from fedpeft.privacy import Ledger
-from fedpeft.protocol import TRAIN, SecureTask, pack_table
+from fedpeft.protocol.messages import TRAIN, SecureTask, pack_table
 from fedpeft.rng import stream
 from fedpeft.training.batches import epochs
-from fedpeft_clients import local_round, secure
-from fedpeft_clients.desk import Desk
-from fedpeft_clients.policy import PolicyError
-from fedpeft_clients.state import held_rounds
-from fedpeft_clients.tasks import train
+from fedpeft_clients.governance.policy import PolicyError
+from fedpeft_clients.rounds import local_round, secure_aggregation
+from fedpeft_clients.rounds.handlers import train
+from fedpeft_clients.rounds.node_context import Desk
+from fedpeft_clients.rounds.node_state import held_rounds
 from tests.clients.conftest import deal
 
 SECURE = {"exchange": {"up": {"density": 1.0}, "secure": {"enabled": True}}, "federation": {"nodes": 3}}
@@ -184,7 +184,7 @@ def test_batches_of_a_simulation_follow_from_its_seed(organisation, monkeypatch)
 def begun(home, state):
     """A secure sum whose first phase this node has answered."""
     keys = pack_table({name: bytes.fromhex(key) for name, key in home.roster.items()})
-    secure.answer(home, SecureTask("keys", 1, 1, state, 3, 8, 0, [1]), keys)
+    secure_aggregation.answer(home, SecureTask("keys", 1, 1, state, 3, 8, 0, [1]), keys)
 
 
 def test_a_secure_sum_is_of_the_state_that_is_trained_from(organisation):

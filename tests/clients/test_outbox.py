@@ -11,7 +11,7 @@ import pytest
 
 from fedpeft.config import load_config
 from fedpeft.errors import ConfigError, FederationError
-from fedpeft_clients.tasks import train
+from fedpeft_clients.rounds.handlers import train
 
 UNDEFENDED = {
     "adapter": {"rank": 8, "aggregation": "naive", "skip_layers": []},
@@ -20,8 +20,8 @@ UNDEFENDED = {
 
 
 def desk_and_examples(home):
-    from fedpeft_clients.desk import Desk
-    from fedpeft_clients.examples import load_examples
+    from fedpeft_clients.rounds.example_cache import load_examples
+    from fedpeft_clients.rounds.node_context import Desk
 
     desk = Desk.of(home)
     return desk, list(load_examples(home, desk.base))
@@ -61,7 +61,7 @@ def test_a_look_says_what_was_read(organisation):
 
 
 def test_an_undefended_update_is_found_to_leak_and_kept(organisation):
-    from fedpeft_clients.outbox import look
+    from fedpeft_clients.rounds.leak_check import look
 
     home, _ = organisation(audit={"outbox": "refuse"}, **UNDEFENDED)
     desk, examples = desk_and_examples(home)
@@ -74,7 +74,7 @@ def test_an_undefended_update_is_found_to_leak_and_kept(organisation):
 
 
 def test_noise_of_the_same_shape_is_sent(organisation):
-    from fedpeft_clients.outbox import look
+    from fedpeft_clients.rounds.leak_check import look
 
     home, _ = organisation(audit={"outbox": "refuse"}, **UNDEFENDED)
     desk, examples = desk_and_examples(home)
@@ -90,8 +90,8 @@ def written(home, round):
 @pytest.mark.parametrize("wanted", ["report", "refuse"])
 def test_an_update_whose_audit_did_not_finish_is_not_called_clean(organisation, wanted):
     """Where the safety stop ends an attack: kept under ``refuse``, told as not finished under ``report``."""
-    from fedpeft_clients.gate import _verdict
-    from fedpeft_clients.outbox import look
+    from fedpeft_clients.outbox.gate import _verdict
+    from fedpeft_clients.rounds.leak_check import look
 
     home, _ = organisation(audit={"outbox": wanted, "outbox_seconds": 1e-9}, **UNDEFENDED)
     desk, examples = desk_and_examples(home)
@@ -104,7 +104,7 @@ def test_an_update_whose_audit_did_not_finish_is_not_called_clean(organisation, 
 
 
 def test_a_slow_machine_looks_as_hard(organisation, monkeypatch):
-    from fedpeft_clients.outbox import look
+    from fedpeft_clients.rounds.leak_check import look
 
     home, _ = organisation(audit={"outbox": "report"}, **UNDEFENDED)
     desk, examples = desk_and_examples(home)

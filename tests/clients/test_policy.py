@@ -7,9 +7,9 @@ from datetime import datetime
 import pytest
 
 from fedpeft.errors import ConfigError
-from fedpeft.protocol import HELLO, PROTOCOL, TRAIN, Hello, run_id
-from fedpeft_clients.policy import Policy, parse_policy, template, window, within_hours
-from fedpeft_clients.service import allowed_apps
+from fedpeft.protocol.messages import HELLO, PROTOCOL, TRAIN, Hello, run_id
+from fedpeft_clients.governance.policy import Policy, parse_policy, template, window, within_hours
+from fedpeft_clients.service.service import allowed_apps
 
 SUM = {"federation": {"nodes": 4}, "exchange": {"secure": {"enabled": True}}}
 DISTRIBUTED = {
@@ -92,7 +92,7 @@ def test_orders_outside_the_hours_are_refused_and_new_runs_wait(joined, monkeypa
 
 def _closed_now():
     """A window on the day before yesterday."""
-    from fedpeft_clients.policy import DAYS
+    from fedpeft_clients.governance.policy import DAYS
 
     return f"{DAYS[(datetime.now().weekday() - 2) % 7]} 10:00-11:00"
 
@@ -155,7 +155,7 @@ def test_the_pilot_template_holds_and_allows_runs_without_privacy():
 
 
 def test_the_audit_of_the_policy_overrides_the_runs_and_blocks_only_without_privacy(joined):
-    from fedpeft_clients.home import open_home
+    from fedpeft_clients.rounds.run_home import open_home
 
     joined.policy(audit={"mode": "block", "threshold": 0.3}, privacy={"units": ["none", "record"]})
     for unit, wanted in (("record", "report"), ("none", "refuse")):

@@ -12,11 +12,11 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy import Ledger
 from fedpeft.privacy.accounting import Steps, epsilon
 from fedpeft.privacy.plan import Grid, PrivacyPlan
-from fedpeft.protocol import SecureTask, pack_table
-from fedpeft_clients import local_round, secure
-from fedpeft_clients.policy import PolicyError
-from fedpeft_clients.summands import noisy_grid
-from fedpeft_clients.tasks import train
+from fedpeft.protocol.messages import SecureTask, pack_table
+from fedpeft_clients.governance.policy import PolicyError
+from fedpeft_clients.rounds import local_round, secure_aggregation
+from fedpeft_clients.rounds.handlers import train
+from fedpeft_clients.rounds.secure_payload import noisy_grid
 
 RATE, NOISE = 0.3, 1.0
 PRIVATE = {
@@ -69,12 +69,12 @@ def test_a_round_that_dies_with_its_data_open_is_paid_for_and_paid_again(organis
 
 def test_what_left_is_in_the_ledger_before_it_leaves(organisation, monkeypatch):
     """Whoever is killed after the seal has the release on record, or has sent nothing."""
-    from fedpeft_clients import tasks
+    from fedpeft_clients.rounds import handlers
 
     home, coordinator = organisation(**PRIVATE)
     seen = []
     monkeypatch.setattr(
-        tasks, "put_out", lambda *given: seen.append([e.kind for e in Ledger(home.ledger).entries()])
+        handlers, "put_out", lambda *given: seen.append([e.kind for e in Ledger(home.ledger).entries()])
     )
     train(home, coordinator.first_task(), b"")
     assert seen == [["key", "reserve", "started", "released"]]
@@ -101,9 +101,11 @@ def test_as_few_shares_as_a_sum_may_hold_add_up_to_the_noise_that_is_accounted_f
 
 
 def test_what_a_node_adds_to_a_noisy_sum_is_within_the_sensitivity_that_is_accounted_for(monkeypatch):
-    from fedpeft_clients import summands
+    from fedpeft_clients.rounds import secure_payload
 
-    monkeypatch.setattr(summands, "share_of_noise", lambda size, variance, source: np.zeros(size, np.int64))
+    monkeypatch.setattr(
+        secure_payload, "share_of_noise", lambda size, variance, source: np.zeros(size, np.int64)
+    )
     grid = Grid(size=4_000, steps_per_clip=250.0, least_nodes=3)
     plan = PrivacyPlan(1.0, 2.0, 0.5, 20, 1, 5, 1e-5, "node", "distributed", grid=grid)
     values = np.random.default_rng(0).standard_normal((3, grid.size)).astype(np.float32)
@@ -114,8 +116,8 @@ def test_what_a_node_adds_to_a_noisy_sum_is_within_the_sensitivity_that_is_accou
 
 def test_shares_of_noise_follow_no_seed(organisation):
     """Only a plan that guarantees nothing has noise that the coordinator, who knows the seed, can repeat."""
-    from fedpeft_clients.desk import Desk
-    from fedpeft_clients.summands import _source
+    from fedpeft_clients.rounds.node_context import Desk
+    from fedpeft_clients.rounds.secure_payload import _source
 
     desk, grid = Desk.of(organisation()[0]), Grid(size=100, steps_per_clip=50.0, least_nodes=3)
     plan = PrivacyPlan(1.0, 2.0, 1.0, 20, 1, 5, 1e-5, "node", "distributed", grid=grid)
@@ -133,22 +135,22 @@ def test_keys_that_are_not_pinned_reach_nobody(organisation):
     swapped = roster | {"bank": bytes([9]) * 32}
     for number in (1, 2):
         with pytest.raises(PolicyError, match="'bank' with a key that is not pinned") as caught:
-            secure.answer(home, replace(task, round=number), pack_table(swapped))
+            secure_aggregation.answer(home, replace(task, round=number), pack_table(swapped))
         assert caught.value.code == "PolicyRoster"
         assert not list(home.secure.glob("*"))
-        secure.answer(home, replace(task, round=number), pack_table(roster))
+        secure_aggregation.answer(home, replace(task, round=number), pack_table(roster))
         shutil.rmtree(home.secure)
     alone, _ = organisation("other", **SECURE)
     with pytest.raises(PolicyError, match="0 nodes are pinned for a sum of 3"):
-        secure.answer(alone, task, pack_table(roster))
+        secure_aggregation.answer(alone, task, pack_table(roster))
 
 
 def test_against_an_untrusted_coordinator_the_seconds_stay_at_home(organisation):
     """Shares of noise are added after training; how long it took is no part of what they hide (bug 27)."""
     from types import SimpleNamespace
 
-    from fedpeft_clients.desk import Desk
-    from fedpeft_clients.local_round import _reply
+    from fedpeft_clients.rounds.local_round import _reply
+    from fedpeft_clients.rounds.node_context import Desk
 
     home, coordinator = organisation(
         privacy={"unit": "node", "trust": "distributed", "noise_multiplier": 2.0, "most_noise": 1e9},

@@ -19,20 +19,20 @@ from fedpeft.errors import ConfigError, FederationError
 from fedpeft.exchange import Context as Bound
 from fedpeft.exchange import open_payload
 from fedpeft.privacy import Ledger
-from fedpeft.protocol import PROTOCOL, Hello, SecureTask, TrainTask, pack_table, run_id, unpack_table
+from fedpeft.protocol.messages import PROTOCOL, Hello, SecureTask, TrainTask, pack_table, run_id, unpack_table
 from fedpeft.secagg import CoordinatorRound, SecureAggregationError, SecureContext, from_residues
 from fedpeft.secagg.messages import RECEIPT_BYTES
 from fedpeft.trust import Signer, Verifier
-from fedpeft_clients import secure, tasks
-from fedpeft_clients.desk import Desk, plans, signer_of
-from fedpeft_clients.home import Simulated, create_home
-from fedpeft_clients.local_round import INTEGERS
-from fedpeft_clients.offers import offers
-from fedpeft_clients.organisation import init_organisation
-from fedpeft_clients.policy import PolicyError
-from fedpeft_clients.rosters import pin, pinned, unpin
-from fedpeft_clients.state import load_state
-from fedpeft_clients.terms import approve
+from fedpeft_clients.governance.organisation import init_organisation
+from fedpeft_clients.governance.policy import PolicyError
+from fedpeft_clients.governance.proposals import offers
+from fedpeft_clients.governance.rosters import pin, pinned, unpin
+from fedpeft_clients.governance.run_approval import approve
+from fedpeft_clients.rounds import handlers, secure_aggregation
+from fedpeft_clients.rounds.local_round import INTEGERS
+from fedpeft_clients.rounds.node_context import Desk, plans, signer_of
+from fedpeft_clients.rounds.node_state import load_state
+from fedpeft_clients.rounds.run_home import Simulated, create_home
 from tests.clients.conftest import deal
 
 NAMES = "ABCDEFG"
@@ -77,7 +77,7 @@ class Federation:
             for name in NAMES
         }
         hello = Hello(PROTOCOL, run_id(self.config), Signer.from_seed(b"c" * 32).public)
-        self.state = {tasks.greet(self.homes[name], hello).state for name in NAMES}.pop()
+        self.state = {handlers.greet(self.homes[name], hello).state for name in NAMES}.pop()
         desk = Desk.of(self.homes["A"])
         self.plan, self.layout = plans(desk).privacy, desk.attached.layout
         self.keys = {name: signer_of(home).public for name, home in self.homes.items()}
@@ -122,14 +122,14 @@ class Federation:
         return from_residues(server.result(), 32)
 
     def ask(self, name, task, blob):
-        return secure.answer(self.homes[name], task, blob)[1]
+        return secure_aggregation.answer(self.homes[name], task, blob)[1]
 
     def trained(self, name, attempt, box, size):
         lr = self.config.federation.lr
         order = TrainTask(
             1, 1, lr, "none", 0, [], self.state, [], time.time() + 600, attempt=attempt, inbox=len(box)
         )
-        _, envelope = tasks.train(self.homes[name], order, box)
+        _, envelope = handlers.train(self.homes[name], order, box)
         bound = Bound(run_id(self.config), 1, name, self.state, "up")
         return open_payload(envelope, 4 * size + RECEIPT_BYTES, self.layout, bound, Verifier(self.keys[name]))
 
@@ -302,7 +302,7 @@ def test_a_small_roster_of_an_agreed_run_is_refused_by_its_rule(joined):
 
 
 def test_a_run_shows_how_many_colluders_it_withstands(joined):
-    from fedpeft_clients.status import describe_offers
+    from fedpeft_clients.cli.status import describe_offers
 
     config, full = joined.config(**SUM), roster_of(joined, "bank", "court")
     joined.offer(config, roster=full)

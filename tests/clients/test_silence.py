@@ -17,14 +17,14 @@ import pandas as pd
 import pytest
 import torch
 
-from fedpeft.protocol import TRAIN, SecureTask, TrainReply, pack_table, unpack
+from fedpeft.protocol.messages import TRAIN, SecureTask, TrainReply, pack_table, unpack
 from fedpeft.runstore import write_json
-from fedpeft_clients import examples, local_round
-from fedpeft_clients.desk import Desk
-from fedpeft_clients.home import open_home
-from fedpeft_clients.local_round import INTEGERS
-from fedpeft_clients.state import load_state
-from fedpeft_clients.tasks import train
+from fedpeft_clients.rounds import example_cache, local_round
+from fedpeft_clients.rounds.handlers import train
+from fedpeft_clients.rounds.local_round import INTEGERS
+from fedpeft_clients.rounds.node_context import Desk
+from fedpeft_clients.rounds.node_state import load_state
+from fedpeft_clients.rounds.run_home import open_home
 from tests.clients.conftest import deal
 
 LABELS = ("green", "red")
@@ -72,7 +72,7 @@ def ask(coordinator, task=None, inbox=b""):
     home = coordinator.home
     for folder in (home.states, home.outbox):
         shutil.rmtree(folder, ignore_errors=True)
-    examples._kept.clear()
+    example_cache._kept.clear()
     return train(home, task or coordinator.first_task(), inbox)[1]
 
 
@@ -335,4 +335,4 @@ def test_tokens_that_the_base_does_not_have_count_as_nothing():
     made = [Example(np.array(ids), np.ones(len(ids), np.float32)) for ids in ([1, 2], [1, 9], [3])]
     faults = []
     base = SimpleNamespace(model=SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(9, 2)))
-    assert examples._known(made, base, faults) == [made[0], made[2]] and len(faults) == 1
+    assert example_cache._known(made, base, faults) == [made[0], made[2]] and len(faults) == 1

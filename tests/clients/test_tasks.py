@@ -8,8 +8,8 @@ import pytest
 
 from fedpeft.errors import ConfigError, FederationError, PrivacyError
 from fedpeft.trust import Signer
-from fedpeft_clients.home import create_home, open_home
-from fedpeft_clients.tasks import greet, train
+from fedpeft_clients.rounds.handlers import greet, train
+from fedpeft_clients.rounds.run_home import create_home, open_home
 
 PRIVATE = {
     "privacy": {
@@ -160,7 +160,7 @@ def test_old_answers_are_sent_again_from_the_outbox(federation_round_two):
 @pytest.fixture
 def federation_round_two(organisation, request):
     """A node after round 1, and the order for round 2."""
-    from fedpeft_clients.desk import Desk
+    from fedpeft_clients.rounds.node_context import Desk
 
     home, coordinator = organisation(**getattr(request, "param", {}))
     train(home, coordinator.first_task(), b"")
@@ -188,7 +188,7 @@ class Chain:
     """A coordinator's broadcasts of random deltas, and the orders that send them."""
 
     def __init__(self, home, coordinator):
-        from fedpeft_clients.desk import Desk
+        from fedpeft_clients.rounds.node_context import Desk
 
         self.coordinator, self.desk = coordinator, Desk.of(home)
         self.states = {1: self.desk.attached.initial()}
@@ -198,7 +198,7 @@ class Chain:
 
     def _broadcast(self, round):
         from fedpeft.exchange import Context, Update, plan_from_config, seal
-        from fedpeft.protocol import COORDINATOR, state_digest
+        from fedpeft.protocol.messages import COORDINATOR, state_digest
 
         layout, before = self.desk.attached.layout, self.states[round - 1]
         down = self.desk.home.config.exchange.down.model_copy(update={"error_feedback": False})
@@ -210,7 +210,7 @@ class Chain:
         self.states[round] = before + update.values
 
     def order(self, round, since):
-        from fedpeft.protocol import state_digest
+        from fedpeft.protocol.messages import state_digest
 
         links = [self.links[number] for number in range(since + 1, round + 1)]
         state = state_digest(self.desk.attached.layout, self.states[round])
@@ -226,7 +226,7 @@ class Chain:
 
 
 def test_a_node_that_missed_rounds_follows_their_broadcasts_and_keeps_its_residual(organisation):
-    from fedpeft_clients.state import load_state
+    from fedpeft_clients.rounds.node_state import load_state
 
     home, coordinator = organisation()
     train(home, coordinator.first_task(), b"")
@@ -269,7 +269,7 @@ TERNARY = ("add_residual", "sparsify", "ternarise", "keep_residual")
 
 @pytest.mark.parametrize(("privacy", "steps"), [({}, TERNARY), (PRIVATE, ("quantise",))])
 def test_taps_show_every_stage_and_the_truth(organisation, privacy, steps):
-    from fedpeft_clients.desk import Desk
+    from fedpeft_clients.rounds.node_context import Desk
 
     home, coordinator = organisation(tapped=True, **privacy)
     train(home, coordinator.first_task(), b"")

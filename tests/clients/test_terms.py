@@ -7,9 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from fedpeft.protocol import HELLO, PROTOCOL, TERMS, TRAIN, Hello, TermsReply, TrainReply, run_id, unpack
+from fedpeft.protocol.messages import (
+    HELLO,
+    PROTOCOL,
+    TERMS,
+    TRAIN,
+    Hello,
+    TermsReply,
+    TrainReply,
+    run_id,
+    unpack,
+)
 from fedpeft.trust import Signer
-from fedpeft_clients.terms import approve, offers
+from fedpeft_clients.governance.run_approval import approve, offers
 
 
 def error_of(reply):
@@ -111,8 +121,8 @@ def rows(count, first=0):
 
 def test_records_that_became_another_lineages_are_refused_with_the_terms_and_before_a_round(joined, tmp_path):
     """The operator edits a file after it was added; two budgets would be spent on the same text."""
-    from fedpeft_clients.fingerprints import admit
-    from fedpeft_clients.organisation import DataSet
+    from fedpeft_clients.governance.organisation import DataSet
+    from fedpeft_clients.governance.record_overlap import admit
 
     notes = joined.organisation.datasets()["notes"]
     other = DataSet(str(tmp_path / "other.jsonl"), "other", 20, notes.columns)
@@ -155,7 +165,7 @@ def test_terms_that_are_not_the_coordinators_are_refused_and_leave_nothing(joine
 
 
 def test_signed_terms_with_an_unknown_setting_are_refused(joined):
-    from fedpeft.protocol import RunTerms, Terms
+    from fedpeft.protocol.messages import RunTerms, Terms
 
     config = joined.config()
     facts = config.model_dump(mode="json") | {"backdoor": {}}
@@ -167,7 +177,7 @@ def test_signed_terms_with_an_unknown_setting_are_refused(joined):
 
 
 def test_a_run_id_that_is_not_its_configs_is_refused(joined):
-    from fedpeft.protocol import RunTerms, Terms
+    from fedpeft.protocol.messages import RunTerms, Terms
 
     canonical = json.dumps(joined.config().model_dump(mode="json")).encode()
     bare = RunTerms(canonical)
@@ -183,14 +193,14 @@ def test_terms_beyond_the_size_limit_are_an_error_without_text(joined):
 
 
 def test_offers_that_nobody_decides_are_bounded(joined, monkeypatch):
-    monkeypatch.setattr("fedpeft_clients.terms.MOST_OFFERS", 2)
+    monkeypatch.setattr("fedpeft_clients.governance.run_approval.MOST_OFFERS", 2)
     joined.policy(approval=True)
     answers = [joined.offer(joined.config(run={"seed": seed})) for seed in range(3)]
     assert answers == [("waiting", ""), ("waiting", ""), ("refused", "offers")]
 
 
 def test_what_a_coordinator_writes_cannot_move_the_operators_cursor(joined):
-    from fedpeft_clients.status import describe_offers
+    from fedpeft_clients.cli.status import describe_offers
 
     joined.offer(joined.config(run={"name": "fine\x1b[2Jrun"}))
     words = "".join(describe_offers(joined.organisation)[0]["terms"])

@@ -10,9 +10,10 @@ import pytest
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.privacy import Ledger, PrivacyPlan
-from fedpeft.protocol import TRAIN, TrainReply, TrainTask, unpack
-from fedpeft_clients import local_round, witness
-from fedpeft_clients.doctor import examine
+from fedpeft.protocol.messages import TRAIN, TrainReply, TrainTask, unpack
+from fedpeft_clients.cli.doctor import examine
+from fedpeft_clients.outbox import ledger_witness
+from fedpeft_clients.rounds import local_round
 
 PLAN = PrivacyPlan(0.1, 3.0, 1.0, 4, 2, 3, 1e-5)
 BUDGET = {"lineage_epsilon": 9.0, "yearly_epsilon": 9.0, "most_epsilon": 20.0}
@@ -48,7 +49,7 @@ class Node:
     def restart(self):
         """As a new process: nothing is remembered but files."""
         local_round._ledgers.clear()
-        witness._ledgers.clear()
+        ledger_witness._ledgers.clear()
 
     def delete(self):
         for file in self.files():
@@ -72,7 +73,7 @@ def test_a_deleted_ledger_renews_no_budget(node):
     assert [node.run(seed, 0.8) for seed in (50, 51)] == ["ledger", "ledger"]
     assert any("knows entry" in words and "ledger declare" in words for words in node.wrong())
     assert not node.organisation.ledger.exists() or not Ledger(node.organisation.ledger).entries()
-    found = witness.declare(node.organisation, "the disk died", close=False)
+    found = ledger_witness.declare(node.organisation, "the disk died", close=False)
     assert found["restored"] >= 1 and found["closed"] == []
     assert node.spent() == pytest.approx(spent) and node.wrong() == []
     assert node.run(52, 0.8) == "budget"
@@ -88,7 +89,7 @@ def test_a_ledger_that_was_put_back_renews_no_budget_and_keeps_what_it_holds(nod
     for file in tmp_path.glob("ledger.sqlite*"):
         shutil.copy(file, node.organisation.path / file.name)
     assert node.run(3) == "ledger" and node.wrong()
-    assert witness.declare(node.organisation, "an old copy was all we had", False)["restored"] == 1
+    assert ledger_witness.declare(node.organisation, "an old copy was all we had", False)["restored"] == 1
     node.restart()
     assert node.spent() == pytest.approx(spent) and node.wrong() == []
     again = node.run(4)
@@ -128,10 +129,10 @@ def test_a_deleted_log_is_noticed_too_and_a_new_one_begins_with_the_owners_word(
     for name in files:
         (node.organisation.path / name).unlink()
     with pytest.raises((PrivacyError, Exception), match=r"empty|cut or changed"):
-        witness.require(node.organisation)
+        ledger_witness.require(node.organisation)
     assert node.wrong()
     spent = node.spent()
-    witness.declare(node.organisation, "log and disk are gone", close=False)
+    ledger_witness.declare(node.organisation, "log and disk are gone", close=False)
     log = node.organisation.outbox
     lines = log.read()
     assert log.format.verify(lines, log.signer.public, log.head()).seq == 1
@@ -147,8 +148,8 @@ def test_ledger_and_log_gone_together_are_remembered_by_the_runs(node):
         (node.organisation.path / name).unlink()
     assert node.run(50) == "ledger"
     with pytest.raises(PrivacyError, match=r"nobody knows what run .* cost"):
-        witness.declare(node.organisation, "all gone", close=False)
-    assert witness.declare(node.organisation, "all gone", close=True)["closed"] == ["notes"]
+        ledger_witness.declare(node.organisation, "all gone", close=False)
+    assert ledger_witness.declare(node.organisation, "all gone", close=True)["closed"] == ["notes"]
     assert node.wrong() == [] and node.run(51) == "budget"
 
 
@@ -163,17 +164,17 @@ def test_nothing_is_declared_without_need_or_reason(node):
     node.run(1)
     head = Ledger(node.organisation.ledger).head()
     with pytest.raises(ConfigError, match="nothing is missing"):
-        witness.declare(node.organisation, "just so", close=True)
+        ledger_witness.declare(node.organisation, "just so", close=True)
     node.delete()
     with pytest.raises(ConfigError, match="say why"):
-        witness.declare(node.organisation, " ", close=True)
+        ledger_witness.declare(node.organisation, " ", close=True)
     assert head.seq and node.wrong()
 
 
 def test_a_new_node_and_one_that_never_trained_have_nothing_to_remember(node):
-    assert witness.problems(node.organisation) == []
+    assert ledger_witness.problems(node.organisation) == []
     node.joined.offer(node.joined.config())
-    assert witness.problems(node.organisation) == []
+    assert ledger_witness.problems(node.organisation) == []
     assert node.wrong() == []
 
 
@@ -187,7 +188,7 @@ def test_a_log_that_was_deleted_stays_missing_whatever_is_written_to_the_new_one
         assert node.joined.say(TRAIN, task)[1].error.reason == "PrivacyError"
         assert node.joined.offer(config) == ("refused", "ledger") and node.wrong()
     assert node.run(2) == "ledger" and len(node.joined.log()) > 6
-    witness.declare(node.organisation, "the log is gone", close=False)
+    ledger_witness.declare(node.organisation, "the log is gone", close=False)
     assert node.wrong() == [] and isinstance(node.run(2), float) and node.wrong() == []
     forget_log(node)
     assert [node.run(3), node.run(4)] == ["ledger", "ledger"], "a loss after the declared one is another"
@@ -204,7 +205,7 @@ def test_a_log_that_was_put_back_lacks_rounds_and_one_that_a_crash_cut_off_is_no
         ledger.released(reservation, "ab" * 32)
         assert bool(node.wrong()) == lacking
     assert node.run(2) == "ledger"
-    witness.declare(node.organisation, "an old log was all we had", close=False)
+    ledger_witness.declare(node.organisation, "an old log was all we had", close=False)
     assert isinstance(node.run(2), float) and not node.wrong()
 
 

@@ -125,7 +125,7 @@ class Hostile:
         from flwr.app import ConfigRecord, Message, RecordDict
 
         from fedpeft import flower
-        from fedpeft.protocol import TrainReply, TrainTask, pack, unpack
+        from fedpeft.protocol.messages import TrainReply, TrainTask, pack, unpack
 
         if kind == "error-with-text":
             return flower.error_reply(message, flower.APP_FAILED, TEXT)
@@ -142,7 +142,7 @@ class Hostile:
 
     def _fedpeft_run(self, flower_run: int) -> str:
         """Whose round it is: asked again for one, after a kill, a replay is what an honest node sends too."""
-        from fedpeft_clients.organisation import open_organisation
+        from fedpeft_clients.governance.organisation import open_organisation
 
         grant = open_organisation(self.home).grant(None)
         return json.loads(grant.flower.read_text()).get(str(flower_run), "")
@@ -156,8 +156,8 @@ class Hostile:
         return facts, os.urandom(len(blob))
 
     def _desk(self) -> Any:
-        from fedpeft_clients.desk import Desk
-        from fedpeft_clients.home import open_home
+        from fedpeft_clients.rounds.node_context import Desk
+        from fedpeft_clients.rounds.run_home import open_home
 
         return Desk.of(open_home(self.home / "runs" / self.place[0]))
 
@@ -170,7 +170,7 @@ class Hostile:
         """The same update times a factor, under a good signature."""
         from fedpeft.exchange import Update, open_envelope, seal
         from fedpeft.trust import Verifier
-        from fedpeft_clients.desk import plans, signer_of
+        from fedpeft_clients.rounds.node_context import plans, signer_of
 
         desk = self._desk()
         context, layout = self._context(desk, order), desk.attached.layout
@@ -182,7 +182,7 @@ class Hostile:
     def _nan(self, order: Any, facts: Any, blob: bytes) -> tuple[Any, bytes]:
         """Numbers that are none, in the dense codec, under a good signature."""
         from fedpeft.exchange import DenseFp32, envelope
-        from fedpeft_clients.desk import signer_of
+        from fedpeft_clients.rounds.node_context import signer_of
 
         desk = self._desk()
         layout = desk.attached.layout
@@ -194,7 +194,7 @@ class Hostile:
     def _wrong_layout(self, order: Any, facts: Any, blob: bytes) -> tuple[Any, bytes]:
         """An update of the first tensor only, under a good signature."""
         from fedpeft.exchange import Layout, envelope
-        from fedpeft_clients.desk import signer_of
+        from fedpeft_clients.rounds.node_context import signer_of
 
         desk = self._desk()
         layout = desk.attached.layout
@@ -225,19 +225,20 @@ def ignore_books() -> None:
     and outbox log disagree, as they do where replies leave past the gate that writes the log.
     """
     from fedpeft.privacy import Budget, Ledger
-    from fedpeft_clients import told, witness
+    from fedpeft_clients.outbox import ledger_witness
+    from fedpeft_clients.rounds import ledger_view
 
     ledgers: Any = Ledger
     ledgers.budget = property(lambda ledger: Budget(), lambda ledger, given: None)
-    told.require = witness.require = lambda *books: None
+    ledger_view.require = ledger_witness.require = lambda *books: None
 
 
 def serve(home: Path, app: Any, longest_step: float) -> None:
     """Serve the coordinator that a home has joined with any app, without a gate, whatever its books say."""
     from fedpeft import flower
-    from fedpeft_clients.organisation import open_organisation
-    from fedpeft_clients.service import allowed_apps
-    from fedpeft_clients.terms import Post
+    from fedpeft_clients.governance.organisation import open_organisation
+    from fedpeft_clients.governance.run_approval import Post
+    from fedpeft_clients.service.service import allowed_apps
 
     organisation = open_organisation(home)
     grant = organisation.grant(None)

@@ -25,7 +25,7 @@ from typing import Any
 from hostile import serve
 
 from fedpeft import flower
-from fedpeft.flower import node as node_side
+from fedpeft.flower import node_loop as node_side
 from fedpeft.flower.fleet import Fleet
 from tests.fedpeft.flower_stranger import Stranger, chunk, leaf, name_of, payload, poison, tree
 

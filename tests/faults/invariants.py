@@ -13,13 +13,13 @@ from deployment import ENDED, Deployment, Node, events_of, rounds_of, status_of
 
 from fedpeft.errors import FedPeftError
 from fedpeft.privacy import Ledger
+from fedpeft.privacy.ledger.budget import lineages
 from fedpeft.privacy.ledger.exports import load_chain
-from fedpeft.privacy.ledger.spending import lineages
 from fedpeft.trust import Signer
 from fedpeft.trust.signed_log import SignedLog, entries_of
-from fedpeft_clients.organisation import OUTBOX
-from fedpeft_clients.policy import parse_policy
-from fedpeft_server.checkpoints import latest
+from fedpeft_clients.governance.organisation import OUTBOX
+from fedpeft_clients.governance.policy import parse_policy
+from fedpeft_server.rounds.checkpoints import latest
 
 STATES = ("submitted", "running", *ENDED)
 _TRIES = 5

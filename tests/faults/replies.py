@@ -89,7 +89,7 @@ def replies_of(home: Path, runs: Sequence[Path]) -> Replies:
 def _attempts(home: Path, runs: Sequence[Path]) -> dict[int, Path]:
     """Run directories by Flower's number of each attempt, from the hostile node's own file."""
     from fedpeft.config import load_config
-    from fedpeft.protocol import run_id
+    from fedpeft.protocol.messages import run_id
 
     ids = {run_id(load_config(run / "config.toml", [])).hex(): run for run in runs}
     (grant,) = home.glob("coordinators/*/flower.json")

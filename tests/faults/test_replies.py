@@ -10,8 +10,9 @@ from replies import NOT_ASKED, TAKEN, Replies, judged
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy import Budget, Ledger, PrivacyPlan
-from fedpeft_clients import told, witness
-from fedpeft_clients.organisation import init_organisation
+from fedpeft_clients.governance.organisation import init_organisation
+from fedpeft_clients.outbox import ledger_witness
+from fedpeft_clients.rounds import ledger_view
 
 PLAN = PrivacyPlan(0.1, 3.0, 1.0, 4, 2, 3, 1e-5)
 RUN = Path("run-01")
@@ -44,7 +45,7 @@ def test_an_order_stands_until_it_is_obeyed(tmp_path):
 
 def test_no_book_of_its_own_stops_a_hostile_node(tmp_path, monkeypatch):
     """It has no gate, so that its outbox log lacks what its ledger released; its budget is spent."""
-    for module in (told, witness):
+    for module in (ledger_view, ledger_witness):
         monkeypatch.setattr(module, "require", module.require)
     monkeypatch.setattr(Ledger, "budget", None, raising=False)
     rogue = init_organisation(tmp_path / "rogue", "rogue", "version = 1")
@@ -57,12 +58,12 @@ def test_no_book_of_its_own_stops_a_hostile_node(tmp_path, monkeypatch):
     with pytest.raises(PrivacyError, match="budget"):
         reserve(2)
     with pytest.raises(PrivacyError, match="outbox log"):
-        witness.require(rogue)
+        ledger_witness.require(rogue)
     ignore_books()
     rounds = range(2, 3 * PLAN.rounds)
     assert [reserve(round).attempt for round in rounds] == [1] * len(rounds)
-    witness.require(rogue)
-    told.require(Ledger(rogue.ledger), "run", 99, "00")
+    ledger_witness.require(rogue)
+    ledger_view.require(Ledger(rogue.ledger), "run", 99, "00")
 
 
 def event(ledger=(), **refused):

@@ -19,7 +19,7 @@ ROUNDS = 12
 SETTINGS = {"federation.rounds": ROUNDS, "federation.quorum": 2, "federation.deadline": 60.0}
 CHANGES = {
     "fedpeft/_version.py": ('__version__ = "', '__version__ = "1.'),
-    "fedpeft/protocol.py": ("PROTOCOL, OLDEST = 4, 4", "PROTOCOL, OLDEST = 5, {oldest}"),
+    "fedpeft/protocol/messages.py": ("PROTOCOL, OLDEST = 4, 4", "PROTOCOL, OLDEST = 5, {oldest}"),
     "fedpeft/config/load.py": (
         "ADDED: tuple[tuple[str, str, Any], ...] = ()",
         'ADDED = (("federation", "courtesy", False),)',
@@ -29,18 +29,21 @@ CHANGES = {
         '    nodes: int = Field(default=4, ge=1, description="number of organisations")\n'
         '    courtesy: bool = Field(default=False, description="new")\n',
     ),
-    "fedpeft_server/home.py": (
+    "fedpeft_server/service/server_home.py": (
         "SETTINGS, STATUS = Format(), Format()",
         'SETTINGS, STATUS = Format((lambda facts: facts | {{"motto": "new"}},)), Format()',
     ),
-    "fedpeft_clients/organisation.py": (
+    "fedpeft_clients/governance/organisation.py": (
         "ORGANISATION, DATA, GRANT = Format(), Format(), Format()",
         'ORGANISATION, DATA, GRANT = Format(), Format(), Format((lambda facts: facts | {{"region": "x"}},))',
     ),
 }
 FIELDS = {
-    "fedpeft_server/home.py": ("    metrics_port: int\n", "    metrics_port: int\n    motto: str\n"),
-    "fedpeft_clients/organisation.py": ("    issued: int\n", "    issued: int\n    region: str\n"),
+    "fedpeft_server/service/server_home.py": (
+        "    metrics_port: int\n",
+        "    metrics_port: int\n    motto: str\n",
+    ),
+    "fedpeft_clients/governance/organisation.py": ("    issued: int\n", "    issued: int\n    region: str\n"),
 }
 
 
@@ -53,7 +56,7 @@ def next_version(folder, oldest=4):
         text = (folder / file).read_text()
         assert old in text, file
         (folder / file).write_text(text.replace(old, new.format(oldest=oldest), 1))
-    joining = folder / "fedpeft_clients/joining.py"
+    joining = folder / "fedpeft_clients/governance/joining.py"
     joining.write_text(joining.read_text().replace("answer.issued, folder)", 'answer.issued, "x", folder)'))
     return folder
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fedpeft.adapters import METHODS, CardFacts, attach, detach, export, merge, write_card
-from fedpeft.adapters.methods import shard_sum
+from fedpeft.adapters.methods.base import shard_sum
 from fedpeft.config.models import AdapterConfig, BaseConfig
 from fedpeft.errors import ConfigError, ExchangeError
 from fedpeft.exchange import Decoded

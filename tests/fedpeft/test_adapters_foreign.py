@@ -13,10 +13,10 @@ import warnings
 import pytest
 
 from fedpeft.adapters import attach, export
-from fedpeft.adapters.evaluation import merge_folder
-from fedpeft.adapters.foreign import check_foreign
+from fedpeft.adapters.untrusted_config import check_foreign
 from fedpeft.config.models import AdapterConfig
 from fedpeft.errors import BaseModelError, ConfigError
+from fedpeft.evaluation.adapter_folder import merge_folder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)

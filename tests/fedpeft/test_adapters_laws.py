@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from fedpeft.adapters import FactorLaw, mean_step, naive_warning, product_error
-from fedpeft.adapters.factors import compact
+from fedpeft.aggregation import FactorLaw, mean_step, naive_warning, product_error
+from fedpeft.aggregation.lora_factors import compact
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange import Decoded, Layout
 from fedpeft.rng import stream

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.adapters import METHODS, attach, export, mean_step, merge
+from fedpeft.adapters import METHODS, attach, export, merge
 from fedpeft.adapters.attach import linear_modules_under
+from fedpeft.aggregation import mean_step
 from fedpeft.config.models import AdapterConfig, BaseConfig, DataConfig
 from fedpeft.data import Record, collate, tokenise
 from fedpeft.exchange import Decoded
@@ -103,7 +104,7 @@ def test_only_the_declared_tensors_train_and_the_start_is_the_base(tiny_llama, k
 
 @pytest.mark.parametrize("key", METHOD_KEYS)
 def test_per_example_gradients_equal_one_backward_each(tiny_llama, key):
-    from fedpeft.privacy.per_example import clipped_sum, engine_of
+    from fedpeft.training.dp.per_example import clipped_sum, engine_of
     from fedpeft.training.loss import per_example_loss
 
     attached = attach(tiny_llama, settings(key), seed=3)

@@ -7,8 +7,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from fedpeft.enrolment import MAX_BYTES, Answer, Request, Token
 from fedpeft.errors import ExchangeError, FederationError
+from fedpeft.protocol.enrolment import MAX_BYTES, Answer, Request, Token
 from fedpeft.trust import (
     Signer,
     certificate_fingerprint,

@@ -6,8 +6,8 @@ import torch
 
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange import DenseFp32, ExchangePlan, Layout, Sparsify, Ternarise, Ternary, Update
-from fedpeft.exchange.device import fits_device, run_on_device
 from fedpeft.exchange.envelope import encode_body
+from fedpeft.exchange.gpu_plan import fits_device, run_on_device
 from fedpeft.exchange.transforms import AddResidual, KeepResidual
 
 pytest.importorskip("triton", reason="needs Triton for its interpreter")

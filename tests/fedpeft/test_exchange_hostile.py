@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from fedpeft import exchange
-from fedpeft.adapters import weighted_sum
+from fedpeft.aggregation import weighted_sum
 from fedpeft.errors import EnvelopeError, ExchangeError
 from fedpeft.exchange import (
     CODECS,
@@ -37,9 +37,9 @@ from fedpeft.exchange import (
     open_envelope,
     seal,
 )
-from fedpeft.exchange.bits import field_bits, to_bytes
+from fedpeft.exchange.codecs.bit_io import field_bits, to_bytes
+from fedpeft.exchange.codecs.bitfields import write_counts, write_scales
 from fedpeft.exchange.envelope import decode_body, encode_body
-from fedpeft.exchange.fields import write_counts, write_scales
 from fedpeft.trust import Signer, Verifier
 
 LAYOUT = Layout(("a", "b", "c"), ((30, 10), (70,), (1,)))

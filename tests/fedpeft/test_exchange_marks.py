@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedpeft.errors import EnvelopeError, ExchangeError
-from fedpeft.exchange.bits import BitReader, field_bits
-from fedpeft.exchange.fields import (
+from fedpeft.exchange.codecs.bit_io import BitReader, field_bits
+from fedpeft.exchange.codecs.bitfields import (
     count_bits,
     fitting,
     read_counts,
@@ -17,7 +17,7 @@ from fedpeft.exchange.fields import (
     write_counts,
     write_scales,
 )
-from fedpeft.exchange.marks import Marks
+from fedpeft.exchange.codecs.sparse_positions import Marks
 
 PATIENT = settings(max_examples=80, deadline=None, derandomize=True)
 PERCENT = (1.2, 2, 3, 5, 10, 20, 30, 33.9, 34, 38, 42.9, 43, 50, 57, 60, 66, 80, 97, 99)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedpeft.exchange import Context, DeadZone, Layout, MaskedSign, Sign, Ternary
-from fedpeft.exchange.marks import Marks
+from fedpeft.exchange.codecs.sparse_positions import Marks
 from fedpeft.exchange.support import PublicSupport
 
 LAYOUTS = {

@@ -21,7 +21,7 @@ from fedpeft.exchange import (
     seal_payload,
     up_plan,
 )
-from fedpeft.exchange.public_ternary import ZERO_EXPONENT, exponent_of, moved, scales_of
+from fedpeft.exchange.codecs.public_ternary import ZERO_EXPONENT, exponent_of, moved, scales_of
 from fedpeft.trust import Signer, Verifier
 
 LAYOUT = Layout(("a", "b"), ((40, 50), (3000,)))

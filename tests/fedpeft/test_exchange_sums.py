@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fedpeft.adapters import mean_step, weighted_sum
+from fedpeft.aggregation import mean_step, weighted_sum
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange import (
     CODECS,

@@ -23,8 +23,8 @@ from fedpeft.exchange import (
     open_envelope,
     seal,
 )
-from fedpeft.exchange.bits import to_bytes
-from fedpeft.exchange.fields import write_scales
+from fedpeft.exchange.codecs.bit_io import to_bytes
+from fedpeft.exchange.codecs.bitfields import write_scales
 from fedpeft.exchange.plan import noisy_values
 from fedpeft.trust import Signer, Verifier
 

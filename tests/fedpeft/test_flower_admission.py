@@ -2,7 +2,7 @@
 
 import random
 
-from fedpeft.flower.admission import Admission, Limits
+from fedpeft.flower.superlink.connection_limits import Admission, Limits
 
 SMALL = Limits(
     strangers=10, of_network=4, of_key=3, burst=8, per_second=2, all_burst=20, all_per_second=5, most_known=5

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedpeft.flower.entrance import GUEST, LARGEST_HEAD, Entrance, OpenCall
 from fedpeft.flower.proof import INSIDE, NodeProof, Proven, Refusal, Remembered, SecretProof
 from fedpeft.flower.signature import Signing, by_key, by_secret
+from fedpeft.flower.superlink.request_check import GUEST, LARGEST_HEAD, Entrance, OpenCall
 
 HERE, ELSEWHERE = "1a2b-here", "3c4d-elsewhere"
 CALL, BODY = "/v1/fleet/push-messages", b"what is sent"

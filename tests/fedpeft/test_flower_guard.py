@@ -13,10 +13,10 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 from fedpeft import flower
 from fedpeft.flower.messages import identify, serialise
-from fedpeft.flower.uploads import DEFAULT_QUOTA
-from fedpeft.protocol import TrainReply, pack, unpack
-from fedpeft_server import collect
-from fedpeft_server.collect import Question, ask
+from fedpeft.flower.superlink.uploads import DEFAULT_QUOTA
+from fedpeft.protocol.messages import TrainReply, pack, unpack
+from fedpeft_server.rounds import ask_nodes
+from fedpeft_server.rounds.ask_nodes import Question, ask
 from tests.fedpeft.flower_stranger import Stranger, chunk, leaf, name_of, part, payload, poison, tree
 from tests.fedpeft.flower_world import REPLY, World, wait_for
 
@@ -356,7 +356,7 @@ def test_a_reply_of_many_small_parts_delays_itself_only(coordinator, rogue, hone
 def test_one_silent_node_does_not_hold_the_others_up_until_the_deadline(
     coordinator, rogue, honest, monkeypatch
 ):
-    monkeypatch.setattr(collect, "SHORTEST_GRACE", 1.0)
+    monkeypatch.setattr(ask_nodes, "SHORTEST_GRACE", 1.0)
     late = []
     started = time.monotonic()
     replies = answers_of(rogue, coordinator, honest, late.append, deadline=120.0, grace=1.0)

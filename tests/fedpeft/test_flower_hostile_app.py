@@ -14,7 +14,7 @@ from flwr.serverapp import ServerApp
 
 from fedpeft import flower
 from fedpeft.flower import control
-from fedpeft.protocol import Hello, pack
+from fedpeft.protocol.messages import Hello, pack
 
 NODE = """
 import sys

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from fedpeft.flower import listener
-from fedpeft.flower.admission import Admission
-from fedpeft.flower.entrance import Entrance
 from fedpeft.flower.proof import Proven, Refusal
+from fedpeft.flower.superlink import listener
+from fedpeft.flower.superlink.connection_limits import Admission
+from fedpeft.flower.superlink.request_check import Entrance
 from tests.fedpeft.flower_world import make_certificates, wait_for
 
 SIZE = 2**22

@@ -112,9 +112,9 @@ def test_the_watchdog_ends_a_process_whose_step_hangs(world, end):
 
 GRIPS = """
 import ctypes
-from fedpeft.flower import pulse
-pulse._LAST_RESORT = 0.3
-with pulse.watched(0.2, lambda: print("last act")):
+from fedpeft.flower import heartbeat
+heartbeat._LAST_RESORT = 0.3
+with heartbeat.watched(0.2, lambda: print("last act")):
     ctypes.PyDLL(None).sleep(60)
 """
 

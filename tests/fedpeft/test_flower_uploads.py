@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedpeft.flower import guard
-from fedpeft.flower.parts import Place
-from fedpeft.flower.uploads import DEFAULT_QUOTA, Shelf, Upload, Uploads
+from fedpeft.flower.superlink import node_guard
+from fedpeft.flower.superlink.message_parts import Place
+from fedpeft.flower.superlink.uploads import DEFAULT_QUOTA, Shelf, Upload, Uploads
 
 NODE, ORDER = 7, "order"
 
@@ -58,14 +58,14 @@ def test_a_reply_that_is_half_stored_is_not_answered(uploads, upload, parts, mon
     """Else its node would believe that it had delivered, and the round's privacy would be lost."""
     import flwr.common.serde as serde
 
-    monkeypatch.setattr(guard, "_check_first", lambda upload: None)
+    monkeypatch.setattr(node_guard, "_check_first", lambda upload: None)
     monkeypatch.setattr(serde, "message_from_proto", lambda header: header)
     state = SimpleNamespace(
         start_session=lambda run: "session",
         store_message_and_object_tree=lambda *_: (True, [name for name, _ in parts]),
         store_object=fault,
     )
-    counter = guard._Counter.__new__(guard._Counter)
+    counter = node_guard._Counter.__new__(node_guard._Counter)
     counter._state, counter._uploads = state, uploads
 
     def deliver():
@@ -74,7 +74,7 @@ def test_a_reply_that_is_half_stored_is_not_answered(uploads, upload, parts, mon
         (whole,) = [found for one in parts if (found := uploads.put(NODE, session, *one))]
         counter._hand_on(whole)
 
-    with pytest.raises((OSError, guard.Refused)):
+    with pytest.raises((OSError, node_guard.Refused)):
         deliver()
     assert not uploads.answered(NODE, ORDER)
     state.store_object = lambda *_: True

@@ -11,7 +11,7 @@ from fedpeft._version import __version__
 from fedpeft.config import build_config, canonical, load
 from fedpeft.errors import FedPeftError, RunError
 from fedpeft.privacy import Ledger
-from fedpeft.protocol import OLDEST, PROTOCOL, run_id, spoken
+from fedpeft.protocol.messages import OLDEST, PROTOCOL, run_id, spoken
 from fedpeft.runstore import Format, formats, write_json
 from fedpeft.runstore.formats import KEY
 
@@ -63,8 +63,8 @@ def test_an_unknown_number_changes_nothing(tmp_path, number):
 
 def _coordinator(folder):
     from fedpeft.trust import Signer, new_transport_key, public_line
-    from fedpeft_server.home import RunStatus, ServerHome, Settings, read_status, write_status
-    from fedpeft_server.registry import Node, Registry
+    from fedpeft_server.service.node_registry import Node, Registry
+    from fedpeft_server.service.server_home import RunStatus, ServerHome, Settings, read_status, write_status
 
     home = ServerHome.create(folder / "server", Settings("n", "127.0.0.1", "127.0.0.1", 1, 2, 3, 4))
     line, key = public_line(new_transport_key()).decode(), Signer.generate().public.hex()
@@ -80,8 +80,8 @@ def _coordinator(folder):
 
 
 def _organisation(folder):
-    from fedpeft_clients.home import create_home, open_home
-    from fedpeft_clients.organisation import GRANT, DataSet, init_organisation, open_organisation
+    from fedpeft_clients.governance.organisation import GRANT, DataSet, init_organisation, open_organisation
+    from fedpeft_clients.rounds.run_home import create_home, open_home
 
     made = init_organisation(folder / "node", "clinic", "")
     made.add("records", DataSet("f", "lineage", 3))
@@ -110,7 +110,7 @@ def test_every_state_file_knows_its_format(tmp_path, role):
 
 
 def test_a_checkpoint_and_a_ledger_of_a_newer_version(tmp_path):
-    from fedpeft_server import checkpoints
+    from fedpeft_server.rounds import checkpoints
 
     made = checkpoints.Checkpoint(3, {"keys": {}}, {"values": np.zeros(2)})
     checkpoints.save(tmp_path, made)

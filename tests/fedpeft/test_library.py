@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fedpeft.adapters import library as shelf
-from fedpeft.adapters.library import Library
-from fedpeft.adapters.pack import pack
-from fedpeft.adapters.packed import Claim
 from fedpeft.errors import ConfigError, ExchangeError
+from fedpeft.packing import library as shelf
+from fedpeft.packing.file_format import Claim
+from fedpeft.packing.library import Library
+from fedpeft.packing.pack import pack
 
 
 @pytest.fixture

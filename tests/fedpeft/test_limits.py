@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedpeft.limits import RateLimit, network_of
+from fedpeft.rate_limits import RateLimit, network_of
 
 
 def test_a_bucket_fills_again_and_memory_is_bounded():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fedpeft.adapters.pack import info, pack, unpack
-from fedpeft.adapters.packed import Claim
-from fedpeft.adapters.recipe import Recipe
 from fedpeft.errors import ConfigError, ExchangeError
+from fedpeft.packing.file_format import Claim
+from fedpeft.packing.pack import info, pack, unpack
+from fedpeft.packing.recipe import Recipe
 
 # transformers 5 warns about its own property when peft walks over the model's attributes
 pytestmark = [
@@ -318,8 +318,8 @@ def test_recipes_out_of_range_are_refused(settings):
 def test_packing_needs_no_torch(tmp_path):
     folder = write_folder(tmp_path / "in", factors())
     code = (
-        "import sys; from pathlib import Path; from fedpeft.adapters.pack import pack, unpack;"
-        "from fedpeft.adapters.library import Library; from fedpeft.adapters.differences import difference;"
+        "import sys; from pathlib import Path; from fedpeft.packing.pack import pack, unpack;"
+        "from fedpeft.packing.library import Library; from fedpeft.packing.diff import difference;"
         f"pack(Path({str(folder)!r}), Path({str(tmp_path / 'a')!r}));"
         f"unpack(Path({str(tmp_path / 'a')!r}), Path({str(tmp_path / 'b')!r}));"
         "sys.exit('torch' in sys.modules)"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fedpeft.adapters.differences import difference
-from fedpeft.adapters.pack import pack
 from fedpeft.errors import ConfigError
+from fedpeft.packing.diff import difference
+from fedpeft.packing.pack import pack
 
 
 def adapter(folder, seed=0, rank=4, noise=0.0, **config):

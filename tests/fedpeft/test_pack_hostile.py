@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fedpeft.adapters.library import Library
-from fedpeft.adapters.pack import info, pack, unpack
-from fedpeft.adapters.packed import MAGIC
-from fedpeft.adapters.recipe import Recipe
 from fedpeft.errors import EnvelopeError, ExchangeError, FedPeftError
+from fedpeft.packing.file_format import MAGIC
+from fedpeft.packing.library import Library
+from fedpeft.packing.pack import info, pack, unpack
+from fedpeft.packing.recipe import Recipe
 
 RECIPES = (Recipe(), Recipe(codec="ternary", rest="int8"), Recipe(keep=("lora_B",)), Recipe(seed=0))
 
@@ -22,7 +22,7 @@ RECIPES = (Recipe(), Recipe(codec="ternary", rest="int8"), Recipe(keep=("lora_B"
 @pytest.fixture
 def folder(tmp_path):
     """An adapter with every kind of part."""
-    from fedpeft.adapters.recipe import seeded
+    from fedpeft.packing.recipe import seeded
 
     rng = np.random.default_rng(0)
     tensors = {
@@ -189,8 +189,8 @@ ONE = deflated(bytes([2 + 3 * 0 + 9 * 1 + 27 * 1 + 81 * 1]))  # levels 1, -1, 0,
     ],
 )
 def test_hostile_levels_are_refused_in_little_memory(payload):
-    from fedpeft.adapters import levels
     from fedpeft.exchange.layout import Layout
+    from fedpeft.packing import levels
 
     layout = Layout(("a",), ((3,),))
     assert levels.decode(level_payload(ONE), layout).values().tolist() == [1.0, -1.0, 0.0]

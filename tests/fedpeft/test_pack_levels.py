@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fedpeft.adapters import levels
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange.layout import Layout
+from fedpeft.packing import levels
 
 
 def vector(sizes=(1000, 37, 1, 640), seed=0, heavy=False):

@@ -6,13 +6,13 @@ import warnings
 import numpy as np
 import pytest
 
-from fedpeft.adapters import search
-from fedpeft.adapters.folders import read_adapter
-from fedpeft.adapters.judging import judge_of_records
-from fedpeft.adapters.pack import compress, info, pack, unpack
-from fedpeft.adapters.recipe import Recipe
 from fedpeft.config.models import DataConfig
 from fedpeft.errors import DataError, ExchangeError
+from fedpeft.evaluation.exported import judge_of_records
+from fedpeft.packing import search
+from fedpeft.packing.pack import compress, info, pack, unpack
+from fedpeft.packing.peft_folder import read_adapter
+from fedpeft.packing.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 

@@ -16,7 +16,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import COARSE, FINE, Steps, epsilon
 from fedpeft.privacy.calibration import noise_multiplier
 from fedpeft.privacy.plan import PrivacyPlan
-from fedpeft.privacy.planning import plan_from_config
+from fedpeft.privacy.plan_builder import plan_from_config
 
 SETTINGS = [
     (0.01, 1.0, 1000),

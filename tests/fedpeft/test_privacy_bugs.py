@@ -13,11 +13,12 @@ import pytest
 from fedpeft.config import build_config
 from fedpeft.data import collate
 from fedpeft.errors import ConfigError
-from fedpeft.privacy import dpsgd, noise, per_example
+from fedpeft.privacy import noise
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.secagg.shamir import PRIME, fresh_secret
-from fedpeft_attacks.epsilon import mechanism
+from fedpeft.training.dp import dpsgd, per_example
+from fedpeft_attacks.dp_audit import mechanism
 from fedpeft_simulations.embedded.corpus import public_documents
 from fedpeft_simulations.embedded.people import pool
 from fedpeft_simulations.embedded.vocabulary import words

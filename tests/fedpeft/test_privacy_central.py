@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fedpeft.aggregation.central_dp import Account, CentralNoise, clipped_sum, sum_multiplier
 from fedpeft.errors import PrivacyError
 from fedpeft.exchange import Decoded, Layout
 from fedpeft.privacy import Ledger, PrivacyPlan, noise
 from fedpeft.privacy.accounting import Steps, epsilon
-from fedpeft.privacy.central import Account, CentralNoise, clipped_sum, sum_multiplier
 from fedpeft.privacy.matrix import square_root
 from fedpeft.privacy.plan import AdaptiveClip
 

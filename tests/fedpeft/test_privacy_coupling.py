@@ -12,12 +12,12 @@ import torch
 from fedpeft.bases.load import quiet
 from fedpeft.data import Example, collate
 from fedpeft.errors import PrivacyError
+from fedpeft.evaluation.metrics import evaluate
 from fedpeft.exchange.layout import Layout
-from fedpeft.privacy import gates, per_example
-from fedpeft.privacy.gates import engine_of
-from fedpeft.privacy.per_example import Engine, clipped_sum
 from fedpeft.training.batches import whole_units
-from fedpeft.training.evaluation import evaluate
+from fedpeft.training.dp import engine_selection, per_example
+from fedpeft.training.dp.engine_selection import engine_of
+from fedpeft.training.dp.per_example import Engine, clipped_sum
 from fedpeft.training.modes import forget, steady
 
 VOCABULARY, TRAINED_FOR, LONGEST = 61, 32, 80
@@ -333,7 +333,7 @@ def test_a_batch_that_is_not_finite_does_not_pass():
 def test_a_sum_that_is_not_finite_does_not_pass(monkeypatch):
     attached = Toy()
     lost = torch.full((1, attached.layout.size), float("nan"))
-    monkeypatch.setattr(gates, "_gradient_of_sum", lambda attached, probe: lost)
+    monkeypatch.setattr(engine_selection, "_gradient_of_sum", lambda attached, probe: lost)
     assert "not the sum" in engine_of(attached, "auto", LONGEST).reason
 
 
@@ -371,7 +371,7 @@ def test_a_base_that_fails_at_a_length_in_use_is_refused():
 
 @pytest.mark.parametrize("longest", [1, 4, 9, 10, 64, 256, 1000])
 def test_probes_reach_from_short_to_longest(longest):
-    probes = gates._probe_lengths(longest)
+    probes = engine_selection._probe_lengths(longest)
     lengths = sorted({length for probe in probes for length in probe})
     assert lengths[-1] == longest and len(probes) >= 2
     assert all(after <= 2 * before + 3 for before, after in pairwise(lengths))

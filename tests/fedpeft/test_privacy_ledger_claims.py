@@ -10,11 +10,11 @@ import pytest
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import COARSE, Pure, Skellam, Steps, epsilon
-from fedpeft.privacy.events import event_from_json, event_to_json
+from fedpeft.privacy.event_json import event_from_json, event_to_json
 from fedpeft.privacy.ledger import Budget, Ledger
+from fedpeft.privacy.ledger.budget import TRUSTS, UNITS, YEAR
 from fedpeft.privacy.ledger.chain import Chain
-from fedpeft.privacy.ledger.running import running_epsilon
-from fedpeft.privacy.ledger.spending import TRUSTS, UNITS, YEAR
+from fedpeft.privacy.ledger.composition_cache import running_epsilon
 from fedpeft.privacy.ledger.store import insert, rows, session, transaction
 from fedpeft.privacy.plan import Grid, PrivacyPlan
 

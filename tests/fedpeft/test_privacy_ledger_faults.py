@@ -218,7 +218,7 @@ def test_a_charge_gets_on_however_often_it_is_overtaken(tmp_path, monkeypatch):
 
 
 def test_a_few_random_kills_of_racing_workers():
-    from fedpeft_simulations.bench.ledger import intact, kill
+    from fedpeft_bench.privacy.ledger import intact, kill
 
     found = kill(6)
     assert found["kills"] == 6
@@ -227,7 +227,7 @@ def test_a_few_random_kills_of_racing_workers():
 
 @pytest.mark.slow
 def test_a_thousand_random_kills_of_racing_workers():
-    from fedpeft_simulations.bench.ledger import intact, kill
+    from fedpeft_bench.privacy.ledger import intact, kill
 
     found = kill(1000)
     assert found["kills"] == 1000 and found["acknowledged"] > 200 and found["exhausted"] > 20
@@ -236,7 +236,7 @@ def test_a_thousand_random_kills_of_racing_workers():
 
 @pytest.mark.slow
 def test_a_cached_reservation_takes_less_than_fifty_milliseconds():
-    from fedpeft_simulations.bench.ledger import run
+    from fedpeft_bench.privacy.ledger import run
 
     found = run(0, lambda line: None)["reserve"]
     assert [row["entries"] for row in found] == [0, 100, 2000]

@@ -13,8 +13,8 @@ import pytest
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import Event, Pure, Steps, epsilon
 from fedpeft.privacy.ledger import Budget, Ledger
+from fedpeft.privacy.ledger.budget import TRUSTS, UNITS, YEAR, Charge, Claim, joint
 from fedpeft.privacy.ledger.clock import LEAP
-from fedpeft.privacy.ledger.spending import TRUSTS, UNITS, YEAR, Charge, Claim, joint
 from fedpeft.privacy.plan import PrivacyPlan
 
 RECORD = PrivacyPlan(0.1, 1.0, 1.0, 8, 5, 4, 1e-5)

@@ -10,9 +10,10 @@ import torch
 
 from fedpeft.data import collate
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy import dpsgd, noise, per_example
-from fedpeft.privacy.passes import batched_rows, bounds_of, unit_row
+from fedpeft.privacy import noise
 from fedpeft.privacy.plan import PrivacyPlan
+from fedpeft.training.dp import dpsgd, per_example
+from fedpeft.training.dp.backward_passes import batched_rows, bounds_of, unit_row
 from fedpeft.training.loss import per_example_loss
 from fedpeft.training.modes import steady
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from fedpeft.adapters import attach
-from fedpeft.adapters.methods import METHODS
+from fedpeft.adapters.methods.base import METHODS
 from fedpeft.bases.load import quiet
 from fedpeft.config.models import AdapterConfig
 from fedpeft.data import Example, collate
 from fedpeft.errors import PrivacyError
 from fedpeft.exchange.layout import Layout
-from fedpeft.privacy.gates import engine_of
-from fedpeft.privacy.passes import batched_rows, bounds_of, unit_row
-from fedpeft.privacy.per_example import clipped_sum
+from fedpeft.training.dp.backward_passes import batched_rows, bounds_of, unit_row
+from fedpeft.training.dp.engine_selection import engine_of
+from fedpeft.training.dp.per_example import clipped_sum
 from fedpeft.training.loss import per_example_loss
 from fedpeft.training.modes import steady
 
@@ -217,13 +217,16 @@ def test_batch_normalisation_is_left_to_the_loop():
 
 def test_outliers_of_int8_are_left_to_the_loop(monkeypatch):
     """The layers of a card, where the outlier columns are chosen over a whole batch."""
-    from fedpeft.privacy import gates
+    from fedpeft.training.dp import engine_selection
 
     attached = toy_of(lora())
-    monkeypatch.setattr(gates, "_outlier_threshold", lambda module: 6.0)
+    monkeypatch.setattr(engine_selection, "_outlier_threshold", lambda module: 6.0)
     parameter = SimpleNamespace(device=SimpleNamespace(type="cuda"))
     monkeypatch.setattr(type(attached.model), "parameters", lambda self, recurse=True: iter([parameter]))
-    assert gates._coupling(attached.model) == "int8 with an outlier threshold couples the examples of a batch"
+    assert (
+        engine_selection._coupling(attached.model)
+        == "int8 with an outlier threshold couples the examples of a batch"
+    )
 
 
 class HalfBatch(torch.nn.Module):

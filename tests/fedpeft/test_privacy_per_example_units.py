@@ -10,13 +10,13 @@ import torch
 
 from fedpeft.data import collate
 from fedpeft.errors import DataError, PrivacyError
-from fedpeft.privacy import per_example
-from fedpeft.privacy.dpsgd import Mechanism, noisy_gradient
-from fedpeft.privacy.per_example import Engine, clipped_sum
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.training.batches import whole_units
+from fedpeft.training.dp import per_example
+from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
+from fedpeft.training.dp.per_example import Engine, clipped_sum
 from fedpeft.training.modes import steady
-from fedpeft.training.units import units_of
+from fedpeft.training.privacy_units import units_of
 from fedpeft_kernels.norms import squared_rows
 
 ENGINES = [Engine("batched", ""), Engine("loop", "")]

@@ -15,7 +15,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import COARSE, Skellam, Steps, epsilon
 from fedpeft.privacy.calibration import noise_multiplier
 from fedpeft.privacy.plan import AdaptiveClip, Grid, PrivacyPlan
-from fedpeft.privacy.planning import WRAP, bits_needed, plan_from_config
+from fedpeft.privacy.plan_builder import WRAP, bits_needed, plan_from_config
 
 SIZE = 2_000
 
@@ -131,7 +131,7 @@ def test_a_banded_run_counts_participations():
 
 
 def test_an_adaptive_clip_costs_the_sum_a_few_percent():
-    from fedpeft.privacy.central import sum_multiplier
+    from fedpeft.aggregation.central_dp import sum_multiplier
 
     fixed, adaptive = plan_from_config(nodes()), plan_from_config(nodes(adaptive_clip=True))
     assert fixed is not None and adaptive is not None and adaptive.adaptive is not None

@@ -12,11 +12,11 @@ import torch
 from fedpeft.config.models import FederationConfig
 from fedpeft.data import collate
 from fedpeft.errors import ConfigError, DataError, PrivacyError
-from fedpeft.privacy import dpsgd
+from fedpeft.evaluation.metrics import evaluate, spellings
 from fedpeft.privacy.plan import PrivacyPlan
-from fedpeft.training import LocalPlan, evaluate, per_example_loss, train_local
+from fedpeft.training import LocalPlan, per_example_loss, train_local
 from fedpeft.training.batches import epochs, physical
-from fedpeft.training.evaluation import spellings
+from fedpeft.training.dp import dpsgd
 from fedpeft.training.local import Extras
 from fedpeft.training.loss import task_of, token_logits
 from fedpeft.training.optimisers import AdamW, Sgd

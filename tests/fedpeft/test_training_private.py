@@ -17,8 +17,8 @@ from fedpeft.training import LocalPlan, train_local
 from fedpeft.training.local import Extras
 from fedpeft.training.modes import steady
 from fedpeft.training.plan import PerformanceFlags
-from fedpeft.training.units import units_of
-from fedpeft_clients.taps import Watched
+from fedpeft.training.privacy_units import units_of
+from fedpeft_clients.rounds.pipeline_taps import Watched
 
 PLAN = LocalPlan(steps=3, batch_size=4, lr=0.05, optimiser="sgd", momentum=0.5)
 PRIVACY = PrivacyPlan(

@@ -10,9 +10,10 @@ from fedpeft.adapters.merge import merge
 from fedpeft.bases import forget_base, load_base
 from fedpeft.config.models import AdapterConfig, BaseConfig, DataConfig
 from fedpeft.data import Record, collate, tokenise
-from fedpeft.privacy.per_example import clipped_sum, engine_of
+from fedpeft.evaluation.metrics import evaluate
 from fedpeft.rng import stream
-from fedpeft.training import LocalPlan, evaluate, train_local
+from fedpeft.training import LocalPlan, train_local
+from fedpeft.training.dp.per_example import clipped_sum, engine_of
 
 pytestmark = pytest.mark.gpu
 RECORDS = [Record(f"the patient asked for letter {i}", [" red", " blue"][i % 2]) for i in range(24)]

@@ -16,8 +16,8 @@ LAYOUT = Layout(("a", "b", "c"), ((4096, 64), (1,), (1000, 777)))
 def test_rounds_on_the_card_equal_rounds_on_the_host(density, feedback):
     import torch
 
-    from fedpeft.exchange.device import fits_device, run_on_device
     from fedpeft.exchange.envelope import encode_body
+    from fedpeft.exchange.gpu_plan import fits_device, run_on_device
 
     plan = plan_from_config(DirectionConfig(density=density, error_feedback=feedback), private=False)
     assert fits_device(plan, "cuda")
@@ -36,9 +36,9 @@ def test_rounds_on_the_card_equal_rounds_on_the_host(density, feedback):
 def test_a_node_on_the_card_sends_an_envelope_that_opens(tmp_path, tiny_model_folder):
     from fedpeft.config import build_config
     from fedpeft.data import Record
-    from fedpeft.exchange.device import fits_device
+    from fedpeft.exchange.gpu_plan import fits_device
     from fedpeft.runstore import create_run
-    from fedpeft_clients.home import create_home
+    from fedpeft_clients.rounds.run_home import create_home
     from fedpeft_simulations.backends import run_federation
 
     base = {"model": str(tiny_model_folder("llama")), "device": "cuda"}

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from harness import Mutant
 
-ACCOUNTING, PLAN, PLANNING = "fedpeft.privacy.accounting", "fedpeft.privacy.plan", "fedpeft.privacy.planning"
+ACCOUNTING, PLAN, PLANNING = (
+    "fedpeft.privacy.accounting",
+    "fedpeft.privacy.plan",
+    "fedpeft.privacy.plan_builder",
+)
 CALIBRATION, RENYI = "fedpeft.privacy.calibration", "fedpeft.privacy.renyi"
-AUDIT, INTERVALS = "fedpeft_attacks.epsilon.mechanism", "fedpeft_attacks.epsilon.intervals"
+AUDIT, INTERVALS = "fedpeft_attacks.dp_audit.mechanism", "fedpeft_attacks.dp_audit.intervals"
 
 FIGURES = "fedpeft/test_privacy_accounting.py::"
 PLANS = "fedpeft/test_privacy_plan.py::"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from harness import Mutant
 
 CENTRAL, ROSTER, COORDINATOR = (
-    "fedpeft.privacy.central",
-    "fedpeft_server.roster",
-    "fedpeft_server.coordinator",
+    "fedpeft.aggregation.central_dp",
+    "fedpeft_server.rounds.roster",
+    "fedpeft_server.rounds.round_loop",
 )
-EXCHANGE, SUMMANDS = "fedpeft.exchange.plan", "fedpeft_clients.summands"
+EXCHANGE, SUMMANDS = "fedpeft.exchange.plan", "fedpeft_clients.rounds.secure_payload"
 NODE, TERMS, MASKS = "fedpeft.secagg.node", "fedpeft.secagg.context", "fedpeft.secagg.masks"
 
 NOISY = "fedpeft/test_privacy_central.py::"
@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant(
         4,
         "a secure sum is divided by the nodes in it, its noise was sized for another number",
-        "fedpeft_server.secure",
+        "fedpeft_server.rounds.secure_aggregation",
         OPENED,
         OPENED.replace("total, _ =", "total, nodes =").replace("plan.expected_batch_size", "nodes"),
         ("server/test_privacy_bugs.py::test_fewer_nodes_in_a_noisy_sum_do_not_change_its_divisor",),
@@ -82,7 +82,7 @@ MUTANTS = (
     Mutant(
         6,
         "a node charges itself the amplified price of a draw that it knows of",
-        "fedpeft_clients.local_round",
+        "fedpeft_clients.rounds.local_round",
         "privacy = replace(privacy, sampling_probability=1.0, separation=1, bands=1)",
         "privacy = replace(privacy, separation=1, bands=1)",
         (CLIENT + "test_a_node_that_was_asked_gets_no_amplification_in_its_own_ledger",),
@@ -266,7 +266,7 @@ MUTANTS = (
     Mutant(
         31,
         "a node opens two attempts of one round",
-        "fedpeft.secagg.store",
+        "fedpeft.secagg.release_store",
         'attempt = "" if step in OF_ROUND else f"-{context.attempt}"',
         'attempt = f"-{context.attempt}"',
         (HOSTILE + "test_a_round_is_opened_in_one_attempt_only",),

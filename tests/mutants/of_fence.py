@@ -10,12 +10,12 @@ from harness import Mutant
 SIGNATURE, PROOF, ENTRANCE = (
     "fedpeft.flower.signature",
     "fedpeft.flower.proof",
-    "fedpeft.flower.entrance",
+    "fedpeft.flower.superlink.request_check",
 )
 ADMISSION, LIMITS, OUTPUT = (
-    "fedpeft.flower.admission",
-    "fedpeft.limits",
-    "fedpeft_server.supervisor_output",
+    "fedpeft.flower.superlink.connection_limits",
+    "fedpeft.rate_limits",
+    "fedpeft_server.service.output_file",
 )
 HEADS, DOOR = "fedpeft/test_flower_entrance.py::", "fedpeft/test_flower_admission.py::"
 PRINTED = "server/test_supervisor_output.py::"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from harness import Mutant
 
-BOOK, BODIES = "fedpeft.privacy.ledger.book", "fedpeft.privacy.ledger.bodies"
+BOOK, BODIES = "fedpeft.privacy.ledger.ledger", "fedpeft.privacy.ledger.entry_bodies"
 CHAIN, STORE = "fedpeft.privacy.ledger.chain", "fedpeft.privacy.ledger.store"
-SPENDING, PROMISE = "fedpeft.privacy.ledger.spending", "fedpeft.privacy.ledger.promise"
-CLOCK, WITNESS = "fedpeft.privacy.ledger.clock", "fedpeft_clients.witness"
-ROUND = "fedpeft_clients.local_round"
+SPENDING, PROMISE = "fedpeft.privacy.ledger.budget", "fedpeft.privacy.ledger.promise"
+CLOCK, WITNESS = "fedpeft.privacy.ledger.clock", "fedpeft_clients.outbox.ledger_witness"
+ROUND = "fedpeft_clients.rounds.local_round"
 
 LEDGER = "fedpeft/test_privacy_ledger.py::"
 CLAIMS = "fedpeft/test_privacy_ledger_claims.py::"
@@ -69,7 +69,7 @@ MUTANTS = (
     Mutant(
         12,
         "the same records in another file format are other records",
-        "fedpeft_clients.fingerprints",
+        "fedpeft_clients.governance.record_overlap",
         'return _GAP.sub(" ", plain.casefold()).strip()',
         "return plain",
         (
@@ -121,8 +121,8 @@ MUTANTS = (
         12,
         "edited data are new data",
         BOOK,
-        "self._charge(bodies.reserve(lineage, run, round, plan, steps) |",
-        'self._charge(bodies.reserve(f"{lineage} {content}", run, round, plan, steps) |',
+        "entry_bodies.reserve(lineage, run, round, plan, steps) |",
+        'entry_bodies.reserve(f"{lineage} {content}", run, round, plan, steps) |',
         (CLAIMS + "test_edited_or_renamed_data_inherit_what_was_spent",),
     ),
     Mutant(
@@ -137,8 +137,8 @@ MUTANTS = (
         12,
         "the node does not ask whether its ledger holds what it held",
         ROUND,
-        "told.require(ledger, desk.run.hex(), number, digest)",
-        "told.place(ledger, desk.run.hex(), ledger.head())",
+        "ledger_view.require(ledger, desk.run.hex(), number, digest)",
+        "ledger_view.place(ledger, desk.run.hex(), ledger.head())",
         (TASKS + "test_a_rolled_back_ledger_is_noticed",),
     ),
     Mutant(
@@ -152,7 +152,7 @@ MUTANTS = (
     Mutant(
         13,
         "the coordinator does not write that nodes were asked: after a crash other noise is free",
-        "fedpeft.privacy.central",
+        "fedpeft.aggregation.central_dp",
         "        self.ledger.started(reservation)\n",
         "",
         ("server/test_central.py::test_a_round_that_was_killed_when_nodes_were_asked_is_charged_again",),
@@ -195,7 +195,7 @@ MUTANTS = (
     Mutant(
         15,
         "a repeated order trains anew",
-        "fedpeft_clients.tasks",
+        "fedpeft_clients.rounds.handlers",
         "answer = _answered(home, task)\n",
         "answer = None\n",
         (TASKS + "test_a_repeated_order_sends_the_stored_bytes_and_spends_nothing",),

@@ -7,9 +7,21 @@ from __future__ import annotations
 
 from harness import Mutant
 
-TASKS, DESK, ROUND = "fedpeft_clients.tasks", "fedpeft_clients.desk", "fedpeft_clients.local_round"
-TERMS, TOLD, GATE = "fedpeft_clients.terms", "fedpeft_clients.told", "fedpeft_clients.gate"
-EXAMPLES, STEP, TOKENS = "fedpeft_clients.examples", "fedpeft.privacy.dpsgd", "fedpeft.data.tokens"
+TASKS, DESK, ROUND = (
+    "fedpeft_clients.rounds.handlers",
+    "fedpeft_clients.rounds.node_context",
+    "fedpeft_clients.rounds.local_round",
+)
+TERMS, TOLD, GATE = (
+    "fedpeft_clients.governance.run_approval",
+    "fedpeft_clients.rounds.ledger_view",
+    "fedpeft_clients.outbox.gate",
+)
+EXAMPLES, STEP, TOKENS = (
+    "fedpeft_clients.rounds.example_cache",
+    "fedpeft.training.dp.dpsgd",
+    "fedpeft.data.tokens",
+)
 READ = "fedpeft.data.read"
 
 ORDERS, SILENCE = "clients/test_orders.py::", "clients/test_silence.py::"
@@ -37,7 +49,7 @@ MUTANTS = (
     Mutant(
         303,
         "only the newest rounds are remembered as answered",
-        "fedpeft_clients.state",
+        "fedpeft_clients.rounds.node_state",
         "return state.answer if state else sent(outbox, round)",
         "return state.answer if state else None",
         (ORDERS + "test_a_node_takes_one_state_a_round[lost1]",),
@@ -149,7 +161,7 @@ MUTANTS = (
     Mutant(
         317,
         "the operator's word is about whatever lies there by now",
-        "fedpeft_clients.offers",
+        "fedpeft_clients.governance.proposals",
         "stored.digest.startswith(terms.lower())",
         "bool(stored.digest)",
         (BINDING + "test_terms_that_were_swapped_after_they_were_shown_are_not_approved",),
@@ -157,7 +169,7 @@ MUTANTS = (
     Mutant(
         318,
         "so few digits name the terms that a coordinator finds two that share them",
-        "fedpeft_clients.offers",
+        "fedpeft_clients.governance.proposals",
         "LEAST_DIGITS = 32",
         "LEAST_DIGITS = 12",
         (BINDING + "test_nothing_is_approved_unseen[short]",),
@@ -174,8 +186,8 @@ MUTANTS = (
         320,
         "a coordinator is told the epsilon that all of them have spent",
         TOLD,
-        "own = spending.charges(of_run(ledger.entries(), run), lineage)",
-        "own = spending.charges(ledger.entries(), lineage)",
+        "own = budget.charges(of_run(ledger.entries(), run), lineage)",
+        "own = budget.charges(ledger.entries(), lineage)",
         (BINDING + "test_one_coordinator_is_not_told_of_another",),
     ),
     Mutant(

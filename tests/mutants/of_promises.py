@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from harness import Mutant
 
-CENTRAL, GATES = "fedpeft.privacy.central", "fedpeft.privacy.gates"
-SUM, PASSES, LOCAL = "fedpeft.privacy.per_example", "fedpeft.privacy.passes", "fedpeft.training.local"
+CENTRAL, GATES = "fedpeft.aggregation.central_dp", "fedpeft.training.dp.engine_selection"
+SUM, PASSES, LOCAL = (
+    "fedpeft.training.dp.per_example",
+    "fedpeft.training.dp.backward_passes",
+    "fedpeft.training.local",
+)
 
 NOISY, COUPLED = "fedpeft/test_privacy_central.py::", "fedpeft/test_privacy_coupling.py::"
 IN_FORCE = NOISY + "test_noise_and_bound_follow_the_clip_in_force"

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 from harness import Mutant
 
-CENTRAL, MATRIX, PLANNING = "fedpeft.privacy.central", "fedpeft.privacy.matrix", "fedpeft.privacy.planning"
+CENTRAL, MATRIX, PLANNING = (
+    "fedpeft.aggregation.central_dp",
+    "fedpeft.privacy.matrix",
+    "fedpeft.privacy.plan_builder",
+)
 ACCOUNTING, PLAN, SPENDING = (
     "fedpeft.privacy.accounting",
     "fedpeft.privacy.plan",
-    "fedpeft.privacy.ledger.spending",
+    "fedpeft.privacy.ledger.budget",
 )
-STEP, SUM, GATES = "fedpeft.privacy.dpsgd", "fedpeft.privacy.per_example", "fedpeft.privacy.gates"
-PASSES, LOCAL, SAMPLING = "fedpeft.privacy.passes", "fedpeft.training.local", "fedpeft.privacy.sampling"
-ROSTER, COORDINATOR = "fedpeft_server.roster", "fedpeft_server.coordinator"
+STEP, SUM, GATES = (
+    "fedpeft.training.dp.dpsgd",
+    "fedpeft.training.dp.per_example",
+    "fedpeft.training.dp.engine_selection",
+)
+PASSES, LOCAL, SAMPLING = (
+    "fedpeft.training.dp.backward_passes",
+    "fedpeft.training.local",
+    "fedpeft.privacy.sampling",
+)
+ROSTER, COORDINATOR = "fedpeft_server.rounds.roster", "fedpeft_server.rounds.round_loop"
 
 NOISY, COUPLED = "fedpeft/test_privacy_central.py::", "fedpeft/test_privacy_coupling.py::"
 PLANS, FIGURES = "fedpeft/test_privacy_plan.py::", "fedpeft/test_privacy_accounting.py::"
@@ -76,7 +88,7 @@ MUTANTS = (
     Mutant(
         2,
         "a person's records are clipped in two parts",
-        "fedpeft.training.units",
+        "fedpeft.training.privacy_units",
         "owned.setdefault(example.person, [])",
         "owned.setdefault(example.person + str(len(example.ids) % 2), [])",
         (
@@ -94,7 +106,7 @@ MUTANTS = (
     Mutant(
         17,
         "one share of noise for all values of a node",
-        "fedpeft_clients.summands",
+        "fedpeft_clients.rounds.secure_payload",
         "noise = share_of_noise(values.size, variance, source)",
         "noise = share_of_noise(1, variance, source).repeat(values.size)",
         (
@@ -113,7 +125,7 @@ MUTANTS = (
     Mutant(
         28,
         "the audit of a private run may hold back what leaves",
-        "fedpeft_clients.terms",
+        "fedpeft_clients.governance.run_approval",
         '"report" if private and policy.audit.mode == "block" else _AUDIT[policy.audit.mode]',
         "_AUDIT[policy.audit.mode]",
         (

@@ -5,8 +5,12 @@ from __future__ import annotations
 from harness import Mutant
 
 CSPRNG, NOISE, SAMPLING = "fedpeft.privacy.csprng", "fedpeft.privacy.noise", "fedpeft.privacy.sampling"
-STEP, ROWS, GATES = "fedpeft.privacy.dpsgd", "fedpeft.privacy.per_example", "fedpeft.privacy.gates"
-LOCAL, UNITS, LOSS = "fedpeft.training.local", "fedpeft.training.units", "fedpeft.training.loss"
+STEP, ROWS, GATES = (
+    "fedpeft.training.dp.dpsgd",
+    "fedpeft.training.dp.per_example",
+    "fedpeft.training.dp.engine_selection",
+)
+LOCAL, UNITS, LOSS = "fedpeft.training.local", "fedpeft.training.privacy_units", "fedpeft.training.loss"
 
 UNCLIPPED = (
     "__import__('dataclasses').replace(mechanism, plan=plan.__class__(**{**vars(plan), 'clip': 1e30}))"

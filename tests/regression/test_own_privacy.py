@@ -12,7 +12,7 @@ import pytest
 
 from fedpeft.config import load_config
 from fedpeft_simulations.cli import embedded_scenario
-from fedpeft_simulations.runner import run
+from fedpeft_simulations.federation_run import run
 
 SMALL = (
     "run.arms=[]",

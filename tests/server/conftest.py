@@ -10,9 +10,11 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedpeft import flower
+from fedpeft.aggregation.global_state import initial_state
+from fedpeft.aggregation.robust import RobustMean
 from fedpeft.config import build_config
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Layout, Update, seal, up_codec
-from fedpeft.protocol import (
+from fedpeft.protocol.messages import (
     HelloReply,
     RunTerms,
     Terms,
@@ -26,13 +28,11 @@ from fedpeft.protocol import (
 )
 from fedpeft.runstore import RunStore, create_run
 from fedpeft.trust import Signer
-from fedpeft_server import coordinator, patience, terms
-from fedpeft_server.broadcasts import Broadcasts
-from fedpeft_server.robust import RobustMean
-from fedpeft_server.roster import Agreed
-from fedpeft_server.setup import Setup
-from fedpeft_server.state import initial_state
-from fedpeft_server.terms import Enrolled, EnrolledNode
+from fedpeft_server.rounds import round_loop, run_terms, wait_for_nodes
+from fedpeft_server.rounds.broadcast_cache import Broadcasts
+from fedpeft_server.rounds.roster import Agreed
+from fedpeft_server.rounds.run_setup import Setup
+from fedpeft_server.rounds.run_terms import Enrolled, EnrolledNode
 
 LAYOUT = Layout.of({"w": np.zeros((4, 5))})
 PLAIN = ExchangePlan((), DenseFp32())
@@ -78,7 +78,7 @@ class Deployed:
     offline: set = field(default_factory=set)
     enrolled: dict = field(default_factory=dict)
     asked: list = field(default_factory=list)
-    terms: RunTerms | None = None
+    run_terms: RunTerms | None = None
     events: list = field(default_factory=list)
     watch: object = lambda event: None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -98,7 +98,7 @@ class Deployed:
         grid = KeyedGrid(self._app(), [{"index": index} for index in range(self.nodes)], flower_run)
         every = grid.get_node_ids
         grid.get_node_ids = lambda: [node for node in every() if node - 1000 not in self.offline]
-        made = coordinator._resume(self.setup, store, report)
+        made = round_loop._resume(self.setup, store, report)
         made.stop = self.stop
         if deployed:
             made.deploy(Enrolled(lambda: dict(self.enrolled), OWNER))
@@ -170,9 +170,9 @@ class Deployed:
 def deploy(tmp_path, monkeypatch):
     """A function from settings of the federation to a deployed run, not yet started."""
     monkeypatch.setattr(flower, "public_keys", lambda grid: grid.lines)
-    monkeypatch.setattr(patience, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(terms, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(wait_for_nodes, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(wait_for_nodes, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(run_terms, "AGAIN_SECONDS", 0.05)
 
     def made(name="run", nodes=3, exchange=None, **federation):
         asked = {"nodes": nodes, "rounds": 3, "quorum": 2, "deadline": 5.0, "robust": "none", **federation}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedpeft_server.broadcasts import Broadcasts
+from fedpeft_server.rounds.broadcast_cache import Broadcasts
 
 
 @pytest.fixture

@@ -10,22 +10,22 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedpeft import flower
+from fedpeft.aggregation.central_dp import CentralNoise
+from fedpeft.aggregation.global_state import initial_state
 from fedpeft.config import build_config
 from fedpeft.errors import FederationError, PrivacyError
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Layout, Update, seal
 from fedpeft.exchange import codec_from_config as codec_of
 from fedpeft.privacy import Ledger, noise
 from fedpeft.privacy import plan_from_config as privacy_plan
-from fedpeft.privacy.central import CentralNoise
-from fedpeft.protocol import HelloReply, TrainReply, TrainTask, pack, run_id, state_digest, unpack
+from fedpeft.protocol.messages import HelloReply, TrainReply, TrainTask, pack, run_id, state_digest, unpack
 from fedpeft.runstore import RunStore, create_run
 from fedpeft.trust import Signer
-from fedpeft_server import checkpoints, coordinator
-from fedpeft_server.broadcasts import Broadcasts
-from fedpeft_server.checkpoints import load_arrays
-from fedpeft_server.roster import Agreed
-from fedpeft_server.setup import Setup
-from fedpeft_server.state import initial_state
+from fedpeft_server.rounds import checkpoints, round_loop
+from fedpeft_server.rounds.broadcast_cache import Broadcasts
+from fedpeft_server.rounds.checkpoints import load_arrays
+from fedpeft_server.rounds.roster import Agreed
+from fedpeft_server.rounds.run_setup import Setup
 
 LAYOUT = Layout.of({"w": np.zeros((4, 5))})
 DENSE = {"codec": "dense-fp32", "error_feedback": False}
@@ -58,7 +58,7 @@ class Made:
 
         grid = flower.LocalGrid(self._app(), [{"index": index} for index in range(nodes)])
         try:
-            coordinator._resume(self.setup, store, report).run(grid)
+            round_loop._resume(self.setup, store, report).run(grid)
         finally:
             grid.close()
         return list(store.events("round"))
@@ -227,14 +227,14 @@ def test_a_round_repeated_after_a_kill_has_other_noise_and_is_charged_again(make
 
 
 def test_a_round_that_was_killed_when_nodes_were_asked_is_charged_again(make, monkeypatch):
-    made, ask = make(), coordinator.Coordinator._ask
+    made, ask = make(), round_loop.Coordinator._ask
 
     def killed(self, *arguments):
         ask(self, *arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(coordinator.Coordinator, "_ask", killed)
+        patch.setattr(round_loop.Coordinator, "_ask", killed)
         with pytest.raises(KeyboardInterrupt):
             made.go()
     made.go()
@@ -251,7 +251,7 @@ def test_the_budget_ends_a_run_before_anybody_is_asked(make):
 
 
 def test_a_draw_of_nobody_is_a_round_of_noise(make, monkeypatch):
-    monkeypatch.setattr(coordinator, "sample", lambda *given: [])
+    monkeypatch.setattr(round_loop, "sample", lambda *given: [])
     made = make(selection="poisson", participation=0.5, rounds=4)
     events = made.go()
     assert made.asked == []
@@ -262,7 +262,7 @@ def test_a_draw_of_nobody_is_a_round_of_noise(make, monkeypatch):
 
 def test_without_privacy_a_draw_of_nobody_is_a_round_without_a_step(make, monkeypatch):
     monkeypatch.setattr(
-        coordinator, "sample", lambda names, federation, seed, round, source: ["n1"] * (round == 6)
+        round_loop, "sample", lambda names, federation, seed, round, source: ["n1"] * (round == 6)
     )
     made = make(privacy="off", selection="poisson", participation=0.5, rounds=6)
     events = made.go()
@@ -314,7 +314,7 @@ def test_a_federation_that_is_gone_ends_the_run_and_spends_no_more_than_three_ro
     made = make(rounds=9)
     store = RunStore.open(made.run)
     grid = flower.LocalGrid(made._app(), [{"index": index} for index in range(3)])
-    federation = coordinator._resume(made.setup, store, lambda event: None)
+    federation = round_loop._resume(made.setup, store, lambda event: None)
     asked = federation._sample
     gone = grid.get_node_ids
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedpeft.errors import RunError
-from fedpeft_server.checkpoints import Checkpoint, latest, save, trim_events
+from fedpeft_server.rounds.checkpoints import Checkpoint, latest, save, trim_events
 
 
 def test_the_newest_checkpoint_comes_back_and_old_ones_go(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft_server.collect import SHORTEST_GRACE, Question
+from fedpeft_server.rounds.ask_nodes import SHORTEST_GRACE, Question
 
 DEADLINE = 3600.0
 

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from fedpeft.enrolment import PATH, Answer, Request
 from fedpeft.flower import Admission, Limits, free_port
+from fedpeft.protocol.enrolment import PATH, Answer, Request
 from fedpeft.trust import Signer, new_transport_key
-from fedpeft_server.enrolment import LIMITS, MOST_NETWORKS, serving
-from fedpeft_server.home import ServerHome, Settings
-from fedpeft_server.registry import Registry
+from fedpeft_server.service.enrolment_service import LIMITS, MOST_NETWORKS, serving
+from fedpeft_server.service.node_registry import Registry
+from fedpeft_server.service.server_home import ServerHome, Settings
 from tests.fedpeft.flower_world import wait_for
 
 STRANGER, HONEST = "127.0.0.2", "127.0.0.1"

@@ -7,13 +7,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fedpeft.cli import build_app
-from fedpeft.enrolment import Request, Token
 from fedpeft.errors import FedPeftError, RunError
 from fedpeft.flower import free_port
+from fedpeft.protocol.enrolment import Request, Token
 from fedpeft.trust import Signer, new_transport_key
 from fedpeft.trust.signed_log import entries_of
-from fedpeft_server.home import ServerHome, Settings
-from fedpeft_server.registry import Registry
+from fedpeft_server.service.node_registry import Registry
+from fedpeft_server.service.server_home import ServerHome, Settings
 
 
 @pytest.fixture

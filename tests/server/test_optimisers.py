@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from fedpeft.aggregation.server_optimisers import step
 from fedpeft.config.models import ServerOptimiserConfig
-from fedpeft_server.optimisers import step
 
 
 def naive(config, means):

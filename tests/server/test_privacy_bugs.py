@@ -12,9 +12,9 @@ from fedpeft.config.models import FederationConfig
 from fedpeft.exchange import Context, Layout, PublicTernary
 from fedpeft.exchange.support import PublicSupport
 from fedpeft.privacy.plan import Grid, PrivacyPlan
-from fedpeft.protocol import COORDINATOR
-from fedpeft_server.coordinator import Coordinator
-from fedpeft_server.secure import SecureSums
+from fedpeft.protocol.messages import COORDINATOR
+from fedpeft_server.rounds.round_loop import Coordinator
+from fedpeft_server.rounds.secure_aggregation import SecureSums
 
 SIZE = 40
 LAYOUT = Layout.of({"w": np.zeros(SIZE)})

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
+from fedpeft.aggregation import robust
+from fedpeft.aggregation.robust import RobustMean, norm_of, too_long
 from fedpeft.config import build_config
 from fedpeft.config.models import FederationConfig
 from fedpeft.errors import ConfigError, ExchangeError
 from fedpeft.exchange import Decoded, Layout
-from fedpeft_server import robust
-from fedpeft_server.robust import RobustMean, norm_of, too_long
 
 LAYOUT = Layout.of({"w": np.zeros((11, 13))})
 SIZE = LAYOUT.size

@@ -1,6 +1,6 @@
 """How far a round's sum has come, as this version and the one before wrote it."""
 
-from fedpeft_server.secure_progress import Progress
+from fedpeft_server.rounds.secure_progress import Progress
 
 
 def test_what_is_saved_is_read_again(tmp_path):

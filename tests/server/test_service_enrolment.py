@@ -10,15 +10,15 @@ from dataclasses import replace
 
 import pytest
 
-from fedpeft.enrolment import MAX_BYTES, PATH, Answer, Request, Token
 from fedpeft.errors import ConfigError
 from fedpeft.flower import free_port, thin_app
+from fedpeft.protocol.enrolment import MAX_BYTES, PATH, Answer, Request, Token
 from fedpeft.trust import Signer, certificate_fingerprint, new_transport_key
-from fedpeft_server import certificates
-from fedpeft_server.enrolment import serving
-from fedpeft_server.home import ServerHome, Settings
-from fedpeft_server.registry import Registry
-from fedpeft_server.stock import Desk
+from fedpeft_server.service import certificates
+from fedpeft_server.service.enrolment_service import serving
+from fedpeft_server.service.node_registry import Registry
+from fedpeft_server.service.server_home import ServerHome, Settings
+from fedpeft_server.service.stock_nodes import Desk
 from tests.fedpeft.flower_world import wait_for
 
 

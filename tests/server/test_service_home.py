@@ -18,8 +18,9 @@ from fedpeft.errors import ConfigError, FedPeftError, RunError
 from fedpeft.flower import free_port
 from fedpeft.runstore import RunStore
 from fedpeft.trust import Signer, new_transport_key, public_line
-from fedpeft_server import certificates
-from fedpeft_server.home import (
+from fedpeft_server.service import certificates
+from fedpeft_server.service.node_registry import Node, Registry
+from fedpeft_server.service.server_home import (
     ServerHome,
     Settings,
     bind_address,
@@ -29,7 +30,6 @@ from fedpeft_server.home import (
     read_status,
     take_lock,
 )
-from fedpeft_server.registry import Node, Registry
 
 PORTS = ("--port", "--enrolment-port", "--inside-port", "--metrics-port")
 SECRETS = ("coordinator.key", "ca.key", "server.key", "secret")
@@ -131,7 +131,7 @@ def test_addresses_to_listen_on():
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_a_coordinator_with_a_name_is_reached_over_either_family(address):
     """Its name may have IPv6 addresses only, or IPv4 addresses only."""
-    from fedpeft.flower.ports import bound
+    from fedpeft.flower.superlink.ports import bound
 
     with bound(bind_address("fed.example.org"), free_port()) as listener:
         listener.listen()

@@ -14,12 +14,12 @@ from rich.console import Console
 from fedpeft.config import build_config, dump_config
 from fedpeft.flower import free_port
 from fedpeft.trust import Signer, new_transport_key, public_line
-from fedpeft_server.home import RunStatus, ServerHome, Settings, read_status, write_status
-from fedpeft_server.metrics import MOST_CAUSES, exposing
-from fedpeft_server.registry import Node, Registry
-from fedpeft_server.runner_contacts import Contacts, read_contacts
-from fedpeft_server.status import ago, read_view, render
-from fedpeft_server.stock import Desk
+from fedpeft_server.service.contacts import Contacts, read_contacts
+from fedpeft_server.service.metrics import MOST_CAUSES, exposing
+from fedpeft_server.service.node_registry import Node, Registry
+from fedpeft_server.service.run_view import ago, read_view, render
+from fedpeft_server.service.server_home import RunStatus, ServerHome, Settings, read_status, write_status
+from fedpeft_server.service.stock_nodes import Desk
 
 ROUND = {
     "event": "round",

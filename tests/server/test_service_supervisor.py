@@ -17,13 +17,20 @@ from fedpeft.config import build_config, dump_config
 from fedpeft.errors import FederationError
 from fedpeft.flower import free_port
 from fedpeft.trust import new_transport_key, public_line
-from fedpeft_server.home import RunStatus, ServerHome, Settings, is_up, read_status, write_status
-from fedpeft_server.registry import Node, Registry
-from fedpeft_server.supervisor import MOST_CRASHES, Supervisor, _RunChild
-from fedpeft_server.supervisor_child import FIRST_DELAY, SUPERVISED, Child, stop_all
-from fedpeft_server.supervisor_log import open_log
-from fedpeft_server.supervisor_probe import MOST_SILENCES, Probe
-from fedpeft_server.supervisor_registrar import Registrar, listens
+from fedpeft_server.service.child_process import FIRST_DELAY, SUPERVISED, Child, stop_all
+from fedpeft_server.service.health_probe import MOST_SILENCES, Probe
+from fedpeft_server.service.key_sync import Registrar, listens
+from fedpeft_server.service.node_registry import Node, Registry
+from fedpeft_server.service.server_home import (
+    RunStatus,
+    ServerHome,
+    Settings,
+    is_up,
+    read_status,
+    write_status,
+)
+from fedpeft_server.service.service_log import open_log
+from fedpeft_server.service.supervisor import MOST_CRASHES, Supervisor, _RunChild
 from tests.fedpeft.flower_world import World
 
 PATIENCE = 60.0
@@ -73,7 +80,7 @@ def test_back_off_grows_and_is_bounded(tmp_path):
 
 
 def test_a_child_that_does_not_obey_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedpeft_server.supervisor_child.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("fedpeft_server.service.child_process.GRACE_SECONDS", 0.5)
     (tmp_path / "deaf.py").write_text(
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "open('up', 'w').close()\ntime.sleep(60)\n"
@@ -88,7 +95,7 @@ def test_a_child_that_does_not_obey_is_killed(tmp_path, monkeypatch):
 
 
 def test_a_link_that_hangs_is_ended(child, monkeypatch):
-    monkeypatch.setattr("fedpeft_server.supervisor_probe.TIMEOUT", 0.2)
+    monkeypatch.setattr("fedpeft_server.service.health_probe.TIMEOUT", 0.2)
     told, probe = [], Probe(int(child.command[1]), child, lambda event, *_, **__: told.append(event))
     probe.ask()
     assert probe.silences is None, "a link that has not answered yet is starting"
@@ -161,9 +168,9 @@ def test_the_log_is_json_lines(tmp_path, capsys):
 
 
 def test_one_service_a_home(home, monkeypatch):
-    from fedpeft_server.home import take_lock
+    from fedpeft_server.service.server_home import take_lock
 
-    monkeypatch.setattr("fedpeft_server.supervisor._LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("fedpeft_server.service.supervisor._LOCK_SECONDS", 0.2)
     with take_lock(home.path / "up.lock"), pytest.raises(FederationError, match="one service a folder"):
         Supervisor(home, lambda *_, **__: None).run()
 
@@ -171,7 +178,7 @@ def test_one_service_a_home(home, monkeypatch):
 def test_a_run_that_was_stopped_before_it_began(home):
     folder = submitted(home)
     (folder / "stop").touch()
-    command = [sys.executable, "-P", "-m", "fedpeft_server.runner", str(home.path), "first"]
+    command = [sys.executable, "-P", "-m", "fedpeft_server.service.run_process", str(home.path), "first"]
     assert subprocess.run(command, timeout=PATIENCE, check=False).returncode == 0
     assert read_status(folder).state == "stopped"
 
@@ -179,7 +186,7 @@ def test_a_run_that_was_stopped_before_it_began(home):
 def test_a_child_ends_with_its_supervisor(home):
     """Its standard input is the supervisor's end of a pipe; without a link it would wait for a minute."""
     folder = submitted(home)
-    command = [sys.executable, "-P", "-m", "fedpeft_server.runner", str(home.path), "first"]
+    command = [sys.executable, "-P", "-m", "fedpeft_server.service.run_process", str(home.path), "first"]
     environment = {**os.environ, SUPERVISED: "1"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         until(lambda: read_status(folder).state == "running")

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from fedpeft_server import supervisor_output
-from fedpeft_server.supervisor_child import Child, stop_all
-from fedpeft_server.supervisor_output import CUT, LONGEST_LINE, keep_output, shown
+from fedpeft_server.service import output_file
+from fedpeft_server.service.child_process import Child, stop_all
+from fedpeft_server.service.output_file import CUT, LONGEST_LINE, keep_output, shown
 
 
 def kept(tmp_path, *writes):
@@ -40,7 +40,7 @@ def test_a_line_is_cut(tmp_path, length):
 
 
 def test_the_file_is_bounded_while_the_process_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(supervisor_output, "LARGEST_OUTPUT", 10_000)
+    monkeypatch.setattr(output_file, "LARGEST_OUTPUT", 10_000)
     (tmp_path / "talks.py").write_text(
         "import time\nfor number in range(20_000): print(f'line {number}', flush=False)\n"
         "print('all', flush=True)\ntime.sleep(60)\n"

@@ -8,10 +8,10 @@ import pytest
 
 from fedpeft.config import build_config
 from fedpeft.errors import FederationError
-from fedpeft.protocol import TermsReply, pack, run_id
+from fedpeft.protocol.messages import TermsReply, pack, run_id
 from fedpeft.trust import Signer, Verifier
-from fedpeft_server import checkpoints
-from fedpeft_server.checkpoints import load_arrays
+from fedpeft_server.rounds import checkpoints
+from fedpeft_server.rounds.checkpoints import load_arrays
 
 SECURE = {"secure": {"enabled": True}, "up": {"codec": "ternary", "error_feedback": False}}
 
@@ -242,7 +242,7 @@ def test_bad_updates_of_nodes_that_are_there_end_a_deployed_run_with_the_cause(d
 
 
 def test_a_hostile_node_does_not_end_a_run_while_an_honest_one_is_away(deploy, monkeypatch):
-    monkeypatch.setattr("fedpeft_server.patience.FIRST_SECONDS", 0.02)
+    monkeypatch.setattr("fedpeft_server.rounds.wait_for_nodes.FIRST_SECONDS", 0.02)
     made, tries = deploy(deadline=0.5), []
     honest = made.spoil
 

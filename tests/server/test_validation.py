@@ -9,11 +9,11 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedpeft import flower
 from fedpeft.exchange import Layout
-from fedpeft.protocol import pack
+from fedpeft.protocol.messages import pack
 from fedpeft.trust import Signer
-from fedpeft_server import inbox
-from fedpeft_server.checkpoints import load_arrays
-from fedpeft_server.collect import Question, ask
+from fedpeft_server.rounds import replies
+from fedpeft_server.rounds.ask_nodes import Question, ask
+from fedpeft_server.rounds.checkpoints import load_arrays
 
 SIZE = 20
 EARLIER = {}
@@ -186,7 +186,7 @@ def test_a_full_disk_of_the_coordinator_is_no_fault_of_the_nodes(deploy, monkeyp
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(inbox, "write_atomic", full)
+    monkeypatch.setattr(replies, "write_atomic", full)
     with pytest.raises(OSError, match="No space left"):
         made.go()
     assert made.told("round") == []

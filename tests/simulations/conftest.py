@@ -65,7 +65,7 @@ def federation(tmp_path, tiny_model_folder):
     from fedpeft.adapters import detach
     from fedpeft.config import build_config
     from fedpeft.runstore import create_run
-    from fedpeft_clients.home import Simulated, create_home
+    from fedpeft_clients.rounds.run_home import Simulated, create_home
 
     def make(name="run", tapped=0, **sections):
         base = {"model": str(tiny_model_folder("llama")), "device": "cpu", "threads": 1}

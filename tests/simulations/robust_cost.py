@@ -18,11 +18,11 @@ from flwr.clientapp import ClientApp
 from fedpeft import flower
 from fedpeft.config import build_config
 from fedpeft.exchange import Context, Update, open_envelope, seal
-from fedpeft.protocol import TrainReply, TrainTask, pack, run_id, unpack
+from fedpeft.protocol.messages import TrainReply, TrainTask, pack, run_id, unpack
 from fedpeft.trust import Verifier
-from fedpeft_clients.desk import Desk, plans, signer_of
-from fedpeft_clients.home import open_home
-from fedpeft_simulations import runner
+from fedpeft_clients.rounds.node_context import Desk, plans, signer_of
+from fedpeft_clients.rounds.run_home import open_home
+from fedpeft_simulations import federation_run
 
 
 def flipped(home, message, reply, factor):
@@ -41,7 +41,7 @@ def federated(config, out, factor):
     from fedpeft_clients.app import app as honest
     from fedpeft_server.app import make_app
 
-    store, made = runner._prepare(config, out, False, lambda event: None), ClientApp()
+    store, made = federation_run._prepare(config, out, False, lambda event: None), ClientApp()
     refused: dict[str, str] = {}
     hostile = store.homes[-1].name if factor else ""
     made.query()(lambda message, context: honest(message=message, context=context))
@@ -55,7 +55,7 @@ def federated(config, out, factor):
     flower.run_local(
         make_app(lambda event: refused.update(event.get("refused", {})), store.path), made, homes, {}
     )
-    _, score = runner._score_state(store, runner.load_final)
+    _, score = federation_run._score_state(store, federation_run.load_final)
     return {"loss": score.loss, "accuracy": score.accuracy, "refused": refused}
 
 

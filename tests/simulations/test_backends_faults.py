@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from fedpeft import flower
 from fedpeft.errors import FederationError
-from fedpeft.protocol import TrainReply, pack, unpack
+from fedpeft.protocol.messages import TrainReply, pack, unpack
 
 
 def misbehave(kind, message, context, honest):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.privacy import csprng, dpsgd, noise
+from fedpeft.privacy import csprng, noise
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.training import local
-from fedpeft_attacks.epsilon import check, crowd
-from fedpeft_simulations.bench import audit_epsilon
-from fedpeft_simulations.bench.audit_epsilon_faults import FAULTS
+from fedpeft.training.dp import dpsgd
+from fedpeft_attacks.dp_audit import check, sampling_rate
+from fedpeft_bench.audit import epsilon as audit_epsilon
+from fedpeft_bench.audit.epsilon_faults import FAULTS
 
 PLAN = PrivacyPlan(0.2, 1.2, 0.25, 64, 3, 4, 1e-5)
 SEEN_BY = {
@@ -40,7 +41,7 @@ def test_a_planted_fault_is_seen_and_taken_out_again(fault):
 
 
 def test_the_crowd_is_powerful_enough_to_be_asked_in_each_run():
-    assert crowd.power(PLAN, check.RISK) > 1 - 1e-6
+    assert sampling_rate.power(PLAN, check.RISK) > 1 - 1e-6
 
 
 def test_right_runs_agree():

@@ -8,13 +8,13 @@ import pytest
 from fedpeft.config import load_config
 from fedpeft.privacy import plan_from_config
 from fedpeft_attacks.memory import MemoryFinding
-from fedpeft_simulations.bench import audit_memory
-from fedpeft_simulations.bench.gain import options
+from fedpeft_bench.audit import memory
+from fedpeft_bench.federation.gain import options
 from fedpeft_simulations.cli import embedded_scenario
 
 
 def config_of(arm):
-    return load_config(embedded_scenario(), (*options(audit_memory.COMMON), *arm.settings))
+    return load_config(embedded_scenario(), (*options(memory.COMMON), *arm.settings))
 
 
 def row(arm, seed, value, half=0.5, base=1.4):
@@ -36,14 +36,14 @@ def row(arm, seed, value, half=0.5, base=1.4):
 
 
 def test_the_arms_that_are_compared_take_equal_steps_of_as_many_records():
-    by_name = {arm.name: config_of(arm).federation for arm in audit_memory.arms()}
+    by_name = {arm.name: config_of(arm).federation for arm in memory.arms()}
     equal = [by_name[name] for name in ("no privacy", "no noise", "epsilon 8", "epsilon 2")]
     for key in ("nodes", "rounds", "local_steps", "batch_size", "lr_decay"):
         assert len({getattr(federation, key) for federation in equal}) == 1, key
 
 
 def test_the_private_arms_claim_what_they_are_called_and_the_others_nothing():
-    for arm in audit_memory.arms():
+    for arm in memory.arms():
         plan = plan_from_config(config_of(arm))
         epsilon = math.inf if plan is None else plan.epsilon()
         claimed = float(arm.name.split()[1]) if arm.name.startswith("epsilon") else math.inf
@@ -52,16 +52,16 @@ def test_the_private_arms_claim_what_they_are_called_and_the_others_nothing():
 
 
 def test_every_arm_plants_canaries_and_none_is_audited_twice():
-    for arm in audit_memory.arms():
+    for arm in memory.arms():
         config = config_of(arm)
         assert config.audit.canaries >= 12 and not config.audit.enabled and not config.run.arms
 
 
 def test_means_are_over_seeds_and_follow_the_untrained_adapter():
-    untrained, first, second = audit_memory.means(
+    untrained, first, second = memory.means(
         [row("no privacy", 0, 6.0), row("no privacy", 1, 8.0), row("epsilon 8", 0, 1.5)]
     )
-    assert untrained["arm"] == audit_memory.UNTRAINED and untrained["loss"] == 8.0
+    assert untrained["arm"] == memory.UNTRAINED and untrained["loss"] == 8.0
     assert untrained["figures"]["canaries"]["value"] == pytest.approx(1.4)
     figure = first["figures"]["canaries"]
     assert (first["seeds"], first["loss"], figure["value"]) == ([0, 1], 3.5, 7.0)
@@ -73,13 +73,13 @@ def test_means_are_over_seeds_and_follow_the_untrained_adapter():
 def test_a_seed_without_a_figure_is_left_out_of_its_mean():
     rows = [row("no privacy", 0, 6.0), row("no privacy", 1, 8.0)]
     rows[1]["findings"] = {}
-    assert audit_memory.means(rows)[1]["figures"]["canaries"]["value"] == 6.0
+    assert memory.means(rows)[1]["figures"]["canaries"]["value"] == 6.0
 
 
 def test_what_is_found_is_shown(capsys):
-    rows = [row(arm.name, 0, 2.0) for arm in audit_memory.arms()]
-    facts = {"machine": "a machine", "rows": rows, "means": audit_memory.means(rows)}
-    audit_memory.show(facts)
+    rows = [row(arm.name, 0, 2.0) for arm in memory.arms()]
+    facts = {"machine": "a machine", "rows": rows, "means": memory.means(rows)}
+    memory.show(facts)
     shown = capsys.readouterr().out
     assert "epsilon 2" in shown and "2.0 [1.5, 2.5]" in shown
     assert json.dumps(facts)
@@ -94,10 +94,10 @@ def test_an_arm_is_run_and_attacked():
         "data.test_samples": 32,
         "audit.canaries": 6,
     }
-    made = audit_memory.measure(audit_memory.Arm("small", options(small)), 0)
+    made = memory.measure(memory.Arm("small", options(small)), 0)
     assert made["steps"] == 2 and made["loss"] < made["base_loss"]
     assert {"canaries", "canaries, greedy", "personal data, sampled", "loss", "reference"} <= set(
         made["findings"]
     )
-    (mean,) = audit_memory.means([made])[1:]
+    (mean,) = memory.means([made])[1:]
     assert mean["arm"] == "small"

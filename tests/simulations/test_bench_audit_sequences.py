@@ -8,7 +8,7 @@ import pytest
 from fedpeft.config.models import AdapterConfig
 from fedpeft_attacks.sequences import Assembled
 from fedpeft_attacks.work import Work
-from fedpeft_simulations.bench import audit_sequences as bench
+from fedpeft_bench.audit import sequences as bench
 
 SMALL = AdapterConfig(aggregation="naive", rank=2, target_modules=("q_proj", "v_proj"))
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from fedpeft.adapters import detach
-from fedpeft_simulations.bench import audit_tokens, audit_tokens_tables
-from fedpeft_simulations.bench.audit_base import bench_base
-from fedpeft_simulations.bench.audit_tokens_dager import dager_distances, dager_guess
-from fedpeft_simulations.bench.audit_tokens_lab import RAW_QV, Lab, Setting, views_of
-from fedpeft_simulations.bench.audit_tokens_sparse import SPOILS, completed, ternary, top
+from fedpeft_bench.audit import tokens, tokens_tables
+from fedpeft_bench.audit.base import bench_base
+from fedpeft_bench.audit.tokens_dager import dager_distances, dager_guess
+from fedpeft_bench.audit.tokens_lab import RAW_QV, Lab, Setting, views_of
+from fedpeft_bench.audit.tokens_sparse import SPOILS, completed, ternary, top
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def test_a_base_that_is_there_is_not_trained_again(tmp_path):
 
 
 def test_the_undefended_format_is_read_and_other_data_are_not(lab, monkeypatch):
-    monkeypatch.setattr(audit_tokens_tables, "BATCHES", (1, 2))
-    rows = list(audit_tokens_tables.trained_a(lab, [0]))
+    monkeypatch.setattr(tokens_tables, "BATCHES", (1, 2))
+    rows = list(tokens_tables.trained_a(lab, [0]))
     assert [(row["notes"], row["attack"][:4]) for row in rows] == [
         (1, "spar"),
         (1, "span"),
@@ -35,13 +35,13 @@ def test_the_undefended_format_is_read_and_other_data_are_not(lab, monkeypatch):
         assert row["rare"]["value"] >= 0.9
         assert row["rare_precision"] >= 0.9
         assert row["rare"]["baselines"]["control"] < 0.6
-    audit_tokens.show({"machine": "here", "seeds": [0], "trained_a": rows})
+    tokens.show({"machine": "here", "seeds": [0], "trained_a": rows})
 
 
 def test_dager_reads_what_its_rank_allows_and_never_more_than_ours(lab, monkeypatch):
-    monkeypatch.setattr(audit_tokens_tables, "DAGER_RANKS", (8, 64))
-    monkeypatch.setattr(audit_tokens_tables, "DAGER_BATCHES", (1,))
-    beyond, within = audit_tokens_tables.against_dager(lab, [0])
+    monkeypatch.setattr(tokens_tables, "DAGER_RANKS", (8, 64))
+    monkeypatch.setattr(tokens_tables, "DAGER_BATCHES", (1,))
+    beyond, within = tokens_tables.against_dager(lab, [0])
     assert beyond["dager"]["claimed_recall"] == 0 < 0.9 <= beyond["ours"]["claimed_recall"]
     assert within["dager"]["claimed_recall"] >= 0.9
     assert within["ours"]["all"]["value"] >= within["dager"]["all"]["value"]
@@ -65,8 +65,8 @@ def test_paca_selects_inputs_and_is_read_through_them(lab):
 
 
 def test_scales_are_attacked_by_both_ways(lab, monkeypatch):
-    monkeypatch.setattr(audit_tokens_tables, "OCCASIONS", ((False, 1, 1),))
-    rows = list(audit_tokens_tables._format(lab, [0], Setting("(IA)3")))
+    monkeypatch.setattr(tokens_tables, "OCCASIONS", ((False, 1, 1),))
+    rows = list(tokens_tables._format(lab, [0], Setting("(IA)3")))
     assert [row["method"] for row in rows] == ["correlation", "variances"]
     assert all(0 <= row["all"]["value"] < 0.9 for row in rows)
 
@@ -80,7 +80,7 @@ def test_sparse_supports_keep_the_largest_values():
 
 
 def test_completion_restores_a_matrix_of_low_rank():
-    from fedpeft_attacks.blocks import Block
+    from fedpeft_attacks.tokens.blocks import Block
 
     rng = np.random.default_rng(0)
     whole = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 40))
@@ -94,7 +94,7 @@ def test_all_tables_are_made_and_shown(lab, monkeypatch, tmp_path, capsys):
     small = {"BATCHES": (1,), "NODES": (2,), "STEPS": (1,), "DAGER_RANKS": (8,), "DAGER_BATCHES": (1,)}
     small |= {"FORMATS": ("LoRA, A frozen",), "OCCASIONS": ((False, 1, 2),), "SPARSE_RANKS": (8,)}
     for name, value in small.items():
-        monkeypatch.setattr(audit_tokens_tables, name, value)
-    facts = {part: list(getattr(audit_tokens_tables, part)(lab, [0])) for part in audit_tokens.PARTS}
-    audit_tokens.show({"machine": "here", "seeds": [0], **facts})
-    assert capsys.readouterr().out.count("seeds [0]") == len(audit_tokens.PARTS)
+        monkeypatch.setattr(tokens_tables, name, value)
+    facts = {part: list(getattr(tokens_tables, part)(lab, [0])) for part in tokens.PARTS}
+    tokens.show({"machine": "here", "seeds": [0], **facts})
+    assert capsys.readouterr().out.count("seeds [0]") == len(tokens.PARTS)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedpeft_simulations.bench import dpsteps
+from fedpeft_bench.privacy import dp_step
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -12,7 +12,7 @@ def small_base(tmp_path):
     from fedpeft.adapters import detach
     from fedpeft.bases import forget_base
 
-    dpsteps.save_base(tmp_path, SMALL)
+    dp_step.save_base(tmp_path, SMALL)
     yield str(tmp_path)
     detach()
     forget_base()
@@ -20,15 +20,15 @@ def small_base(tmp_path):
 
 @pytest.mark.parametrize("engine", ["non-private", "batched", "loop"])
 def test_our_engines_take_measured_steps(small_base, engine, monkeypatch):
-    monkeypatch.setattr(dpsteps, "TOKENS", 16)
-    facts = dpsteps.measure(small_base, "none", engine, 3)
+    monkeypatch.setattr(dp_step, "TOKENS", 16)
+    facts = dp_step.measure(small_base, "none", engine, 3)
     assert facts["seconds"] > 0 and facts["steps"] == 3
     assert facts["extra_bytes"] >= 0 and facts["trainable"] > 1000
 
 
 def test_ratios_are_over_the_first_engine(monkeypatch):
     def child(folder, quantisation, engine, steps):
-        scale = 1 + dpsteps.ENGINES.index(engine)
+        scale = 1 + dp_step.ENGINES.index(engine)
         return {
             "quantisation": quantisation,
             "engine": engine,
@@ -36,19 +36,19 @@ def test_ratios_are_over_the_first_engine(monkeypatch):
             "extra_bytes": 2**20 * scale,
         }
 
-    monkeypatch.setattr(dpsteps, "save_base", lambda folder: None)
-    monkeypatch.setattr(dpsteps, "_child", child)
+    monkeypatch.setattr(dp_step, "save_base", lambda folder: None)
+    monkeypatch.setattr(dp_step, "_child", child)
     lines: list[str] = []
-    rows = dpsteps.rows(steps=1, report=lines.append)
-    assert len(rows) == len(lines) == 2 * len(dpsteps.ENGINES) - 1
-    assert dpsteps.cells(rows[2]) == ["none", "loop", "1.50", "3.00x", "3 MiB", "3.00x"]
+    rows = dp_step.rows(steps=1, report=lines.append)
+    assert len(rows) == len(lines) == 2 * len(dp_step.ENGINES) - 1
+    assert dp_step.cells(rows[2]) == ["none", "loop", "1.50", "3.00x", "3 MiB", "3.00x"]
     assert not any(row["engine"] == "torch vmap" and row["quantisation"] == "nf4" for row in rows)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantisation", dpsteps.QUANTISATIONS)
-@pytest.mark.parametrize("engine", dpsteps.ENGINES)
+@pytest.mark.parametrize("quantisation", dp_step.QUANTISATIONS)
+@pytest.mark.parametrize("engine", dp_step.ENGINES)
 def test_every_engine_runs_in_a_child(small_base, engine, quantisation):
     if engine == "torch vmap" and quantisation == "nf4":
         pytest.skip("not differentiable there")
-    assert dpsteps._child(small_base, quantisation, engine, 1)["seconds"] > 0
+    assert dp_step._child(small_base, quantisation, engine, 1)["seconds"] > 0

@@ -13,14 +13,14 @@ import pytest
 
 from fedpeft.errors import ConfigError
 from fedpeft.exchange import Layout, entropy_bits, open_envelope
-from fedpeft_simulations.bench import exchange_report
-from fedpeft_simulations.bench.aggregate import Inbox, aggregate, rows
-from fedpeft_simulations.bench.exchange import OURS, SPARSE, TERNARY, measure, symbol_bits
-from fedpeft_simulations.bench.exchange_plots import draw
-from fedpeft_simulations.bench.peers import ComPeftMasks, OpenFlStc, TopK, compeft_formula_bits, sparse_peers
-from fedpeft_simulations.bench.peers_dense import Blockwise8, NormalFloat4, dense_peers
-from fedpeft_simulations.bench.sealing import VERIFIER, context
-from fedpeft_simulations.bench.tensors import LARGE, SMALL, LoraShape, Vector, made_up
+from fedpeft_bench.exchange import exchange_report
+from fedpeft_bench.exchange.aggregate import Inbox, aggregate, rows
+from fedpeft_bench.exchange.exchange import OURS, SPARSE, TERNARY, measure, symbol_bits
+from fedpeft_bench.exchange.exchange_plots import draw
+from fedpeft_bench.exchange.peers import ComPeftMasks, OpenFlStc, TopK, compeft_formula_bits, sparse_peers
+from fedpeft_bench.exchange.peers_dense import Blockwise8, NormalFloat4, dense_peers
+from fedpeft_bench.exchange.tensors import LARGE, SMALL, LoraShape, Vector, made_up
+from fedpeft_bench.harness.sealing import VERIFIER, context
 
 TINY = LoraShape(2, {"q_proj": (64, 48), "up_proj": (64, 128)}, rank=4)
 
@@ -219,7 +219,7 @@ def test_aggregation_refuses_more_distinct_nodes_than_nodes():
 
 @pytest.mark.slow
 def test_real_rounds_train_and_their_deltas_are_sealed():
-    from fedpeft_simulations.bench import deltas
+    from fedpeft_bench.exchange import deltas
 
     made = list(deltas.train_rounds("SGD", deltas.SMALL, 2, local_steps=2))
     assert [round.number for round in made] == [1, 2]

@@ -8,9 +8,11 @@ import pytest
 from fedpeft.config import load_config
 from fedpeft.config.profiles import PROFILES
 from fedpeft.exchange import ExchangePlan, Layout, Sparsify, Ternarise, Update, codec_named
-from fedpeft_server.checkpoints import load_arrays
-from fedpeft_simulations.bench import federation, gain, participation
-from fedpeft_simulations.bench.laboratory import (
+from fedpeft_bench.exchange.peers import TopK
+from fedpeft_bench.federation import federation, gain, participation
+from fedpeft_server.rounds.checkpoints import load_arrays
+from fedpeft_simulations.cli import embedded_scenario
+from fedpeft_simulations.federation_lab import (
     Laboratory,
     coded_down,
     coded_up,
@@ -18,9 +20,7 @@ from fedpeft_simulations.bench.laboratory import (
     dense_up,
     sparse_state,
 )
-from fedpeft_simulations.bench.peers import TopK
-from fedpeft_simulations.cli import embedded_scenario
-from fedpeft_simulations.runner import run
+from fedpeft_simulations.federation_run import run
 
 QUIET = ("run.arms=[]", "audit.enabled=false")
 SMALL = (

@@ -6,26 +6,28 @@ import numpy as np
 import pytest
 
 from fedpeft.privacy.plan import AdaptiveClip
-from fedpeft_simulations.bench import nodes
+from fedpeft_bench.privacy import node_level
 
 PUBLISHED = {  # epsilon 2: noise of the running sum over the clip, by schedule and nodes of a round
     ("all", 100): 1.417,
     ("secret coins", 20): 1.483,
-    (nodes.BANDED, 20): 1.689,
+    (node_level.BANDED, 20): 1.689,
     ("secret coins", 10): 1.598,
-    (nodes.TURNS, 10): 4.481,
-    (nodes.BANDED, 10): 1.916,
+    (node_level.TURNS, 10): 4.481,
+    (node_level.BANDED, 10): 1.916,
 }
 
 
 def check_published(monkeypatch, sampled):
-    chosen = [schedule for schedule in nodes.schedules(100) if schedule.sampled == sampled]
-    monkeypatch.setattr(nodes, "EPSILONS", (2.0,))
-    monkeypatch.setattr(nodes, "schedules", lambda count: chosen)
-    found = {(row["schedule"], row["expected"]): row for row in nodes.schedule_rows()}
+    chosen = [schedule for schedule in node_level.schedules(100) if schedule.sampled == sampled]
+    monkeypatch.setattr(node_level, "EPSILONS", (2.0,))
+    monkeypatch.setattr(node_level, "schedules", lambda count: chosen)
+    found = {(row["schedule"], row["expected"]): row for row in node_level.schedule_rows()}
     for key in PUBLISHED.keys() & found.keys():
         assert found[key]["running"] == pytest.approx(PUBLISHED[key], rel=2e-3), key
-    assert all(len(nodes.schedule_cells(row)) == len(nodes.SCHEDULE_COLUMNS) for row in found.values())
+    assert all(
+        len(node_level.schedule_cells(row)) == len(node_level.SCHEDULE_COLUMNS) for row in found.values()
+    )
 
 
 def test_noise_without_secret_coins_is_the_published_one(monkeypatch):
@@ -39,7 +41,7 @@ def test_noise_with_secret_coins_is_the_published_one(monkeypatch):
 
 @pytest.fixture(scope="module")
 def population():
-    return nodes.Population.make(nodes=300, records=10, values=60)
+    return node_level.Population.make(nodes=300, records=10, values=60)
 
 
 def test_a_nodes_change_follows_its_own_loss(population):
@@ -51,14 +53,14 @@ def test_a_nodes_change_follows_its_own_loss(population):
 
 
 def test_training_works_under_noise_and_a_clip_from_nowhere_finds_its_length(population):
-    nothing = nodes.trained(population, None, rounds=25, expected=60)
+    nothing = node_level.trained(population, None, rounds=25, expected=60)
     assert nothing["accuracy"] > 0.8
-    shape = nodes.plan_of(nodes.Schedule("", 60, sampled=True), 300, 25).with_noise(1.0)
+    shape = node_level.plan_of(node_level.Schedule("", 60, sampled=True), 300, 25).with_noise(1.0)
     scores = {}
     for clip in (100.0, 0.01):
         for adaptive in (None, AdaptiveClip(0.5, 1.0, 3.0)):
-            plan = nodes.replace(shape, clip=clip, adaptive=adaptive)
-            scores[clip, adaptive is not None] = nodes.trained(population, plan, rounds=25, expected=60)
+            plan = node_level.replace(shape, clip=clip, adaptive=adaptive)
+            scores[clip, adaptive is not None] = node_level.trained(population, plan, rounds=25, expected=60)
     assert scores[0.01, True]["accuracy"] > 0.75
     assert scores[100.0, False]["accuracy"] < 0.65
     found = [scores[clip, True]["last_clip"] for clip in (0.01, 100.0)]
@@ -67,10 +69,10 @@ def test_training_works_under_noise_and_a_clip_from_nowhere_finds_its_length(pop
 
 
 def test_every_arm_has_its_row_and_its_cells(monkeypatch):
-    monkeypatch.setattr(nodes, "EPSILONS", (8.0,))
-    found = list(nodes.arms(200, 40, 5))
+    monkeypatch.setattr(node_level, "EPSILONS", (8.0,))
+    found = list(node_level.arms(200, 40, 5))
     assert found[0][2] is None and len({name for name, _, _ in found}) == 7
     assert all(plan.epsilon() <= target for _, target, plan in found if plan)
-    row = nodes.trained(nodes.Population.make(200, 4, 20), found[-1][2], 2, 40)
+    row = node_level.trained(node_level.Population.make(200, 4, 20), found[-1][2], 2, 40)
     made = {"arm": "x", "epsilon": 2.0, "noise_multiplier": 1.0, **row}
-    assert len(nodes.training_cells(made)) == len(nodes.TRAINING_COLUMNS)
+    assert len(node_level.training_cells(made)) == len(node_level.TRAINING_COLUMNS)

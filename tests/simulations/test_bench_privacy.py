@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import binom
 
 from fedpeft.privacy.accounting import Steps, epsilon
-from fedpeft_attacks.epsilon import mechanism
-from fedpeft_attacks.epsilon.gaussian import epsilon_of, separation
-from fedpeft_simulations.bench import privacy
+from fedpeft_attacks.dp_audit import mechanism
+from fedpeft_attacks.dp_audit.gaussian import epsilon_of, separation
+from fedpeft_bench.privacy import accountants
 
 REPEATS = 40
 FALSE_ALARM = 1e-6
@@ -22,14 +22,14 @@ def assert_in_order(row):
     assert row["fedpeft"] <= row["opacus_rdp"]
 
 
-@pytest.mark.parametrize("setting", [privacy.SETTINGS[index] for index in (6, 7, 11)])
+@pytest.mark.parametrize("setting", [accountants.SETTINGS[index] for index in (6, 7, 11)])
 def test_epsilon_is_within_one_percent_of_the_lower_bound(setting):
-    assert_in_order(privacy.accountants([setting], 1e-4)[0])
+    assert_in_order(accountants.accountants([setting], 1e-4)[0])
 
 
 @pytest.mark.slow
 def test_all_twelve_settings_are_in_order():
-    rows = privacy.accountants()
+    rows = accountants.accountants()
     assert len(rows) == 12
     for row in rows:
         assert_in_order(row)
@@ -68,14 +68,14 @@ def test_weak_noise_is_caught(claimed, scale):
 
 
 def test_the_tables_are_printed(monkeypatch, capsys):
-    monkeypatch.setattr(privacy, "SETTINGS", privacy.SETTINGS[7:8])
-    monkeypatch.setattr(privacy, "VALUES", 10_000)
+    monkeypatch.setattr(accountants, "SETTINGS", accountants.SETTINGS[7:8])
+    monkeypatch.setattr(accountants, "VALUES", 10_000)
     facts = {
         "machine": "here",
-        "accountants": privacy.accountants(privacy.SETTINGS, 1e-3),
-        "noise": privacy.noise_speed(),
-        "audits": privacy.audits((1.0,), repeats=1),
+        "accountants": accountants.accountants(accountants.SETTINGS, 1e-3),
+        "noise": accountants.noise_speed(),
+        "audits": accountants.audits((1.0,), repeats=1),
     }
-    privacy.show(facts)
+    accountants.show(facts)
     printed = capsys.readouterr().out
     assert "Opacus PRV" in printed and "torch.normal" in printed and "Gaussian bound" in printed

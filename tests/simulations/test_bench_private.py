@@ -10,32 +10,34 @@ import pytest
 from fedpeft.config import Config, load_config
 from fedpeft.config.profiles import PROFILES
 from fedpeft.privacy import plan_from_config
+from fedpeft_bench.federation.gain import options
+from fedpeft_bench.privacy import record_level
 from fedpeft_simulations.arms import private_config
-from fedpeft_simulations.bench import private
-from fedpeft_simulations.bench.gain import options
 from fedpeft_simulations.cli import embedded_scenario
 
 
 def config_of(settings: Sequence[str]) -> Config:
-    return load_config(embedded_scenario(), (*options(private.QUIET), *settings))
+    return load_config(embedded_scenario(), (*options(record_level.QUIET), *settings))
 
 
-def figures(loss: float, accuracy: float, noise: float = 1.0) -> private.Figures:
-    return private.Figures(8.0, 0.1, loss, accuracy, 1000.0, noise, 0.2)
+def figures(loss: float, accuracy: float, noise: float = 1.0) -> record_level.Figures:
+    return record_level.Figures(8.0, 0.1, loss, accuracy, 1000.0, noise, 0.2)
 
 
 def test_every_arm_is_private_at_its_epsilon():
-    for arm in (*private.utility_arms(), *private.exchange_arms()):
-        found = config_of(private.private(arm.settings, arm.epsilon))
+    for arm in (*record_level.utility_arms(), *record_level.exchange_arms()):
+        found = config_of(record_level.private(arm.settings, arm.epsilon))
         assert (found.privacy.unit, found.privacy.trust) == ("record", "local")
         assert found.privacy.epsilon == arm.epsilon
         assert found.privacy.randomness == "system" and found.privacy.noise_multiplier is None
 
 
 def test_a_twin_differs_in_its_noise_alone_and_promises_nothing():
-    for arm in private.utility_arms():
-        own, twin = (config_of(private.private(arm.settings, epsilon)) for epsilon in (arm.epsilon, None))
-        privacy = {"epsilon": None, "noise_multiplier": private.NO_NOISE, "randomness": "seeded"}
+    for arm in record_level.utility_arms():
+        own, twin = (
+            config_of(record_level.private(arm.settings, epsilon)) for epsilon in (arm.epsilon, None)
+        )
+        privacy = {"epsilon": None, "noise_multiplier": record_level.NO_NOISE, "randomness": "seeded"}
         alike = own.privacy.model_copy(update=privacy)
         assert twin == own.model_copy(update={"privacy": alike})
         plan = plan_from_config(twin)
@@ -51,15 +53,15 @@ def test_the_private_arm_of_the_embedded_scenario_exchanges_as_its_profile_says(
 
 
 def test_the_reference_has_neither_privacy_nor_compression():
-    found = config_of(options(private.OPEN))
+    found = config_of(options(record_level.OPEN))
     assert found.privacy.unit == "none"
     assert found.exchange.up.codec == found.exchange.down.codec == "dense-fp32"
 
 
 def test_families_of_one_budget_send_as_many_bits():
     """Bits per value: the density of a shared support, and the entropy of a ternary value of this density."""
-    for arm in private.exchange_arms():
-        up = config_of(private.private(arm.settings, arm.epsilon)).exchange.up
+    for arm in record_level.exchange_arms():
+        up = config_of(record_level.private(arm.settings, arm.epsilon)).exchange.up
         if up.codec not in ("masked-sign", "ternary"):
             continue
         entropy = -up.density * math.log2(up.density / 2) - (1 - up.density) * math.log2(1 - up.density)
@@ -69,7 +71,7 @@ def test_families_of_one_budget_send_as_many_bits():
 
 def test_gains_are_shares_of_the_twins_and_of_the_open_federations():
     found, twin, reference = figures(4.0, 0.5), figures(3.0, 0.6), figures(2.0, 0.9, 0.0)
-    made = private.row("utility", "epsilon 8", 3, found, reference, twin)
+    made = record_level.row("utility", "epsilon 8", 3, found, reference, twin)
     assert made["loss_of_twin"] == pytest.approx(4 / 5) and made["loss_of_open"] == pytest.approx(4 / 6)
     assert made["accuracy_of_twin"] == pytest.approx(0.4 / 0.5)
     assert made["accuracy_of_open"] == pytest.approx(0.4 / 0.8)
@@ -78,16 +80,16 @@ def test_gains_are_shares_of_the_twins_and_of_the_open_federations():
 def test_means_name_the_worst_seed_and_the_spread():
     reference, twin = figures(2.0, 0.9, 0.0), figures(3.0, 0.6)
     rows = [
-        private.row("utility", "epsilon 8", seed, figures(loss, 0.5), reference, twin)
+        record_level.row("utility", "epsilon 8", seed, figures(loss, 0.5), reference, twin)
         for seed, loss in enumerate((4.0, 5.0))
     ]
-    rows.append(private.row("exchange", "epsilon 8", 0, figures(2.0, 0.9), reference))
-    first, second = private.means(rows)
+    rows.append(record_level.row("exchange", "epsilon 8", 0, figures(2.0, 0.9), reference))
+    first, second = record_level.means(rows)
     assert first["seeds"] == [0, 1] and first["loss"] == pytest.approx(4.5)
     assert first["loss_of_twin"] == pytest.approx(0.7) and first["worst_loss_of_twin"] == pytest.approx(0.6)
     assert first["spread_loss"] == pytest.approx(math.sqrt(0.5)) and first["spread_accuracy"] == 0
     assert second["loss_of_open"] == pytest.approx(1) and "loss_of_twin" not in second
-    assert {len(private.cells(mean)) for mean in (first, second)} == {len(private.COLUMNS)}
+    assert {len(record_level.cells(mean)) for mean in (first, second)} == {len(record_level.COLUMNS)}
 
 
 @pytest.mark.slow
@@ -101,8 +103,8 @@ def test_a_run_without_noise_is_measured_and_repeats():
         "data.samples": 16,
         "data.test_samples": 16,
     }
-    settings = private.private({**private.TUNED["1 bit: sign"], **small}, None)
-    found = private.measure(settings)
-    assert found == private.measure(settings)
-    assert found.noise == 0 or found.noise == private.NO_NOISE
+    settings = record_level.private({**record_level.TUNED["1 bit: sign"], **small}, None)
+    found = record_level.measure(settings)
+    assert found == record_level.measure(settings)
+    assert found.noise == 0 or found.noise == record_level.NO_NOISE
     assert found.up > 0 and found.base_loss > 0

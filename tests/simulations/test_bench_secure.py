@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from fedpeft_simulations.bench import secure
-from fedpeft_simulations.bench.flower.secagg import CLIPPING_RANGE, MODULUS, QUANTISATION_RANGE, FlowerNode
+from fedpeft_bench.secure import secure
+from fedpeft_bench.secure.flower_secagg import CLIPPING_RANGE, MODULUS, QUANTISATION_RANGE, FlowerNode
 
 
 def test_a_small_benchmark_is_exact_and_prints():

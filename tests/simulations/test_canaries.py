@@ -8,9 +8,9 @@ from scipy.stats import binom
 from fedpeft.config import load_config
 from fedpeft.data import Record, read_written
 from fedpeft_attacks.memory.canaries import canary_file, read_canaries
-from fedpeft_simulations.canaries import TIMES, draw_canaries, planted
 from fedpeft_simulations.embedded.organisations import make_organisation, queues
-from fedpeft_simulations.runner import run
+from fedpeft_simulations.federation_run import run
+from fedpeft_simulations.plant_canaries import TIMES, draw_canaries, planted
 
 SMALL = (
     "federation.nodes=2",

@@ -6,12 +6,12 @@ import time
 import pytest
 
 from fedpeft.adapters import detach
-from fedpeft.adapters.evaluation import evaluate_run
 from fedpeft.data import Record, write_records
+from fedpeft.evaluation.adapter_folder import evaluate_run
 from fedpeft.runstore import RunStore, write_json
-from fedpeft_server import judging
-from fedpeft_server.judging import Judging
-from fedpeft_server.outcome import export_adapter
+from fedpeft_server.rounds.final_adapter import export_adapter
+from fedpeft_server.service import held_out_evaluation
+from fedpeft_server.service.held_out_evaluation import Judging
 
 ROUNDS = 5
 OWN = [Record(f"the nurse wrote letter {n}", "red" if n % 2 else "green") for n in range(8)]
@@ -20,7 +20,7 @@ OWN = [Record(f"the nurse wrote letter {n}", "red" if n % 2 else "green") for n 
 @pytest.fixture
 def finished(federation, monkeypatch):
     """A function to a run that is done, has the coordinator's records and was not judged."""
-    monkeypatch.setattr(judging, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(held_out_evaluation, "POLL_SECONDS", 0.01)
 
     def make(every=1, aggregation="frozen_a"):
         adapter = {"rank": 2, "aggregation": aggregation}

@@ -9,7 +9,7 @@ import fedpeft_simulations
 from fedpeft.adapters import attach
 from fedpeft.bases import load_base
 from fedpeft.config import Config, load_config
-from fedpeft.privacy.planning import plan_from_config
+from fedpeft.privacy.plan_builder import plan_from_config
 from fedpeft_simulations.arms import private_config
 
 

@@ -10,14 +10,14 @@ from flwr.clientapp import ClientApp
 
 from fedpeft import flower
 from fedpeft.adapters import attach
-from fedpeft.adapters.held_out import load_run_base, tokens
 from fedpeft.data import Record
+from fedpeft.evaluation.held_out import load_run_base, tokens
+from fedpeft.evaluation.metrics import evaluate
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Update, envelope, open_envelope, seal
-from fedpeft.protocol import TrainReply, TrainTask, pack, run_id, unpack
-from fedpeft.training import evaluate
+from fedpeft.protocol.messages import TrainReply, TrainTask, pack, run_id, unpack
 from fedpeft.trust import Verifier
-from fedpeft_clients.desk import Desk, signer_of
-from fedpeft_clients.home import open_home
+from fedpeft_clients.rounds.node_context import Desk, signer_of
+from fedpeft_clients.rounds.run_home import open_home
 
 PLAIN = ExchangePlan((), DenseFp32())
 WORDS = ["the", "patient", "asked", "for", "a", "letter", "to", "the", "heart", "team"]

@@ -6,7 +6,7 @@ import pytest
 
 from fedpeft.epsilons import UNBOUNDED
 from fedpeft.runstore.summary import PrivacyFacts
-from fedpeft_simulations.outcome import privacy_statement
+from fedpeft_simulations.run_summary import privacy_statement
 
 
 def facts(trust, epsilon=8.0, unit="node"):

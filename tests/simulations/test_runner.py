@@ -10,7 +10,7 @@ import pytest
 from fedpeft.config import load_config
 from fedpeft.runstore import RunStore
 from fedpeft.runstore.summary import RunSummary
-from fedpeft_simulations.runner import run
+from fedpeft_simulations.federation_run import run
 
 SMALL = (
     "federation.rounds=2",
@@ -184,7 +184,7 @@ def test_own_models_of_many_architectures(tiny_model_folder, tmp_path, architect
     ids=lambda settings: ",".join(setting.split(".", 1)[1] for setting in settings),
 )
 def test_every_way_to_run_gives_an_adapter_that_eval_confirms(tiny_model_folder, tmp_path, settings):
-    from fedpeft.adapters.evaluation import evaluate_run
+    from fedpeft.evaluation.adapter_folder import evaluate_run
 
     store = _simulate(tmp_path / "run", *_own(tmp_path, tiny_model_folder()), *settings)
     assert evaluate_run(store.path).loss == pytest.approx(store.summary["loss"]["federated"], rel=2e-3)
@@ -246,8 +246,8 @@ def test_a_run_that_was_killed_before_its_homes_were_made_makes_them(tiny_model_
 
 
 def test_chats_are_judged_through_the_template_they_are_trained_with(tiny_model_folder, tmp_path):
-    from fedpeft.adapters.evaluation import evaluate_run
-    from fedpeft.adapters.held_out import HeldOut
+    from fedpeft.evaluation.adapter_folder import evaluate_run
+    from fedpeft.evaluation.held_out import HeldOut
 
     folder = tmp_path / "chats"
     folder.mkdir()
@@ -270,7 +270,7 @@ def test_chats_are_judged_through_the_template_they_are_trained_with(tiny_model_
 
 
 def test_the_summary_is_printed_from_run_json_alone(embedded_run, tiny_model_folder, tmp_path, capsys):
-    from fedpeft_simulations.summary import print_summary
+    from fedpeft_simulations.print_summary import print_summary
 
     print_summary(embedded_run)
     shown = capsys.readouterr().out
@@ -291,8 +291,8 @@ def test_a_dense_resync_is_not_taken_for_a_compressed_envelope(embedded_run, tmp
     import shutil
 
     from fedpeft.adapters import attach
-    from fedpeft.adapters.held_out import HeldOut
-    from fedpeft_simulations.outcome import summarise
+    from fedpeft.evaluation.held_out import HeldOut
+    from fedpeft_simulations.run_summary import summarise
 
     copy = RunStore(tmp_path / "run")
     shutil.copytree(embedded_run.path, copy.path)

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from fedpeft import flower
 from fedpeft.errors import FederationError
 from fedpeft.exchange import OVERHEAD_BYTES
-from fedpeft.protocol import SecureReply, TrainReply, pack, pack_table, unpack
+from fedpeft.protocol.messages import SecureReply, TrainReply, pack, pack_table, unpack
 from fedpeft.secagg.messages import RECEIPT_BYTES
 
 SECURE = {"up": {"density": 1.0}, "secure": {"enabled": True}}
@@ -29,7 +29,7 @@ def rounds_of(events):
 
 def integers_of(home, round):
     """What a node added to a round's sum, as it keeps it for another attempt."""
-    from fedpeft_clients.local_round import INTEGERS
+    from fedpeft_clients.rounds.local_round import INTEGERS
 
     with np.load(home / "state" / f"{round:04d}.npz") as stored:
         return stored[f"residual/{INTEGERS}"]
@@ -67,7 +67,7 @@ def mean_of(prepared, round):
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_a_value_costs_a_byte_and_looks_random(federation, share):
-    from fedpeft_server.checkpoints import latest
+    from fedpeft_server.rounds.checkpoints import latest
 
     exchange = {"up": {"density": 1.0}, "secure": {"enabled": True, "share": share}}
     prepared = federation(f"s{share}", federation=FOUR, exchange=exchange)
@@ -84,8 +84,8 @@ def test_a_value_costs_a_byte_and_looks_random(federation, share):
 
 def test_the_mean_is_that_of_the_integers_times_their_scales(federation):
     """A twin from what the nodes keep: integers, public scales, votes that move them."""
-    from fedpeft.exchange.public_ternary import scales_of
-    from fedpeft_server.checkpoints import latest
+    from fedpeft.exchange.codecs.public_ternary import scales_of
+    from fedpeft_server.rounds.checkpoints import latest
 
     prepared = federation("twin", tapped=1, federation={**FOUR, "rounds": 1}, exchange=SECURE)
     prepared.go()
@@ -194,7 +194,7 @@ def test_a_coordinator_that_swaps_keys_is_refused_by_the_nodes(federation, monke
 
 
 def test_a_node_refuses_an_order_without_the_sum_that_was_agreed(organisation_secure):
-    from fedpeft_clients.tasks import train
+    from fedpeft_clients.rounds.handlers import train
 
     home, coordinator = organisation_secure
     with pytest.raises(FederationError, match="secure aggregation is not as agreed"):
@@ -203,8 +203,8 @@ def test_a_node_refuses_an_order_without_the_sum_that_was_agreed(organisation_se
 
 
 def test_a_roster_with_an_unknown_key_is_refused(organisation_secure):
-    from fedpeft.protocol import SecureTask
-    from fedpeft_clients.secure import answer
+    from fedpeft.protocol.messages import SecureTask
+    from fedpeft_clients.rounds.secure_aggregation import answer
 
     home, coordinator = organisation_secure
     task = SecureTask("keys", 1, 1, coordinator.first_task().state, 2, 8, 0, [])
@@ -218,10 +218,10 @@ def organisation_secure(federation):
     """One node of a secure federation, and the order that an insecure coordinator would give it."""
     import time
 
-    from fedpeft.protocol import PROTOCOL, Hello, TrainTask, run_id
+    from fedpeft.protocol.messages import PROTOCOL, Hello, TrainTask, run_id
     from fedpeft.trust import Signer
-    from fedpeft_clients.home import open_home
-    from fedpeft_clients.tasks import greet
+    from fedpeft_clients.rounds.handlers import greet
+    from fedpeft_clients.rounds.run_home import open_home
 
     prepared = federation("one", federation=FOUR, exchange=SECURE)
     home = open_home(prepared.homes[0])
@@ -238,7 +238,7 @@ def organisation_secure(federation):
 def test_another_attempt_hides_the_same_integers_and_spends_nothing(federation, monkeypatch):
     """The coordinator is killed when all updates are in; it comes back and asks again."""
     from fedpeft.privacy import Ledger
-    from fedpeft_server.secure import SecureSums
+    from fedpeft_server.rounds.secure_aggregation import SecureSums
 
     privacy = {"unit": "record", "noise_multiplier": 1.0, "public_records": 16, "most_noise": 99.0}
     prepared = federation("again", federation={**FOUR, "rounds": 1}, exchange=SECURE, privacy=privacy)
@@ -336,7 +336,7 @@ def test_a_coordinator_that_dies_while_it_opens_goes_on_with_the_next_round(fede
 
 def test_updates_that_are_too_few_to_be_applied_are_not_opened(federation):
     """So that the round can be tried again: a sum of three nodes could be opened, but four are asked for."""
-    from fedpeft_server.secure_progress import Progress
+    from fedpeft_server.rounds.secure_progress import Progress
 
     prepared = federation("quorum", federation={**FOUR, "rounds": 2, "quorum": 4}, exchange=SECURE)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fedpeft.privacy import Ledger
-from fedpeft_server.secure import SecureSums
+from fedpeft_server.rounds.secure_aggregation import SecureSums
 
 FOLLOWING = {
     "federation": {"nodes": 4, "rounds": 4, "quorum": 2, "deadline": 20.0},

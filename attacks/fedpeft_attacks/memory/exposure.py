@@ -13,7 +13,7 @@ import numpy as np
 from fedpeft.data import Record
 from fedpeft.rng import stream
 from fedpeft_attacks.memory.canaries import SPACE, Canary
-from fedpeft_attacks.memory.spans import Span, differing, read_continuations
+from fedpeft_attacks.memory.span_likelihood import Span, differing, read_continuations
 from fedpeft_attacks.memory.statistics import Floats
 
 CANDIDATES = 255

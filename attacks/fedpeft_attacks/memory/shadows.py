@@ -20,7 +20,7 @@ from fedpeft.errors import AuditError
 from fedpeft.privacy import PrivacyPlan, plan_from_config
 from fedpeft.rng import stream
 from fedpeft.runstore import write_json
-from fedpeft_attacks.memory.membership import confidence, losses
+from fedpeft_attacks.memory.membership_scores import confidence, losses
 from fedpeft_attacks.memory.statistics import Floats
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from fedpeft_attacks.scoring import wilson
+from fedpeft_attacks.results.token_scores import wilson
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fedpeft.runstore import RunStore
+from fedpeft_attacks.memory.extraction_tests import canaries, prompts
 from fedpeft_attacks.memory.findings import MemoryFinding
-from fedpeft_attacks.memory.material import Material
-from fedpeft_attacks.memory.room import Effort, Room
-from fedpeft_attacks.memory.told_apart import membership
-from fedpeft_attacks.memory.written import canaries, prompts
+from fedpeft_attacks.memory.member_records import Material
+from fedpeft_attacks.memory.membership_tests import membership
+from fedpeft_attacks.memory.released_model import Effort, Room
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached

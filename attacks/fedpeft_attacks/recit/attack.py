@@ -5,9 +5,9 @@ Source: Xie et al., arXiv 2504.20570 (filter-based token extraction, token pairi
 
 from __future__ import annotations
 
-from fedpeft_attacks.observations import observations
-from fedpeft_attacks.pursuit import matching_pursuit
 from fedpeft_attacks.sequences import Bag, Budget, assemble_from
+from fedpeft_attacks.tokens.matching_pursuit import matching_pursuit
+from fedpeft_attacks.tokens.observations import observations
 from fedpeft_attacks.views import Guess, NotApplicable, View
 
 _EXPLAINED = 1e-2

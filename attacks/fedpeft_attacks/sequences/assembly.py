@@ -15,15 +15,15 @@ import torch
 
 from fedpeft.errors import AuditError
 from fedpeft.exchange.layout import FloatVector
-from fedpeft_attacks.bayes import sparse_bayes
-from fedpeft_attacks.blocks import Block
-from fedpeft_attacks.observations import observations
-from fedpeft_attacks.pursuit import matching_pursuit
 from fedpeft_attacks.sequences import Assembled, Bag, Budget
 from fedpeft_attacks.sequences.beam import CERTAIN, Path, Search, bag_weights
 from fedpeft_attacks.sequences.matched import Filter, Null, null_of
 from fedpeft_attacks.sequences.probing import Probe
 from fedpeft_attacks.sequences.spans import Spans
+from fedpeft_attacks.tokens.blocks import Block
+from fedpeft_attacks.tokens.matching_pursuit import matching_pursuit
+from fedpeft_attacks.tokens.observations import observations
+from fedpeft_attacks.tokens.sparse_bayes import sparse_bayes
 from fedpeft_attacks.views import Guess, NotApplicable, Start, View
 from fedpeft_attacks.work import SAFETY, Meter
 

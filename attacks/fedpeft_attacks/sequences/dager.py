@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from fedpeft_attacks.observations import observations
 from fedpeft_attacks.sequences import Assembled, Budget
 from fedpeft_attacks.sequences.probing import Probe
 from fedpeft_attacks.sequences.spans import Spans
-from fedpeft_attacks.span import span_check
+from fedpeft_attacks.tokens.observations import observations
+from fedpeft_attacks.tokens.span_check import span_check
 from fedpeft_attacks.views import NotApplicable, View
 from fedpeft_attacks.work import Meter
 

@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 
 from fedpeft.exchange.layout import FloatVector
-from fedpeft_attacks.blocks import row_space
 from fedpeft_attacks.sequences.probing import Probe
+from fedpeft_attacks.tokens.blocks import row_space
 
 Inputs = Mapping[str, torch.Tensor]
 

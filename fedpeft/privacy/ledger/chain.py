@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import Event
-from fedpeft.privacy.events import event_from_json
+from fedpeft.privacy.event_json import event_from_json
 from fedpeft.trust.keys import KEY_BYTES, Signer, Verifier
 
 GENESIS = "0" * 64

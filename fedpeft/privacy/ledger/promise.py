@@ -16,8 +16,8 @@ whatever was opened for it before was lost, released or not.
 from __future__ import annotations
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.ledger.bodies import Body
 from fedpeft.privacy.ledger.chain import Chain, Entry
+from fedpeft.privacy.ledger.entry_bodies import Body
 
 
 def require_promised(chain: Chain, body: Body, repeats: int | None) -> None:

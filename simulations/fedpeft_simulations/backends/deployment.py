@@ -46,7 +46,7 @@ def _start(address: str, home: Path, log: Path) -> subprocess.Popen[bytes]:
         sys.executable,
         "-P",
         "-m",
-        "fedpeft_clients.node",
+        "fedpeft_clients.service.node_process",
         "--home",
         str(home),
         "--superlink",

@@ -1,0 +1,105 @@
+"""The power of an attack: what it reads from the undefended reference on the batches that were audited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedpeft.config.models import AdapterConfig
+from fedpeft_attacks.evidence.collect_views import Evidence, Observed, distinct
+from fedpeft_attacks.evidence.taps import Tap, TokenIds
+from fedpeft_attacks.evidence.undefended_reference import Reference, undefended
+from fedpeft_attacks.registry import Attack, remembering
+from fedpeft_attacks.results.measures import Strength
+from fedpeft_attacks.results.record_scores import exact_records
+from fedpeft_attacks.results.token_scores import Score, recall, score
+from fedpeft_attacks.views import Guess
+from fedpeft_attacks.work import worked
+
+_WHERE = "the raw gradient of {} of the same batches, with an unprotected LoRA on all layers"
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Undefended views of the batches of step 1.
+
+    Attributes:
+        batches: the whole batches.
+        records: the first record of each batch alone.
+        layer: the same records, read from the layers that the run adapts.
+    """
+
+    batches: tuple[Observed, ...]
+    records: tuple[Observed, ...]
+    layer: tuple[Observed, ...]
+
+
+def trials_of(evidence: Evidence, adapter: AdapterConfig, taps: Sequence[Tap]) -> Trials:
+    """Attach the reference and take its views; at last without the layers that the run leaves out."""
+    taps = [tap for tap in taps if tap.first]
+    reference = undefended(evidence.base, adapter.rank, evidence.prior)
+    batches = tuple(_view(reference, tap, tap.first) for tap in taps)
+    records = tuple(_view(reference, tap, tap.first[:1]) for tap in taps)
+    if not adapter.skip_layers:
+        return Trials(batches, records, records)
+    reference = undefended(evidence.base, adapter.rank, evidence.prior, adapter.skip_layers)
+    return Trials(batches, records, tuple(_view(reference, tap, tap.first[:1]) for tap in taps))
+
+
+def power_of(attack: Attack, trials: Trials) -> Strength | None:
+    """What an attack reads from the undefended reference; None where it cannot be tried.
+
+    An attack that writes whole records is measured by those, any other by tokens.
+    """
+    kinds = trials.batches, trials.records, trials.layer
+    solve = remembering(attack)
+    groups = [[(one, solve(one.view)) for one in group[: attack.trials]] for group in kinds]
+    read = [[(one, guess) for one, guess in group if isinstance(guess, Guess)] for group in groups]
+    if not all(read):
+        return None
+    batches, records, layer = read
+    shares: dict[str, float | None]
+    if any(guess.sequences for _, guess in records):
+        shares = {
+            "the records of a batch, word for word": _exact(batches),
+            "one record alone": _exact(records),
+            "one record from the layers of this adapter": _exact(layer),
+        }
+    else:
+        shares = {
+            "the tokens of a batch": _recall(batches),
+            "its rare tokens": recall([_score(*pair).rare for pair in batches]),
+            "the tokens of one record": _recall(records),
+            "those of one record from the layers of this adapter": _recall(layer),
+        }
+    done = [worked([guess.work for _, guess in group]) for group in _groups_of(shares, read)]
+    work = dict(zip(shares, done, strict=True))
+    return Strength(text=_WHERE.format(len(batches)), shares=shares, work=work)
+
+
+Read = Sequence[tuple[Observed, Guess]]
+
+
+def _groups_of(shares: Mapping[str, float | None], read: Sequence[Read]) -> list[Read]:
+    """The trials behind each share: those of tokens have two shares of the same batches."""
+    batches, records, layer = read
+    return [batches, records, layer] if len(shares) == len(read) else [batches, batches, records, layer]
+
+
+def _view(reference: Reference, tap: Tap, records: TokenIds) -> Observed:
+    truth = distinct(records, reference.knowledge)
+    return Observed(tap.node, tap.round, reference.view(records, truth), truth, records)
+
+
+def _recall(read: Read) -> float:
+    return recall([_score(*pair).all for pair in read]) or 0.0
+
+
+def _exact(read: Read) -> float:
+    counts = [exact_records(*pair) for pair in read]
+    return sum(hits for hits, _ in counts) / max(sum(total for _, total in counts), 1)
+
+
+def _score(one: Observed, guess: Guess) -> Score:
+    known = one.view.knowledge
+    return score(guess, one.truth, known.prior, known.given)

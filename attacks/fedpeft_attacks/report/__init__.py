@@ -1,0 +1,1 @@
+"""The audit report: figures, tables, text and pages."""

@@ -1,0 +1,163 @@
+"""The report as a whole: what was found, what is claimed, and all that is needed to check it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedpeft.config import config_hash
+from fedpeft.epsilons import shown, written
+from fedpeft.runstore import RunStore, write_atomic
+from fedpeft_attacks.dp_audit.report_checks import plan_of
+from fedpeft_attacks.evidence.collect_views import Evidence
+from fedpeft_attacks.evidence.taps import Tap
+from fedpeft_attacks.registry import ATTACKS
+from fedpeft_attacks.report.exchange_facts import envelopes_of, exchange_of
+from fedpeft_attacks.report.html import render
+from fedpeft_attacks.report.limits import LIMITS, not_tested
+from fedpeft_attacks.report.model_card import model_card
+from fedpeft_attacks.report.signing import SIGNATURE_FILE, sign_report, signature_of, signer_in
+from fedpeft_attacks.report.summaries import overall, summary, threats
+from fedpeft_attacks.results.findings import Claim, EpsilonCheck, Example, Finding, Report
+from fedpeft_attacks.results.verdicts import thresholds
+
+if TYPE_CHECKING:
+    from fedpeft.privacy import PrivacyPlan
+
+_PACKAGES = ("fedpeft", "torch", "transformers", "peft", "numpy", "scipy", "dp-accounting")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How a report is handed over.
+
+    Attributes:
+        own_copy: keep recovered text; for the organisation whose data they are, and nobody else.
+        sign_with: folder of the node or coordinator whose key signs; None: not signed.
+    """
+
+    own_copy: bool = False
+    sign_with: Path | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the suite hands over.
+
+    Attributes:
+        findings: of all attacks.
+        epsilon: measured lower bounds.
+        examples: recovered text beside the truth; left out unless the delivery is the own copy.
+        methods: what each attack does that is not in the registry, by name.
+    """
+
+    findings: Sequence[Finding]
+    epsilon: Sequence[EpsilonCheck] = field(default_factory=tuple[EpsilonCheck, ...])
+    examples: Sequence[Example] = field(default_factory=tuple[Example, ...])
+    methods: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def assemble(
+    store: RunStore, evidence: Evidence, taps: Sequence[Tap], results: Results, delivery: Delivery
+) -> Report:
+    """Put the results of a run together with all that is needed to check them."""
+    config, findings, checks = store.config, results.findings, results.epsilon
+    privacy, verdict = plan_of(store), overall(findings, checks)
+    return Report(
+        run=config.run.name,
+        config_hash=config_hash(config),
+        base=_short(evidence.base.name),
+        base_sha256=evidence.base.sha256,
+        adapter=findings[0].adapter if findings else config.adapter.method,
+        nodes=tuple(sorted({tap.node for tap in taps})),
+        rounds=tuple(sorted({tap.round for tap in taps})),
+        threshold=config.audit.threshold,
+        thresholds=thresholds(config.audit.threshold),
+        verdict=verdict,
+        summary=summary(findings, checks),
+        threats=threats(findings),
+        claim=_claim(privacy),
+        findings=tuple(findings),
+        methods=_methods(results),
+        epsilon=tuple(checks),
+        exchange=exchange_of(store, privacy, tuple(evidence.stages)),
+        envelopes=tuple(envelopes_of(store, taps)),
+        own_copy=delivery.own_copy,
+        examples=tuple(results.examples) if delivery.own_copy else (),
+        not_tested=not_tested(config, taps, findings, checks),
+        limits=LIMITS,
+        versions={name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        command=_command(findings, checks, delivery),
+        signature=None if delivery.sign_with is None else signature_of(delivery.sign_with),
+    )
+
+
+def write_report(report: Report, folder: Path, sign_with: Path | None = None) -> None:
+    """Write ``report.json``, ``report.html`` and ``model-card.md``, each atomically, and sign them.
+
+    A signature that an older report left behind is taken away.
+
+    Raises:
+        AuditError: the folder to sign with holds no key.
+    """
+    signer = None if sign_with is None else signer_in(sign_with)
+    (folder / SIGNATURE_FILE).unlink(missing_ok=True)
+    write_atomic(folder / "report.json", (report.model_dump_json(indent=2) + "\n").encode())
+    write_atomic(folder / "report.html", render(report).encode())
+    write_atomic(folder / "model-card.md", model_card(report).encode())
+    if signer is not None:
+        sign_report(folder, signer)
+
+
+def _methods(results: Results) -> dict[str, str]:
+    """What each attack of the findings does."""
+    known = {name: attack.text for name, attack in ATTACKS.items()} | dict(results.methods)
+    names = dict.fromkeys(finding.attack for finding in results.findings)
+    return {name: known[name] for name in names if name in known}
+
+
+def _short(name: str) -> str:
+    """A base's name without the folders of the machine that it lies on."""
+    return Path(name).name if Path(name).exists() else name
+
+
+def _command(findings: Sequence[Finding], checks: Sequence[EpsilonCheck], delivery: Delivery) -> str:
+    names = [one.attack if one.attack in ATTACKS else "released" for one in findings]
+    attacks = ",".join(dict.fromkeys([*names, *(["epsilon"] if checks else [])]))
+    own = " --own-copy" if delivery.own_copy else ""
+    sign = " --sign-with HOME" if delivery.sign_with is not None else ""
+    return f"fedpeft audit RUN --attacks {attacks}{own}{sign}"
+
+
+def _claim(plan: PrivacyPlan | None) -> Claim:
+    if plan is None or plan.reproducible:
+        text = "This run claims no differential privacy."
+        return Claim(unit="none", epsilon=None, delta=None, text=text, plan=None)
+    epsilon = written(plan.epsilon())
+    text = (
+        f"This run claims differential privacy with epsilon {shown(epsilon)} at delta {plan.delta:g} for "
+        f"each {plan.unit} ({plan.adjacency}); the noise is added {_ADDED[plan.trust]}."
+    )
+    return Claim(unit=plan.unit, epsilon=epsilon, delta=plan.delta, text=text, plan=plan.describe())
+
+
+_ADDED = {
+    "local": "in the node",
+    "central": "by the coordinator, which sees updates without it",
+    "distributed": "by all nodes together, under secure aggregation",
+}
+
+
+def _version(name: str) -> str:
+    if name == "fedpeft":
+        from fedpeft import __version__
+
+        return __version__
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

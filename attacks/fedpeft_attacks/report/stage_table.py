@@ -1,0 +1,71 @@
+"""The stage ladder as rows: what each attack recovers at each stage, beside the best baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedpeft_attacks.results.findings import Finding, Verdict
+from fedpeft_attacks.results.measures import RARE, SECRETS, SEQUENCES, TOKENS, Measure
+
+COLUMNS = (TOKENS, RARE, SEQUENCES, SECRETS)
+"""What the ladder shows at every stage, in this order."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One attack at one stage.
+
+    Attributes:
+        attack: its name.
+        figures: one per column; None where it was not tried or there was nothing to find.
+        verdict: of the finding.
+    """
+
+    attack: str
+    figures: tuple[Measure | None, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage with all attacks that were tried on it."""
+
+    stage: str
+    rungs: tuple[Rung, ...]
+
+
+def ladder(findings: Sequence[Finding], stages: Sequence[str]) -> tuple[Step, ...]:
+    """Findings that have a figure of the ladder, or would have one did they apply, by stage.
+
+    Args:
+        findings: of the report.
+        stages: in the order in which an update passes them; others follow in the order of the findings.
+    """
+    shown = [one for one in findings if _belongs(one)]
+    order = dict.fromkeys([*stages, *(one.stage for one in shown)])
+    steps = (Step(stage, tuple(_rung(one) for one in shown if one.stage == stage)) for stage in order)
+    return tuple(step for step in steps if step.rungs)
+
+
+def filled(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Columns in which there is any figure."""
+    rungs = [rung for step in steps for rung in step.rungs]
+    return tuple(
+        name for place, name in enumerate(COLUMNS) if any(rung.figures[place] is not None for rung in rungs)
+    )
+
+
+def _belongs(finding: Finding) -> bool:
+    silent = finding.kind == "inversion" and not finding.measures
+    return silent or any(_shown(finding, name) for name in COLUMNS)
+
+
+def _rung(finding: Finding) -> Rung:
+    return Rung(finding.attack, tuple(_shown(finding, name) for name in COLUMNS), finding.verdict)
+
+
+def _shown(finding: Finding, name: str) -> Measure | None:
+    """The share of this name; other units have no place on the ladder."""
+    measure = finding.measure(name)
+    return measure if measure is not None and measure.unit == "share" else None

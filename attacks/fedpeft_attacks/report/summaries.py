@@ -1,0 +1,161 @@
+"""The verdict in plain words: of the run, and of each adversary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from fedpeft_attacks.report.wording import WHO, role_in_words
+from fedpeft_attacks.results.findings import EpsilonCheck, Finding, Threat, Verdict
+from fedpeft_attacks.results.measures import RARE, SECRETS, SEQUENCES, TOKENS, Measure, WorkDone, written
+from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, SCALE, SILENT, UNFINISHED
+from fedpeft_attacks.views import Role
+
+_COUNTED = {
+    TOKENS: "the distinct tokens",
+    RARE: "the rare tokens",
+    SEQUENCES: "the records word for word",
+    SECRETS: "the personal data",
+}
+
+
+def leaving(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings about what leaves a node: all but those of an insider."""
+    return [finding for finding in findings if finding.role != "insider"]
+
+
+def overall(findings: Sequence[Finding], checks: Sequence[EpsilonCheck]) -> Verdict:
+    """The verdict of the run: a leak in what leaves the nodes, or an epsilon that is larger than claimed.
+
+    Without one, an attack that did not finish leaves the run not finished: nobody knows what it would find.
+    """
+    if any(check.verdict == LEAKS for check in checks):
+        return LEAKS
+    return _worst([finding.verdict for finding in leaving(findings)])
+
+
+def summary(findings: Sequence[Finding], checks: Sequence[EpsilonCheck]) -> str:
+    """What was found of what leaves the nodes, and what contradicts the claim, in a few plain sentences."""
+    broken = [check for check in checks if check.verdict == LEAKS]
+    told = f"The privacy claim does not hold. {epsilon_words(broken)} " if broken else ""
+    return told + _found(leaving(findings))
+
+
+def _found(seen: Sequence[Finding]) -> str:
+    judged = [finding for finding in seen if finding.headline is not None]
+    if not judged:
+        reason = seen[0].reason if seen else "no envelope was tapped"
+        return f"These attacks have nothing to read in what leaves the nodes: {reason}. That is not a proof."
+    loud = [finding for finding in judged if finding.verdict == LEAKS]
+    telling = [finding for finding in judged if finding.power is not None]
+    worst = max(loud or telling or judged, key=_closeness)
+    if open_ := [finding for finding in judged if finding.verdict == UNFINISHED and not loud]:
+        return f"The audit is not finished: {_ended(open_)}. Nothing can be said of what it would have found."
+    if not loud:
+        return f"No leak was found in what leaves the nodes. {figures(worst)} {strength(worst)}"
+    readers = ", ".join(dict.fromkeys(role_in_words(finding.role) for finding in loud))
+    return (
+        f"What leaves the nodes gives something of the training data away to: {readers}. "
+        f"The most at {worst.stage}: {worst.reason}. {figures(worst)}"
+    )
+
+
+def work_in_words(done: WorkDone) -> str:
+    """What a search did, and what ended it, as one clause.
+
+    >>> work_in_words(WorkDone(views=4, steps=90, allowed=30, cut=2, stopped=0))
+    '90 steps in 4 views, at most 30 in each: 2 cut by this budget, 2 searched to the end'
+    """
+    views = f"{done.views} view{'' if done.views == 1 else 's'}"
+    if done.allowed is None and not done.stopped:
+        return f"{done.steps} steps in {views}, to the end"
+    most = "" if done.allowed is None else f", at most {done.allowed} in each"
+    ends = {"cut by this budget": done.cut, "ended by the safety stop": done.stopped}
+    ends["searched to the end"] = done.views - done.cut - done.stopped
+    told = ", ".join(f"{count} {how}" for how, count in ends.items() if count)
+    return f"{done.steps} steps in {views}{most}: {told}"
+
+
+def threats(findings: Sequence[Finding]) -> tuple[Threat, ...]:
+    """One row per adversary, those that nobody simulated included."""
+    return tuple(_threat(role, [one for one in findings if one.role == role]) for role in get_args(Role))
+
+
+def figures(finding: Finding) -> str:
+    """What an attack recovers, beside its best baseline, as one sentence."""
+    first = finding.headline
+    if first is None:
+        return f"The attack {finding.attack} does not apply: {finding.reason}."
+    text = f"The attack {finding.attack} {_recovers(first)}"
+    if (rare := finding.measure(RARE)) is not None:
+        text += f"; of the rare tokens {written(rare.value)} against {written(rare.baselines.best)}"
+    return text + "."
+
+
+def strength(finding: Finding) -> str:
+    """What the same attack does where nothing protects, as one sentence."""
+    power = finding.power
+    if power is None:
+        return "The attack could not be tried where nothing protects, so its power is not known."
+    shares = ", ".join(f"{written(value)} of {name}" for name, value in power.shares.items())
+    return f"Where nothing protects ({power.text}) it recovers {shares}."
+
+
+def epsilon_words(checks: Sequence[EpsilonCheck]) -> str:
+    """The largest measured lower bound beside the claim, and what contradicts it, as one or two sentences."""
+    if not checks:
+        return "No lower bound of epsilon was measured."
+    best = max(checks, key=lambda check: check.lower or 0.0)
+    claimed = "no epsilon is claimed" if best.claimed is None else f"{best.claimed:.2f} is claimed"
+    confidence = f"{100 * best.confidence:.0f} % confidence"
+    text = f"Epsilon is at least {best.lower or 0.0:.2f} ({best.method}, {confidence}); {claimed}."
+    broken = [check.method for check in checks if check.verdict == LEAKS]
+    return f"{text} The claim is contradicted by: {', '.join(broken)}." if broken else text
+
+
+def _ended(findings: Sequence[Finding]) -> str:
+    """Which attacks did not finish, and why."""
+    return "; ".join(f"{one.attack} at {one.stage}, {one.reason}" for one in findings)
+
+
+def _recovers(measure: Measure) -> str:
+    value, best = written(measure.value, measure.unit), written(measure.baselines.best, measure.unit)
+    if measure.unit == "share":
+        counted = _COUNTED.get(measure.name, measure.name)
+        return f"recovers {value} of {counted}, where {best} can be had without this update"
+    return f"reaches {value} ({measure.name}), where {best} can be had without it"
+
+
+def _threat(role: Role, findings: Sequence[Finding]) -> Threat:
+    judged = [one for one in findings if one.headline is not None]
+    leak = max((one for one in judged if one.verdict == LEAKS), key=_closeness, default=None)
+    if not findings:
+        reason = "not simulated in this audit"
+    elif leak is not None:
+        reason = f"At {leak.stage}: {leak.reason}. {figures(leak)}"
+    elif open_ := [one for one in judged if one.verdict == UNFINISHED]:
+        reason = f"Not finished: {_ended(open_)}"
+    else:
+        reason = figures(max(judged, key=_closeness)) if judged else findings[0].reason
+    return Threat(
+        role=role,
+        who=WHO[role],
+        sees=tuple(dict.fromkeys(one.stage for one in findings)),
+        attacks=tuple(dict.fromkeys(one.attack for one in findings)),
+        verdict=_worst([one.verdict for one in findings]) if findings else None,
+        reason=reason,
+    )
+
+
+def _worst(verdicts: Sequence[Verdict]) -> Verdict:
+    if LEAKS in verdicts:
+        return LEAKS
+    if UNFINISHED in verdicts:
+        return UNFINISHED
+    return SILENT if SILENT in verdicts else NOT_APPLICABLE
+
+
+def _closeness(finding: Finding) -> float:
+    """How near a finding comes to a leak, on the scale of a share."""
+    head = finding.headline
+    return -1.0 if head is None else head.excess / (SCALE[head.unit] or 1.0)

@@ -1,0 +1,1 @@
+"""What an attack achieved: measures, scores, verdicts and findings."""

@@ -1,0 +1,118 @@
+"""From views to findings: run an attack on all views of a stage, compare, and judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedpeft_attacks.evidence.collect_views import Observed
+from fedpeft_attacks.registry import Solver
+from fedpeft_attacks.results.findings import Finding, ViewScore
+from fedpeft_attacks.results.measures import RARE, Strength
+from fedpeft_attacks.results.record_scores import wholes
+from fedpeft_attacks.results.token_scores import Control, Score, measure, recall, score, verdict_of
+from fedpeft_attacks.results.verdicts import LEAKS, SILENT, UNFINISHED, Subject, finding_of, is_leak
+from fedpeft_attacks.views import Guess, NotApplicable
+from fedpeft_attacks.work import worked
+
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An attack that is tried on every stage.
+
+    Attributes:
+        name: as in the registry.
+        attack: the attack.
+        power: what it reads from the undefended reference; None: not tried there.
+        threshold: excess over the best baseline that counts as a leak.
+        tokenizer: of the base.
+    """
+
+    name: str
+    attack: Solver
+    power: Strength | None
+    threshold: float
+    tokenizer: Any
+
+
+def find(trial: Trial, group: Sequence[Observed]) -> Finding:
+    """One attack at one stage, over all nodes and rounds.
+
+    Where it writes whole records these are judged first, then its tokens. What it read may show a leak though
+    the safety stop ended it; what it did not read shows nothing then.
+    """
+    name, attack, threshold = trial.name, trial.attack, trial.threshold
+    view = group[0].view
+    subject = Subject(name, "inversion", view.stage, view.role, view.adapter)
+    answers = {(one.node, one.round): attack(one.view) for one in group}
+    guesses = {place: answer for place, answer in answers.items() if isinstance(answer, Guess)}
+    if not guesses:
+        reasons = [answer.reason for answer in answers.values() if isinstance(answer, NotApplicable)]
+        return finding_of(subject, (), threshold, reason=reasons[0])
+    read = [one for one in group if (one.node, one.round) in guesses]
+    scores = [_score(one, read, guesses) for one in read]
+    written = sorted(
+        wholes(read, guesses, trial.tokenizer), key=lambda one: not is_leak(one, threshold)
+    )  # what leaks is the headline
+    figures = measure([part.all for part in scores]), measure([part.rare for part in scores], RARE)
+    measures = [*written, *(figure for figure in figures if figure is not None)]
+    found = finding_of(subject, measures, threshold, trial.power)
+    details = _details(read, scores, guesses, threshold)
+    if written and found.verdict == LEAKS:
+        details |= {"verdict": found.verdict, "reason": found.reason}
+    found = found.model_copy(update=details)
+    reason = _unfinished(found)
+    return found.model_copy(update={"verdict": UNFINISHED, "reason": reason}) if reason else found
+
+
+def _unfinished(found: Finding) -> str:
+    """Why the silence of a finding says nothing; empty where it does."""
+    if found.verdict != SILENT:
+        return ""
+    if found.work is not None and found.work.stopped:
+        return f"the safety stop ended {found.work.stopped} of {found.work.views} searches"
+    if found.power is not None and not found.power.is_finished:
+        return "the safety stop ended the trials of its power"
+    return ""
+
+
+def _details(
+    read: Sequence[Observed], scores: Sequence[Score], guesses: Mapping[Place, Guess], threshold: float
+) -> dict[str, object]:
+    """What only token attacks have: precision, a row per view, a verdict that puts rare tokens first."""
+    claimed = sum(part.claimed for part in scores)
+    verdict, reason = verdict_of(scores, threshold)
+    rows = zip(read, scores, strict=True)
+    return {
+        "precision": sum(part.claimed_hits for part in scores) / claimed if claimed else None,
+        "verdict": verdict,
+        "reason": reason,
+        "work": worked([guess.work for guess in guesses.values()]),
+        "note": read[0].view.knowledge.approximation,
+        "views": tuple(_row(one, part, guesses[one.node, one.round]) for one, part in rows),
+    }
+
+
+def _score(one: Observed, group: Sequence[Observed], guesses: Mapping[Place, Guess]) -> Score:
+    """Compare with the truth; the control is the same attack on the next other node of the same round."""
+    others = sorted((x for x in group if x.round == one.round and x.node != one.node), key=lambda x: x.node)
+    later = [other for other in others if other.node > one.node] + others
+    control = Control(guesses[later[0].node, one.round], frozenset(later[0].truth)) if later else None
+    known = one.view.knowledge
+    return score(guesses[one.node, one.round], one.truth, known.prior, known.given, control)
+
+
+def _row(one: Observed, part: Score, guess: Guess) -> ViewScore:
+    return ViewScore(
+        node=one.node,
+        round=one.round,
+        tokens=part.all.tokens,
+        recall=recall([part.all]) or 0.0,
+        precision=part.claimed_hits / part.claimed if part.claimed else None,
+        rare_tokens=part.rare.tokens,
+        rare_recall=recall([part.rare]),
+        method=guess.method,
+    )

@@ -1,0 +1,1 @@
+"""Token extraction from an update: span check, matching pursuit and sparse recovery."""

@@ -1,0 +1,82 @@
+"""What an honest-but-curious member of the federation knows, put together from the base and the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft_attacks.tokens.first_layer import FirstLayer, first_layer
+from fedpeft_attacks.tokens.language_prior import token_prior
+from fedpeft_attacks.views import Knowledge
+
+if TYPE_CHECKING:
+    from fedpeft.adapters import Attached
+    from fedpeft.bases import Base
+
+_A = ".lora_A.weight"
+
+
+def vocabulary_of(base: Base) -> int:
+    """Number of tokens that the base embeds."""
+    return int(base.model.get_input_embeddings().num_embeddings)
+
+
+def special_tokens(base: Base) -> frozenset[int]:
+    """Ids of tokens that frame every text and are no secret."""
+    return frozenset(int(token) for token in base.tokenizer.all_special_ids)
+
+
+def prior_of(base: Base) -> NDArray[np.float64]:
+    """The base's own language prior; the adapter at hand must change nothing or be absent."""
+    return token_prior(base.model, _start(base), vocabulary_of(base))
+
+
+def _start(base: Base) -> int:
+    tokens = (base.tokenizer.bos_token_id, base.tokenizer.eos_token_id, 0)
+    return next(int(token) for token in tokens if token is not None)
+
+
+def layer_of(attached: Attached) -> FirstLayer:
+    """The first layer that an adapter touches."""
+    base = attached.base
+    return first_layer(attached.model, attached.spec.targets, vocabulary_of(base), _start(base))
+
+
+def knowledge_of(
+    attached: Attached, prior: NDArray[np.float64], place: tuple[str, int], lr: float
+) -> Knowledge:
+    """What is known of a node's round.
+
+    Args:
+        attached: the run's adapter, as that node has it.
+        prior: the base's language prior, shape ``(tokens,)``.
+        place: the node and the 1-based round.
+        lr: local learning rate of that round.
+    """
+    layer = layer_of(attached)
+    return Knowledge(
+        inputs=layer.inputs,
+        readers=layer.readers,
+        projections=_projections(attached, place),
+        prior=prior,
+        given=special_tokens(attached.base),
+        lr=lr,
+        approximation=layer.approximation,
+    )
+
+
+def _projections(attached: Attached, place: tuple[str, int]) -> Mapping[str, NDArray[np.floating]]:
+    """Known input projections by module: agreed ones, fresh ones, and in round 1 the agreed start."""
+    node, round_ = place
+    frozen: dict[str, Any] = {
+        name: tensor.detach().float().cpu().numpy() for name, tensor in attached.frozen.items()
+    }
+    if attached.law is not None and (attached.method.law == "stack" or round_ == 1):
+        start = attached.law.start(attached.law.initial(), round_, node)
+        return {module: a for module, (a, _) in start.items()}
+    if round_ == 1:
+        frozen |= attached.layout.split(attached.initial())
+    return {name.removesuffix(_A): value for name, value in frozen.items() if name.endswith(_A)}

@@ -1,0 +1,56 @@
+"""From a View to blocks: which rows of an update are combinations of known token inputs.
+
+With y = W x + s B A x and g = dL/dy, each row of dL/dA = s (B'g)' X combines the inputs x of the batch, and
+each row of dL/dB = s g' (X A') combines A x. MiSS is the second form: its A sums shards of the input. In the
+first layer of a base without absolute positions x depends on the token alone, so the atoms are known; in
+later layers they are known approximately.
+Source: Petrov et al., arXiv 2405.15586, sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from fedpeft_attacks.tokens.blocks import Block, Matrix
+from fedpeft_attacks.views import NotApplicable, View
+
+_FACTOR = re.compile(r"^(?P<module>.+?)\.(?P<factor>lora_A|lora_B)(\.|$)")
+
+
+def module_of(name: str) -> tuple[str, str] | None:
+    """Module and factor of an adapter tensor's name; None for a tensor without linear rows."""
+    match = _FACTOR.match(name)
+    return (match["module"], match["factor"]) if match else None
+
+
+def observations(view: View) -> list[Block] | NotApplicable:
+    """Blocks that show the batch's tokens; they share one token set.
+
+    Rows of LoRA's A come first: they carry the whole input. Where they are absent or zero (a fresh adapter
+    gives A no gradient) rows of B are read through the known projection.
+    """
+    known = view.knowledge
+    factors = [module_of(name) for name in view.layout.names]
+    if not any(factors):
+        return NotApplicable("no tensor of this adapter has rows that combine token inputs")
+    tensors = view.layout.split(view.values)
+    parts = zip(factors, tensors.values(), strict=True)
+    rows = [(*where, tensor) for where, tensor in parts if where is not None and where[0] in known.readers]
+    if not rows:
+        return NotApplicable("no module that reads tokens carries the adapter")
+    direct = [tensor for _, factor, tensor in rows if factor == "lora_A" and tensor.any()]
+    if direct:
+        return [Block(np.concatenate(direct), known.inputs)]
+    blocks = [_projected(view, module, factor, tensor) for module, factor, tensor in rows]
+    found = [block for block in blocks if block is not None]
+    return found or NotApplicable("the first layer is zero in this update, or its projection is not known")
+
+
+def _projected(view: View, module: str, factor: str, tensor: Matrix) -> Block | None:
+    projection = view.knowledge.projections.get(module)
+    if projection is None or factor == "lora_A" or not tensor.any():
+        return None
+    atoms = view.knowledge.inputs @ projection.T.astype(view.knowledge.inputs.dtype)
+    return Block(tensor, atoms)

@@ -1,0 +1,113 @@
+"""Sparse recovery as the audit runs it: the cheapest solver that can tell that it succeeded, then the next.
+
+Span check, pursuit and sparse Bayesian recovery read the same blocks. The first two know when they are right:
+the check where the atoms inside the row space are as many as its rank, the pursuit where it leaves nothing
+unexplained. Several updates of one node are read together by stacking the rows that share a dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedpeft_attacks.tokens.blocks import Block
+from fedpeft_attacks.tokens.matching_pursuit import Pursuit, matching_pursuit
+from fedpeft_attacks.tokens.observations import observations
+from fedpeft_attacks.tokens.span_check import span_check
+from fedpeft_attacks.tokens.sparse_bayes import sparse_bayes
+from fedpeft_attacks.views import Guess, Knowledge, NotApplicable, View
+from fedpeft_attacks.work import Meter
+
+Ranking = tuple[list[int], int, str]
+"""Token ids, the most likely first; how many are claimed; the solver in plain words."""
+
+_EXPLAINED = 1e-2
+_WORK = 2**32
+
+
+def sparse_recovery(
+    blocks: Sequence[Block], known: Knowledge, tokens: int, meter: Meter | None = None
+) -> Ranking:
+    """Rank all tokens by the first solver whose answer explains the update.
+
+    A pursuit that chooses as many tokens as there are dimensions explains everything and says nothing, and
+    approximate atoms explain nothing exactly: there only the Bayesian recovery speaks, unless the dictionary
+    is so large that it would take minutes. Blocks whose row space is full take no part in the pursuit.
+
+    Args:
+        blocks: observations whose tokens are the same; at least one.
+        known: what the attacker knows beside them.
+        tokens: number of distinct tokens, special ones included, that the attacker assumes.
+        meter: counts a step for each check, choice and pass of the solvers.
+    """
+    meter = meter or Meter()
+    exact = known.approximation is None
+    telling = [block for block in blocks if not block.is_full and tokens < block.width]
+    if exact and len(blocks) == 1 and not blocks[0].is_full and meter.step():
+        ranking, inside = span_check(blocks)
+        if inside == len(blocks[0].row_space):
+            return ranking, inside, "span check"
+    costly = sum(block.atoms.shape[0] * block.width**2 for block in blocks) > _WORK
+    if costly or (exact and telling):
+        pursuit = matching_pursuit(telling or blocks, tokens, meter)
+        if costly or pursuit.unexplained < _EXPLAINED:
+            ranking = pursuit.ranking if costly else _with_the_rest(pursuit, blocks, telling, (known, meter))
+            return ranking, len(pursuit.chosen), "matching pursuit"
+    return sparse_bayes(blocks, known.prior, meter), tokens, "sparse Bayesian recovery"
+
+
+def _with_the_rest(
+    pursuit: Pursuit, blocks: Sequence[Block], telling: Sequence[Block], how: tuple[Knowledge, Meter]
+) -> list[int]:
+    """The chosen tokens, then what the blocks without a say hold: such as B rows of a first round."""
+    others = [block for block in blocks if not any(block is one for one in telling)]
+    if not others:
+        return pursuit.ranking
+    known, meter = how
+    taken, rest = set(pursuit.chosen), sparse_bayes(others, known.prior, meter)
+    return pursuit.chosen + [token for token in rest if token not in taken]
+
+
+def recover(views: Sequence[View]) -> Guess | NotApplicable:
+    """What the updates of one node in several rounds show together; the tokens are those of all of them.
+
+    Args:
+        views: one or more views of the same base; the number of tokens of the last one is assumed for all.
+    """
+    blocks = joined(views)
+    if isinstance(blocks, NotApplicable):
+        return blocks
+    known, meter = views[-1].knowledge, Meter()
+    ranking = sparse_recovery(blocks, known, views[-1].tokens + len(known.given), meter)
+    return guess_of(ranking, known, meter)
+
+
+def guess_of(found: Ranking, known: Knowledge, meter: Meter) -> Guess:
+    """A ranking as a guess: without the special tokens, and with the work behind it."""
+    ranking, claimed, method = found
+    certain = sum(token not in known.given for token in ranking[:claimed])
+    near = "" if known.approximation is None else ", approximate atoms"
+    left = [token for token in ranking if token not in known.given]
+    return Guess(left, certain, method + near, work=meter.work)
+
+
+def joined(views: Sequence[View]) -> list[Block] | NotApplicable:
+    """The blocks of several views; rows over the same dictionary become one block."""
+    found = [observations(view) for view in views]
+    parts = [part for part in found if not isinstance(part, NotApplicable)]
+    if not parts:
+        return next(part for part in found if isinstance(part, NotApplicable))
+    merged: list[Block] = []
+    for block in (block for part in parts for block in part):
+        same = next((i for i, old in enumerate(merged) if _share_atoms(old, block)), None)
+        if same is None:
+            merged.append(block)
+        else:
+            merged[same] = replace(merged[same], rows=np.concatenate([merged[same].rows, block.rows]))
+    return merged
+
+
+def _share_atoms(one: Block, other: Block) -> bool:
+    return one.atoms is other.atoms or np.array_equal(one.atoms, other.atoms)

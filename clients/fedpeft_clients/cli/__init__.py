@@ -1,0 +1,1 @@
+"""``fedpeft node``: an organisation's command line."""

@@ -1,0 +1,1 @@
+"""One round in the node: from a coordinator's message to a sealed update."""

@@ -1,0 +1,104 @@
+"""The node's last look at an envelope: the quick audit on its very bytes, before they leave.
+
+``audit.outbox = "report"`` writes what the attacks read to ``<home>/outbox/rNN.audit.json``; ``"refuse"``
+also keeps an envelope from leaving that leaks, or whose audit did not finish. Neither tells the coordinator
+anything else: the findings stay in the node. Under a privacy plan only ``"report"`` is allowed, as a refusal
+would depend on the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.data import Example
+from fedpeft.errors import FederationError
+from fedpeft.exchange import FloatVector
+from fedpeft.runstore import write_json
+from fedpeft_clients.rounds.node_context import Desk
+
+if TYPE_CHECKING:
+    from fedpeft_attacks.envelope_check import QuickFinding
+
+LEAKS, UNFINISHED, CLEAN = "leaks", "not finished", "clean"
+"""What the node's own audit says of an update; the first two as its findings do."""
+
+Behind = tuple[Sequence[Example], Sequence[Example]]
+"""The examples behind an update, and all of the node."""
+
+
+def look(desk: Desk, round: int, lr: float, values: FloatVector, examples: Behind) -> None:
+    """Attack an envelope as the coordinator would, if the node's config asks for it.
+
+    Args:
+        desk: of the run; its adapter may be in any state, and is left in that state.
+        round: 1-based.
+        lr: local learning rate of the round.
+        values: what a reader decodes from the envelope, float32, shape ``(layout.size,)``.
+        examples: those behind the update, and all of the node.
+
+    Raises:
+        FederationError: the envelope leaks, or the safety stop ended the audit before it could tell, and the
+            node does not send such ones.
+    """
+    wanted = desk.home.audit.outbox
+    if wanted == "off":
+        return
+    found = _examined(desk, round, lr, values, examples)
+    findings = [finding.facts() for finding in found]
+    write_json(desk.home.outbox / _file(round), {"round": round, "findings": findings})
+    verdict = verdict_on(findings)
+    if wanted == "refuse" and verdict != CLEAN:
+        told = "found a leak in its update" if verdict == LEAKS else "of its update did not finish"
+        raise FederationError(
+            f"round {round}: the node's own audit {told} and keeps it; see "
+            f"{desk.home.outbox.name}/{_file(round)} in the node's home"
+        )
+
+
+def verdict_on(findings: Sequence[Mapping[str, Any]]) -> str:
+    """What written findings say of an update: a leak, an attack that was not finished, or neither."""
+    said = {finding["verdict"] for finding in findings}
+    return next((verdict for verdict in (LEAKS, UNFINISHED) if verdict in said), CLEAN)
+
+
+def _file(round: int) -> str:
+    return f"r{round:02d}.audit.json"
+
+
+def _examined(desk: Desk, round: int, lr: float, values: FloatVector, examples: Behind) -> list[QuickFinding]:
+    from fedpeft_attacks.envelope_check import examine
+    from fedpeft_attacks.tokens.adversary_knowledge import knowledge_of
+    from fedpeft_attacks.views import View, role_of
+
+    attached, audit = desk.attached, desk.home.audit
+    known = knowledge_of(attached, _prior(desk), (desk.home.name, round), lr)
+    behind, own = (_tokens(given) - known.given for given in examples)
+    stage, counts = "envelope", (len(behind), len(examples[0]))
+    view = View(stage, role_of(stage), attached.method.name, attached.layout, values, known, *counts)
+    return examine(view, behind, own - behind, audit.outbox_seconds, audit.threshold)
+
+
+def _tokens(examples: Sequence[Example]) -> frozenset[int]:
+    return frozenset(int(token) for example in examples for token in example.ids)
+
+
+_priors: dict[str, NDArray[np.float64]] = {}
+
+
+def _prior(desk: Desk) -> NDArray[np.float64]:
+    """The language prior of the base, once per process; the adapter is set aside and put back."""
+    from fedpeft_attacks.tokens.adversary_knowledge import prior_of
+
+    attached, base = desk.attached, desk.base
+    if base.sha256 not in _priors:
+        held = attached.get()
+        attached.load(attached.initial())
+        try:
+            _priors[base.sha256] = prior_of(base)
+        finally:
+            attached.load(held)
+    return _priors[base.sha256]

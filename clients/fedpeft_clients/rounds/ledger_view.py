@@ -1,0 +1,50 @@
+"""What one coordinator is told of a ledger that other runs and coordinators write into as well.
+
+Numbers and sums are those of its own run: how much others train on the same data is none of its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy import Head, Ledger
+from fedpeft.privacy.ledger import budget
+from fedpeft.privacy.ledger.chain import Entry
+
+
+def of_run(entries: Sequence[Entry], run: str) -> list[Entry]:
+    """The entries of a run in order: its reservations, and what was started and released under them."""
+    own = {entry.seq for entry in entries if entry.kind == "reserve" and entry.body.get("run") == run}
+    return [entry for entry in entries if entry.seq in own or entry.body.get("reservation") in own]
+
+
+def place(ledger: Ledger, run: str, head: Head) -> int:
+    """The number of an entry among those of its run, from 1."""
+    return sum(entry.seq <= head.seq for entry in of_run(ledger.entries(), run))
+
+
+def require(ledger: Ledger, run: str, number: int, digest: str) -> None:
+    """Check that the ledger still holds what was told of it; each entry's hash covers all before it.
+
+    Args:
+        ledger: of this node.
+        run: 32 hexadecimal digits.
+        number: of the entry among those of the run.
+        digest: its hash, hexadecimal.
+
+    Raises:
+        PrivacyError: it does not.
+    """
+    own = of_run(ledger.entries(), run)
+    if len(own) < number or own[number - 1].hash != digest:
+        raise PrivacyError(
+            f"the ledger does not hold entry {number} of this run as it was told: it was rolled back or "
+            "replaced; restore the newest copy, or ask the coordinator's operator"
+        )
+
+
+def epsilon(ledger: Ledger, lineage: str, run: str) -> float:
+    """What a run has spent on a lineage by itself; inf where something of it is not private."""
+    own = budget.charges(of_run(ledger.entries(), run), lineage)
+    return budget.joint(own, budget.delta_of(own), budget.claim_of(own), None)

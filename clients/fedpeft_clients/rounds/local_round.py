@@ -1,0 +1,301 @@
+"""One round in the node: reserve, train, compress, seal.
+
+The order is the guarantee: the ledger is written before the records are opened, and again before bytes leave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedpeft.epsilons import written
+from fedpeft.exchange import (
+    Context,
+    Decoded,
+    ExchangePlan,
+    FloatVector,
+    Update,
+    open_envelope,
+    public_support,
+    seal,
+    seal_payload,
+)
+from fedpeft.exchange.gpu_plan import fits_device, run_on_device
+from fedpeft.privacy import Budget, Head, Ledger, Reservation
+from fedpeft.protocol.messages import TrainReply, TrainTask
+from fedpeft.rng import stream
+from fedpeft.runstore.files import append_whole
+from fedpeft.training import Extras, LocalPlan, PerformanceFlags, train_local
+from fedpeft.trust import Verifier
+from fedpeft_clients.governance.policy import PolicyError
+from fedpeft_clients.rounds import ledger_view
+from fedpeft_clients.rounds.example_cache import load_examples
+from fedpeft_clients.rounds.leak_check import look
+from fedpeft_clients.rounds.node_context import Desk, Held, Received, plans, signer_of
+from fedpeft_clients.rounds.node_state import Answer, NodeState, held_rounds, load_state
+from fedpeft_clients.rounds.pipeline_taps import Taps, Watched
+from fedpeft_clients.rounds.run_home import Home
+from fedpeft_clients.rounds.secure_aggregation import Session
+from fedpeft_clients.rounds.secure_payload import Integers, summand
+
+LOG = logging.getLogger("fedpeft.node")
+INTEGERS = "integers"
+"""Beside the residuals of a secure round: what was masked, for another attempt of the same sum."""
+
+
+def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeState:
+    """Do the round; what it returns must be stored before its answer leaves.
+
+    Raises:
+        FedPeftError: the budget does not allow the round, or base, records, plan or secure sum do not fit.
+    """
+    home, session = desk.home, session_of(desk.home, task)
+    ledger, before = ledger_of(home), _newest(home, task.round)
+    for number, digest in _seen(task, before):
+        ledger_view.require(ledger, desk.run.hex(), number, digest)
+    plan = _plan(desk, task, received.released, session)
+    if session is not None:
+        session.check(plan, desk.attached.layout, _noisy(desk), inbox)
+    reservation = _reserve(desk, ledger, task)
+    start = desk.attached.begin(received.held, task.round, home.name)
+    taps = Taps(home.taps(task.round))
+    taps.start(start)
+    ledger.started(reservation)
+    seconds, examples = _train(desk, task, taps, plan)
+    residuals: dict[str, Any] = dict(before.residuals) if before else {}
+    update = Update(desk.attached.layout, start, task.round, task.steps)
+    if session is None:
+        envelope = content = _sealed(desk, task, update, plan, residuals, taps)
+        _look(desk, task, plan, envelope, examples)
+    else:
+        residuals[INTEGERS] = summand(desk, update, plan, residuals, taps)
+        content = residuals[INTEGERS].tobytes()
+        envelope = hidden(desk, task, session, residuals[INTEGERS], inbox, taps)
+    taps.finish(task.lr, task.steps)
+    spent = ledger_view.epsilon(ledger, home.lineage, desk.run.hex())  # slow, so before: see `promise`
+    head = ledger.released(reservation, hashlib.sha256(content).hexdigest())
+    head = Head(ledger_view.place(ledger, desk.run.hex(), head), head.hash)
+    reply = _reply(desk, task, spent, head, seconds)
+    answer = Answer(task.state, reply, envelope, task.attempt)
+    return NodeState(task.round, _values(received.held), answer, residuals)
+
+
+def session_of(home: Home, task: TrainTask) -> Session | None:
+    """The secure sum that a round is part of.
+
+    Raises:
+        PolicyError: it has none although this node agreed to send no update by itself, or the reverse, or the
+            sum was opened for another state: nodes that train from different ones must not share masks.
+    """
+    if home.config.exchange.secure.enabled != bool(task.attempt):
+        raise PolicyError("secure", f"round {task.round}: secure aggregation is not as agreed")
+    session = Session.load(home, task.round, task.attempt) if task.attempt else None
+    if session is not None and session.task.state != task.state:
+        raise PolicyError("secure", f"round {task.round}: its secure sum was opened for another state")
+    return session
+
+
+def hidden(
+    desk: Desk, task: TrainTask, session: Session, integers: Integers, inbox: bytes, taps: Taps | None = None
+) -> bytes:
+    """The envelope of the masked integers."""
+    payload = session.masked(desk.home, integers, inbox)
+    layout, context = desk.attached.layout, _context(desk, task)
+    if taps is not None and taps.folder:
+        taps.stage("envelope", session.meaning(payload, layout.size))
+    return seal_payload(payload, layout, context, signer_of(desk.home))
+
+
+def _newest(home: Home, round: int) -> NodeState | None:
+    """What this node kept of the last round before this one that it took part in."""
+    earlier = [held for held in held_rounds(home.states) if held < round]
+    return load_state(home.states, earlier[-1]) if earlier else None
+
+
+def _context(desk: Desk, task: TrainTask) -> Context:
+    return Context(desk.run, task.round, desk.home.name, task.state, "up")
+
+
+def _plan(desk: Desk, task: TrainTask, released: Decoded | None, session: Session | None) -> ExchangePlan:
+    """The exchange plan of this message: its support, and the public scales of its secure sum.
+
+    Raises:
+        PolicyError: the sum's support follows a broadcast that this node has not read, so it would put its
+            values elsewhere than the others do.
+    """
+    up, context = plans(desk).up, _context(desk, task)
+    if session is None:
+        return up.at(context, released)
+    if session.task.follows and released is None:
+        raise PolicyError("secure", f"round {task.round}: the support follows a broadcast that was not sent")
+    plan = up.at(context, released if session.task.follows else None)
+    return plan.at_scales(session.task.scales) if session.task.scales else plan
+
+
+def _noisy(desk: Desk) -> bool:
+    """Whether the nodes of a secure sum add the noise, on a grid."""
+    privacy = plans(desk).privacy
+    return privacy is not None and privacy.grid is not None
+
+
+_ledgers: dict[tuple[Path, Budget | None], Ledger] = {}
+
+
+def ledger_of(home: Home) -> Ledger:
+    """The node's ledger with the organisation's own budget, signed by its key; opened once per process.
+
+    That of an organisation is shared by runs with a yearly budget and without: its clock leaps for none.
+    """
+    key = (home.ledger, home.budget)
+    if key not in _ledgers or not home.ledger.exists():
+        shared = home.own.ledger is not None
+        _ledgers[key] = Ledger(home.ledger, home.budget, signer_of(home), strict=shared)
+    return _ledgers[key]
+
+
+def _seen(task: TrainTask, before: NodeState | None) -> Iterator[tuple[int, str]]:
+    """Entries that the ledger must still hold: what the coordinator has seen last, and this node itself."""
+    if task.ledger_entry:
+        yield task.ledger_entry, task.ledger.hex()
+    if before is not None:
+        yield before.answer.reply.ledger_entry, before.answer.reply.ledger.hex()
+
+
+def _reserve(desk: Desk, ledger: Ledger, task: TrainTask) -> Reservation:
+    """Spend the round's privacy before any record is opened; without DP it is written down as not private.
+
+    Where the coordinator adds the noise and draws nodes, this node knows of each round that it is in: that
+    round is charged without amplification, and a round that it is not in costs nothing.
+    """
+    privacy = plans(desk).privacy
+    if privacy is not None and privacy.trust == "central":
+        privacy = replace(privacy, sampling_probability=1.0, separation=1, bands=1)
+    releases = 1 if privacy is not None and privacy.unit == "node" else task.steps
+    return ledger.reserve(desk.home.lineage, desk.run.hex(), task.round, privacy, releases)
+
+
+def _train(desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> tuple[float, Watched]:
+    """Train in place; the seconds that took, and the examples, which know those that were taken.
+
+    Under DP in the node only a public support moves and bears noise.
+    """
+    home, support = desk.home, public_support(exchange.codec)
+    examples = Watched(load_examples(home, desk.base))
+    plan = replace(LocalPlan.of(home.config.federation, task.round), steps=task.steps, lr=task.lr)
+    extras = Extras(
+        on_first_gradient=taps.gradient if taps.folder else None,
+        flags=PerformanceFlags.of(home.config.run),
+        support=None if support is None else np.asarray(support.positions(desk.attached.layout), np.int64),
+        longest=home.config.data.max_length,
+    )
+    started = time.monotonic()
+    _trained(desk, examples, plan, _batches(home, task.round), extras)
+    seconds = time.monotonic() - started
+    taps.truth(examples.seen)
+    return seconds, examples
+
+
+def _trained(
+    desk: Desk, examples: Watched, plan: LocalPlan, rng: np.random.Generator, extras: Extras
+) -> None:
+    """Train in place; where other nodes' noise or masks hide an update, one that fails is an update of zeros.
+
+    So is one whose norm float32 cannot hold: a later step would refuse it, and that would tell.
+    With noise of the node's own no step fails because of a record, and an update without noise would tell.
+    """
+    attached, dpsgd, start = desk.attached, plans(desk).dpsgd, desk.attached.get()
+    hidden_elsewhere = dpsgd is None and desk.home.discreet
+    try:
+        train_local(attached, examples, plan, rng, dpsgd, extras)
+    except Exception as error:
+        if not hidden_elsewhere:
+            raise
+        LOG.warning("training failed (%s); the update is zero", type(error).__name__)
+        attached.load(start)
+    if hidden_elsewhere and not _measurable(attached.get(), start):
+        LOG.warning("training left values that are not finite; the update is zero")
+        attached.load(start)
+
+
+def _measurable(values: FloatVector, start: FloatVector) -> bool:
+    """Whether the change has a finite norm in float32; one without holds NaN, infinity or values near it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        change = values - start
+        return bool(np.isfinite(np.dot(change, change)))
+
+
+def _batches(home: Home, round: int) -> np.random.Generator:
+    """What draws a round's batches: the system's entropy, for whoever knows them knows whom to look for."""
+    if home.reproducible:
+        return stream(home.config.run.seed, round, home.name, "batches")
+    return np.random.default_rng(int.from_bytes(os.urandom(32)))
+
+
+def _sealed(
+    desk: Desk, task: TrainTask, start: Update, plan: ExchangePlan, residuals: dict[str, Any], taps: Taps
+) -> bytes:
+    """The signed envelope of the compressed change; what a reader finds in it is tapped."""
+    update = _compressed(desk, start, plan, residuals, taps)
+    envelope = seal(update, plan, _context(desk, task), signer_of(desk.home))
+    if taps.folder:
+        taps.stage("envelope", _decoded(desk, task, plan, envelope))
+    return envelope
+
+
+def _decoded(desk: Desk, task: TrainTask, plan: ExchangePlan, envelope: bytes) -> FloatVector:
+    """What the coordinator reads in an envelope."""
+    verifier, layout = Verifier(signer_of(desk.home).public), desk.attached.layout
+    return open_envelope(envelope, layout, plan.codec, _context(desk, task), verifier).dense()
+
+
+def _look(desk: Desk, task: TrainTask, plan: ExchangePlan, envelope: bytes, examples: Watched) -> None:
+    """The node's own audit of the very bytes, if it wants one; it may refuse to send them."""
+    if desk.home.audit.outbox == "off":
+        return
+    values = _decoded(desk, task, plan, envelope)
+    try:
+        look(desk, task.round, task.lr, values, (examples.seen, list(examples)))
+    except Exception as error:
+        if not desk.home.discreet:
+            raise
+        LOG.warning("the node's own audit failed (%s); the update leaves unseen", type(error).__name__)
+
+
+def _compressed(
+    desk: Desk, start: Update, plan: ExchangePlan, residuals: dict[str, Any], taps: Taps
+) -> Update:
+    """The change since the start, passed through the plan: on the GPU where it can be and nobody taps."""
+    attached = desk.attached
+    if not taps.folder and fits_device(plan, desk.base.device):
+        return run_on_device(plan, attached.moved_from(start.values), start, residuals)
+    change = attached.get() - start.values
+    taps.stage("update", change)
+    final, _ = plan.run(start.with_values(change), residuals, taps.update if taps.folder else None)
+    return final
+
+
+def _reply(desk: Desk, task: TrainTask, spent: float, head: Head, seconds: float) -> TrainReply:
+    """What the coordinator is told, of its own run alone; seconds stay where they would tell of records."""
+    line = json.dumps({"round": task.round, "train_s": seconds}) + "\n"
+    append_whole(desk.home.times, line.encode(), 0o600)
+    return TrainReply(
+        round=task.round,
+        steps=task.steps,
+        train_s=0.0 if desk.home.discreet else seconds,
+        epsilon=written(spent),
+        ledger_entry=head.seq,
+        ledger=bytes.fromhex(head.hash),
+    )
+
+
+def _values(held: Held) -> FloatVector:
+    return held if isinstance(held, np.ndarray) else held.values

@@ -1,0 +1,254 @@
+"""A node's place of work for one message: its home, the shared base, and its adapter on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from fedpeft.adapters import Attached, attach
+from fedpeft.aggregation import FactorState
+from fedpeft.bases import Base, load_base
+from fedpeft.config import Config
+from fedpeft.errors import FederationError
+from fedpeft.exchange import (
+    Codec,
+    Context,
+    Decoded,
+    DenseFp32,
+    ExchangePlan,
+    FloatVector,
+    Layout,
+    bound,
+    codec_from_config,
+    noisy_values,
+    open_envelope,
+    up_plan,
+)
+from fedpeft.privacy import PrivacyPlan
+from fedpeft.privacy import plan_from_config as privacy_plan
+from fedpeft.privacy.noise_to_signal import check_signal
+from fedpeft.protocol.messages import COORDINATOR, NO_STATE, TrainTask, run_id, state_digest
+from fedpeft.runstore import write_atomic
+from fedpeft.training.dp.engine_selection import engine_of
+from fedpeft.trust import Signer, Verifier
+from fedpeft_clients.governance.policy import PolicyError
+from fedpeft_clients.rounds.node_state import load_state
+from fedpeft_clients.rounds.run_home import Home
+
+Held = FloatVector | FactorState
+
+
+@dataclass(frozen=True)
+class Received:
+    """The state to train from, and the newest delta that led to it, if one did."""
+
+    held: Held
+    released: Decoded | None
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Home, base and adapter; nodes of one process share base and adapter and take turns.
+
+    Attributes:
+        home: whose turn it is.
+        base: the frozen base.
+        attached: the adapter at this node's rank, at its agreed initial values.
+        run: 16 bytes derived from the node's own config.
+    """
+
+    home: Home
+    base: Base
+    attached: Attached
+    run: bytes
+
+    @classmethod
+    def of(cls, home: Home) -> Desk:
+        """Load what is not yet there; the base is loaded once per process.
+
+        Raises:
+            FedPeftError: the base or the adapter cannot be made as agreed.
+        """
+        base = load_base(home.base, len(home.classes) if home.classes else None)
+        attached = attach(base, home.config.adapter, home.config.run.seed, home.name)
+        return cls(home, base, attached, run_id(home.config))
+
+    def initial(self) -> Held:
+        """The agreed starting state."""
+        return self.attached.law.initial() if self.attached.law else self.attached.initial()
+
+    def layout_of(self, held: Held) -> Layout:
+        """Layout of a state."""
+        return held.layout if isinstance(held, FactorState) else self.attached.layout
+
+    def digest_of(self, held: Held) -> bytes:
+        """Digest of a state, 32 bytes."""
+        values = held.values if isinstance(held, FactorState) else held
+        return state_digest(self.layout_of(held), values)
+
+    def receive(self, task: TrainTask, blob: bytes) -> Received:
+        """The state to train from.
+
+        Raises:
+            PolicyError: round 1 does not begin at the agreed start, which this node computes itself.
+            FederationError: it is not the state that the coordinator announced, or this node lacks the
+                state that a delta applies to.
+            EnvelopeError: the broadcast does not verify or decode.
+        """
+        if task.round == 1 and task.state != self.digest_of(self.initial()):
+            raise PolicyError("start", "round 1 begins at the agreed starting adapter and at no other")
+        received = self._read(task, self._links(task, blob))
+        if self.digest_of(received.held) != task.state:
+            raise FederationError(f"round {task.round}: the state received is not the one announced")
+        return received
+
+    def _links(self, task: TrainTask, blob: bytes) -> list[bytes]:
+        """The envelopes of an order, as many as its kind needs."""
+        needed = {"none": 0, "full": 1}.get(task.broadcast, max(1, task.round - task.since))
+        if len(task.sizes) != needed or sum(task.sizes) != len(blob):
+            raise FederationError(f"round {task.round}: the broadcast's envelopes do not fit its order")
+        ends = list(accumulate(task.sizes, initial=0))
+        return [blob[start:end] for start, end in pairwise(ends)]
+
+    def _read(self, task: TrainTask, links: list[bytes]) -> Received:
+        if task.broadcast == "none":
+            return Received(self.initial(), None)
+        if task.broadcast == "full":
+            layout = self._state_layout(task.ranks)
+            values = self._open(links[0], DenseFp32(), task.round, NO_STATE, layout).dense()
+            law = self.attached.law
+            return Received(law.from_tensors(layout.split(values)) if law else values, None)
+        return self._follow(task, links)
+
+    def _follow(self, task: TrainTask, links: list[bytes]) -> Received:
+        """Apply the deltas of the rounds after the one whose state this node holds."""
+        values, delta, layout = self._held(task.since).copy(), None, self.attached.layout
+        for number, link in enumerate(links, task.since + 1):
+            before = state_digest(layout, values)
+            delta = self._open(link, plans(self).down, number, before, layout)
+            delta.add_to(values)
+        return Received(values, delta)
+
+    def _held(self, round: int) -> FloatVector:
+        """The state of an earlier round: the agreed start, or what this node has trained from."""
+        if self.attached.law is not None:
+            raise FederationError("factors are sent whole; a delta does not apply")
+        stored = load_state(self.home.states, round)
+        if stored is not None:
+            return stored.values
+        if round != 1:
+            raise FederationError(f"this node does not hold the state of round {round}")
+        return self.attached.initial()
+
+    def _open(self, data: bytes, codec: Codec, round: int, before: bytes, layout: Layout) -> Decoded:
+        context = Context(self.run, round, COORDINATOR, before, "down")
+        verifier = Verifier(coordinator_key(self.home))
+        return open_envelope(data, layout, bound(codec, context, None), context, verifier)
+
+    def _state_layout(self, ranks: list[int]) -> Layout:
+        law = self.attached.law
+        if law is None:
+            return self.attached.layout
+        if len(ranks) != len(law.shapes) or any(
+            rank > min(shape) for rank, (_, shape) in zip(ranks, law.shapes, strict=True)
+        ):
+            raise FederationError("the announced ranks do not fit the adapter's modules")
+        return law.state_layout({module: rank for rank, (module, _) in zip(ranks, law.shapes, strict=True)})
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What a config says about leaving the node; solved once per process.
+
+    Attributes:
+        up: what an update passes.
+        down: codec of the broadcast.
+        privacy: the run's plan, whoever adds the noise; None: no DP.
+    """
+
+    up: ExchangePlan
+    down: Codec
+    privacy: PrivacyPlan | None
+
+    @property
+    def dpsgd(self) -> PrivacyPlan | None:
+        """The plan of the node's own noise, if it adds some while it trains."""
+        return self.privacy if self.privacy is not None and self.privacy.trust == "local" else None
+
+
+_plans: dict[bytes, Plans] = {}
+_privacy: dict[tuple[bytes, int], PrivacyPlan | None] = {}
+
+
+def privacy_of(config: Config, size: int = 0) -> PrivacyPlan | None:
+    """A run's privacy plan (`fedpeft.privacy.plan_from_config`), kept per process; None: no DP.
+
+    Raises:
+        PrivacyError: there is no such plan.
+    """
+    key = run_id(config), size if config.privacy.trust == "distributed" else 0
+    if key not in _privacy:
+        _privacy[key] = privacy_plan(config, size)
+    return _privacy[key]
+
+
+def plans(desk: Desk) -> Plans:
+    """The plans of a node's own config, kept per process: calibrating noise takes a while.
+
+    Raises:
+        PrivacyError: the noise of the plan would swamp whatever the run could learn, or no clip bounds what a
+            record does to this base.
+    """
+    key, config = desk.run, desk.home.config
+    if key not in _plans:
+        size = noisy_values(config.exchange, desk.attached.layout.size)
+        privacy = privacy_of(config, size)
+        if privacy is not None:
+            check_signal(privacy, size, config.federation.nodes, config.privacy.most_noise)
+        up = up_plan(config.exchange, privacy is not None and privacy.trust == "local", _own_clip(privacy))
+        made = Plans(up, codec_from_config(config.exchange.down), privacy)
+        if made.dpsgd is not None:
+            engine_of(desk.attached, config.run.engine, config.data.max_length)
+        _plans[key] = made
+    return _plans[key]
+
+
+def _own_clip(privacy: PrivacyPlan | None) -> float | None:
+    """Where the node clips its update itself: not where an adaptive clip must see the norms as they are."""
+    if privacy is None or privacy.trust != "central" or privacy.adaptive is not None:
+        return None
+    return privacy.clip
+
+
+def signer_of(home: Home) -> Signer:
+    """The node's key: from the seed of a simulation, else its own file, made when first needed."""
+    if home.signing_seed is not None:
+        return Signer.from_seed(bytes.fromhex(home.signing_seed))
+    return Signer.load_or_create(home.key)
+
+
+def trust(home: Home, key: bytes) -> None:
+    """Accept a coordinator: the one in ``node.json``, or the first that was ever seen.
+
+    Raises:
+        FederationError: another coordinator speaks.
+    """
+    pinned = home.path / "coordinator.pub"
+    if home.coordinator is None and not pinned.exists():
+        write_atomic(pinned, key)
+    if coordinator_key(home) != key:
+        raise FederationError("another coordinator speaks than the one this node trusts")
+
+
+def coordinator_key(home: Home) -> bytes:
+    """The trusted coordinator's public key.
+
+    Raises:
+        FederationError: no coordinator has introduced itself yet.
+    """
+    if home.coordinator is not None:
+        return bytes.fromhex(home.coordinator)
+    try:
+        return (home.path / "coordinator.pub").read_bytes()
+    except FileNotFoundError:
+        raise FederationError("no coordinator has introduced itself to this node yet") from None

@@ -1,0 +1,1 @@
+"""PEFT methods, each with declared and tested traits."""

@@ -1,0 +1,302 @@
+"""What the coordinator steps forward round by round: a flat vector, or low-rank factors.
+
+Both are immutable. ``publish`` makes what nodes hold follow the exact state, ``absorb`` takes one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedpeft.aggregation import Contribution, FactorLaw, FactorState, mean_step
+from fedpeft.aggregation.server_optimisers import Moments, Vector, step
+from fedpeft.config.models import Config, ServerOptimiserConfig
+from fedpeft.errors import ConfigError
+from fedpeft.exchange import ExchangePlan, FloatVector, Layout, Update
+from fedpeft.protocol.messages import Broadcast, state_digest
+
+
+@dataclass(frozen=True)
+class Release:
+    """How the state that nodes hold changes in a round.
+
+    Attributes:
+        kind: not at all (the agreed starting state), by a delta, or as a whole.
+        update: the delta or the whole, as the codec carries it; None for the starting state.
+        plan: what a delta has passed.
+        before: digest of the state that a delta applies to.
+    """
+
+    kind: Broadcast
+    update: Update | None
+    plan: ExchangePlan
+    before: bytes
+
+
+class MeanLaw(Protocol):
+    """What becomes of the nodes' updates before the server's step: their plain mean, or one under noise.
+
+    A law is immutable; what it remembers from round to round is part of every checkpoint.
+    """
+
+    def mean(
+        self, size: int, contributions: Iterable[Contribution]
+    ) -> tuple[Vector, MeanLaw, dict[str, Any]]:
+        """The mean, float64, shape ``(size,)``; the law of the next round; and facts that may be told.
+
+        Contributions come in rising order of node and are read one at a time.
+        """
+        ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything a checkpoint needs."""
+        ...
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> MeanLaw:
+        """The law that `arrays` was taken from."""
+        ...
+
+
+class PlainMean:
+    """The weighted mean as it is."""
+
+    def mean(
+        self, size: int, contributions: Iterable[Contribution]
+    ) -> tuple[Vector, MeanLaw, dict[str, Any]]:
+        """The mean; see `fedpeft.adapters.mean_step`."""
+        return mean_step(size, contributions), self, {}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Nothing to remember."""
+        return {}
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> MeanLaw:
+        """Itself."""
+        return self
+
+
+class GlobalState(Protocol):
+    """The federation's state at the coordinator."""
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of what nodes hold."""
+        ...
+
+    @property
+    def held(self) -> FloatVector:
+        """What nodes hold, float32, shape ``(layout.size,)``."""
+        ...
+
+    @property
+    def ranks(self) -> list[int]:
+        """Rank of each module of a factor state; empty for a vector."""
+        ...
+
+    @property
+    def method(self) -> str:
+        """Law of aggregation: mean, stack or reproject."""
+        ...
+
+    def node_layout(self, node: str) -> Layout:
+        """Layout of what a node sends."""
+        ...
+
+    def publish(self, plan: ExchangePlan, round: int) -> tuple[GlobalState, Release]:
+        """Bring what nodes hold up to the exact state, as far as the plan (of this round) carries it."""
+        ...
+
+    def absorb(self, round: int, contributions: Iterable[Contribution]) -> tuple[GlobalState, dict[str, Any]]:
+        """One step along the contributions, in rising order of node; and what was measured."""
+        ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything a checkpoint needs."""
+        ...
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> GlobalState:
+        """The state that `arrays` was taken from."""
+        ...
+
+    def result(self) -> dict[str, np.ndarray]:
+        """The final values: one vector ``values``, or the factors by name."""
+        ...
+
+
+def digest(state: GlobalState) -> bytes:
+    """Digest of what nodes hold, 32 bytes."""
+    return state_digest(state.layout, state.held)
+
+
+@dataclass(frozen=True)
+class VectorState:
+    """Values that are averaged: the exact ones and those that nodes hold.
+
+    The broadcast is what the plan carries of ``exact - held``; what it does not carry stays in the
+    difference and is sent later: error feedback without a residual of its own. Without feedback it is lost.
+
+    Attributes:
+        layout: the exchanged tensors.
+        optimiser: the server's step.
+        exact: float64, shape ``(layout.size,)``.
+        held: float32, same shape.
+        moments: what the optimiser remembers.
+        feedback: whether what a broadcast does not carry is sent later.
+        law: how updates become the mean.
+    """
+
+    layout: Layout
+    optimiser: ServerOptimiserConfig
+    exact: Vector
+    held: FloatVector
+    moments: Moments = field(default_factory=Moments)
+    feedback: bool = True
+    law: MeanLaw = field(default_factory=PlainMean)
+
+    @property
+    def ranks(self) -> list[int]:
+        """None: a vector has no ranks."""
+        return []
+
+    @property
+    def method(self) -> str:
+        """The plain mean."""
+        return "mean"
+
+    def node_layout(self, node: str) -> Layout:
+        """The same for every node."""
+        return self.layout
+
+    def publish(self, plan: ExchangePlan, round: int) -> tuple[VectorState, Release]:
+        """A delta from the second round on."""
+        before = digest(self)
+        if round == 1:
+            return self, Release("none", None, plan, before)
+        missing = (self.exact - self.held).astype(np.float32)
+        update, _ = plan.run(Update(self.layout, missing, round, 0), {})
+        held = self.held + update.values
+        exact = self.exact if self.feedback else held.astype(np.float64)
+        return replace(self, held=held, exact=exact), Release("delta", update, plan, before)
+
+    def absorb(self, round: int, contributions: Iterable[Contribution]) -> tuple[VectorState, dict[str, Any]]:
+        """The optimiser's step along the law's mean."""
+        mean, law, facts = self.law.mean(self.layout.size, contributions)
+        change, moments = step(self.optimiser, mean, self.moments)
+        return replace(self, exact=self.exact + change, moments=moments, law=law), {"mean": mean, **facts}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Exact, held, moments and what the law remembers."""
+        moments, law = _under("moment", self.moments), _under("law", self.law.arrays())
+        return {"exact": self.exact, "held": self.held, **moments, **law}
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> VectorState:
+        """The inverse of `arrays`."""
+        moments, law = _part(arrays, "moment"), self.law.restored(_part(arrays, "law"))
+        return replace(self, exact=arrays["exact"], held=arrays["held"], moments=moments, law=law)
+
+    def result(self) -> dict[str, np.ndarray]:
+        """The exact values as float32."""
+        return {"values": self.exact.astype(np.float32)}
+
+
+@dataclass(frozen=True)
+class FactorsState:
+    """Low-rank factors (stack, reproject), sent whole in each round.
+
+    Attributes:
+        law: shapes, ranks and aggregation.
+        state: the factors.
+        lr: server learning rate.
+    """
+
+    law: FactorLaw
+    state: FactorState
+    lr: float
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the factors; grows and shrinks with their ranks."""
+        return self.state.layout
+
+    @property
+    def held(self) -> FloatVector:
+        """The factors themselves: nothing is lost on the way down."""
+        return self.state.values
+
+    @property
+    def ranks(self) -> list[int]:
+        """Rank of each module in order of name."""
+        return [self.state.factors[module][0].shape[0] for module, _ in self.law.shapes]
+
+    @property
+    def method(self) -> str:
+        """Stack or reproject."""
+        return self.law.kind
+
+    def node_layout(self, node: str) -> Layout:
+        """Layout at the node's own rank."""
+        return self.law.layout(node)
+
+    def publish(self, plan: ExchangePlan, round: int) -> tuple[FactorsState, Release]:
+        """The factors as they are, once there are some."""
+        if not any(self.ranks):
+            return self, Release("none", None, plan, digest(self))
+        return self, Release("full", Update(self.layout, self.held, round, 0), plan, digest(self))
+
+    def absorb(
+        self, round: int, contributions: Iterable[Contribution]
+    ) -> tuple[FactorsState, dict[str, Any]]:
+        """The law's step."""
+        state = self.law.step(self.state, round, contributions, self.lr)
+        return replace(self, state=state), {"rank": state.rank, "discarded": state.discarded}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The factors by name."""
+        return dict(self.state.tensors())
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> FactorsState:
+        """The inverse of `arrays`."""
+        return replace(self, state=self.law.from_tensors(arrays))
+
+    def result(self) -> dict[str, np.ndarray]:
+        """The factors by name."""
+        return self.arrays()
+
+
+def _under(folder: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{folder}/{name}": values for name, values in arrays.items()}
+
+
+def _part(arrays: Mapping[str, np.ndarray], folder: str) -> dict[str, np.ndarray]:
+    prefix = f"{folder}/"
+    return {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+
+
+def initial_state(
+    config: Config, law: FactorLaw | None, layout: Layout, values: FloatVector, mean: MeanLaw | None = None
+) -> GlobalState:
+    """The state before round 1.
+
+    Args:
+        config: optimiser and feedback.
+        law: of methods that exchange factors; None: a flat vector.
+        layout: the exchanged tensors.
+        values: the agreed starting values.
+        mean: how a flat vector's updates are averaged; default: plainly.
+
+    Raises:
+        ConfigError: an optimiser with moments was asked for factors, which have no fixed coordinates.
+    """
+    optimiser, feedback = config.federation.server, config.exchange.down.error_feedback
+    if law is None:
+        exact, averaged = values.astype(np.float64), mean or PlainMean()
+        return VectorState(layout, optimiser, exact, values, feedback=feedback, law=averaged)
+    if optimiser.name != "mean":
+        raise ConfigError(
+            f"federation.server.name = {optimiser.name!r} needs a fixed vector; with adapter.aggregation = "
+            f"{law.kind!r} only 'mean' is possible"
+        )
+    return FactorsState(law, law.initial(), optimiser.lr)

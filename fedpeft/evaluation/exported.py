@@ -1,0 +1,132 @@
+"""Held-out loss of many versions of one adapter: the base is loaded once, candidates are put in place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.adapters.merge import load_adapter
+from fedpeft.bases.load import load_apart
+from fedpeft.config.models import BaseConfig, DataConfig, Task
+from fedpeft.data import Example, Record, label_set, read_records, read_written, tokenise
+from fedpeft.errors import DataError
+from fedpeft.evaluation.adapter_folder import named_base
+from fedpeft.packing.file_format import Claim
+from fedpeft.packing.peft_folder import Tensors, digest_of, read_adapter
+from fedpeft.runstore import RunStore
+
+if TYPE_CHECKING:
+    from fedpeft.evaluation.metrics import Evaluation
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Held-out records, and a model into which adapters of one configuration are put in turn.
+
+    Attributes:
+        model: the peft model.
+        tokenizer: the base's.
+        examples: the held-out examples.
+        labels: classes of a labelled task; None evaluates the loss alone.
+        records_sha256: digest of the file of the records.
+        before: the adapter as it is.
+    """
+
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    examples: Sequence[Example] = field(repr=False)
+    labels: Sequence[str] | None
+    records_sha256: str
+    before: Evaluation
+
+    def measure(self, tensors: Tensors) -> Evaluation:
+        """Held-out figures with these tensors."""
+        _put(self.model, tensors)
+        return _figures(self.model, self.examples, self.labels, self.tokenizer)
+
+    def claim(self, tensors: Tensors) -> Claim:
+        """The measured losses, as a packed adapter carries them."""
+        return Claim(
+            records=len(self.examples),
+            records_sha256=self.records_sha256,
+            loss=self.before.loss,
+            packed_loss=self.measure(tensors).loss,
+        )
+
+
+def judge_of_run(run: Path, folder: Path | None = None) -> Judge:
+    """A judge that holds the test records of a finished run, and evaluates as the run did.
+
+    Args:
+        run: the run directory.
+        folder: the adapter to judge; None: the run's own.
+
+    Raises:
+        RunError: no run, or one without its test records.
+        ConfigError: the run has not exported an adapter.
+    """
+    store = RunStore.open(run)
+    config, labels = store.config, json.loads(store.labels.read_text())
+    rows = read_written(store.test, config.data)
+    return _judge(folder or store.adapter, (store.test, rows), config.base, config.data, labels)
+
+
+def judge_of_records(folder: Path, records: Path, base: str | None, data: DataConfig) -> Judge:
+    """A judge for an adapter folder.
+
+    Args:
+        folder: the adapter folder.
+        records: one file of held-out records, as the training data are given.
+        base: model folder or id; None: the one that the adapter names.
+        data: columns and template of the records.
+
+    Raises:
+        ConfigError: no adapter in the folder, or one that does not fit the base.
+        DataError, BaseModelError: records or base cannot be read.
+    """
+    if not records.is_file():
+        raise DataError(f"no records at {str(records)!r}; give one file")
+    task: Task = "causal-lm"
+    if read_adapter(folder).config.get("task_type") == "SEQ_CLS":
+        task = "sequence-classification"
+    chosen = BaseConfig(model=base or named_base(folder), task=task)
+    rows = read_records(records, data)
+    labels = label_set(rows)
+    return _judge(folder, (records, rows), chosen, data, labels if _is_labelled(labels, rows) else [])
+
+
+def _is_labelled(labels: Sequence[str], rows: Sequence[Record]) -> bool:
+    """Whether completions repeat enough to be classes; free text has a completion of its own in each row."""
+    return 1 < len(labels) <= max(2, len(rows) // 4)
+
+
+def _judge(
+    folder: Path, source: tuple[Path, Sequence[Record]], base: BaseConfig, data: DataConfig, labels: list[str]
+) -> Judge:
+    path, rows = source
+    classes = len(labels) if base.task == "sequence-classification" else None
+    loaded = load_apart(base, classes)
+    examples = tokenise(rows, loaded.tokenizer, data, base.task, labels or None)
+    model = load_adapter(loaded.model, folder)
+    before = _figures(model, examples, labels or None, loaded.tokenizer)
+    return Judge(model, loaded.tokenizer, examples, labels or None, digest_of(path), before)
+
+
+def _figures(
+    model: Any, examples: Sequence[Example], labels: Sequence[str] | None, tokenizer: Any
+) -> Evaluation:
+    from fedpeft.evaluation.metrics import evaluate
+
+    return evaluate(model, examples, labels, tokenizer)
+
+
+def _put(model: Any, tensors: Tensors) -> None:
+    """Set an adapter's tensors by their names on disk, in place."""
+    import torch
+    from peft import set_peft_model_state_dict
+
+    state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
+    set_peft_model_state_dict(model, state)

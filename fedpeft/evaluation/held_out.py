@@ -1,0 +1,77 @@
+"""Held-out loss and accuracy of a run's states on its global test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.bases import Base, load_base
+from fedpeft.config import Config
+from fedpeft.data import Example, Record, label_set, read_written, tokenise
+from fedpeft.runstore import RunStore
+
+if TYPE_CHECKING:
+    from fedpeft.adapters import Attached
+    from fedpeft.evaluation.metrics import Evaluation
+
+MAX_CLASSES = 64
+"""More distinct completions than this are free text, for which no accuracy is reported."""
+
+
+def classes(records: Sequence[Record]) -> list[str]:
+    """The classes of a labelled task, or nothing where completions are free text."""
+    labels = label_set(records)
+    return labels if 1 < len(labels) <= MAX_CLASSES else []
+
+
+def load_run_base(config: Config, labels: Sequence[str]) -> Base:
+    """The base that a run's config names, with a head of as many classes as the data has."""
+    return load_base(config.base, len(labels) if config.base.task == "sequence-classification" else None)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The global test of one run, tokenised once.
+
+    Attributes:
+        base: the base of the run.
+        config: the settings of the run.
+        examples: the global test.
+        labels: the classes of a labelled task; empty for free text.
+    """
+
+    base: Base
+    config: Config
+    examples: Sequence[Example]
+    labels: list[str]
+
+    @classmethod
+    def of(cls, store: RunStore) -> HeldOut:
+        """The global test of a prepared run.
+
+        Raises:
+            FedPeftError: its base or its records cannot be read.
+        """
+        config, labels = store.config, json.loads(store.labels.read_text())
+        base = load_run_base(config, labels)
+        records = read_written(store.test, config.data)
+        return cls(base, config, tokens(records, base, config, labels), labels)
+
+    def score(self, attached: Attached) -> Evaluation:
+        """Loss and accuracy of the adapter as it now is."""
+        from fedpeft.evaluation.metrics import evaluate
+
+        return evaluate(attached, self.examples, self.labels or None, self.base.tokenizer)
+
+
+def tokens(records: Sequence[Record], base: Base, config: Config, labels: Sequence[str]) -> list[Example]:
+    """Records of a run as examples of its base."""
+    return tokenise(records, base.tokenizer, config.data, config.base.task, labels or None)
+
+
+def evaluation_event(arm: str, round: int, score: Evaluation) -> dict[str, Any]:
+    """An evaluation as ``metrics.jsonl`` tells it; arm ``base`` is the base as it is, at round 0."""
+    facts = {"loss": score.loss, "accuracy": score.accuracy}
+    return {"event": "evaluation", "arm": arm, "round": round, **facts}

@@ -1,0 +1,1 @@
+"""Codecs: from values to the payload of an envelope, and back."""

@@ -1,0 +1,1 @@
+"""Compressed adapter files from any PEFT folder, and a library of them."""

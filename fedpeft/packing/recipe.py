@@ -1,0 +1,108 @@
+"""How an adapter is to be coded, and which of its tensors go together.
+
+Which tensors may be coded coarsely follows from the method. Factors and changes are centred at zero, and what
+is lost of them is lost of the adapter alone. All other tensors (magnitudes, saved modules, prompts, factors
+whose start takes principal parts out of the base) stay in bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fedpeft.adapters.methods.base import kaiming_a
+from fedpeft.errors import ExchangeError
+from fedpeft.exchange.layout import FloatVector
+from fedpeft.packing.peft_folder import AdapterFiles, Array
+from fedpeft.rng import stream
+
+CodedCodec = Literal["levels", "ternary"]
+RestCodec = Literal["levels", "dense-bf16", "int8", "dense-fp32"]
+
+# By method: tensors that start at a known value, which are their own change; factors that start at random.
+_CHANGES_AND_FACTORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "LORA": (("lora_B", "lora_embedding_A"), ("lora_A", "lora_embedding_B")),
+    "ADALORA": ((), ("lora_A", "lora_B")),
+    "MISS": (("miss_block",), ()),
+    "IA3": (("ia3_l",), ()),
+    "LOHA": (("hada_w2_b",), ("hada_w1_a", "hada_w1_b", "hada_w2_a")),
+    "LOKR": (("lokr_w1", "lokr_w1_a"), ("lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")),
+    "VERA": ((), ("vera_A", "vera_B")),
+}
+_USUAL_STARTS = {
+    "init_lora_weights": (True, "gaussian", "eva"),
+    "init_weights": (True, "bat", "mini"),
+    "init_ia3_weights": (True,),
+}
+_SEEDED = ".lora_A.weight"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to code an adapter.
+
+    Attributes:
+        codec: of the changes; ``levels`` codes the other factors too.
+        step: of levels, over the root mean square of a tensor.
+        density: of ternary: share of every tensor's values that is kept.
+        alpha: ternary as ComPEFT does it: all changes and factors are one vector, of which the share
+            ``density`` is kept with the magnitude ``alpha`` times the standard deviation of the vector.
+        rest: of factors that are no change, where they are not coded as the changes are.
+        keep: tensors whose name contains one of these stay in bfloat16.
+        seed: seed of a run of fedpeft whose frozen ``lora_A`` need not be stored.
+
+    Raises:
+        ExchangeError: a number is out of range.
+    """
+
+    codec: CodedCodec = "levels"
+    step: float = 0.5
+    density: float = 0.2
+    alpha: float | None = None
+    rest: RestCodec = "levels"
+    keep: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 8:
+            raise ExchangeError(f"step is {self.step}; it must be above 0 and at most 8")
+        if not 0 < self.density <= 1:
+            raise ExchangeError(f"density is {self.density}; it must be above 0 and at most 1")
+        if self.alpha is not None and not 0 < self.alpha <= 100:
+            raise ExchangeError(f"alpha is {self.alpha}; it must be above 0 and at most 100")
+
+
+def codec_of(name: str, files: AdapterFiles, recipe: Recipe) -> str:
+    """The codec of a tensor of an adapter."""
+    if files.tensors[name].dtype != np.float32:
+        return "exact"
+    if recipe.seed is not None and _follows(name, files.tensors[name], recipe.seed):
+        return "seed"
+    other = "dense-fp32" if recipe.rest == "dense-fp32" else "dense-bf16"
+    if any(part in name for part in recipe.keep) or not _usual(files.config):
+        return other
+    changes, factors = _CHANGES_AND_FACTORS.get(str(files.config.get("peft_type")), ((), ()))
+    parts = set(name.split("."))
+    if parts & set(changes) or (recipe.alpha is not None and parts & set(factors)):
+        return recipe.codec
+    return recipe.rest if parts & set(factors) else other
+
+
+def _usual(config: Mapping[str, Any]) -> bool:
+    """Whether training started at the usual values."""
+    return all(config[key] in usual for key, usual in _USUAL_STARTS.items() if key in config)
+
+
+def seeded(name: str, shape: tuple[int, ...], seed: int) -> FloatVector:
+    """The frozen ``lora_A`` that a run of fedpeft with this seed gives a module."""
+    return kaiming_a(shape, stream(seed, 0, "", f"lora-A:{name.removeprefix(_PREFIX)}"))
+
+
+def _follows(name: str, value: Array, seed: int) -> bool:
+    if not name.endswith(_SEEDED) or value.ndim != 2:
+        return False
+    return np.array_equal(value, seeded(name, value.shape, seed))

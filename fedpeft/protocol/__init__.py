@@ -1,0 +1,1 @@
+"""What nodes and coordinators say to each other."""

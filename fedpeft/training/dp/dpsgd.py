@@ -1,0 +1,98 @@
+"""The noisy gradient of one DP-SGD step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.data import Batch
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy import noise
+from fedpeft.privacy.csprng import Randomness, words
+from fedpeft.privacy.plan import PrivacyPlan
+from fedpeft.training.dp.backward_passes import bounds_of, clear
+from fedpeft.training.dp.engine_selection import Engine
+from fedpeft.training.dp.per_example import FloatVector64, Positions, clipped_sum
+
+if TYPE_CHECKING:
+    from fedpeft.adapters import Attached
+
+LOG = logging.getLogger("fedpeft.privacy")
+
+Units = NDArray[np.int64]
+"""The unit of each row of a physical batch, ascending."""
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """How the steps of a round are made noisy.
+
+    Attributes:
+        plan: clip, noise multiplier and divisor.
+        support: the public positions that may move; noise is drawn there only. None: all.
+        source: of the random words; default: the operating system. Any other gives no guarantee.
+        engine: of the per-unit gradients; None: whatever is right for the model.
+    """
+
+    plan: PrivacyPlan
+    support: Positions | None = None
+    source: Randomness = words
+    engine: Engine | None = None
+
+
+def noisy_gradient(
+    attached: Attached, batches: Iterable[tuple[Batch, Units | None]], mechanism: Mechanism
+) -> NDArray[np.float32]:
+    """``(sum of clipped gradients + noise) / expected batch size``, float32, shape ``(layout.size,)``.
+
+    The noise is added once, in float64, to the sum over all physical batches and before any cast; without
+    batches (an empty Poisson draw) the result is noise alone. The divisor is the plan's public constant.
+    Values off the support are 0. A unit whose gradient cannot be computed counts as zero, as one that is not
+    finite does: whether a step failed would tell of it.
+
+    Args:
+        attached: the model and its trainable parameters.
+        batches: one Poisson draw, cut into physical batches of whole units; None: each row is a unit.
+        mechanism: plan, support, randomness and engine.
+
+    Raises:
+        PrivacyError: a trainable parameter is not covered by the clip, or the noise is not finite.
+    """
+    plan, support = mechanism.plan, mechanism.support
+    size = attached.layout.size if support is None else len(support)
+    total = np.zeros(size, np.float64)
+    for batch, units in batches:
+        total += _contribution(attached, batch, units, mechanism, size)
+    total += plan.noise_multiplier * plan.clip * noise.gaussian(size, mechanism.source)
+    if not np.isfinite(total).all():
+        raise PrivacyError("the noisy gradient is not finite; lower privacy.clip or the noise multiplier")
+    gradient = np.zeros(attached.layout.size, np.float32)
+    gradient[slice(None) if support is None else support] = total / plan.expected_batch_size
+    return gradient
+
+
+def _contribution(
+    attached: Attached, batch: Batch, units: Units | None, mechanism: Mechanism, size: int
+) -> FloatVector64:
+    """The clipped sum of a batch; where the pass fails, that of the units which do not fail alone."""
+    try:
+        clip, support = mechanism.plan.clip, mechanism.support
+        return clipped_sum(attached, batch, clip, units, support, mechanism.engine)[0]
+    except PrivacyError:
+        raise  # the mechanism itself does not hold, whatever the records are
+    except Exception as error:
+        clear(attached)
+        bounds = bounds_of(units, len(batch))
+        if len(bounds) > 2:
+            parts = [
+                (batch.part(start, end), np.zeros(end - start, np.int64)) for start, end in pairwise(bounds)
+            ]
+            return sum((_contribution(attached, *part, mechanism, size) for part in parts), np.zeros(size))
+        LOG.warning("a gradient cannot be computed (%s) and counts as zero", type(error).__name__)
+        return np.zeros(size)

@@ -1,0 +1,1 @@
+"""``fedpeft server``: the coordinator's command line."""

@@ -1,0 +1,1 @@
+"""The long-lived coordinator: its processes, ports, enrolment and supervision."""

@@ -1,0 +1,208 @@
+"""The measurements of ``fedpeft bench audit tokens``: each function gives the rows of one table, as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fedpeft.exchange.layout import FloatVector
+from fedpeft_attacks.registry import attack_named
+from fedpeft_attacks.tokens.observations import observations
+from fedpeft_attacks.tokens.sparse_recovery import recover, sparse_recovery
+from fedpeft_attacks.views import Guess, NotApplicable, View
+from fedpeft_bench.audit.tokens_dager import dager_distances, dager_guess
+from fedpeft_bench.audit.tokens_lab import (
+    OTHER_DATA,
+    RAW_QV,
+    Attack,
+    Bench,
+    Format,
+    Lab,
+    Setting,
+    Trial,
+    summary,
+    trial,
+    views_of,
+)
+from fedpeft_bench.audit.tokens_scales import Kind, scale_attack
+from fedpeft_bench.audit.tokens_sparse import SPOILS, completed
+
+Row = dict[str, Any]
+Seeds = Sequence[int]
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+NODES, NOTES_PER_NODE = (1, 2, 4, 8, 16), 2
+STEPS, STEP_NOTES, STEP_RATE = (1, 3, 10), 4, 1e-3
+DAGER_RANKS, DAGER_BATCHES = (8, 16, 64, 128, 256), (1, 4, 8, 16)
+FORMATS: tuple[Format, ...] = ("LoRA, A trained", "LoRA, A frozen", "MiSS", "PaCA", "(IA)3")
+OCCASIONS = ((False, 1, 1), (True, 1, 1), (False, 8, 1), (True, 8, 1), (False, 1, 4))
+"""Warm or not, notes of a round, rounds."""
+SPARSE_RANKS = (8, 64)
+
+
+def _span(views: Sequence[View]) -> Guess | NotApplicable:
+    return attack_named("span")(views[-1])
+
+
+def _trials(
+    lab: Lab, bench: Bench, attack: Attack, seeds: Seeds, size: tuple[int, int] = (1, 1)
+) -> list[Trial]:
+    """Trials of one attack with their control, for so many notes and rounds."""
+    found: list[Trial] = []
+    for seed in seeds:
+        own, truth = views_of(lab, bench, *size, seed)
+        control, other = views_of(lab, bench, *size, seed + OTHER_DATA)
+        found.append(trial(attack, bench, own, control, (truth, other)))
+    return found
+
+
+def trained_a(lab: Lab, seeds: Seeds) -> Iterator[Row]:
+    """Raw gradient of a warm LoRA with trained A, rank 8 on q and v, over batches."""
+    for batch in BATCHES:
+        bench = lab.bench(RAW_QV)
+        for name, attack in (("sparse recovery", recover), ("span check", _span)):
+            row = summary(_trials(lab, bench, attack, seeds, (batch, 1)))
+            yield {"notes": batch, "attack": name, **row}
+
+
+def formats(lab: Lab, seeds: Seeds) -> Iterator[Row]:
+    """Every format, rank and first layer, at its start and warm, one and several rounds."""
+    for skip in ((), (0,)):
+        for rank in (8, 32):
+            for format in FORMATS:
+                if format == "(IA)3" and rank != 8:
+                    continue
+                yield from _format(lab, seeds, Setting(format, rank, skip))
+
+
+def _format(lab: Lab, seeds: Seeds, setting: Setting) -> Iterator[Row]:
+    names: tuple[Kind | None, ...] = ("correlation", "variances") if setting.format == "(IA)3" else (None,)
+    for warm, notes, rounds in OCCASIONS:
+        bench = lab.bench(replace(setting, warm=warm))
+        for kind in names:
+            attack = recover if kind is None else partial(_scales, model=bench.attached.model, kind=kind)
+            yield {
+                "format": setting.format,
+                "rank": setting.rank,
+                "layer_0": not setting.skip_layers,
+                "warm": warm,
+                "notes": notes,
+                "rounds": rounds,
+                **summary(_trials(lab, bench, attack, seeds, (notes, rounds))),
+            }
+
+
+def _scales(views: Sequence[View], model: Any, kind: Kind) -> Guess:
+    return scale_attack(views, model, kind)
+
+
+def sparse(lab: Lab, seeds: Seeds) -> Iterator[Row]:
+    """One note behind sparse or signed values, zero-filled and completed."""
+    for rank in SPARSE_RANKS:
+        bench = lab.bench(replace(RAW_QV, rank=rank))
+        for name, spoil in SPOILS.items():
+            attacks: dict[str, Attack] = {"zeros": recover}
+            if "%" in name:
+                attacks["completed"] = _completed
+            for filling, attack in attacks.items():
+                trials: list[Trial] = []
+                for seed in seeds:
+                    own, truth = views_of(lab, bench, 1, 1, seed, spoil)
+                    trials.append(trial(attack, bench, own, (), (truth, frozenset())))
+                yield {"rank": rank, "values": name, "filling": filling, **summary(trials)}
+
+
+def _completed(views: Sequence[View]) -> Guess | NotApplicable:
+    view = views[-1]
+    blocks = observations(view)
+    if isinstance(blocks, NotApplicable):
+        return blocks
+    known = view.knowledge
+    tokens = view.tokens + len(known.given)
+    ranking, claimed, method = sparse_recovery([completed(block) for block in blocks], known, tokens)
+    return Guess([token for token in ranking if token not in known.given], claimed, method)
+
+
+def against_dager(lab: Lab, seeds: Seeds) -> Iterator[Row]:
+    """Our attack and DAGER's token step on the same gradients."""
+    for rank in DAGER_RANKS:
+        bench = lab.bench(replace(RAW_QV, rank=rank))
+        for batch in DAGER_BATCHES:
+            ours: list[Trial] = []
+            theirs: list[Trial] = []
+            for seed in seeds:
+                views, truth = views_of(lab, bench, batch, 1, seed)
+                ours.append(trial(recover, bench, views, (), (truth, frozenset())))
+                theirs.append(_dager(bench, views, truth))
+            yield {"rank": rank, "notes": batch, "ours": summary(ours), "dager": summary(theirs)}
+
+
+def _dager(bench: Bench, views: Sequence[View], truth: frozenset[int]) -> Trial:
+    begun = time.process_time()
+    distances = dager_distances(views[-1])
+    seconds = time.process_time() - begun
+
+    def guess(views: Sequence[View]) -> Guess:
+        return dager_guess(views[-1], distances, truth)
+
+    return replace(trial(guess, bench, views, (), (truth, frozenset())), seconds=seconds)
+
+
+def aggregates(lab: Lab, seeds: Seeds) -> Iterator[Row]:
+    """The mean of the raw gradients of several nodes with two notes each."""
+    bench = lab.bench(RAW_QV)
+    for nodes in NODES:
+        trials: list[Trial] = []
+        for seed in seeds:
+            own, control = (_mean(lab, bench, nodes, place) for place in (seed, seed + OTHER_DATA))
+            trials.append(trial(recover, bench, own[0], control[0], (own[1], control[1])))
+        yield {"nodes": nodes, **summary(trials)}
+
+
+def _mean(lab: Lab, bench: Bench, nodes: int, seed: int) -> tuple[list[View], frozenset[int]]:
+    notes = lab.notes(nodes * NOTES_PER_NODE, seed)
+    parts = [bench.gradient(notes[start::nodes]) for start in range(nodes)]
+    truth = bench.truth(notes)
+    return [bench.view(np.mean(parts, axis=0).astype(np.float32), len(truth))], truth
+
+
+def local_steps(lab: Lab, seeds: Seeds) -> Iterator[Row]:
+    """The update after several steps of AdamW on one batch, and its signs; SGD beside it."""
+    shapes: tuple[tuple[str, Callable[[FloatVector], FloatVector]], ...] = (
+        ("update", lambda values: values),
+        ("its signs", np.sign),
+    )
+    for optimiser in ("sgd", "adamw"):
+        for steps in STEPS:
+            for name, shape in shapes if optimiser == "adamw" else shapes[:1]:
+                bench = lab.bench(RAW_QV)
+                trials: list[Trial] = []
+                for seed in seeds:
+                    own, control = (
+                        _update(lab, bench, (optimiser, steps, shape), place)
+                        for place in (seed, seed + OTHER_DATA)
+                    )
+                    trials.append(trial(recover, bench, own[0], control[0], (own[1], control[1])))
+                yield {"optimiser": optimiser, "steps": steps, "seen": name, **summary(trials)}
+
+
+def _update(
+    lab: Lab, bench: Bench, how: tuple[Any, int, Any], seed: int
+) -> tuple[list[View], frozenset[int]]:
+    from fedpeft.rng import stream
+    from fedpeft.training import LocalPlan, train_local
+
+    optimiser, steps, shape = how
+    notes = lab.notes(STEP_NOTES, seed)
+    plan = LocalPlan(steps, STEP_NOTES, optimiser, STEP_RATE, momentum=0.0)
+    bench.attached.load(bench.start)
+    train_local(bench.attached, notes, plan, stream(seed, 1, "", "batches"))
+    change = bench.attached.get() - bench.start
+    bench.attached.load(bench.start)
+    truth = bench.truth(notes)
+    return [bench.view(np.asarray(shape(change), np.float32), len(truth))], truth

@@ -1,0 +1,252 @@
+"""``fedpeft bench``: one table each; commands of a checkout, which the wheel does not hold."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from fedpeft.cli.output import JSON_OPTION, emit, quantity, table
+
+if TYPE_CHECKING:
+    from fedpeft_bench.federation.gain import Row
+
+
+SEEDS = typer.Option([0, 1, 2], "--seed", help="May be given many times.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``bench`` commands."""
+    group = typer.Typer(help="Benchmarks; each prints one table with machine and date.", no_args_is_help=True)
+    group.command("simulate")(simulate)
+    group.command("memory")(memory)
+    group.command("resume")(resume)
+    group.command("exchange")(exchange)
+    group.command("aggregate")(aggregate)
+    group.command("federation")(federation)
+    group.command("participation")(participation)
+    group.command("privacy")(privacy)
+    group.command("dp-step")(dp_step)
+    group.command("secure")(secure)
+    group.command("ledger")(ledger)
+    group.command("nodes")(nodes)
+    group.command("private")(private)
+    group.command("audit")(audit)
+    group.command("all")(everything)
+    app.add_typer(group, name="bench")
+
+
+def simulate(
+    seeds: list[int] = SEEDS,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Gain, bytes and overhead of the embedded federation over seeds, compressed against dense."""
+    from fedpeft_bench.federation import simulation
+    from fedpeft_bench.harness.command import machine
+
+    rows = simulation.seeds(seeds)
+
+    def show() -> None:
+        columns = zip(simulation.COLUMNS, *map(simulation.cells, rows), strict=True)
+        header, *lines = [list(column) for column in columns]
+        table(f"embedded federation ({machine()})", header, lines)
+
+    emit({"machine": machine(), "rows": rows}, as_json, show)
+
+
+def memory(as_json: bool = JSON_OPTION) -> None:
+    """Peak memory of 50 simulated nodes against 2."""
+    from fedpeft_bench.federation import durability
+    from fedpeft_bench.harness.command import machine
+
+    facts = durability.memory()
+    rows = [(nodes, quantity(peak)) for nodes, peak in zip(facts["nodes"], facts["peak_bytes"], strict=True)]
+    rows.append(("ratio", f"{facts['ratio']:.3f}"))
+    emit(facts, as_json, lambda: table(f"peak memory ({machine()})", ("nodes", "resident"), rows))
+
+
+def resume(
+    kills: int = typer.Option(20, min=1, help="How often the run is killed."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Kill a run at random moments, resume it, and compare its bits with an undisturbed run."""
+    from fedpeft_bench.federation import durability
+
+    facts = durability.kills(kills, report=None if as_json else typer.echo)
+    emit(facts, as_json, lambda: table("killed and resumed", ("what", "value"), facts.items()))
+    if not (facts["same_adapter"] and facts["same_updates"] and facts["kills"] == kills):
+        raise typer.Exit(1)
+
+
+def exchange(
+    large: bool = typer.Option(False, "--large", help="Also on 21 million values; takes minutes more."),
+    real: bool = typer.Option(True, "--real/--no-real", help="Also on deltas of real rounds, trained here."),
+    plots: Path | None = typer.Option(None, "--plots", help="Folder for rate.svg and bound.svg."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Our envelopes against the codecs of others on the same tensors: bytes, MB/s of one core, error."""
+    from fedpeft_bench.harness.timing import one_core
+
+    one_core()
+    from fedpeft_bench.exchange import exchange_report
+    from fedpeft_bench.exchange.exchange_plots import draw
+
+    facts = exchange_report.run(large, real, _tell)
+    if plots:
+        facts["plots"] = [str(path) for path in draw(facts, plots)]
+    emit(facts, as_json, lambda: exchange_report.show(facts))
+
+
+def aggregate(
+    nodes: int = typer.Option(100, min=1, help="How many updates are summed."),
+    distinct: int = typer.Option(10, min=1, help="How many of them differ; they are taken in turn."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """One core averages the signed updates of many nodes, 21 million values each."""
+    from fedpeft_bench.harness.timing import one_core
+
+    one_core()
+    from fedpeft_bench.exchange import aggregate as benchmark
+
+    facts = benchmark.aggregate(nodes, min(nodes, distinct))
+    title = f"aggregation ({facts['machine']})"
+    emit(facts, as_json, lambda: table(title, ("what", "value"), benchmark.rows(facts)))
+
+
+def federation(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
+    """Bandwidth profiles against dense exchange, FLASC and top-k; a quarter of an hour per seed."""
+    from fedpeft_bench.federation import federation as benchmark
+
+    _show_gain("profiles", benchmark.rows(seeds, _tell), as_json)
+
+
+def participation(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
+    """Two of eight nodes a round, with and without feedback and cache; a quarter of an hour per seed."""
+    from fedpeft_bench.federation import participation as benchmark
+
+    _show_gain("two of eight nodes a round", benchmark.rows(seeds, report=_tell), as_json)
+
+
+def privacy(as_json: bool = JSON_OPTION) -> None:
+    """Accountants, noise and an audit of the mechanism, beside others' figures."""
+    from fedpeft_bench.harness.timing import one_core
+
+    one_core()
+    from fedpeft_bench.privacy import accountants as benchmark
+
+    facts = benchmark.run()
+    emit(facts, as_json, lambda: benchmark.show(facts))
+
+
+def dp_step(as_json: bool = JSON_OPTION) -> None:
+    """A DP-SGD step against one without privacy and against Opacus: seconds and memory; ten minutes."""
+    from fedpeft_bench.harness.command import machine
+    from fedpeft_bench.privacy import dp_step as dpsteps
+
+    rows = dpsteps.rows(report=_tell)
+    title = f"DP-SGD steps ({machine()})"
+    emit(
+        {"machine": machine(), "rows": rows},
+        as_json,
+        lambda: table(title, dpsteps.COLUMNS, map(dpsteps.cells, rows)),
+    )
+
+
+def secure(as_json: bool = JSON_OPTION) -> None:
+    """Secure sums of a million values: cost per node and coordinator, beside Flower's SecAgg+."""
+    from fedpeft_bench.harness.timing import one_core
+
+    one_core()
+    from fedpeft_bench.secure import secure as benchmark
+
+    facts = benchmark.secure(report=_tell)
+    title = f"secure sums of {facts['size']:,} ternary values ({facts['machine']})"
+    emit(facts, as_json, lambda: table(title, benchmark.COLUMNS, benchmark.cells(facts)))
+
+
+def ledger(
+    kills: int = typer.Option(0, "--kills", min=0, help="Also kill racing workers this often."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """The privacy ledger: milliseconds of a reservation, and what survives being killed."""
+    from fedpeft_bench.privacy import ledger as benchmark
+
+    facts = benchmark.run(kills, _tell)
+    title = f"privacy ledger ({facts['machine']})"
+    emit(facts, as_json, lambda: table(title, ("what", "value"), benchmark.rows(facts)))
+    if not benchmark.intact(facts):
+        raise typer.Exit(1)
+
+
+def nodes(as_json: bool = JSON_OPTION) -> None:
+    """Noise of hiding whole nodes by schedule, and a convex problem trained under it; a minute."""
+    from fedpeft_bench.privacy import node_level as benchmark
+
+    facts = benchmark.run(_tell)
+    emit(facts, as_json, lambda: benchmark.show(facts))
+
+
+def private(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
+    """What record-level privacy costs, and which exchange bears its noise best; eight minutes per seed."""
+    from fedpeft_bench.harness.command import machine
+    from fedpeft_bench.privacy import record_level as benchmark
+
+    rows = benchmark.rows(seeds, _tell)
+    facts = {"machine": machine(), "rows": rows, "means": benchmark.means(rows)}
+    emit(facts, as_json, lambda: benchmark.show(facts))
+
+
+class AuditPart(StrEnum):
+    """What ``fedpeft bench audit`` can measure."""
+
+    TOKENS = "tokens"
+    SEQUENCES = "sequences"
+    RECIT = "recit"
+    MEMORY = "memory"
+    EPSILON = "epsilon"
+    LADDER = "ladder"
+
+
+def audit(part: AuditPart, seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
+    """The attacks of the audit on what is undefended, defended, and nothing at all; ten minutes and more."""
+    from fedpeft_bench.harness.timing import one_core
+
+    one_core()
+    benchmark = import_module(f"fedpeft_bench.audit.{part.value}")
+    facts = benchmark.run(seeds, _tell)
+    emit(facts, as_json, lambda: benchmark.show(facts))
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _show_gain(title: str, rows: list[Row], as_json: bool) -> None:
+    from fedpeft_bench.federation import gain
+    from fedpeft_bench.harness.command import machine
+
+    found = gain.means(rows)
+    facts = {"machine": machine(), "rows": rows, "means": found}
+    emit(facts, as_json, lambda: table(f"{title} ({machine()})", gain.COLUMNS, map(gain.cells, found)))
+
+
+def everything() -> None:
+    """Run all benchmarks, one after the other; four hours."""
+    simulate([0, 1, 2], False)
+    memory(False)
+    resume(20, False)
+    exchange(large=False, real=True, plots=None, as_json=False)
+    aggregate(nodes=100, distinct=10, as_json=False)
+    privacy(False)
+    dp_step(False)
+    secure(False)
+    ledger(kills=1000, as_json=False)
+    nodes(False)
+    private([0, 1, 2], False)
+    for part in AuditPart:
+        audit(part, [0, 1, 2], False)
+    federation([0, 1, 2], False)
+    participation([0, 1, 2], False)

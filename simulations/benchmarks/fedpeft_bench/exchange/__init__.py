@@ -1,0 +1,1 @@
+"""Codecs and adapter files against their peers."""

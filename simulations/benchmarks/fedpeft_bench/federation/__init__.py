@@ -1,0 +1,1 @@
+"""Whole federations: accuracy, participation, memory, kills."""

@@ -1,0 +1,143 @@
+"""What a way of exchanging keeps of the dense gain, and the bytes it needs for that."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedpeft.runstore import RunStore
+from fedpeft_bench.harness.command import simulate
+
+Row = dict[str, Any]
+
+COLUMNS = (
+    "arm",
+    "loss",
+    "accuracy",
+    "loss gain",
+    "worst",
+    "accuracy gain",
+    "worst",
+    "bytes up",
+    "bytes down",
+    "up",
+    "down",
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One finished federation.
+
+    Attributes:
+        base_loss: held-out loss of the base without adapter.
+        base_accuracy: held-out accuracy of the base without adapter.
+        loss: held-out loss of the final adapter.
+        accuracy: held-out accuracy of the final adapter.
+        up: bytes of one node's update, mean over rounds and nodes.
+        down: bytes sent to one node, mean over the orders after round 1, which needs none.
+    """
+
+    base_loss: float
+    base_accuracy: float
+    loss: float
+    accuracy: float
+    up: float
+    down: float
+
+
+def platform(settings: Iterable[str]) -> Figures:
+    """Run ``fedpeft simulate`` on the embedded federation, without arms and audit.
+
+    Raises:
+        RunError: the command failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        summary = simulate(out, ["run.arms=[]", "audit.enabled=false", *settings])
+        rounds = list(RunStore.open(out).events("round"))
+    reached = sum(event["replies"] + len(event["refused"]) for event in rounds if event["bytes_down"])
+    loss, accuracy = summary["loss"], summary["accuracy"]
+    return Figures(
+        loss["base"],
+        accuracy["base"],
+        loss["federated"],
+        accuracy["federated"],
+        sum(event["bytes_up"] for event in rounds) / sum(event["replies"] for event in rounds),
+        sum(event["bytes_down"] for event in rounds) / max(reached, 1),
+    )
+
+
+def options(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Dotted keys and values as ``--set`` takes them."""
+    return tuple(f"{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in settings.items())
+
+
+def row(arm: str, seed: int, found: Figures, dense: Figures) -> Row:
+    """Figures beside those of the same optimisers, rounds and seed with dense float32 in both directions.
+
+    The gain is what training takes off the base's loss, or adds to its accuracy; ``loss_gain`` and
+    ``accuracy_gain`` are shares of the dense gain.
+    """
+    return {
+        "arm": arm,
+        "seed": seed,
+        "loss": found.loss,
+        "accuracy": found.accuracy,
+        "loss_gain": (found.base_loss - found.loss) / (found.base_loss - dense.loss),
+        "accuracy_gain": (found.accuracy - found.base_accuracy) / (dense.accuracy - found.base_accuracy),
+        "bytes_up": found.up,
+        "bytes_down": found.down,
+        "ratio_up": dense.up / found.up,
+        "ratio_down": dense.down / found.down,
+    }
+
+
+def over_seeds(
+    seeds: Sequence[int], rows: Callable[[int], Iterable[Row]], report: Callable[[str], None] | None
+) -> list[Row]:
+    """The rows of all seeds; each row names its ``arm``.
+
+    Args:
+        seeds: one after the other.
+        rows: makes the rows of a seed.
+        report: receives seed and arm of each row when it is done.
+    """
+    found: list[Row] = []
+    for seed in seeds:
+        for made in rows(seed):
+            found.append(made)
+            if report:
+                report(f"seed {seed}: {made['arm']}")
+    return found
+
+
+def means(rows: Sequence[Row]) -> list[Row]:
+    """One row per arm, in order of appearance: means over the seeds, and the worst shares of the gain."""
+    found: list[Row] = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == arm]
+        mean = {key: fmean(row[key] for row in own) for key in own[0] if key not in ("arm", "seed")}
+        worst = {f"worst_{key}": min(row[key] for row in own) for key in ("loss_gain", "accuracy_gain")}
+        found.append({"arm": arm, "seeds": [row["seed"] for row in own], **mean, **worst})
+    return found
+
+
+def cells(mean: Row) -> list[str]:
+    """A row of `means` as text, in the order of `COLUMNS`."""
+    return [
+        mean["arm"],
+        f"{mean['loss']:.4f}",
+        f"{mean['accuracy']:.3f}",
+        *(
+            f"{mean[key]:.1%}"
+            for key in ("loss_gain", "worst_loss_gain", "accuracy_gain", "worst_accuracy_gain")
+        ),
+        *(f"{mean[key]:,.0f}" for key in ("bytes_up", "bytes_down")),
+        *(f"{mean[key]:.1f}x" for key in ("ratio_up", "ratio_down")),
+    ]

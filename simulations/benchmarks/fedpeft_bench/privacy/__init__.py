@@ -1,0 +1,1 @@
+"""Accountants, private training, the ledger."""

@@ -1,0 +1,284 @@
+"""Record-level privacy on the embedded federation: what it costs, and how its updates are best exchanged.
+
+All runs are whole runs of the platform with ``[run.private]`` of the embedded scenario. Two tables:
+
+* utility: the default exchange at each epsilon beside its twin, which differs in the noise alone;
+* exchange: equal epsilon, and nearly equal bytes up for one family of codecs as for the other. ``seeded`` and
+  ``released`` are the signs of values that both ends know beforehand (`fedpeft.exchange.PublicSupport`):
+  gradients are cut down to them before the clip, and nothing else bears noise. With ``top-k`` every value
+  bears noise and the largest are sent (ternary).
+
+Each family has the clip and the rate that a few runs on seed 0 found for it. The broadcast is the same for
+all but ``dense``. Noise and sampling are drawn anew in every run, so no figure of a private run repeats.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from fedpeft.cli.output import table
+from fedpeft.config import load_config
+from fedpeft_bench.federation.federation import DENSE
+from fedpeft_bench.federation.gain import options, over_seeds
+from fedpeft_simulations.cli import embedded_scenario
+from fedpeft_simulations.federation_run import run
+
+Row = dict[str, Any]
+Settings = Mapping[str, Any]
+
+OPEN: Settings = {"exchange.profile": "drop-in", **DENSE}
+"""The scenario without privacy and without compression."""
+
+NO_NOISE = 1e-9
+QUIET: Settings = {"run.arms": [], "audit.enabled": False, "federation.evaluate_every": 0}
+TITLES = {
+    "utility": "record-level privacy, and the same without noise",
+    "exchange": "epsilon 8: what may move against what is sent",
+}
+GAINS = ("loss_of_twin", "accuracy_of_twin", "loss_of_open", "accuracy_of_open")
+
+COLUMNS = (
+    "arm",
+    "loss",
+    "accuracy",
+    "loss / twin",
+    "acc. / twin",
+    "loss / open",
+    "acc. / open",
+    "up / update",
+    "noise mult.",
+    "noise / signal",
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One finished federation.
+
+    Attributes:
+        base_loss: held-out loss of the base without adapter.
+        base_accuracy: held-out accuracy of the base without adapter.
+        loss: held-out loss of the final adapter.
+        accuracy: held-out accuracy of the final adapter.
+        up: bytes of one node's update, mean over rounds and nodes.
+        noise: noise multiplier; 0 without privacy.
+        noise_over_signal: of the whole run, over the largest possible signal; 0 without privacy.
+    """
+
+    base_loss: float
+    base_accuracy: float
+    loss: float
+    accuracy: float
+    up: float
+    noise: float
+    noise_over_signal: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a table.
+
+    Attributes:
+        name: as printed.
+        settings: what is set beside the private arm of the scenario.
+        epsilon: of the whole run.
+    """
+
+    name: str
+    settings: Settings
+    epsilon: float
+
+
+def utility_arms() -> list[Arm]:
+    """The default exchange at both epsilons, each with its twin."""
+    return [Arm(f"epsilon {epsilon:g}", settings, epsilon) for epsilon, settings in UTILITY.items()]
+
+
+def exchange_arms() -> list[Arm]:
+    """All families of codecs at epsilon 8, from few bytes to many."""
+    return [Arm(name, settings, 8.0) for name, settings in TUNED.items()]
+
+
+def _shared(density: float, support: str, clip: float, lr: float) -> Settings:
+    return _up("masked-sign", clip, lr) | {
+        "exchange.up.density": density,
+        "exchange.up.support": support,
+    }
+
+
+def _top(density: float, feedback: bool, clip: float, lr: float) -> Settings:
+    return _up("ternary", clip, lr) | {
+        "exchange.up.density": density,
+        "exchange.up.error_feedback": feedback,
+    }
+
+
+def _up(codec: str, clip: float, lr: float) -> dict[str, Any]:
+    return {"exchange.up.codec": codec, "privacy.clip": clip, "federation.lr": lr}
+
+
+TUNED: Mapping[str, Settings] = {
+    "0.25 bit: seeded": _shared(0.25, "seed", 0.2, 32.0),
+    "0.25 bit: released": _shared(0.25, "released", 0.2, 32.0),
+    "0.25 bit: top-k": _top(0.033, False, 0.3, 32.0),
+    "0.25 bit: top-k, feedback": _top(0.033, True, 0.3, 6.0),
+    "0.5 bit: seeded": {},
+    "0.5 bit: released": _shared(0.5, "released", 0.25, 20.0),
+    "0.5 bit: top-k": _top(0.08, False, 0.3, 20.0),
+    "1 bit: top-k": _top(0.2, False, 0.3, 14.0),
+    "1 bit: top-k, feedback": _top(0.2, True, 0.3, 10.0),
+    "1 bit: sign": _up("sign", 0.3, 10.0),
+    "32 bits: dense": _up("dense-fp32", 0.3, 10.0) | {"exchange.down.codec": "dense-fp32"},
+}
+"""Every way of exchanging with its clip and rate, the default without; all values shared is ``sign``."""
+
+
+UTILITY: Mapping[float, Settings] = {8.0: {}, 2.0: {"federation.lr": 12.0}}
+"""The default exchange by epsilon: more noise bears less of a rate."""
+
+
+def rows(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> list[Row]:
+    """Run all arms for each seed; one row of figures each, the base without adapter first.
+
+    Args:
+        seeds: of data, adapter and base; noise and sampling are drawn anew in every run.
+        report: receives the name of each arm when it is done.
+    """
+    return over_seeds(seeds, _rows, report)
+
+
+def _rows(seed: int) -> Iterator[Row]:
+    measured = cache(lambda settings: measure((*settings, f"run.seed={seed}")))
+    reference = measured(options(OPEN))
+    yield row("utility", "base", seed, untrained(reference), reference)
+    yield row("utility", "no privacy, dense", seed, reference, reference)
+    for arm in utility_arms():
+        twin = measured(private(arm.settings, None))
+        yield row("utility", arm.name, seed, measured(private(arm.settings, arm.epsilon)), reference, twin)
+        yield row("utility", f"{arm.name}, twin", seed, twin, reference)
+    for arm in exchange_arms():
+        yield row("exchange", arm.name, seed, measured(private(arm.settings, arm.epsilon)), reference)
+
+
+def private(settings: Settings, epsilon: float | None) -> tuple[str, ...]:
+    """Options of a private run; without epsilon those of its twin.
+
+    The twin samples, clips and steps by the same law, but its noise is a billionth and everything random
+    comes from the seed; the platform reports that it guarantees nothing.
+    """
+    given = load_config(embedded_scenario()).run.private
+    chosen = {**given, **settings}
+    del chosen["privacy.epsilon"]
+    if epsilon is None:
+        return options(chosen | {"privacy.noise_multiplier": NO_NOISE, "privacy.randomness": "seeded"})
+    return options(chosen | {"privacy.epsilon": epsilon})
+
+
+def measure(settings: Sequence[str]) -> Figures:
+    """One whole run in this process, without arms and audit.
+
+    Raises:
+        FedPeftError: the settings cannot be used, or the run failed.
+    """
+    told: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config(embedded_scenario(), (*options(QUIET), *settings))
+        store = run(config, Path(folder) / "run", "new", told.append)
+        summary, rounds = store.summary, list(store.events("round"))
+    loss, accuracy, promised = summary["loss"], summary["accuracy"], summary["privacy"]
+    over = [event["noise_over_signal"] for event in told if event["event"] == "privacy"]
+    return Figures(
+        loss["base"],
+        accuracy["base"],
+        loss["federated"],
+        accuracy["federated"],
+        sum(event["bytes_up"] for event in rounds) / sum(event["replies"] for event in rounds),
+        (promised["nodes"][0]["noise_multiplier"] or 0.0) if over else 0.0,
+        over[0] if over else 0.0,
+    )
+
+
+def row(
+    part: str, arm: str, seed: int, found: Figures, reference: Figures, twin: Figures | None = None
+) -> Row:
+    """Figures, and the shares of two gains: of the twin's, where there is one, and of the open federation's.
+
+    A gain is what training takes off the base's loss, or adds to its accuracy.
+
+    Args:
+        part: the table that it is a line of.
+        arm: its name.
+        seed: of data, adapter and base.
+        found: figures of the run.
+        reference: those of the federation without privacy and compression.
+        twin: those of the same run without noise.
+    """
+    gains = {
+        f"{kind}_of_{name}": None if other is None else share(found, other, kind)
+        for name, other in (("twin", twin), ("open", reference))
+        for kind in ("loss", "accuracy")
+    }
+    told = asdict(found)
+    return {"table": part, "arm": arm, "seed": seed, **told, **gains}
+
+
+def untrained(found: Figures) -> Figures:
+    """The base without adapter; it sends nothing."""
+    return replace(found, loss=found.base_loss, accuracy=found.base_accuracy, up=0.0)
+
+
+def share(found: Figures, other: Figures, kind: str) -> float:
+    """What a run gains over the base, as a share of what another gains; ``kind`` is loss or accuracy."""
+    base: float = getattr(found, f"base_{kind}")
+    return (base - getattr(found, kind)) / (base - getattr(other, kind))
+
+
+def means(rows: Sequence[Row]) -> list[Row]:
+    """One row per table and arm, in order of appearance: means over seeds, worst gains, standard deviations.
+
+    The deviation of a single seed is None.
+    """
+    found: list[Row] = []
+    for part, arm in dict.fromkeys((row["table"], row["arm"]) for row in rows):
+        own = [row for row in rows if (row["table"], row["arm"]) == (part, arm)]
+        numbers = [key for key, value in own[0].items() if isinstance(value, float)]
+        mean = {key: fmean(row[key] for row in own) for key in numbers}
+        worst = {f"worst_{key}": min(row[key] for row in own) for key in GAINS if key in mean}
+        spread = {f"spread_{key}": _deviation([row[key] for row in own]) for key in ("loss", "accuracy")}
+        seeds = [row["seed"] for row in own]
+        found.append({"table": part, "arm": arm, "seeds": seeds, **mean, **worst, **spread})
+    return found
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
+
+
+def cells(mean: Row) -> list[str]:
+    """A row of `means` as text, in the order of `COLUMNS`: means, with deviation or worst seed."""
+    return [
+        mean["arm"],
+        f"{mean['loss']:.3f}{_spread(mean['spread_loss'])}",
+        f"{mean['accuracy']:.3f}{_spread(mean['spread_accuracy'])}",
+        *(f"{mean[key]:.0%} ({mean[f'worst_{key}']:.0%})" if key in mean else "" for key in GAINS),
+        f"{mean['up']:,.0f}",
+        f"{mean['noise']:.2f}",
+        f"{mean['noise_over_signal']:.2f}",
+    ]
+
+
+def show(facts: Mapping[str, Any]) -> None:
+    """Print both tables of what the command has found."""
+    for name, title in TITLES.items():
+        lines = [cells(mean) for mean in facts["means"] if mean["table"] == name]
+        table(f"{title} ({facts['machine']})", COLUMNS, lines)
+
+
+def _spread(deviation: float | None) -> str:
+    return "" if deviation is None else f" ±{deviation:.3f}"

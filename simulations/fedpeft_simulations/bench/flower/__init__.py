@@ -1,1 +1,0 @@
-"""Flower's own programs as peers; private names of Flower stay in folders of this name."""

@@ -1,0 +1,206 @@
+"""One call that runs a whole federation: prepare, train, compare, judge, export, audit, sum up."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedpeft.adapters import Attached, attach
+from fedpeft.adapters.card import write_card
+from fedpeft.adapters.export import export
+from fedpeft.aggregation import FactorState
+from fedpeft.bases import Base
+from fedpeft.config import Config
+from fedpeft.data import Record, write_records
+from fedpeft.errors import ConfigError
+from fedpeft.evaluation.held_out import HeldOut, classes, evaluation_event, load_run_base
+from fedpeft.exchange import noisy_values
+from fedpeft.exchange.layout import FloatVector
+from fedpeft.privacy import plan_from_config
+from fedpeft.privacy.noise_to_signal import check_signal
+from fedpeft.runstore import RunStore, check_free, create_run, write_json
+from fedpeft.runstore.summary import AuditFacts, RunSummary
+from fedpeft_attacks.audit import audit_run
+from fedpeft_attacks.memory.canaries import write_canaries
+from fedpeft_clients.rounds.run_home import Simulated, create_home
+from fedpeft_server.rounds.checkpoints import latest
+from fedpeft_server.rounds.final_adapter import load_checkpoint, load_final
+from fedpeft_simulations.arms import companion, results
+from fedpeft_simulations.backends import run_federation
+from fedpeft_simulations.organisations import Federation, Organisation, load_federation
+from fedpeft_simulations.plant_canaries import draw_canaries, planted
+from fedpeft_simulations.plots import plot_run
+from fedpeft_simulations.run_summary import card_facts, complete, summarise
+
+if TYPE_CHECKING:
+    from fedpeft.evaluation.metrics import Evaluation
+    from fedpeft_simulations.progress import Progress
+
+State = FloatVector | FactorState
+Mode = Literal["new", "resume", "overwrite"]
+
+
+def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
+    """Run a federation into a run directory, or continue one that was killed.
+
+    Nothing is written before data, base and settings have been found good.
+
+    Args:
+        config: the settings; ignored by ``resume``, which uses the stored ones.
+        out: the run directory.
+        mode: make a new run, continue one, or replace an older one.
+        report: receives each event.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        FedPeftError: bad settings, data or base; too few valid replies; a directory that is taken.
+    """
+    started = time.monotonic()
+    store = RunStore.open(out) if mode == "resume" else _prepare(config, out, mode == "overwrite", report)
+    if (out / "run.json").exists():
+        return store
+    if not store.labels.exists():
+        _fill(store, store.config, load_federation(store.config))
+    with companion(store):
+        _federate(store, report)
+        summary = _judge(store, report)
+        audit = _audit(store)
+    summary = complete(summary, results(store), audit, time.monotonic() - started)
+    write_card(store.adapter, card_facts(store, summary))
+    plot_run(store)
+    write_json(store.path / "run.json", summary.model_dump(mode="json"))
+    return store
+
+
+def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> RunStore:
+    check_free(out, overwrite=overwrite)
+    federation = load_federation(config)
+    names = [organisation.name for organisation in federation.organisations]
+    settings = config.federation.model_copy(update={"nodes": len(names)})
+    config = config.model_copy(update={"federation": settings})
+    if unknown := sorted(set(config.adapter.ranks) - set(names)):
+        raise ConfigError(f"adapter.ranks names {unknown[0]!r}; the organisations are {', '.join(names)}")
+    base = load_run_base(config, _labels(federation))
+    _promise(config, base, report)
+    agreed = config.base.model_copy(update={"sha256": base.sha256, "threads": _threads(config)})
+    config = config.model_copy(update={"base": agreed})
+    store = create_run(out, config, overwrite=overwrite)
+    _fill(store, config, federation)
+    return store
+
+
+def _promise(config: Config, base: Base, report: Progress) -> None:
+    """Say what the privacy plan promises; one whose noise swamps the run is refused before it starts."""
+    attached = attach(base, config.adapter, config.run.seed)
+    size = noisy_values(config.exchange, attached.layout.size)
+    if (plan := plan_from_config(config, size)) is None:
+        return
+    figures = check_signal(plan, size, config.federation.nodes, config.privacy.most_noise)
+    claim = f"epsilon {plan.epsilon():.3g} at delta {plan.delta:g} per {plan.unit}, trust {plan.trust}"
+    report(
+        {
+            "event": "privacy",
+            "noise_over_signal": figures.whole_run,
+            "text": f"privacy plan: {claim}; noise over signal {figures.whole_run:.2g} over the run",
+        }
+    )
+
+
+def _threads(config: Config) -> int:
+    """The thread count that results depend on: as configured, or what torch chose on this machine."""
+    import torch
+
+    return config.base.threads or torch.get_num_threads()
+
+
+def _labels(federation: Federation) -> list[str]:
+    train = [record for organisation in federation.organisations for record in organisation.train]
+    return classes([*train, *federation.test])
+
+
+def _fill(store: RunStore, config: Config, federation: Federation) -> None:
+    """Write one home per organisation, the test records and, as the sign that all is there, the labels."""
+    labels, names = _labels(federation), [organisation.name for organisation in federation.organisations]
+    roster = names if config.exchange.secure.enabled else ()
+    for index, organisation in enumerate(federation.organisations):
+        home, facts = (
+            store.path / "nodes" / organisation.name,
+            Simulated(index < config.audit.nodes, labels, roster),
+        )
+        records = _with_canaries(organisation, config, home, labels)
+        create_home(home, organisation.name, records, config, facts)
+    write_records(store.test, federation.test)
+    write_json(store.labels, labels)
+
+
+def _with_canaries(
+    organisation: Organisation, config: Config, home: Path, labels: Sequence[str]
+) -> Sequence[Record]:
+    """What a node trains on: its records, and the canaries that a coin chose."""
+    if not config.audit.canaries:
+        return organisation.train
+    given = (config.audit.canaries, config.run.seed, organisation.name)
+    canaries = draw_canaries(*given, organisation.train, bool(labels))
+    write_canaries(home, canaries)
+    return planted(organisation.train, canaries)
+
+
+def _federate(store: RunStore, report: Progress) -> None:
+    """Run all rounds; judge the state that `federation.evaluate_every` names when the next round is done."""
+    config = store.config
+
+    def watch(event: dict[str, Any]) -> None:
+        report(event)
+        if event["event"] == "round" and _is_judged(store, config, before := event["round"] - 1):
+            _, score = _score_state(store, load_checkpoint)
+            _tell(store, report, "federated", before, score)
+
+    run_federation(store.path, store.homes, config.federation.backend, watch)
+
+
+def _is_judged(store: RunStore, config: Config, round: int) -> bool:
+    """Whether a round is to be judged and the newest checkpoint is still its own."""
+    every = config.federation.evaluate_every
+    if not every or round == 0 or round % every:
+        return False
+    found = latest(store.path)
+    return found is not None and found.round == round
+
+
+def _score_state(store: RunStore, load: Callable[[RunStore, Attached], State]) -> tuple[State, Evaluation]:
+    judge, config = HeldOut.of(store), store.config
+    attached = attach(judge.base, config.adapter, config.run.seed)
+    state = load(store, attached)
+    attached.begin(state)
+    return state, judge.score(attached)
+
+
+def _tell(store: RunStore, report: Progress, arm: str, round: int, score: Evaluation) -> None:
+    event = evaluation_event(arm, round, score)
+    store.append(event)
+    report(event)
+
+
+def _judge(store: RunStore, report: Progress) -> RunSummary:
+    """Judge base and federated adapter on the global test, export the adapter, sum up what is known."""
+    judge, config = HeldOut.of(store), store.config
+    attached = attach(judge.base, config.adapter, config.run.seed)
+    scores = {"base": judge.score(attached)}
+    final, scores["federated"] = _score_state(store, load_final)
+    for arm, score in scores.items():
+        _tell(store, report, arm, config.federation.rounds if arm == "federated" else 0, score)
+    export(attached, store.adapter, final if isinstance(final, FactorState) else None)
+    return summarise(store, attached, scores)
+
+
+def _audit(store: RunStore) -> AuditFacts | None:
+    if not store.config.audit.enabled:
+        return None
+    report = audit_run(store.path)
+    verdicts = Counter(finding.verdict for finding in report.findings)
+    return AuditFacts(verdict=report.verdict, verdicts=dict(verdicts))
