@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("fedpeft", "kernels", "attacks", "clients", "server", "simulations")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -37,6 +39,21 @@ def _length(function):
 def test_no_file_is_longer_than_400_lines():
     long = {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
     assert not long
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """Imports inside functions count, imports for types alone do not."""
+    packages = [path.parent.name for path in SOURCES if _is_top(path)]
+    graph = grimp.build_graph(*packages, exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    while ready := [module for module, needs in imports.items() if not needs & imports.keys()]:
+        for module in ready:
+            del imports[module]
+    assert not imports, "these import each other, or something that does"
+
+
+def _is_top(path):
+    return path.name == "__init__.py" and not (path.parent.parent / "__init__.py").exists()
 
 
 def test_no_folder_holds_more_than_20_modules():

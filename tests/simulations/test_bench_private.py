@@ -12,7 +12,7 @@ from fedpeft.config.profiles import PROFILES
 from fedpeft.privacy import plan_from_config
 from fedpeft_bench.federation.gain import options
 from fedpeft_bench.privacy import record_level
-from fedpeft_simulations.arms import private_config
+from fedpeft_simulations.arms_process import private_config
 from fedpeft_simulations.cli import embedded_scenario
 
 

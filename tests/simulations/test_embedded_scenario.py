@@ -10,7 +10,7 @@ from fedpeft.adapters import attach
 from fedpeft.bases import load_base
 from fedpeft.config import Config, load_config
 from fedpeft.privacy.plan_builder import plan_from_config
-from fedpeft_simulations.arms import private_config
+from fedpeft_simulations.arms_process import private_config
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedpeft import flower
 from fedpeft_server.app import make_app
-from fedpeft_simulations.backends.run import Progress
+from fedpeft_simulations.backends.base import Progress
 
 STOP_SECONDS = 10.0
 

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 
 from fedpeft import flower
 from fedpeft_server.app import make_app
-from fedpeft_simulations.backends.run import Progress
+from fedpeft_simulations.backends.base import Progress
 
 
 def run_ray(run: Path, homes: Sequence[Path], progress: Progress) -> None:

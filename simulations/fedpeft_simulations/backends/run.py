@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fedpeft.errors import ConfigError
 from fedpeft.rng import stream
 from fedpeft.runstore import RunStore, write_atomic
+from fedpeft_simulations.backends.base import Progress
 
-Progress = Callable[[dict[str, Any]], None]
 BACKENDS = ("inprocess", "ray", "deployment")
 
 
