@@ -196,8 +196,12 @@ class Deployment:
         return Path(self.cli(*command, *_set(chosen))["path"])
 
     def child(self, part: str) -> int:
-        """Pid of the link (``link``) or of a run's process (``runner``), 0 while there is none."""
-        found = [pid for pid, command in self.processes().items() if f"fedpeft_server.{part} " in command]
+        """Pid of the link (``link``) or of a run's process (``run``), 0 while there is none."""
+        found = [
+            pid
+            for pid, command in self.processes().items()
+            if f"fedpeft_server.service.{part}_process " in command
+        ]
         return max(found, default=0)
 
     def processes(self) -> dict[int, str]:

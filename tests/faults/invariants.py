@@ -86,7 +86,10 @@ def nothing_is_left_over(deployment: Deployment) -> None:
     end, wanted = time.monotonic() + 20, {"server", *deployment.nodes}
     while True:
         found = list(deployment.processes().values())
-        parts = {part: sum(f"fedpeft_server.{part} " in one for one in found) for part in ("link", "runner")}
+        parts = {
+            part: sum(f"fedpeft_server.service.{part}_process " in one for one in found)
+            for part in ("link", "run")
+        }
         if max(parts.values()) <= 1 and len(found) <= len(wanted) + sum(parts.values()):
             return
         assert time.monotonic() < end, found

@@ -81,7 +81,7 @@ def memory(root: Path, rounds: int = 200, warm: int = 20) -> dict[str, tuple[flo
         run = deployment.submit("long", {"federation.rounds": rounds, **TINY})
         seen: list[tuple[int, float, float]] = []
         while status_of(run)["state"] not in ("done", "failed"):
-            pids = deployment.child("link"), deployment.child("runner")
+            pids = deployment.child("link"), deployment.child("run")
             if all(pids) and (number := len(rounds_of(run))):
                 sizes = [_resident(pid) for pid in pids]
                 seen.append((number, *sizes))

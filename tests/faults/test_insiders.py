@@ -43,7 +43,7 @@ def test_three_kinds_of_insiders_at_once_cost_the_honest_nodes_no_round(tmp_path
             "attacked",
             {"federation.rounds": ROUNDS, "federation.quorum": 7, "federation.deadline": DEADLINE},
         )
-        peaks = {"link": 0, "runner": 0}
+        peaks = {"link": 0, "run": 0}
         status = await_end(run, LONGEST, lambda: peaks.update(measured(deployment, peaks)))
         rounds = rounds_of(run)
     finally:
@@ -65,7 +65,7 @@ def test_three_kinds_of_insiders_at_once_cost_the_honest_nodes_no_round(tmp_path
     assert any("mallory" in event["ledger"] for event in rounds[1:]), "its updates are honest"
     assert all(sum(acts.values()) >= ROUNDS for acts in counts.values()), "they have attacked all along"
     assert grown < 64 * MIB
-    assert peaks["runner"] < 2048 and peaks["link"] < 1024
+    assert peaks["run"] < 2048 and peaks["link"] < 1024
 
 
 def measured(deployment, peaks):

@@ -139,7 +139,7 @@ def test_renewal_and_revocation_restart_nobody(tmp_path):
 def who(deployment, names):
     """Processes of nodes and coordinator: pid and start, which no other process ever shares."""
     pids = [deployment.nodes[name].service.pid for name in names]
-    pids += [deployment.child("link"), deployment.child("runner")]
+    pids += [deployment.child("link"), deployment.child("run")]
     return [(pid, started(pid)) for pid in pids]
 
 
