@@ -1,13 +1,82 @@
 """fedpeft: federated, privacy-audited fine-tuning of language model adapters.
 
-Importing this package imports neither torch nor transformers; each room does that when it is used.
+The names of `__all__` are the public interface of the core and follow semantic versioning; `docs/api` has an
+example of each. They are loaded when they are first used: importing this package imports neither torch nor
+transformers.
 """
 
 import os
+from typing import TYPE_CHECKING
 
 # libgomp's threads spin while they wait and starve every other process; it reads this when torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from fedpeft import errors
 from fedpeft._version import __version__
+from fedpeft_kernels.lazy import lazy
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from fedpeft.adapters import attach
+    from fedpeft.bases import load_base
+    from fedpeft.config import Config, load_config
+    from fedpeft.data import Record, tokenise
+    from fedpeft.exchange import (
+        Codec,
+        Context,
+        ExchangePlan,
+        Layout,
+        Transform,
+        Update,
+        open_envelope,
+        seal,
+    )
+    from fedpeft.privacy import Budget, Ledger, PrivacyPlan
+    from fedpeft.training import Extras, LocalPlan, per_example_loss, train_local
+    from fedpeft.trust import Signer, Verifier
+
+__all__ = [
+    "Budget",
+    "Codec",
+    "Config",
+    "Context",
+    "ExchangePlan",
+    "Extras",
+    "Layout",
+    "Ledger",
+    "LocalPlan",
+    "PrivacyPlan",
+    "Record",
+    "Signer",
+    "Transform",
+    "Update",
+    "Verifier",
+    "__version__",
+    "attach",
+    "errors",
+    "load_base",
+    "load_config",
+    "open_envelope",
+    "per_example_loss",
+    "seal",
+    "tokenise",
+    "train_local",
+]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "attach": "adapters",
+        "load_base": "bases",
+        **dict.fromkeys(("Config", "load_config"), "config"),
+        **dict.fromkeys(("Record", "tokenise"), "data"),
+        **dict.fromkeys(("Codec", "Context", "ExchangePlan", "Layout", "Transform", "Update"), "exchange"),
+        **dict.fromkeys(("open_envelope", "seal"), "exchange"),
+        **dict.fromkeys(("Budget", "Ledger", "PrivacyPlan"), "privacy"),
+        **dict.fromkeys(("Extras", "LocalPlan", "per_example_loss", "train_local"), "training"),
+        **dict.fromkeys(("Signer", "Verifier"), "trust"),
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return __all__

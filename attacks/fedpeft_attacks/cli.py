@@ -77,11 +77,11 @@ def audit(
         return
     names = None if attacks is None else [name.strip() for name in attacks.split(",") if name.strip()]
 
-    from fedpeft_attacks.audit import audit_run
+    from fedpeft_attacks import audit_suite
     from fedpeft_attacks.report.assemble import Delivery
 
     delivery = Delivery(own_copy, sign_with)
-    report = audit_run(run_dir, names, out, None if as_json else _progress, delivery)
+    report = audit_suite.audit(run_dir, names, out, None if as_json else _progress, delivery)
     folder = out or run_dir / "audit"
     emit(report.model_dump(mode="json"), as_json, lambda: _show(report, folder))
     if fail_on_leak and report.leaks:

@@ -20,21 +20,26 @@ from fedpeft.config.profiles import PROFILES, default_profile
 from fedpeft.errors import ConfigError
 
 
-def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Read a scenario file and apply ``key.path=value`` overrides, in that order over the defaults.
+def load_config(path: Path | None = None, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+    """Read a scenario file and apply overrides, in that order over the defaults.
 
     A profile among the overrides is applied before the other overrides.
+
+    Args:
+        path: a TOML file; None: the defaults alone.
+        overrides: texts ``key.path=value``, or values by ``key.path``.
 
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown (the nearest valid one is named),
             a value is out of range, or two settings contradict each other.
     """
-    settings, given = _read(path) if path else {}, list(overrides)
-    for name in (text.partition("=")[2].strip() for text in given if text.startswith("exchange.profile=")):
+    settings = _read(path) if path else {}
+    pairs = list(overrides.items() if isinstance(overrides, Mapping) else map(_pair, overrides))
+    for name in (value for key, value in pairs if key == "exchange.profile"):
         for key, value in _profile(name).items():
             _put(settings, key.split("."), value)
-    for override in given:
-        _apply(settings, override)
+    for key, value in pairs:
+        _apply(settings, key, value)
     return build_config(settings)
 
 
@@ -97,14 +102,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
+def _pair(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
+    if not separator or not all(key.strip().split(".")):
         raise ConfigError(f"--set needs key=value, for example run.seed=7; got {override!r}")
-    if key.strip() not in (known := list(_paths(Config))) and not any(key.startswith(f"{k}.") for k in known):
-        raise ConfigError(_unknown_message(key.strip()))
-    _put(settings, parts, _value(text.strip()))
+    return key.strip(), _value(text.strip())
+
+
+def _apply(settings: dict[str, Any], key: str, value: Any) -> None:
+    known = list(_paths(Config))
+    if key not in known and not any(key.startswith(f"{name}.") for name in known):
+        raise ConfigError(_unknown_message(key))
+    _put(settings, key.split("."), value)
 
 
 def _put(settings: dict[str, Any], parts: list[str], value: Any) -> None:
@@ -116,7 +125,7 @@ def _put(settings: dict[str, Any], parts: list[str], value: Any) -> None:
     table[parts[-1]] = value
 
 
-def _profile(name: str) -> Mapping[str, Any]:
+def _profile(name: Any) -> Mapping[str, Any]:
     """The settings of a profile; none for a name that is none, which validation refuses."""
     return PROFILES[name].settings if name in PROFILES else {}
 

@@ -48,9 +48,9 @@ def simulate(
     config = load_config(scenario or embedded_scenario(), set_)
     target = out or Path("runs") / config.run.name
 
-    from fedpeft_simulations.federation_run import Mode, run
+    from fedpeft_simulations.federation_run import run
     from fedpeft_simulations.print_summary import print_summary
-    from fedpeft_simulations.progress import progress
+    from fedpeft_simulations.progress import Mode, progress
 
     mode: Mode = "resume" if resume else "overwrite" if overwrite else "new"
     with progress(config.federation.rounds, quiet=quiet or as_json) as report:

@@ -67,7 +67,7 @@ class Coder(Protocol):
 
 
 @dataclass(frozen=True)
-class Laboratory:
+class FederationLab:
     """One federation of averaged vectors, ready to be run again and again.
 
     Attributes:
@@ -83,7 +83,7 @@ class Laboratory:
     nodes: Mapping[str, Sequence[Example]]
 
     @classmethod
-    def of(cls, config: Config) -> Laboratory:
+    def of(cls, config: Config) -> FederationLab:
         """Load base and records.
 
         Raises:

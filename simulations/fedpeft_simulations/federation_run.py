@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.adapters import Attached, attach
 from fedpeft.adapters.card import write_card
@@ -23,7 +23,7 @@ from fedpeft.privacy import plan_from_config
 from fedpeft.privacy.noise_to_signal import check_signal
 from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import AuditFacts, RunSummary
-from fedpeft_attacks.audit import audit_run
+from fedpeft_attacks.audit_suite import audit
 from fedpeft_attacks.memory.canaries import write_canaries
 from fedpeft_clients.rounds.run_home import Simulated, create_home
 from fedpeft_server.rounds.checkpoints import latest
@@ -37,10 +37,9 @@ from fedpeft_simulations.run_summary import card_facts, complete, summarise
 
 if TYPE_CHECKING:
     from fedpeft.evaluation.metrics import Evaluation
-    from fedpeft_simulations.progress import Progress
+    from fedpeft_simulations.progress import Mode, Progress
 
 State = FloatVector | FactorState
-Mode = Literal["new", "resume", "overwrite"]
 
 
 def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
@@ -201,6 +200,6 @@ def _judge(store: RunStore, report: Progress) -> RunSummary:
 def _audit(store: RunStore) -> AuditFacts | None:
     if not store.config.audit.enabled:
         return None
-    report = audit_run(store.path)
+    report = audit(store.path)
     verdicts = Counter(finding.verdict for finding in report.findings)
     return AuditFacts(verdict=report.verdict, verdicts=dict(verdicts))

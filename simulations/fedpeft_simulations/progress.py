@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from fedpeft.terminal import printable
+
+Mode = Literal["new", "resume", "overwrite"]
+"""Make a new run, continue one, or replace an older one."""
 
 Progress = Callable[[dict[str, Any]], None]
 """Receives each event of ``metrics.jsonl`` as it is written."""

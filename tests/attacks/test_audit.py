@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedpeft.errors import AuditError, RunError
-from fedpeft_attacks.audit import audit_run
+from fedpeft_attacks.audit_suite import audit
 from fedpeft_attacks.report.html import render
 from fedpeft_attacks.results.findings import Report
 from fedpeft_attacks.results.measures import RARE
@@ -27,7 +27,7 @@ def _findings(report, attack):
 def test_a_raw_gradient_leaks_and_the_report_says_so(make_run):
     lines = []
     run = make_run(LORA, batch=3)
-    report = audit_run(run, progress=lines.append)
+    report = audit(run, progress=lines.append)
     sparse = _findings(report, "sparse-recovery")
     assert list(sparse) == ["gradient", "ternarise", "envelope", "aggregate"]
     assert sparse["gradient"].verdict == "leaks"
@@ -53,7 +53,7 @@ def test_a_raw_gradient_leaks_and_the_report_says_so(make_run):
 
 def test_the_report_round_trips_and_fits_its_schema(make_run):
     run = make_run({"aggregation": "frozen_a", "rank": 4}, batch=2)
-    report = audit_run(run, ["span"])
+    report = audit(run, ["span"])
     stored = (run / "audit" / "report.json").read_text()
     assert Report.model_validate_json(stored) == report
     schema = Report.model_json_schema()
@@ -76,15 +76,15 @@ def test_the_report_round_trips_and_fits_its_schema(make_run):
 
 def test_two_audits_of_a_run_give_the_same_report(make_run, tmp_path):
     run = make_run(LORA, batch=2)
-    audit_run(run, ["sparse-recovery"], tmp_path / "one")
-    audit_run(run, ["sparse-recovery"], tmp_path / "two")
+    audit(run, ["sparse-recovery"], tmp_path / "one")
+    audit(run, ["sparse-recovery"], tmp_path / "two")
     for name in ("report.json", "report.html", "model-card.md"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_the_page_holds_no_training_token_and_no_script(make_run, sentences):
     run = make_run(LORA, batch=3)
-    report = audit_run(run)
+    report = audit(run)
     for name in ("report.html", "report.json", "model-card.md"):
         text = (run / "audit" / name).read_text()
         rows = sentences(3, 5000) + sentences(3, 5001)
@@ -99,14 +99,14 @@ def test_the_page_holds_no_training_token_and_no_script(make_run, sentences):
 
 
 def test_names_from_the_run_are_escaped(make_run):
-    report = audit_run(make_run(LORA, batch=2), ["span"])
+    report = audit(make_run(LORA, batch=2), ["span"])
     page = render(report.model_copy(update={"run": "<b>&", "nodes": ("<i>",)}))
     assert "<b>&" not in page
     assert "<i>" not in page
 
 
 def test_a_skipped_layer_is_said_and_read_approximately(make_run):
-    report = audit_run(make_run({"rank": 4, "skip_layers": [0]}, batch=2), TOKENS)
+    report = audit(make_run({"rank": 4, "skip_layers": [0]}, batch=2), TOKENS)
     read = [finding for finding in report.findings if finding.measures]
     assert read and all("layer 0 carries no adapter" in finding.note for finding in read)
     assert all("approximate" in row.method for finding in report.findings for row in finding.views)
@@ -116,7 +116,7 @@ def test_a_skipped_layer_is_said_and_read_approximately(make_run):
 
 
 def test_an_adapter_without_linear_rows_is_not_applicable_and_still_has_a_report(make_run):
-    report = audit_run(make_run({"method": "ia3"}, batch=2, warm=False))
+    report = audit(make_run({"method": "ia3"}, batch=2, warm=False))
     assert {finding.verdict for finding in report.findings} == {"not applicable"}
     assert "not a proof" in report.summary
     assert report.findings[0].reason in report.threats[0].reason
@@ -125,7 +125,7 @@ def test_an_adapter_without_linear_rows_is_not_applicable_and_still_has_a_report
 
 def test_the_privacy_claim_is_printed(make_run):
     privacy = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.1, "most_noise": 99}
-    report = audit_run(make_run(LORA, batch=2, privacy=privacy), ["span"])
+    report = audit(make_run(LORA, batch=2, privacy=privacy), ["span"])
     assert report.claim.epsilon > 0
     assert "epsilon" in report.claim.text
     assert report.claim.text in render(report)
@@ -133,17 +133,17 @@ def test_the_privacy_claim_is_printed(make_run):
 
 def test_clear_errors(make_run, tmp_path):
     with pytest.raises(RunError, match="not a run directory"):
-        audit_run(tmp_path)
+        audit(tmp_path)
     run = make_run(LORA, batch=2)
     with pytest.raises(AuditError, match="unknown attack 'spam'; known: span, sparse-recovery"):
-        audit_run(run, ["spam"])
+        audit(run, ["spam"])
     (run / "nodes" / "bank" / "taps" / "r01" / "gradient.npz").write_bytes(b"torn")
     with pytest.raises(AuditError, match="cannot read the tap"):
-        audit_run(run, ["span"])
+        audit(run, ["span"])
     for meta in run.glob("nodes/*/taps/r01/meta.json"):
         meta.unlink()
     with pytest.raises(AuditError, match=r"audit\.enabled"):
-        audit_run(run)
+        audit(run)
 
 
 def test_the_command(make_run, command, tmp_path):

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fedpeft_attacks.audit import audit_run
+from fedpeft_attacks.audit_suite import audit
 from fedpeft_attacks.report.html import ASKED, TITLES, render
 from fedpeft_attacks.report.model_card import model_card
 from fedpeft_attacks.report.summaries import overall, threats
@@ -68,7 +68,7 @@ def filled_in(report):
 def reports(make_run):
     """The report of a small real run, made once; as it was found, and with findings of every kind."""
     if not REPORTS:
-        found = audit_run(make_run({"aggregation": "naive", "rank": 8}, batch=2))
+        found = audit(make_run({"aggregation": "naive", "rank": 8}, batch=2))
         REPORTS.update({"found": found, "full": filled_in(found)})
     return REPORTS
 

@@ -7,7 +7,7 @@ import pytest
 
 from fedpeft.errors import AuditError, ExchangeError
 from fedpeft.trust import Signer
-from fedpeft_attacks.audit import audit_run
+from fedpeft_attacks.audit_suite import audit
 from fedpeft_attacks.report.assemble import Delivery
 from fedpeft_attacks.report.signing import FILES, sign_report, signature_of, signer_in, verify_report
 from fedpeft_attacks.results.findings import Report
@@ -133,7 +133,7 @@ def test_the_command_signs_and_verifies(make_run, command, tmp_path):
 
 def test_only_the_own_copy_holds_text(make_run, sentences, tmp_path):
     run = make_run(LORA, batch=1)
-    own = audit_run(run, ["sparse-recovery"], tmp_path / "own", delivery=Delivery(own_copy=True))
+    own = audit(run, ["sparse-recovery"], tmp_path / "own", delivery=Delivery(own_copy=True))
     rows = [" ".join(f"w{token}" for token in sentences(1, seed)[0][1:-1]) for seed in (5000, 5001)]
     assert [example.stage for example in own.examples][:3] == ["gradient", "ternarise", "envelope"]
     assert own.examples[0].truth in rows

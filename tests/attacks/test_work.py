@@ -120,17 +120,17 @@ def test_the_same_audit_that_ends_is_silent(make_run, command):
 
 
 def test_power_that_could_not_be_measured_leaves_silence_unfinished(make_run, monkeypatch):
-    from fedpeft_attacks import audit
+    from fedpeft_attacks import audit_suite
 
-    measured = audit.power_of
+    measured = audit_suite.power_of
 
     def unfinished(attack, trials):
         power = measured(attack, trials)
         work = {share: done.model_copy(update={"stopped": 1}) for share, done in power.work.items()}
         return power.model_copy(update={"work": work})
 
-    monkeypatch.setattr(audit, "power_of", unfinished)
-    report = audit.audit_run(quiet_run(make_run), ["sparse-recovery"])
+    monkeypatch.setattr(audit_suite, "power_of", unfinished)
+    report = audit_suite.audit(quiet_run(make_run), ["sparse-recovery"])
     assert report.verdict == "not finished"
     assert "trials of its power" in report.findings[0].reason
 
@@ -139,7 +139,7 @@ def test_a_leak_that_was_found_before_the_stop_is_a_leak(make_run, monkeypatch):
     """What an attack read stays read: the stop only spoils what it did not read."""
     from dataclasses import replace
 
-    from fedpeft_attacks import audit
+    from fedpeft_attacks import audit_suite
     from fedpeft_attacks.registry import ATTACKS
     from fedpeft_attacks.views import Guess
 
@@ -150,7 +150,7 @@ def test_a_leak_that_was_found_before_the_stop_is_a_leak(make_run, monkeypatch):
         return replace(answer, work=Work(5, None, is_stopped=True)) if isinstance(answer, Guess) else answer
 
     monkeypatch.setitem(ATTACKS, "sparse-recovery", replace(ATTACKS["sparse-recovery"], solve=late))
-    report = audit.audit_run(make_run(LORA, batch=1), ["sparse-recovery"])
+    report = audit_suite.audit(make_run(LORA, batch=1), ["sparse-recovery"])
     assert {finding.verdict for finding in report.findings} == {"leaks"}
     assert all(finding.work.stopped for finding in report.findings)
 

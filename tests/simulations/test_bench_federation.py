@@ -13,7 +13,7 @@ from fedpeft_bench.federation import federation, gain, participation
 from fedpeft_server.rounds.checkpoints import load_arrays
 from fedpeft_simulations.cli import embedded_scenario
 from fedpeft_simulations.federation_lab import (
-    Laboratory,
+    FederationLab,
     coded_down,
     coded_up,
     dense_down,
@@ -65,7 +65,7 @@ def platform_values(config, out):
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_dense_laboratory_gives_the_platforms_bits(tmp_path, share):
     config = load_config(embedded_scenario(), (*SMALL, *DENSE, f"federation.participation={share}"))
-    found = Laboratory.of(config).run(dense_up, dense_down)
+    found = FederationLab.of(config).run(dense_up, dense_down)
     np.testing.assert_array_equal(found.values, platform_values(config, tmp_path / "run"))
     assert found.up == found.down == 4 * found.values.size
 
@@ -78,7 +78,7 @@ def test_ternary_laboratory_gives_the_platforms_bits(tmp_path, feedback):
         for key, value in (("codec", "ternary"), ("density", 0.05), ("error_feedback", feedback))
     }
     config = load_config(embedded_scenario(), (*SMALL, *gain.options(exchange)))
-    laboratory, coder = Laboratory.of(config), Ternary(0.05)
+    laboratory, coder = FederationLab.of(config), Ternary(0.05)
     found = laboratory.run(
         coded_up(coder, laboratory.layout, feedback=feedback),
         coded_down(coder, laboratory.layout, feedback=feedback),
@@ -90,7 +90,7 @@ def test_ternary_laboratory_gives_the_platforms_bits(tmp_path, feedback):
 def test_dense_laboratory_gives_the_platforms_bits_on_the_whole_scenario(tmp_path):
     chosen = {"exchange.profile": "thin", **federation.DENSE}
     config = load_config(embedded_scenario(), (*QUIET, *gain.options(chosen)))
-    found = Laboratory.of(config).run(dense_up, dense_down)
+    found = FederationLab.of(config).run(dense_up, dense_down)
     np.testing.assert_array_equal(found.values, platform_values(config, tmp_path / "run"))
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedpeft_attacks.tokens.first_layer import FirstLayer, first_layer
 from fedpeft_attacks.tokens.language_prior import token_prior
-from fedpeft_attacks.views import Knowledge
+from fedpeft_attacks.views import Knowledge, Start
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -68,15 +68,35 @@ def knowledge_of(
     )
 
 
+def knowledge_of_gradient(attached: Attached) -> Knowledge:
+    """What is known of a gradient that was taken at the adapter's present values."""
+    base, layer = attached.base, layer_of(attached)
+    with attached.model.disable_adapter():
+        prior = prior_of(base)
+    tensors = {name: _array(tensor) for name, tensor in (attached.frozen | attached.parameters).items()}
+    runs = base.task == "causal-lm" and attached.law is None
+    return Knowledge(
+        inputs=layer.inputs,
+        readers=layer.readers,
+        projections={name.removesuffix(_A): value for name, value in tensors.items() if name.endswith(_A)},
+        prior=prior,
+        given=special_tokens(base),
+        start=Start(attached, attached.get()) if runs else None,
+        approximation=layer.approximation,
+    )
+
+
 def _projections(attached: Attached, place: tuple[str, int]) -> Mapping[str, NDArray[np.floating]]:
     """Known input projections by module: agreed ones, fresh ones, and in round 1 the agreed start."""
     node, round_ = place
-    frozen: dict[str, Any] = {
-        name: tensor.detach().float().cpu().numpy() for name, tensor in attached.frozen.items()
-    }
+    frozen = {name: _array(tensor) for name, tensor in attached.frozen.items()}
     if attached.law is not None and (attached.method.law == "stack" or round_ == 1):
         start = attached.law.start(attached.law.initial(), round_, node)
         return {module: a for module, (a, _) in start.items()}
     if round_ == 1:
         frozen |= attached.layout.split(attached.initial())
     return {name.removesuffix(_A): value for name, value in frozen.items() if name.endswith(_A)}
+
+
+def _array(tensor: Any) -> NDArray[np.float32]:
+    return tensor.detach().float().cpu().numpy()

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedpeft.cli.output import table
 from fedpeft.config import load_config
-from fedpeft_attacks.audit import update_findings
+from fedpeft_attacks.audit_suite import update_findings
 from fedpeft_attacks.evidence.collect_views import gather
 from fedpeft_attacks.evidence.taps import read_taps
 from fedpeft_attacks.registry import attack_named

@@ -19,7 +19,7 @@ from fedpeft_bench.harness.sealing import SIGNER, context
 
 if TYPE_CHECKING:
     from fedpeft.config import Config
-    from fedpeft_simulations.federation_lab import Laboratory
+    from fedpeft_simulations.federation_lab import FederationLab
 
 SMALL, LARGE = "B only, rank 32", "A and B, rank 136"
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -66,11 +66,11 @@ def train_rounds(optimiser: str, adapter: str, count: int, **federation: Any) ->
         federation: further settings of the federation.
     """
     from fedpeft.adapters import detach
-    from fedpeft_simulations.federation_lab import Laboratory
+    from fedpeft_simulations.federation_lab import FederationLab
 
     config = _config(RULES[optimiser, adapter] | federation, ADAPTERS[adapter])
     try:
-        yield from _rounds(Laboratory.of(config), count)
+        yield from _rounds(FederationLab.of(config), count)
     finally:
         detach()
 
@@ -86,7 +86,7 @@ def _config(federation: dict[str, Any], adapter: dict[str, Any]) -> Config:
     return build_config(settings)
 
 
-def _rounds(laboratory: Laboratory, count: int) -> Iterator[Round]:
+def _rounds(laboratory: FederationLab, count: int) -> Iterator[Round]:
     """Local training, exchange and the server's step along the mean; the broadcast is exact."""
     config, layout = laboratory.config, laboratory.layout
     plan = plan_from_config(config.exchange.up, private=False)

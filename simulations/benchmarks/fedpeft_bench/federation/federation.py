@@ -19,7 +19,7 @@ from fedpeft.exchange import Layout
 from fedpeft_bench.exchange.peers import TopK
 from fedpeft_bench.federation.gain import Figures, Row, options, over_seeds, platform, row
 from fedpeft_simulations.cli import embedded_scenario
-from fedpeft_simulations.federation_lab import Down, Laboratory, Up, coded_down, coded_up, sparse_state
+from fedpeft_simulations.federation_lab import Down, FederationLab, Up, coded_down, coded_up, sparse_state
 
 DENSE: Mapping[str, Any] = {"exchange.up.codec": "dense-fp32", "exchange.down.codec": "dense-fp32"}
 SIGNS: Mapping[str, Any] = {"exchange.up.codec": "sign", "exchange.down.codec": "sign"}
@@ -105,7 +105,7 @@ def measure(settings: Sequence[str], directions: Directions | None) -> Figures:
     """One federation, in the platform or in the laboratory."""
     if directions is None:
         return platform(settings)
-    laboratory = Laboratory.of(load_config(embedded_scenario(), settings))
+    laboratory = FederationLab.of(load_config(embedded_scenario(), settings))
     base = laboratory.score(laboratory.attached.initial())
     found = laboratory.run(*directions(laboratory.layout))
     reached = found.score.accuracy or 0.0

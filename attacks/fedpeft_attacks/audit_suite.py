@@ -25,7 +25,7 @@ PARTS = (RELEASED, EPSILON)
 """What ``audit.attacks`` may name beside attacks on updates: those on the adapter, audits of the claim."""
 
 
-def audit_run(
+def audit(
     run_dir: Path,
     attacks: Sequence[str] | None = None,
     out: Path | None = None,
