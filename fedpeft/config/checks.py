@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from fedpeft.cohort import Cohort
 from fedpeft.config.models import EMBEDDED, Config
 from fedpeft.errors import ConfigError
+from fedpeft.plugins import CODECS
 
 MOST_SECURE_NODES = 127
 """A sum of 127 ternary values still fits 8 bits."""
-DENSE = ("sign", "masked-sign", "int8", "dense-bf16", "dense-fp32")
-"""Codecs with which all nodes of a round send the same values: all, or those of a public support."""
 
 
 def check(config: Config) -> None:
@@ -40,7 +39,7 @@ def _adapter(config: Config) -> Iterator[str]:
             "adapter.ranks needs adapter.aggregation = 'stack' or 'reproject'; "
             f"{adapter.method} with {adapter.aggregation!r} has one rank for all nodes"
         )
-    if factors and down.codec != "dense-fp32":
+    if factors and not CODECS[down.codec].exact:
         yield (
             f"adapter.aggregation = {adapter.aggregation!r} sends whole factors down: "
             f"set exchange.down.codec = 'dense-fp32' (given: {down.codec!r})"
@@ -54,9 +53,9 @@ def _adapter(config: Config) -> Iterator[str]:
 
 def _exchange(config: Config) -> Iterator[str]:
     for way, direction in (("up", config.exchange.up), ("down", config.exchange.down)):
-        if direction.codec == "stochastic-ternary" and direction.error_feedback:
+        if direction.error_feedback and not CODECS[direction.codec].error_feedback:
             yield (
-                f"exchange.{way}.codec = 'stochastic-ternary' is right on average and keeps no residual: "
+                f"exchange.{way}.codec = {direction.codec!r} is right on average and keeps no residual: "
                 f"set exchange.{way}.error_feedback = false"
             )
     if config.exchange.down.support != "seed":
@@ -101,7 +100,7 @@ def _robust(config: Config) -> Iterator[str]:
 def _dense_enough(config: Config) -> Iterator[str]:
     """A value that most nodes do not send has the median 0, and so nearly has its trimmed mean."""
     federation, up = config.federation, config.exchange.up
-    sparse = up.codec not in DENSE and up.density <= 0.5
+    sparse = not CODECS[up.codec].same_values and up.density <= 0.5
     if sparse and federation.robust in ("median", "trimmed-mean"):
         yield (
             f"federation.robust = {federation.robust!r} takes a value that a node did not send for 0 and so "

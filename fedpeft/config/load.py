@@ -186,4 +186,5 @@ def _validation_message(error: ValidationError) -> str:
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"setting {path!r} cannot be {first['input']!r}: {first['msg'].lower()}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"setting {path!r} cannot be {first['input']!r}: {message[:1].lower()}{message[1:]}{more}"

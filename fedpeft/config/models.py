@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedpeft.plugins import CodecName
+
 EMBEDDED = "embedded"
 
 Quantisation = Literal["none", "int8", "nf4"]
@@ -13,17 +15,6 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Task = Literal["causal-lm", "sequence-classification"]
 Method = Literal["lora", "miss", "ia3"]
 Aggregation = Literal["frozen_a", "stack", "reproject", "naive"]
-CodecName = Literal[
-    "auto",
-    "ternary",
-    "sign",
-    "masked-sign",
-    "dead-zone",
-    "stochastic-ternary",
-    "int8",
-    "dense-bf16",
-    "dense-fp32",
-]
 Profile = Literal["none", "drop-in", "thin", "private"]
 Selection = Literal["seeded", "poisson", "cyclic"]
 Unit = Literal["none", "record", "person", "node"]

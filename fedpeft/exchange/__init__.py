@@ -1,10 +1,12 @@
 """What leaves a node and what comes back: updates, transforms, plans, codecs and envelopes."""
 
-from fedpeft.exchange.codecs.base import CODECS, AnyOf, Codec, bound, codec_named, public_support
+from fedpeft.exchange.codecs.auto import AnyOf, Choose
+from fedpeft.exchange.codecs.base import Codec, codec_named, public_support
 from fedpeft.exchange.codecs.dense import DenseBf16, DenseFp32, Int8
 from fedpeft.exchange.codecs.public_ternary import PublicTernary
 from fedpeft.exchange.codecs.sign import MaskedSign, Sign
-from fedpeft.exchange.codecs.ternary import DeadZone, Ternary
+from fedpeft.exchange.codecs.stochastic_ternary import StochasticTernarise
+from fedpeft.exchange.codecs.ternary import DeadZone, Ternarise, Ternary
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.entropy import entropy_bits
 from fedpeft.exchange.envelope import (
@@ -28,21 +30,17 @@ from fedpeft.exchange.plan import (
 from fedpeft.exchange.support import PublicSupport
 from fedpeft.exchange.transforms import (
     AddResidual,
-    Choose,
     Clip,
     KeepResidual,
     Metrics,
     Quantise,
     Sparsify,
     State,
-    StochasticTernarise,
-    Ternarise,
     Transform,
 )
 from fedpeft.exchange.update import Update
 
 __all__ = [
-    "CODECS",
     "OVERHEAD_BYTES",
     "AddResidual",
     "AnyOf",
@@ -72,7 +70,6 @@ __all__ = [
     "Ternary",
     "Transform",
     "Update",
-    "bound",
     "codec_from_config",
     "codec_named",
     "codec_of",

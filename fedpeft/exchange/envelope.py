@@ -22,7 +22,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from fedpeft.errors import EnvelopeError, ExchangeError
-from fedpeft.exchange.codecs.base import Codec, chosen, numbered
+from fedpeft.exchange.codecs.base import Codec, numbered
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.layout import Layout
 from fedpeft.exchange.message_context import Context
@@ -100,9 +100,9 @@ def open_envelope(data: bytes, layout: Layout, codec: Codec, context: Context, v
 
 def encode_body(update: Update, codec: Codec) -> bytes:
     """Header and payload without signature; see `seal`."""
-    coder = chosen(codec, update.values, update.layout, update.support)
+    coder = codec.writer(update.values, update.layout, update.support)
     payload = coder.encode(update.values, update.layout, update.support)
-    return MAGIC + bytes([VERSION, coder.id]) + payload
+    return MAGIC + bytes([VERSION, coder.wire_id]) + payload
 
 
 def decode_body(body: bytes, layout: Layout, codec: Codec) -> Decoded:

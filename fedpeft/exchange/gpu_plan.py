@@ -13,10 +13,11 @@ import numpy as np
 
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange.codecs.bitfields import fitting
+from fedpeft.exchange.codecs.ternary import Ternarise
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.plan import ExchangePlan
-from fedpeft.exchange.transforms import RESIDUAL, AddResidual, KeepResidual, Sparsify, State, Ternarise
+from fedpeft.exchange.transforms import RESIDUAL, AddResidual, KeepResidual, Sparsify, State
 from fedpeft.exchange.update import Update
 
 if TYPE_CHECKING:

@@ -12,27 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.errors import ExchangeError, PlanError
-from fedpeft.exchange.codecs.base import AnyOf, Codec, bound, codec_named, public_support
+from fedpeft.exchange.codecs.base import Codec, public_support
 from fedpeft.exchange.codecs.public_ternary import PublicTernary
-from fedpeft.exchange.codecs.sign import MaskedSign, Sign
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.message_context import Context
 from fedpeft.exchange.support import PublicSupport
 from fedpeft.exchange.transforms import (
     RESIDUAL,
     AddResidual,
-    Choose,
     Clip,
     KeepResidual,
     Metrics,
     Quantise,
     Sparsify,
     State,
-    StochasticTernarise,
-    Ternarise,
     Transform,
 )
 from fedpeft.exchange.update import Update
+from fedpeft.plugins import CODECS
 
 if TYPE_CHECKING:
     from fedpeft.config.models import DirectionConfig, ExchangeConfig
@@ -41,9 +38,6 @@ Tap = Callable[[str, Update], None]
 
 PRIVATE = "residual_private"
 """State: present when the residual comes from private outputs only."""
-
-_POST_PROCESSING = (AddResidual, Choose, Clip, KeepResidual, Quantise, Sparsify, Ternarise)
-_FINAL = (Choose, Quantise, StochasticTernarise, Ternarise)
 
 
 @dataclass(frozen=True)
@@ -86,8 +80,8 @@ class ExchangePlan:
             context: what both ends know of the message.
             released: the newest broadcast delta that the sender has read, if it has.
         """
-        steps = tuple(_step_at(step, context, released) for step in self.transforms)
-        return replace(self, transforms=steps, codec=bound(self.codec, context, released))
+        steps = tuple(step.at(context, released) for step in self.transforms)
+        return replace(self, transforms=steps, codec=self.codec.at(context, released))
 
     def at_scales(self, exponents: Sequence[int]) -> ExchangePlan:
         """The plan for one round's public scales, where its codec has some."""
@@ -137,13 +131,7 @@ class ExchangePlan:
 
 def codec_from_config(direction: DirectionConfig) -> Codec:
     """The codec of one direction of a run; see `plan_from_config`."""
-    if direction.codec == "masked-sign":
-        return MaskedSign(PublicSupport(direction.density, direction.support))
-    if direction.codec == "auto":
-        share = _ternary_bits(direction.density)
-        dense = Sign() if share >= 1 else MaskedSign(PublicSupport(share, direction.support))
-        return AnyOf((codec_named("ternary"), codec_named("dead-zone"), dense))
-    return codec_named("ternary" if direction.codec == "stochastic-ternary" else direction.codec)
+    return CODECS[direction.codec].configured(direction)
 
 
 def up_codec(exchange: ExchangeConfig) -> Codec:
@@ -185,42 +173,17 @@ def plan_from_config(direction: DirectionConfig, private: bool) -> ExchangePlan:
         direction: codec, density and error feedback.
         private: whether the updates come out of DP-SGD; see `ExchangePlan`.
     """
-    codec = codec_from_config(direction)
-    steps: dict[str, tuple[Transform, ...]] = {
-        "ternary": (Sparsify(direction.density), Ternarise()),
-        "dead-zone": (Sparsify(direction.density), Quantise(codec_named("dead-zone"))),
-        "stochastic-ternary": (StochasticTernarise(direction.density),),
-        "dense-fp32": (),
-    }
-    if isinstance(codec, AnyOf):
-        chain: tuple[Transform, ...] = (Choose(codec, direction.density),)
-    else:
-        chain = steps[direction.codec] if direction.codec in steps else (Quantise(codec),)
+    chain = CODECS[direction.codec].transforms(direction)
     if direction.error_feedback and chain:
         chain = (AddResidual(), *chain, KeepResidual())
-    return ExchangePlan(chain, codec, private)
-
-
-def _ternary_bits(density: float) -> float:
-    """Entropy of a symbol that is plus or minus with this probability, in bits."""
-    shares = np.array([density / 2, density / 2, 1 - density])
-    shares = shares[shares > 0]
-    return float(-(shares * np.log2(shares)).sum())
-
-
-def _step_at(step: Transform, context: Context, released: Decoded | None) -> Transform:
-    if isinstance(step, StochasticTernarise):
-        return step.at(context)
-    if isinstance(step, Quantise):
-        return Quantise(bound(step.codec, context, released))
-    return Choose(step.codec.at(context, released), step.density) if isinstance(step, Choose) else step
+    return ExchangePlan(chain, codec_from_config(direction), private)
 
 
 def _check_order(transforms: tuple[Transform, ...]) -> None:
     names = [transform.name for transform in transforms]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise PlanError(f"{repeated[0]} occurs {names.count(repeated[0])} times in the plan; use it once")
-    last = next((i for i, step in enumerate(transforms) if isinstance(step, _FINAL)), None)
+    last = next((i for i, step in enumerate(transforms) if step.rounds_for is not None), None)
     if last is None:
         return
     final = names[last]
@@ -250,10 +213,10 @@ def _check_feedback(transforms: tuple[Transform, ...]) -> None:
         )
     if not adds:
         return
-    if "stochastic_ternarise" in names:
+    if long := [step.name for step in transforms if step.lengthens]:
         raise PlanError(
-            "add_residual with stochastic_ternarise: its error is longer than its input, and the residual "
-            "would grow without bound; leave error feedback out"
+            f"add_residual with {long[0]}: its error is longer than its input, and the residual would grow "
+            "without bound; leave error feedback out"
         )
     if names.index("add_residual") > names.index("keep_residual"):
         raise PlanError("keep_residual comes before add_residual: the residual would be taken from nothing")
@@ -271,30 +234,25 @@ def _check_feedback(transforms: tuple[Transform, ...]) -> None:
 
 
 def _check_codec(transforms: tuple[Transform, ...], codec: Codec) -> None:
-    if codec.name == "dense-fp32":
+    made = [step.rounds_for for step in transforms if step.rounds_for is not None]
+    if codec.exact or made == [codec]:
         return
-    made = [_made_for(step) for step in transforms if isinstance(step, _FINAL)]
-    if made != [codec]:
-        step = {"ternary": "ternarise", "auto": "choose"}.get(codec.name, f"quantise({codec!r})")
-        given = f"values made for {made[0].name}" if made else "unrounded values"
-        raise PlanError(
-            f"codec {codec.name} cannot carry {given}: what is decoded would differ from what was sent; "
-            f"end with {step}"
-        )
-
-
-def _made_for(step: Transform) -> Codec:
-    return step.codec if isinstance(step, Quantise | Choose) else codec_named("ternary")
+    step = codec.own_step or f"quantise({codec!r})"
+    values = f"values made for {made[0].name}" if made else "unrounded values"
+    raise PlanError(
+        f"codec {codec.name} cannot carry {values}: what is decoded would differ from what was sent; "
+        f"end with {step}"
+    )
 
 
 def _check_private(transforms: tuple[Transform, ...]) -> None:
     for step in transforms:
-        if isinstance(step, StochasticTernarise):
+        if step.lengthens:
             raise PlanError(
-                "stochastic_ternarise makes updates longer: a norm that a private mechanism has bounded no "
-                "longer holds after it; use ternarise or sign"
+                f"{step.name} makes updates longer: a norm that a private mechanism has bounded no longer "
+                "holds after it; use ternarise or sign"
             )
-        if not isinstance(step, _POST_PROCESSING):
+        if not step.post_processing:
             raise PlanError(
                 f"{step.name} is not known to be post-processing: in a private plan a step may read only the "
                 "update and the plan's state"

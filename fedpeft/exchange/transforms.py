@@ -11,25 +11,23 @@ then a function of private outputs only.
 
 from __future__ import annotations
 
-import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import MutableMapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.errors import ExchangeError
-from fedpeft.exchange.codecs.base import AnyOf, Codec
-from fedpeft.exchange.codecs.bitfields import fitting
-from fedpeft.exchange.codecs.sign import MaskedSign, Sign
-from fedpeft.exchange.codecs.ternary import Ternary
-from fedpeft.exchange.decoded import Positions
-from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft.exchange.decoded import Decoded, Positions
+from fedpeft.exchange.layout import FloatVector
 from fedpeft.exchange.message_context import Context
 from fedpeft.exchange.update import Update
-from fedpeft_kernels.ternary import SIGNIFICAND_BITS, mean_magnitudes
 from fedpeft_kernels.threshold import largest
+
+if TYPE_CHECKING:
+    from fedpeft.exchange.codecs.base import Codec
 
 Metrics = dict[str, float]
 State = MutableMapping[str, NDArray[Any]]
@@ -40,29 +38,42 @@ INTENDED = "intended"
 """State, only while a plan runs: the update with the residual added."""
 
 
-class Transform(Protocol):
-    """One step of an exchange plan."""
+class Transform(ABC):
+    """One step of an exchange plan; a step that declares nothing is taken for the most dangerous.
+
+    Attributes:
+        name: of the step and of the audit's tap after it.
+        post_processing: it reads the update and the plan's state and nothing else, so that it costs no
+            privacy where the update is private already.
+        lengthens: its result may be longer than its input, so that a bound on the norm is lost.
+    """
+
+    name: ClassVar[str]
+    post_processing: ClassVar[bool] = False
+    lengthens: ClassVar[bool] = False
 
     @property
-    def name(self) -> str:
-        """Name of the step and of the audit's tap after it."""
-        ...
+    def rounds_for(self) -> Codec | None:
+        """The codec to whose values it rounds; None: it rounds to none."""
+        return None
 
+    def at(self, context: Context, released: Decoded | None = None) -> Transform:
+        """The step for one message; see `ExchangePlan.at`."""
+        return self
+
+    @abstractmethod
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
         """The changed update and what was measured on the way."""
-        ...
 
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Transform):
     """Scale the update so that its L2 norm is at most ``norm``."""
 
     norm: float
 
-    @property
-    def name(self) -> str:
-        """Name of the step."""
-        return "clip"
+    name = "clip"
+    post_processing = True
 
     def __post_init__(self) -> None:
         if not 0 < self.norm < np.inf:
@@ -78,13 +89,11 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class AddResidual:
+class AddResidual(Transform):
     """Add what earlier rounds held back (error feedback; Karimireddy et al. 2019, arXiv 1901.09847)."""
 
-    @property
-    def name(self) -> str:
-        """Name of the step."""
-        return "add_residual"
+    name = "add_residual"
+    post_processing = True
 
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
         """Add the residual and note the intended values for `KeepResidual`."""
@@ -102,13 +111,11 @@ class AddResidual:
 
 
 @dataclass(frozen=True)
-class KeepResidual:
+class KeepResidual(Transform):
     """Keep the difference between what was intended and what will be decoded, for the next round."""
 
-    @property
-    def name(self) -> str:
-        """Name of the step."""
-        return "keep_residual"
+    name = "keep_residual"
+    post_processing = True
 
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
         """Write the residual; the update passes unchanged."""
@@ -120,7 +127,7 @@ class KeepResidual:
 
 
 @dataclass(frozen=True)
-class Sparsify:
+class Sparsify(Transform):
     """Keep the share ``density`` of largest magnitudes over the whole update; the count is exact.
 
     One threshold for all tensors: tensors that moved more get more of the budget (STC, arXiv 1903.02891;
@@ -129,13 +136,11 @@ class Sparsify:
 
     density: float
 
-    @property
-    def name(self) -> str:
-        """Name of the step."""
-        return "sparsify"
+    name = "sparsify"
+    post_processing = True
 
     def __post_init__(self) -> None:
-        _check_density(self.density)
+        check_density(self.density)
 
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
         """Set all other values to zero."""
@@ -148,141 +153,31 @@ class Sparsify:
 
 
 @dataclass(frozen=True)
-class Ternarise:
-    """Give every nonzero value its sign times its tensor's mean magnitude as the codec carries it."""
-
-    @property
-    def name(self) -> str:
-        """Name of the step."""
-        return "ternarise"
-
-    def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
-        """Measure nothing."""
-        return _fitted(Ternary(), update), {}
-
-
-@dataclass(frozen=True)
-class StochasticTernarise:
-    """Give every tensor one magnitude at random, right on average: no residual is needed.
-
-    A value ``x`` becomes ``sign(x) s`` with probability ``|x| / s``, else 0, where ``s`` is the tensor's
-    largest magnitude or, if that is more, its mean magnitude over ``density``: the expected share of nonzero
-    values is at most the density. ``s`` is rounded up to 7 significant bits; a tensor more than 15 octaves
-    below the largest becomes zero. Source: TernGrad (Wen et al.
-    2017, arXiv 1705.07878), with a bound on the density.
-
-    The draws are reproducible: they come from the run, the round and the sender. The norm grows, by
-    ``sqrt(s / mean magnitude)`` in the square mean, so that a clip before it bounds nothing.
-
-    Attributes:
-        density: bound on the expected share of nonzero values, per tensor.
-        context: what both ends know of the message; set by `at`.
-    """
-
-    density: float
-    context: Context | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the step."""
-        return "stochastic_ternarise"
-
-    def __post_init__(self) -> None:
-        _check_density(self.density)
-
-    def __repr__(self) -> str:
-        return f"StochasticTernarise(density={self.density})"
-
-    def at(self, context: Context) -> StochasticTernarise:
-        """The step for one message."""
-        return replace(self, context=context)
-
-    def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
-        """Measure the ``density`` that came out."""
-        if self.context is None:
-            raise ExchangeError("stochastic_ternarise needs the message's context: bind the plan with at()")
-        key = hashlib.sha256(b"fedpeft-ternarise-1\0" + self.context.encode()).digest()
-        draws = np.random.Generator(np.random.PCG64(np.random.SeedSequence(int.from_bytes(key, "little"))))
-        layout, magnitudes = update.layout, np.abs(update.values)
-        scales = np.repeat(self._scales(magnitudes, layout), layout.sizes)
-        support = np.flatnonzero((draws.random(layout.size, np.float32) * scales < magnitudes) & (scales > 0))
-        values = np.zeros(layout.size, np.float32)
-        values[support] = np.copysign(scales[support], update.values[support])
-        return update.with_values(values, support), {"density": support.size / max(1, layout.size)}
-
-    def _scales(self, magnitudes: FloatVector, layout: Layout) -> FloatVector:
-        means = mean_magnitudes(magnitudes, layout.sizes)
-        peaks = np.maximum.reduceat(magnitudes, layout.offsets[:-1]) if layout.size else means
-        scales = np.maximum(peaks, means / self.density) * (1 + 2.0 ** (1 - SIGNIFICAND_BITS))
-        if scales.max(initial=0) > np.finfo(np.float32).max:
-            raise ExchangeError("a value is too large for stochastic ternary; clip the update before")
-        return fitting(scales)
-
-
-@dataclass(frozen=True)
-class Quantise:
+class Quantise(Transform):
     """Round to what a codec carries, so that the residual is taken from what the receiver decodes."""
 
     codec: Codec
 
-    @property
-    def name(self) -> str:
-        """Name of the step."""
-        return "quantise"
+    name = "quantise"
+    post_processing = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.codec, Ternary | AnyOf):
-            step = "Ternarise()" if isinstance(self.codec, Ternary) else "Choose()"
+        if self.codec.own_step is not None:
+            step = f"{self.codec.own_step.capitalize()}()"
             raise ExchangeError(f"Quantise is not for the {self.codec.name} codec; use {step}")
+
+    @property
+    def rounds_for(self) -> Codec:
+        """Its codec."""
+        return self.codec
+
+    def at(self, context: Context, released: Decoded | None = None) -> Quantise:
+        """The step with the codec of one message."""
+        return Quantise(self.codec.at(context, released))
 
     def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
         """Measure nothing."""
-        return _fitted(self.codec, update), {}
-
-
-@dataclass(frozen=True)
-class Choose:
-    """Take the codec with the most energy per bit for this very vector.
-
-    Every member carries the vector at about the cost of ternary at ``density``; energy is the share of the
-    vector's squared norm that is decoded, bits are those of the bytes written.
-
-    Attributes:
-        codec: the members to choose from.
-        density: of ternary; sets the budget.
-    """
-
-    codec: AnyOf
-    density: float
-
-    @property
-    def name(self) -> str:
-        """Name of the step."""
-        return "choose"
-
-    def __post_init__(self) -> None:
-        _check_density(self.density)
-
-    def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
-        """Measure ``codec``, the number of what is written, and each member's ``energy_per_bit``."""
-        results = {member.name: self._tried(member, update) for member in self.codec.members}
-        best, _ = max(results.values(), key=lambda result: result[1])
-        energy = {f"energy_per_bit.{name}": score for name, (_, score) in results.items()}
-        written = self.codec.choose(best.values, best.layout, best.support)
-        return best, {"codec": float(written.id), **energy}
-
-    def _tried(self, codec: Codec, update: Update) -> tuple[Update, float]:
-        sparse = update
-        if share := _SHARES.get(codec.name):
-            sparse, _ = Sparsify(self.density * share).apply(update, {})
-        fitted = _fitted(codec, sparse)
-        bits = 8 * len(codec.encode(fitted.values, fitted.layout, fitted.support))
-        whole, lost = l2(update.values) ** 2, l2(update.values - fitted.values) ** 2
-        return fitted, (1 - lost / whole) * update.layout.size / bits if whole else 0.0
-
-
-_SHARES = {"ternary": 1.0, "dead-zone": 0.75}
-"""Density of the sparse members of `Choose` over ternary's: seven levels take more bits per value."""
+        return fitted(self.codec, update), {}
 
 
 def l2(values: NDArray[np.float32]) -> float:
@@ -300,15 +195,16 @@ def _kept(values: FloatVector, support: Positions) -> tuple[FloatVector, Positio
     return result, support
 
 
-def _check_density(density: float) -> None:
+def check_density(density: float) -> None:
+    """Refuse what is no share."""
     if not 0 < density <= 1:
         raise ExchangeError(f"density is {density}; it must be above 0 and at most 1")
 
 
-def _fitted(codec: Codec, update: Update) -> Update:
+def fitted(codec: Codec, update: Update) -> Update:
     """The update as the codec carries it."""
     values = codec.fit(update.values, update.layout, update.support)
-    if update.support is None or isinstance(codec, Sign | MaskedSign):  # these also fill zeros
+    if update.support is None or codec.fills_zeros:
         return update.with_values(values)
     support = update.support
     if not (carried := values[support] != 0).all():

@@ -13,8 +13,7 @@ from fedpeft.adapters.methods.base import method_key
 from fedpeft.config import Config, config_hash
 from fedpeft.config.models import EMBEDDED
 from fedpeft.epsilons import UNBOUNDED, shown, worst, written
-from fedpeft.exchange import noisy_values
-from fedpeft.exchange.codecs.base import codec_named
+from fedpeft.exchange import codec_from_config, noisy_values
 from fedpeft.exchange.entropy import entropy_bits
 from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
 from fedpeft.exchange.layout import Layout
@@ -233,16 +232,17 @@ def _coded(store: RunStore, config: Config, layout: Layout) -> tuple[float | Non
     """Bits and Shannon bits per parameter of the ternary envelopes of nodes that share this layout."""
     bits = bound = 0.0
     count = 0
-    for direction, codec in (("up", config.exchange.up.codec), ("down", config.exchange.down.codec)):
+    for direction, settings in (("up", config.exchange.up), ("down", config.exchange.down)):
         masked = direction == "up" and config.exchange.secure.enabled
-        if codec != "ternary" or masked or config.adapter.ranks:
+        codec = codec_from_config(settings)
+        if not codec.near_entropy or masked or config.adapter.ranks:
             continue
         for path in envelopes(store, direction):
             if direction == "down" and path.stem.endswith(WHOLE):
                 continue
             data = path.read_bytes()
             bits += 8 * len(data)
-            bound += entropy_bits(decode_body(data[:-SIGNATURE_BYTES], layout, codec_named(codec)), layout)
+            bound += entropy_bits(decode_body(data[:-SIGNATURE_BYTES], layout, codec), layout)
             count += layout.size
     return (bits / count, bound / count) if count else (None, None)
 

@@ -7,6 +7,8 @@ from datetime import datetime
 import pytest
 
 from fedpeft.errors import ConfigError
+from fedpeft.exchange import DenseFp32
+from fedpeft.plugins import CODECS
 from fedpeft.protocol.messages import HELLO, PROTOCOL, TRAIN, Hello, run_id
 from fedpeft_clients.governance.policy import Policy, parse_policy, template, window, within_hours
 from fedpeft_clients.service.service import allowed_apps
@@ -69,6 +71,28 @@ def test_a_run_beyond_a_rule_is_refused_by_its_name_alone(joined, rule, policy, 
     assert joined.offer(joined.config(**run)) == ("refused", rule)
     (entry,) = joined.log()
     assert entry["facts"] == {"name": "clinic", "answer": "refused", "rule": rule} and entry["bytes"] == 0
+
+
+class Dense(DenseFp32):
+    """A codec that another package adds; it declares nothing of what it sends."""
+
+    wire_id = 200
+
+
+@pytest.fixture
+def plug_in():
+    CODECS.register("mine", Dense)
+    yield "mine"
+    CODECS.forget("mine")
+
+
+def test_a_codec_that_declares_nothing_sends_every_value_and_is_allowed_only_by_name(joined, plug_in):
+    config = joined.config(exchange={"up": {"codec": plug_in, "density": 0.1}})
+    assert joined.offer(config) == ("refused", "codec")
+    joined.policy(exchange={"codecs": [plug_in], "most_density": 0.4})
+    assert joined.offer(config) == ("refused", "density")
+    joined.policy(exchange={"codecs": [plug_in], "most_density": 1.0})
+    assert joined.offer(config) == ("agreed", "")
 
 
 def test_without_a_promise_a_run_is_allowed_only_where_the_policy_says_none(joined):

@@ -6,7 +6,6 @@ import pytest
 from fedpeft.config.models import DirectionConfig
 from fedpeft.errors import EnvelopeError, ExchangeError
 from fedpeft.exchange import (
-    CODECS,
     AnyOf,
     Choose,
     Context,
@@ -19,6 +18,7 @@ from fedpeft.exchange import (
     Sparsify,
     Ternary,
     Update,
+    codec_named,
     codec_of,
     entropy_bits,
     open_envelope,
@@ -27,6 +27,10 @@ from fedpeft.exchange import (
 )
 from fedpeft.exchange.envelope import decode_body, encode_body
 from fedpeft.trust import Signer, Verifier
+
+CODECS = {
+    name: codec_named(name) for name in ("dense-fp32", "dense-bf16", "int8", "ternary", "sign", "dead-zone")
+}
 
 LAYOUT = Layout(("a", "b", "c"), ((60, 50), (900,), (1,)))
 CONTEXT = Context(bytes(16), 3, "hospital", bytes(32), "up")
@@ -53,7 +57,7 @@ def plan_of(density, feedback=False, private=False):
 
 def chosen_for(name, density=0.1):
     sent, metrics = plan_of(density).run(update_of(name), {})
-    codecs = {codec.id: codec.name for codec in plan_of(density).codec.members}
+    codecs = {codec.wire_id: codec.name for codec in plan_of(density).codec.members}
     return codecs[int(metrics["choose.codec"])], sent, metrics
 
 
@@ -104,7 +108,7 @@ def test_the_envelope_names_the_choice_and_opens_to_the_same_bits(name, density)
     plan = plan_of(density)
     data = seal(sent, plan, CONTEXT, SIGNER)
     named = codec_of(data, plan.codec)
-    assert named == plan.codec.choose(sent.values, LAYOUT).name
+    assert named == plan.codec.writer(sent.values, LAYOUT).name
     assert named == choice
     decoded = open_envelope(data, LAYOUT, plan.codec, CONTEXT, Verifier(SIGNER.public))
     assert np.array_equal(decoded.dense().view(np.uint32), sent.values.view(np.uint32))
@@ -122,7 +126,7 @@ def test_the_choice_is_made_on_the_vector_with_the_residual():
     """What is measured is what is sent: a flat update with a heavy-tailed residual is heavy-tailed."""
     state = {"residual": (VECTORS["few large"] * 40).astype(np.float32)}
     _, metrics = plan_of(0.05, feedback=True).run(update_of("flat"), state)
-    assert metrics["choose.codec"] in (Ternary.id, DeadZone.id)
+    assert metrics["choose.codec"] in (Ternary.wire_id, DeadZone.wire_id)
 
 
 def test_the_coordinator_accepts_members_only():
@@ -133,7 +137,7 @@ def test_the_coordinator_accepts_members_only():
         if codec in members.members:
             assert np.array_equal(decode_body(body, LAYOUT, members).dense(), values)
         else:
-            with pytest.raises(EnvelopeError, match=f"number {codec.id}, this run agreed on auto"):
+            with pytest.raises(EnvelopeError, match=f"number {codec.wire_id}, this run agreed on auto"):
                 decode_body(body, LAYOUT, members)
     with pytest.raises(EnvelopeError, match="number 255"):
         decode_body(body[:3] + b"\xff" + body[4:], LAYOUT, members)
@@ -142,9 +146,9 @@ def test_the_coordinator_accepts_members_only():
 def test_the_shortest_member_that_carries_the_values_writes_them():
     codec = AnyOf((CODECS["dense-fp32"], DeadZone(), Ternary()))
     sparse = Ternary().fit(np.where(RNG.random(LAYOUT.size) < 0.1, SIGNS, 0).astype(np.float32), LAYOUT)
-    assert codec.choose(sparse, LAYOUT).name == "ternary"
+    assert codec.writer(sparse, LAYOUT).name == "ternary"
     dense = update_of("normal").values
-    assert codec.choose(dense, LAYOUT).name == "dense-fp32"
+    assert codec.writer(dense, LAYOUT).name == "dense-fp32"
     assert codec.encode(dense, LAYOUT) == CODECS["dense-fp32"].encode(dense, LAYOUT)
     with pytest.raises(ExchangeError, match=r"none of ternary, sign carries these values; put Choose\(\)"):
         AnyOf((Ternary(), Sign())).encode(dense, LAYOUT)

@@ -87,7 +87,7 @@ def test_bytes_are_the_documented_ones():
 @pytest.mark.parametrize("name", CODECS)
 def test_the_header_names_the_codec(name):
     codec = plan_of(name).codec
-    assert sealed(name)[3] == codec.id and codec_of(sealed(name), codec) == codec.name
+    assert sealed(name)[3] == codec.wire_id and codec_of(sealed(name), codec) == codec.name
 
 
 @pytest.mark.parametrize(

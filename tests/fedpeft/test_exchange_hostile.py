@@ -20,7 +20,6 @@ from fedpeft import exchange
 from fedpeft.aggregation import weighted_sum
 from fedpeft.errors import EnvelopeError, ExchangeError
 from fedpeft.exchange import (
-    CODECS,
     OVERHEAD_BYTES,
     Context,
     DeadZone,
@@ -34,6 +33,7 @@ from fedpeft.exchange import (
     Sign,
     Ternary,
     Update,
+    codec_named,
     open_envelope,
     seal,
 )
@@ -41,6 +41,10 @@ from fedpeft.exchange.codecs.bit_io import field_bits, to_bytes
 from fedpeft.exchange.codecs.bitfields import write_counts, write_scales
 from fedpeft.exchange.envelope import decode_body, encode_body
 from fedpeft.trust import Signer, Verifier
+
+CODECS = {
+    name: codec_named(name) for name in ("dense-fp32", "dense-bf16", "int8", "ternary", "sign", "dead-zone")
+}
 
 LAYOUT = Layout(("a", "b", "c"), ((30, 10), (70,), (1,)))
 LARGE = Layout(("a", "b"), ((1000, 150), (50_000,)))
@@ -102,7 +106,7 @@ def payload_of(*parts):
 @every(EVERY)
 def test_01_truncated_at_every_byte_and_over_long(codec):
     payload = honest(codec)
-    body = b"\x89F\x01" + bytes([codec.id]) + payload
+    body = b"\x89F\x01" + bytes([codec.wire_id]) + payload
     for end in range(len(body)):
         with pytest.raises(EnvelopeError):
             decode_body(body[:end], LAYOUT, codec)
@@ -273,7 +277,7 @@ def test_08_a_broadcast_is_not_an_upload():
 
 @every(EVERY)
 def test_09_unknown_magic_version_or_codec(codec):
-    body = b"\x89F\x01" + bytes([codec.id]) + honest(codec)
+    body = b"\x89F\x01" + bytes([codec.wire_id]) + honest(codec)
     assert decode_body(body, LAYOUT, codec).layout is LAYOUT
     for place, reason in ((0, "not a fedpeft envelope"), (1, "not a fedpeft"), (2, "version"), (3, "number")):
         for value in set(range(256)) - {body[place]}:
@@ -331,7 +335,7 @@ class Exploit:
 def test_12_pickles_are_bytes_like_any_other(codec):
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         exploit = pickle.dumps(Exploit(), protocol)
-        for body in (exploit, b"\x89F\x01" + bytes([codec.id]) + exploit):
+        for body in (exploit, b"\x89F\x01" + bytes([codec.wire_id]) + exploit):
             with pytest.raises(EnvelopeError):
                 decode_body(body, LAYOUT, codec)
             with pytest.raises(EnvelopeError):

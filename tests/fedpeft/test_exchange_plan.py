@@ -29,6 +29,7 @@ from fedpeft.exchange import (
     StochasticTernarise,
     Ternarise,
     Ternary,
+    Transform,
     Update,
     plan_from_config,
 )
@@ -229,7 +230,7 @@ def test_values_that_are_not_finite_are_refused_and_named(bad):
 
 
 def test_a_failed_run_leaves_the_state_alone():
-    class Fails:
+    class Fails(Transform):
         name = "fails"
 
         def apply(self, update, state):
@@ -263,7 +264,7 @@ def test_float64_updates_are_refused():
 
 
 def test_a_private_plan_takes_no_step_that_may_read_data():
-    class ReadsData:
+    class ReadsData(Transform):
         name = "reads_data"
 
         def apply(self, update, state):

@@ -9,7 +9,6 @@ import pytest
 from fedpeft.aggregation import mean_step, weighted_sum
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange import (
-    CODECS,
     Context,
     DeadZone,
     Decoded,
@@ -20,7 +19,12 @@ from fedpeft.exchange import (
     Sparsify,
     Ternary,
     Update,
+    codec_named,
 )
+
+CODECS = {
+    name: codec_named(name) for name in ("dense-fp32", "dense-bf16", "int8", "ternary", "sign", "dead-zone")
+}
 
 LAYOUT = Layout(("a", "b", "c"), ((40, 10), (150,), (1,)))
 CONTEXT = Context(bytes(16), 3, "hospital", bytes(32), "up")

@@ -22,9 +22,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedpeft.errors import EnvelopeError
-from fedpeft.exchange import CODECS, AnyOf, Codec, Context, Decoded, Layout, MaskedSign, Update, codec_of
+from fedpeft.exchange import AnyOf, Codec, Context, Decoded, Layout, MaskedSign, Update, codec_named, codec_of
 from fedpeft.exchange.envelope import decode_body, encode_body
 from fedpeft.exchange.support import PublicSupport
+
+CODECS = {
+    name: codec_named(name) for name in ("dense-fp32", "dense-bf16", "int8", "ternary", "sign", "dead-zone")
+}
 
 BYTES_PER_VALUE = 64
 FIXED_BYTES = 1 << 16

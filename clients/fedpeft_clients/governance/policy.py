@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from fedpeft.config.models import Aggregation, CodecName, Method, Section, Trust, Unit
+from fedpeft.config.models import Aggregation, Method, Section, Trust, Unit
 from fedpeft.errors import ConfigError, FederationError
+from fedpeft.plugins import CodecName
 from fedpeft.privacy import Budget
 from fedpeft.terminal import printable
 

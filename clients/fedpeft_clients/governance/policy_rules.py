@@ -15,15 +15,13 @@ from fedpeft.cohort import Cohort
 from fedpeft.config import Config
 from fedpeft.config.models import EMBEDDED, RunConfig
 from fedpeft.errors import FedPeftError
+from fedpeft.plugins import CODECS
 from fedpeft.protocol.messages import run_id
 from fedpeft_clients.governance.policy import Policy, PolicyError, within_hours
 from fedpeft_clients.rounds.node_context import privacy_of
 
 Problems = Iterator[tuple[str, str]]
 """Names of broken rules, each with a sentence for the operator."""
-
-WHOLE = ("auto", "sign", "int8", "dense-bf16", "dense-fp32")
-"""Codecs that send every value, or may."""
 
 BYTES = {"none": 4.0, "int8": 1.03, "nf4": 0.53}
 """Bytes per parameter of a loaded base; 16-bit weights stay 16 bits on a GPU and become 32 on a CPU."""
@@ -75,7 +73,7 @@ class Offer:
     def density(self) -> float:
         """Share of the values that an update sends at most."""
         up = self.config.exchange.up
-        return 1.0 if up.codec in WHOLE else up.density
+        return 1.0 if CODECS[up.codec].sends_all else up.density
 
 
 def judge(policy: Policy, offer: Offer) -> None:

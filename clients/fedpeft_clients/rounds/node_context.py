@@ -18,7 +18,6 @@ from fedpeft.exchange import (
     ExchangePlan,
     FloatVector,
     Layout,
-    bound,
     codec_from_config,
     noisy_values,
     open_envelope,
@@ -143,7 +142,7 @@ class Desk:
     def _open(self, data: bytes, codec: Codec, round: int, before: bytes, layout: Layout) -> Decoded:
         context = Context(self.run, round, COORDINATOR, before, "down")
         verifier = Verifier(coordinator_key(self.home))
-        return open_envelope(data, layout, bound(codec, context, None), context, verifier)
+        return open_envelope(data, layout, codec.at(context, None), context, verifier)
 
     def _state_layout(self, ranks: list[int]) -> Layout:
         law = self.attached.law

@@ -1,139 +1,116 @@
 """Codecs: how values become bytes and, checked against the layout, values again.
 
 Every codec is canonical (one byte string per vector), refuses to encode what it cannot carry bit for bit, and
-decodes hostile bytes in memory that the layout bounds.
+decodes hostile bytes in memory that the layout bounds. `fedpeft.plugins.CODECS` has them by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 
-from fedpeft.errors import EnvelopeError, ExchangeError
-from fedpeft.exchange.codecs.dense import DenseBf16, DenseFp32, Int8
-from fedpeft.exchange.codecs.public_ternary import PublicTernary
-from fedpeft.exchange.codecs.sign import MaskedSign, Sign
-from fedpeft.exchange.codecs.ternary import DeadZone, Ternary
+from fedpeft.errors import EnvelopeError
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.message_context import Context
 from fedpeft.exchange.support import PublicSupport
+from fedpeft.exchange.transforms import Quantise, Transform
+from fedpeft.plugins import CODECS
+
+if TYPE_CHECKING:
+    from fedpeft.config.models import DirectionConfig
 
 
-class Codec(Protocol):
+class Codec(ABC):
     """Values to bytes and back; ``decode(encode(fit(x))) == fit(x)`` bit for bit.
 
     ``support`` holds the positions of all values that are not zero, where the caller knows them: it saves a
     search. A negative zero is sent as zero where zeros are not sent.
+
+    What a codec does not declare has the value that promises least, so that a policy judges it strictly.
+
+    Attributes:
+        name: in reports and messages.
+        wire_id: number in the envelope's header, 0 to 255; each codec has its own.
+        sends_all: it may send every value, whatever ``density`` says.
+        same_values: all nodes of a round send the same values: all, or those of a public support.
+        fills_zeros: what it carries may be other than zero where the values are zero.
+        exact: it carries every finite vector bit for bit, so that no step has to round for it.
+        error_feedback: what it does not carry may be sent later.
+        near_entropy: its bytes are held against the entropy of its symbols (`fedpeft.exchange.entropy_bits`).
+        choice_density: as a member of `AnyOf`: density over that of ternary; None: it is not cut.
+        own_step: name of the step that rounds for it, where that is not ``quantise``.
     """
 
-    @property
-    def name(self) -> str:
-        """Name in configurations and reports."""
-        ...
+    name: ClassVar[str]
+    wire_id: ClassVar[int]
+    sends_all: ClassVar[bool] = True
+    same_values: ClassVar[bool] = False
+    fills_zeros: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
+    error_feedback: ClassVar[bool] = True
+    near_entropy: ClassVar[bool] = False
+    choice_density: ClassVar[float | None] = None
+    own_step: ClassVar[str | None] = None
+
+    @classmethod
+    def configured(cls, direction: DirectionConfig) -> Codec:
+        """The codec of one direction of a run."""
+        return cls()
+
+    @classmethod
+    def transforms(cls, direction: DirectionConfig) -> tuple[Transform, ...]:
+        """The steps of that direction's plan, error feedback aside; the last rounds for the codec."""
+        return (Quantise(cls.configured(direction)),)
 
     @property
-    def id(self) -> int:
-        """Number in the envelope's header, 0 to 255."""
-        ...
+    def shared_support(self) -> PublicSupport | None:
+        """The values that both ends know beforehand to be all that is sent; None: there are no such."""
+        return None
 
+    @property
+    def writers(self) -> tuple[Codec, ...]:
+        """The codecs whose numbers an envelope may bear."""
+        return (self,)
+
+    def at(self, context: Context, released: Decoded | None = None) -> Codec:
+        """The codec of one message; see `ExchangePlan.at`."""
+        return self
+
+    def writer(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> Codec:
+        """The one of `writers` that an envelope takes for these values."""
+        return self
+
+    @abstractmethod
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """The values that are carried in place of these; idempotent."""
-        ...
 
+    @abstractmethod
     def encode(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> bytes:
         """The canonical bytes; raises `ExchangeError` for values that are not carried exactly."""
-        ...
 
+    @abstractmethod
     def decode(self, payload: bytes, layout: Layout) -> Decoded:
         """The values; raises `EnvelopeError` for bytes that `encode` does not make."""
-        ...
 
+    @abstractmethod
     def max_bytes(self, layout: Layout) -> int:
         """No payload is longer."""
-        ...
-
-
-@dataclass(frozen=True)
-class AnyOf:
-    """Several codecs; an envelope takes the one that is shortest for its values and says which."""
-
-    members: tuple[Codec, ...]
-
-    name = "auto"
-    id = 255
-
-    def at(self, context: Context, released: Decoded | None) -> AnyOf:
-        """All members for one message."""
-        return replace(self, members=tuple(bound(member, context, released) for member in self.members))
-
-    def choose(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> Codec:
-        """The member whose bytes are fewest; of equals the first.
-
-        Raises:
-            ExchangeError: none carries these values.
-        """
-        sizes: dict[int, int] = {}
-        for index, member in enumerate(self.members):
-            try:
-                sizes[index] = len(member.encode(values, layout, support))
-            except ExchangeError:
-                continue
-        if not sizes:
-            names = ", ".join(member.name for member in self.members)
-            raise ExchangeError(f"none of {names} carries these values; put Choose() before")
-        return self.members[min(sizes, key=sizes.__getitem__)]
-
-    def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
-        """The values themselves: `Choose` fits them."""
-        return values
-
-    def encode(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> bytes:
-        """The shortest member's bytes."""
-        return self.choose(values, layout, support).encode(values, layout, support)
-
-    def decode(self, payload: bytes, layout: Layout) -> Decoded:
-        """Not possible: the header says which member decodes."""
-        raise EnvelopeError("auto is no codec of an envelope; its header names one")
-
-    def max_bytes(self, layout: Layout) -> int:
-        """What the longest member may take."""
-        return max(member.max_bytes(layout) for member in self.members)
-
-
-CODECS: Mapping[str, Codec] = {
-    codec.name: codec for codec in (DenseFp32(), DenseBf16(), Int8(), Ternary(), Sign(), DeadZone())
-}
-"""The codecs that need to know nothing of the message; `MaskedSign`, `PublicTernary` and `AnyOf` are
-made as configured."""
 
 
 def codec_named(name: str) -> Codec:
-    """The codec of a name.
+    """The codec of a name that needs no settings.
 
     Raises:
         ExchangeError: there is none.
     """
-    if name not in CODECS:
-        raise ExchangeError(f"unknown codec {name!r}; there are {', '.join(sorted(CODECS))}")
-    return CODECS[name]
-
-
-def bound(codec: Codec, context: Context, released: Decoded | None) -> Codec:
-    """The codec of one message."""
-    return codec.at(context, released) if isinstance(codec, MaskedSign | PublicTernary | AnyOf) else codec
+    return CODECS[name]()
 
 
 def public_support(codec: Codec) -> PublicSupport | None:
     """The share of the values that both ends know beforehand to be all that is sent; None: no such share."""
-    support = codec.support if isinstance(codec, MaskedSign | PublicTernary) else None
+    support = codec.shared_support
     return support if support is not None and support.density < 1 else None
-
-
-def chosen(codec: Codec, values: FloatVector, layout: Layout, support: Positions | None = None) -> Codec:
-    """The codec that writes these values: itself, or the member that is shortest."""
-    return codec.choose(values, layout, support) if isinstance(codec, AnyOf) else codec
 
 
 def numbered(codec: Codec, number: int) -> Codec:
@@ -142,8 +119,7 @@ def numbered(codec: Codec, number: int) -> Codec:
     Raises:
         EnvelopeError: it is another one.
     """
-    members = codec.members if isinstance(codec, AnyOf) else (codec,)
-    found = next((member for member in members if member.id == number), None)
+    found = next((writer for writer in codec.writers if writer.wire_id == number), None)
     if found is None:
         raise EnvelopeError(f"envelope uses codec number {number}, this run agreed on {codec.name}")
     return found

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedpeft.errors import EnvelopeError, ExchangeError
+from fedpeft.exchange.codecs.base import Codec
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft.exchange.transforms import Transform
+
+if TYPE_CHECKING:
+    from fedpeft.config.models import DirectionConfig
 
 _MAX = float(np.finfo(np.float32).max)
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
-class DenseFp32:
+class DenseFp32(Codec):
     """Every value as little-endian float32: the baseline, 32 bits per value."""
 
     name = "dense-fp32"
-    id = 0
+    wire_id = 0
+    same_values = True
+    fills_zeros = False
+    exact = True
+
+    @classmethod
+    def transforms(cls, direction: DirectionConfig) -> tuple[Transform, ...]:
+        """No step: all values leave as they are."""
+        return ()
 
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """The values themselves."""
@@ -41,11 +55,13 @@ class DenseFp32:
 
 
 @dataclass(frozen=True)
-class DenseBf16:
+class DenseBf16(Codec):
     """Every value as little-endian bfloat16, rounded to nearest even: 16 bits per value."""
 
     name = "dense-bf16"
-    id = 1
+    wire_id = 1
+    same_values = True
+    fills_zeros = False
 
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """Values rounded to 8 significant bits.
@@ -81,7 +97,7 @@ class DenseBf16:
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(Codec):
     """Eight bits per value and one float32 scale per tensor, symmetric, rounded to nearest.
 
     The scale is the largest magnitude over 127, rounded up to 16 significant bits, so that ``127 * scale``
@@ -90,7 +106,9 @@ class Int8:
     """
 
     name = "int8"
-    id = 2
+    wire_id = 2
+    same_values = True
+    fills_zeros = False
 
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """Multiples of each tensor's scale; a tensor too small for a normal scale becomes zero.

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.errors import EnvelopeError, ExchangeError
+from fedpeft.exchange.codecs.base import Codec
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.message_context import Context
@@ -34,7 +35,7 @@ CONTENT = 2 ** (1 / 4)
 
 
 @dataclass(frozen=True)
-class PublicTernary:
+class PublicTernary(Codec):
     """Each value of the support as the nearest of minus the scale, zero and the scale.
 
     Attributes:
@@ -46,12 +47,20 @@ class PublicTernary:
     exponents: tuple[int, ...] = ()
 
     name = "public-ternary"
-    id = 7
+    wire_id = 7
+    sends_all = False
+    same_values = True
+    fills_zeros = False
 
     def __repr__(self) -> str:
         return f"PublicTernary(density={self.support.density}, source={self.support.source!r})"
 
-    def at(self, context: Context, released: Decoded | None) -> PublicTernary:
+    @property
+    def shared_support(self) -> PublicSupport:
+        """Its support."""
+        return self.support
+
+    def at(self, context: Context, released: Decoded | None = None) -> PublicTernary:
         """The codec of one message."""
         return replace(self, support=self.support.at(context, released))
 

@@ -13,10 +13,12 @@ feedback, EF-signSGD (Karimireddy et al. 2019, arXiv 1901.09847).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedpeft.errors import EnvelopeError, ExchangeError
+from fedpeft.exchange.codecs.base import Codec
 from fedpeft.exchange.codecs.bit_io import BitReader, to_bytes
 from fedpeft.exchange.codecs.bitfields import fitting, read_scales, scale_bits, write_scales
 from fedpeft.exchange.decoded import Decoded, Positions
@@ -26,13 +28,17 @@ from fedpeft.exchange.support import PublicSupport
 from fedpeft_kernels.golomb import Integers
 from fedpeft_kernels.ternary import mean_magnitudes
 
+if TYPE_CHECKING:
+    from fedpeft.config.models import DirectionConfig
+
 
 @dataclass(frozen=True)
-class Sign:
+class Sign(Codec):
     """Every value as its sign times its tensor's mean magnitude; a zero counts as positive."""
 
     name = "sign"
-    id = 4
+    wire_id = 4
+    same_values = True
 
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """Signs times scales, rounded down to 7 significant bits; the norm is never larger, per tensor."""
@@ -52,18 +58,30 @@ class Sign:
 
 
 @dataclass(frozen=True)
-class MaskedSign:
+class MaskedSign(Codec):
     """Signs of the values on a support that both ends derive for themselves: no position is sent."""
 
     support: PublicSupport
 
     name = "masked-sign"
-    id = 6
+    wire_id = 6
+    sends_all = False
+    same_values = True
 
     def __repr__(self) -> str:
         return f"MaskedSign(density={self.support.density}, source={self.support.source!r})"
 
-    def at(self, context: Context, released: Decoded | None) -> MaskedSign:
+    @classmethod
+    def configured(cls, direction: DirectionConfig) -> MaskedSign:
+        """The codec of a support of the direction's density."""
+        return cls(PublicSupport(direction.density, direction.support))
+
+    @property
+    def shared_support(self) -> PublicSupport:
+        """Its support."""
+        return self.support
+
+    def at(self, context: Context, released: Decoded | None = None) -> MaskedSign:
         """The codec of one message."""
         return MaskedSign(self.support.at(context, released))
 

@@ -17,10 +17,12 @@ layout and the counts by integer arithmetic: there is exactly one payload per ve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedpeft.errors import EnvelopeError, ExchangeError
+from fedpeft.exchange.codecs.base import Codec
 from fedpeft.exchange.codecs.bit_io import BitReader, Bits, to_bytes
 from fedpeft.exchange.codecs.bitfields import (
     count_bits,
@@ -34,20 +36,34 @@ from fedpeft.exchange.codecs.bitfields import (
 from fedpeft.exchange.codecs.sparse_positions import Marks
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft.exchange.transforms import Metrics, Quantise, Sparsify, State, Transform, fitted
+from fedpeft.exchange.update import Update
 from fedpeft_kernels.golomb import Integers, Small
 from fedpeft_kernels.ternary import group_sums, magnitude_sums, mean_magnitudes
+
+if TYPE_CHECKING:
+    from fedpeft.config.models import DirectionConfig
 
 MAX_VALUES = 1 << 28
 _MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class Ternary:
+class Ternary(Codec):
     """Vectors with at most one magnitude per tensor, near the entropy of their symbols."""
 
     name = "ternary"
-    id = 3
-    levels = 1
+    wire_id = 3
+    sends_all = False
+    fills_zeros = False
+    near_entropy = True
+    choice_density = 1.0
+    own_step = "ternarise"
+
+    @classmethod
+    def transforms(cls, direction: DirectionConfig) -> tuple[Transform, ...]:
+        """The largest values, then one magnitude per tensor."""
+        return (Sparsify(direction.density), Ternarise())
 
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """Give every nonzero value its tensor's mean magnitude, rounded down to 7 significant bits.
@@ -91,14 +107,39 @@ class Ternary:
 
 
 @dataclass(frozen=True)
-class DeadZone:
+class Ternarise(Transform):
+    """Give every nonzero value its sign times its tensor's mean magnitude as the codec carries it."""
+
+    name = "ternarise"
+    post_processing = True
+
+    @property
+    def rounds_for(self) -> Ternary:
+        """Ternary."""
+        return Ternary()
+
+    def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
+        """Measure nothing."""
+        return fitted(Ternary(), update), {}
+
+
+@dataclass(frozen=True)
+class DeadZone(Codec):
     """Seven levels per tensor: 0 and plus or minus one, two or four times a scale.
 
     For heavy-tailed vectors, whose few largest values one magnitude serves badly.
     """
 
     name = "dead-zone"
-    id = 5
+    wire_id = 5
+    sends_all = False
+    fills_zeros = False
+    choice_density = 0.75  # seven levels take more bits per value
+
+    @classmethod
+    def transforms(cls, direction: DirectionConfig) -> tuple[Transform, ...]:
+        """The largest values, then seven levels."""
+        return (Sparsify(direction.density), Quantise(cls()))
 
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """Round every nonzero value to one, two or four times its tensor's scale.

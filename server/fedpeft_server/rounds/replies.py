@@ -18,7 +18,6 @@ from fedpeft.exchange import (
     Context,
     Decoded,
     Layout,
-    bound,
     codec_of,
     entropy_bits,
     open_envelope,
@@ -138,7 +137,7 @@ class Inbox:
             raise FederationError("its reply belongs to another round's messages")
         self._check(reply, member.name)
         context = Context(self.setup.run_id, self.round, member.name, digest(self.state), "up")
-        codec = bound(self.setup.up, context, self.released(member.name))
+        codec = self.setup.up.at(context, self.released(member.name))
         return _Letter(reply, blob, layout, context, codec)
 
     def _take(self, member: Member, letter: _Letter) -> Decoded | None:
@@ -181,7 +180,7 @@ class Inbox:
     def _measure(self, values: Decoded) -> None:
         self.values += values.layout.size
         self.kept += values.nonzero
-        if self.setup.up.name == "ternary":
+        if self.setup.up.near_entropy:
             self.entropy += entropy_bits(values, values.layout)
 
 
