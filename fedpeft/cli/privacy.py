@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedpeft.config import Config
     from fedpeft.privacy.noise_to_signal import Remedy, Signal
     from fedpeft.privacy.plan import PrivacyPlan
+    from fedpeft.run_plan import RunPlan
 
 
 ADJACENCY = {
@@ -50,40 +51,39 @@ def plan(
         facts |= _sums(config)
         emit(facts, as_json, lambda: _show_none(facts))
         return
-    facts = _facts(config, values or _adapter_size(config))
+    facts = _facts(_run_plan(config, values))
     emit(facts, as_json, lambda: _show(facts))
     if not facts["allowed"]:
         raise typer.Exit(PrivacyError.exit_code)
 
 
-def _adapter_size(config: Config) -> int:
-    """Number of values of the configured adapter that get noise; loads the base."""
+def _run_plan(config: Config, values: int) -> RunPlan:
+    """The plan of a config; the base is loaded where nobody says how many values get noise."""
+    from fedpeft.run_plan import RunPlan
+
+    if values:
+        return RunPlan.from_config(config, values, noisy=values)
     if config.base.task != "causal-lm":
         raise ConfigError(f"base.task = {config.base.task!r} depends on the nodes' labels: give --values")
-    from fedpeft.adapters import attach
     from fedpeft.bases import load_base
-    from fedpeft.exchange import noisy_values
 
-    layout = attach(load_base(config.base), config.adapter, config.run.seed).layout
-    return noisy_values(config.exchange, layout.size)
+    return RunPlan.from_base(config, load_base(config.base))
 
 
-def _facts(config: Config, size: int) -> dict[str, Any]:
-    from fedpeft.privacy import plan_from_config
-    from fedpeft.privacy.noise_to_signal import remedies, signal
+def _facts(plan: RunPlan) -> dict[str, Any]:
+    from fedpeft.privacy.noise_to_signal import remedies
 
-    found = plan_from_config(config, size)
-    assert found is not None
+    config, privacy, figures = plan.config, plan.privacy, plan.signal
+    assert privacy is not None and figures is not None
     nodes, most = config.federation.nodes, config.privacy.most_noise
-    figures = signal(found, size, nodes)
     allowed = figures.whole_run <= most
-    advice = [] if allowed else remedies(found, size, nodes)
+    advice = [] if allowed else remedies(privacy, plan.noisy_values, nodes)
     return {
-        "private": not found.reproducible,
-        **found.describe(),
-        "epsilon_by_rdp": _rdp_epsilon(found),
-        "steps": found.steps,
-        "values": size,
+        "private": not privacy.reproducible,
+        **privacy.describe(),
+        "epsilon_by_rdp": _rdp_epsilon(privacy),
+        "steps": privacy.steps,
+        "values": plan.noisy_values,
         "nodes": nodes,
         **_signal_facts(figures, advice),
         "most_noise": most,

@@ -14,6 +14,7 @@ from fedpeft.config.models import BaseConfig, DataConfig
 from fedpeft.data import Record, label_set, read_records, read_written, tokenise
 from fedpeft.errors import ConfigError
 from fedpeft.packing.peft_folder import read_config
+from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
 
 if TYPE_CHECKING:
@@ -74,6 +75,6 @@ def _evaluate(
 ) -> Evaluation:
     from fedpeft.evaluation.metrics import evaluate
 
-    loaded = load_apart(base, len(labels) if base.task == "sequence-classification" else None)
+    loaded = load_apart(base, num_classes(base, labels))
     examples = tokenise(rows, loaded.tokenizer, data, base.task, labels or None)
     return evaluate(load_adapter(loaded.model, folder), examples, labels or None, loaded.tokenizer)

@@ -16,6 +16,7 @@ from fedpeft.errors import DataError
 from fedpeft.evaluation.adapter_folder import named_base
 from fedpeft.packing.file_format import Claim
 from fedpeft.packing.peft_folder import Tensors, digest_of, read_adapter
+from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
 
 if TYPE_CHECKING:
@@ -107,8 +108,7 @@ def _judge(
     folder: Path, source: tuple[Path, Sequence[Record]], base: BaseConfig, data: DataConfig, labels: list[str]
 ) -> Judge:
     path, rows = source
-    classes = len(labels) if base.task == "sequence-classification" else None
-    loaded = load_apart(base, classes)
+    loaded = load_apart(base, num_classes(base, labels))
     examples = tokenise(rows, loaded.tokenizer, data, base.task, labels or None)
     model = load_adapter(loaded.model, folder)
     before = _figures(model, examples, labels or None, loaded.tokenizer)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.bases import Base, load_base
 from fedpeft.config import Config
 from fedpeft.data import Example, Record, label_set, read_written, tokenise
+from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def classes(records: Sequence[Record]) -> list[str]:
 
 def load_run_base(config: Config, labels: Sequence[str]) -> Base:
     """The base that a run's config names, with a head of as many classes as the data has."""
-    return load_base(config.base, len(labels) if config.base.task == "sequence-classification" else None)
+    return load_base(config.base, num_classes(config.base, labels))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from fedpeft.errors import PrivacyError
@@ -18,11 +19,13 @@ GRID = 1e-4
 """Noise multipliers are rounded up to this grid, so that they read well in plans and reports."""
 
 
+@lru_cache(maxsize=64)
 def noise_multiplier(plan: PrivacyPlan, target: float) -> float:
     """Smallest multiplier on the grid with which the plan's whole run spends at most ``target``.
 
     Found by root search at the coarse discretisation and confirmed at the fine one: the returned value
-    never exceeds the target, and lies within about 0.2 % of the smallest that would not.
+    never exceeds the target, and lies within about 0.2 % of the smallest that would not. The search takes
+    seconds, so its results are kept for equal arguments.
 
     Args:
         plan: everything but the noise, whatever its present noise multiplier is.

@@ -17,10 +17,8 @@ from fedpeft.config import Config
 from fedpeft.data import Record, write_records
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation.held_out import HeldOut, classes, evaluation_event, load_run_base
-from fedpeft.exchange import noisy_values
 from fedpeft.exchange.layout import FloatVector
-from fedpeft.privacy import plan_from_config
-from fedpeft.privacy.noise_to_signal import check_signal
+from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import AuditFacts, RunSummary
 from fedpeft_attacks.audit_suite import audit
@@ -95,19 +93,10 @@ def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> Ru
 
 def _promise(config: Config, base: Base, report: Progress) -> None:
     """Say what the privacy plan promises; one whose noise swamps the run is refused before it starts."""
-    attached = attach(base, config.adapter, config.run.seed)
-    size = noisy_values(config.exchange, attached.layout.size)
-    if (plan := plan_from_config(config, size)) is None:
-        return
-    figures = check_signal(plan, size, config.federation.nodes, config.privacy.most_noise)
-    claim = f"epsilon {plan.epsilon():.3g} at delta {plan.delta:g} per {plan.unit}, trust {plan.trust}"
-    report(
-        {
-            "event": "privacy",
-            "noise_over_signal": figures.whole_run,
-            "text": f"privacy plan: {claim}; noise over signal {figures.whole_run:.2g} over the run",
-        }
-    )
+    plan = RunPlan.from_base(config, base).checked()
+    if plan.signal is not None:
+        figure = plan.signal.whole_run
+        report({"event": "privacy", "noise_over_signal": figure, "text": f"privacy plan: {plan.claim}"})
 
 
 def _threads(config: Config) -> int:

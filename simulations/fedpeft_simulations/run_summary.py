@@ -13,11 +13,12 @@ from fedpeft.adapters.methods.base import method_key
 from fedpeft.config import Config, config_hash
 from fedpeft.config.models import EMBEDDED
 from fedpeft.epsilons import UNBOUNDED, shown, worst, written
-from fedpeft.exchange import codec_from_config, noisy_values
+from fedpeft.exchange import codec_from_config
 from fedpeft.exchange.entropy import entropy_bits
 from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
 from fedpeft.exchange.layout import Layout
-from fedpeft.privacy import Ledger, PrivacyPlan, plan_from_config
+from fedpeft.privacy import Ledger, PrivacyPlan
+from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore
 from fedpeft.runstore.summary import (
     AdapterFacts,
@@ -249,7 +250,7 @@ def _coded(store: RunStore, config: Config, layout: Layout) -> tuple[float | Non
 
 def privacy_facts(store: RunStore) -> PrivacyFacts:
     """The claim of a run, read from the ledgers of those who add the noise."""
-    plan = plan_from_config(store.config, noisy_values(store.config.exchange, store.values))
+    plan = RunPlan.from_config(store.config, store.values).privacy
     nodes = [_node(store, home, plan) for home in store.homes]
     if plan is None or plan.reproducible:
         nothing = dict.fromkeys(("adjacency", "trust", "epsilon", "delta", "accountant", "plan"))

@@ -49,7 +49,7 @@ class World:
         from fedpeft.privacy import csprng
         from fedpeft.training import local
         from fedpeft.training.dp import dpsgd
-        from fedpeft_clients.rounds import local_round, node_context
+        from fedpeft_clients.rounds import local_round
         from fedpeft_clients.rounds.handlers import train
 
         self.gradients, self.totals = [], []
@@ -78,7 +78,6 @@ class World:
             task = coordinator.first_task(expires=2e9)
             reply, envelope = train(home, task, b"")
         files = sorted(str(path.relative_to(home.path)) for path in home.path.rglob("*") if path.is_file())
-        node_context._plans.clear()
         local_round._ledgers.clear()
         detach()
         shutil.rmtree(home.path)

@@ -30,7 +30,7 @@ from fedpeft_clients.governance.rosters import pin, pinned, unpin
 from fedpeft_clients.governance.run_approval import approve
 from fedpeft_clients.rounds import handlers, secure_aggregation
 from fedpeft_clients.rounds.local_round import INTEGERS
-from fedpeft_clients.rounds.node_context import Desk, plans, signer_of
+from fedpeft_clients.rounds.node_context import Desk, signer_of
 from fedpeft_clients.rounds.node_state import load_state
 from fedpeft_clients.rounds.run_home import Simulated, create_home
 from tests.clients.conftest import deal
@@ -79,7 +79,7 @@ class Federation:
         hello = Hello(PROTOCOL, run_id(self.config), Signer.from_seed(b"c" * 32).public)
         self.state = {handlers.greet(self.homes[name], hello).state for name in NAMES}.pop()
         desk = Desk.of(self.homes["A"])
-        self.plan, self.layout = plans(desk).privacy, desk.attached.layout
+        self.plan, self.layout = desk.plan.privacy, desk.attached.layout
         self.keys = {name: signer_of(home).public for name, home in self.homes.items()}
 
     def attempt(self, number, roster=NAMES, threshold=5, present=None, last="opened"):

@@ -170,11 +170,11 @@ class Hostile:
         """The same update times a factor, under a good signature."""
         from fedpeft.exchange import Update, open_envelope, seal
         from fedpeft.trust import Verifier
-        from fedpeft_clients.rounds.node_context import plans, signer_of
+        from fedpeft_clients.rounds.node_context import signer_of
 
         desk = self._desk()
         context, layout = self._context(desk, order), desk.attached.layout
-        plan = plans(desk).up.at(context)
+        plan = desk.plan.up.at(context)
         verifier = Verifier(signer_of(desk.home).public)
         values = open_envelope(blob, layout, plan.codec, context, verifier).dense() * factor
         return seal(Update(layout, values, order.round, 1), plan, context, signer_of(desk.home))

@@ -13,7 +13,7 @@ from fedpeft import flower
 from fedpeft.aggregation.global_state import initial_state
 from fedpeft.aggregation.robust import RobustMean
 from fedpeft.config import build_config
-from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Layout, Update, seal, up_codec
+from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Layout, Update, seal
 from fedpeft.protocol.messages import (
     HelloReply,
     RunTerms,
@@ -26,6 +26,7 @@ from fedpeft.protocol.messages import (
     state_digest,
     unpack,
 )
+from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, create_run
 from fedpeft.trust import Signer
 from fedpeft_server.rounds import round_loop, run_terms, wait_for_nodes
@@ -190,4 +191,5 @@ def setup_of(run, config):
     agreed = Agreed(identity, "ba5e", lambda name: LAYOUT.digest, state_digest(LAYOUT, zeros), OWNER.public)
     state = initial_state(config, None, LAYOUT, zeros, RobustMean.of(config))
     kept = Broadcasts(run / "broadcasts", 5)
-    return Setup(run, config, identity, OWNER, agreed, state, up_codec(config.exchange), PLAIN, kept)
+    plan = RunPlan.from_config(config, LAYOUT.size)
+    return Setup(run, config, identity, OWNER, agreed, state, kept, plan)

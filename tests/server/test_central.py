@@ -15,10 +15,9 @@ from fedpeft.aggregation.global_state import initial_state
 from fedpeft.config import build_config
 from fedpeft.errors import FederationError, PrivacyError
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Layout, Update, seal
-from fedpeft.exchange import codec_from_config as codec_of
 from fedpeft.privacy import Ledger, noise
-from fedpeft.privacy import plan_from_config as privacy_plan
 from fedpeft.protocol.messages import HelloReply, TrainReply, TrainTask, pack, run_id, state_digest, unpack
+from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, create_run
 from fedpeft.trust import Signer
 from fedpeft_server.rounds import checkpoints, round_loop
@@ -128,12 +127,12 @@ def make(tmp_path):
 
 def setup_of(run, config):
     zeros, identity = np.zeros(LAYOUT.size, np.float32), run_id(config)
-    plan, signer = privacy_plan(config), Signer.from_seed(bytes(32))
+    plan, signer = RunPlan.from_config(config, LAYOUT.size), Signer.from_seed(bytes(32))
     agreed = Agreed(identity, "ba5e", lambda name: LAYOUT.digest, state_digest(LAYOUT, zeros), signer.public)
-    state = initial_state(config, None, LAYOUT, zeros, CentralNoise.of(plan) if plan else None)
+    noise = CentralNoise.of(plan.central) if plan.central else None
+    state = initial_state(config, None, LAYOUT, zeros, noise)
     kept = Broadcasts(run / "broadcasts", 5)
-    up = codec_of(config.exchange.up)
-    return Setup(run, config, identity, signer, agreed, state, up, PLAIN, kept, plan)
+    return Setup(run, config, identity, signer, agreed, state, kept, plan)
 
 
 def no_noise(monkeypatch):
@@ -161,7 +160,7 @@ def test_each_round_is_reserved_before_anybody_is_asked_and_told_without_figures
     assert sum(entry.body["kind"] == "released" for entry in made.ledger.entries()) == 3
     epsilons = [event["spent"]["epsilon"] for event in events]
     assert epsilons == sorted(epsilons)
-    assert epsilons[-1] == pytest.approx(made.setup.privacy.epsilon(), rel=2e-3)
+    assert epsilons[-1] == pytest.approx(made.setup.plan.privacy.epsilon(), rel=2e-3)
     for event in events:
         assert event["applied"] and event["clip"] == 2.0 and event["noise"] == 1.5 * 2.0 / 3
         assert not {"mean", "norm", "naive_error", "density", "entropy_bits", "codecs"} & event.keys()
@@ -219,7 +218,7 @@ def test_a_round_repeated_after_a_kill_has_other_noise_and_is_charged_again(make
     made.go()
     assert [body["round"] for body in made.reserved()] == [1, 2, 2, 3]
     assert made.ledger.spent(made.setup.config.run.name) == pytest.approx(
-        made.setup.privacy.epsilon(4), rel=2e-3
+        made.setup.plan.privacy.epsilon(4), rel=2e-3
     )
     releases = [entry.body["sha256"] for entry in made.ledger.entries() if entry.body["kind"] == "released"]
     assert len(releases) == 4 == len(set(releases)) and len(first) == 2
@@ -243,7 +242,7 @@ def test_a_round_that_was_killed_when_nodes_were_asked_is_charged_again(make, mo
 
 def test_the_budget_ends_a_run_before_anybody_is_asked(make):
     made = make(privacy={"budget": 4.0})
-    assert made.setup.privacy.epsilon(1) < 4.0 < made.setup.privacy.epsilon(2)
+    assert made.setup.plan.privacy.epsilon(1) < 4.0 < made.setup.plan.privacy.epsilon(2)
     with pytest.raises(PrivacyError, match="budget"):
         made.go()
     assert {round for round, _ in made.asked} == {1}

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedpeft.exchange import noisy_values
-from fedpeft.privacy import PrivacyPlan, plan_from_config
+from fedpeft.privacy import PrivacyPlan
+from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore
 from fedpeft_attacks import dp_audit
 from fedpeft_attacks.evidence.taps import GRADIENT, Tap
 from fedpeft_attacks.memory import canary_scores, released
 from fedpeft_attacks.results.findings import EpsilonCheck
 from fedpeft_attacks.results.verdicts import Audit, Bound, epsilon_check
-
-
-def plan_of(store: RunStore) -> PrivacyPlan | None:
-    """The privacy plan of a run; None where nothing is claimed."""
-    return plan_from_config(store.config, noisy_values(store.config.exchange, store.values))
 
 
 def claim_checks(
@@ -29,7 +24,7 @@ def claim_checks(
         taps: what its nodes wrote down.
         effort: of the rehearsal.
     """
-    plan = plan_of(store)
+    plan = RunPlan.from_config(store.config, store.values).privacy
     if plan is None:
         return []
     gradients = {

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from fedpeft.config import config_hash
 from fedpeft.epsilons import shown, written
+from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, write_atomic
-from fedpeft_attacks.dp_audit.report_checks import plan_of
 from fedpeft_attacks.evidence.collect_views import Evidence
 from fedpeft_attacks.evidence.taps import Tap
 from fedpeft_attacks.registry import ATTACKS
@@ -66,7 +66,7 @@ def assemble(
 ) -> Report:
     """Put the results of a run together with all that is needed to check them."""
     config, findings, checks = store.config, results.findings, results.epsilon
-    privacy, verdict = plan_of(store), overall(findings, checks)
+    plan, verdict = RunPlan.from_config(config, store.values), overall(findings, checks)
     return Report(
         run=config.run.name,
         config_hash=config_hash(config),
@@ -80,11 +80,11 @@ def assemble(
         verdict=verdict,
         summary=summary(findings, checks),
         threats=threats(findings),
-        claim=_claim(privacy),
+        claim=_claim(plan.privacy),
         findings=tuple(findings),
         methods=_methods(results),
         epsilon=tuple(checks),
-        exchange=exchange_of(store, privacy, tuple(evidence.stages)),
+        exchange=exchange_of(store, plan, tuple(evidence.stages)),
         envelopes=tuple(envelopes_of(store, taps)),
         own_copy=delivery.own_copy,
         examples=tuple(results.examples) if delivery.own_copy else (),

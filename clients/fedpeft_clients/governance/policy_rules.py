@@ -16,9 +16,10 @@ from fedpeft.config import Config
 from fedpeft.config.models import EMBEDDED, RunConfig
 from fedpeft.errors import FedPeftError
 from fedpeft.plugins import CODECS
+from fedpeft.privacy import plan_from_config
 from fedpeft.protocol.messages import run_id
+from fedpeft.run_plan import quorum
 from fedpeft_clients.governance.policy import Policy, PolicyError, within_hours
-from fedpeft_clients.rounds.node_context import privacy_of
 
 Problems = Iterator[tuple[str, str]]
 """Names of broken rules, each with a sentence for the operator."""
@@ -59,10 +60,8 @@ class Offer:
 
     @property
     def quorum(self) -> int:
-        """Replies that make a round: as configured, or a majority of those asked."""
-        federation = self.config.federation
-        asked = max(1, round(federation.participation * federation.nodes))
-        return min(federation.quorum or asked // 2 + 1, federation.nodes)
+        """Replies that make a round."""
+        return quorum(self.config.federation)
 
     @property
     def tokens(self) -> int:
@@ -102,14 +101,8 @@ def run_epsilon(config: Config) -> float:
     privacy = config.privacy
     if privacy.unit == "none" or privacy.epsilon is not None:
         return privacy.epsilon or 0.0
-    key = run_id(config)
-    if key not in _epsilons:
-        plan = privacy_of(config) if privacy.trust != "distributed" else None
-        _epsilons[key] = plan.epsilon() if plan else math.inf
-    return _epsilons[key]
-
-
-_epsilons: dict[bytes, float] = {}
+    plan = plan_from_config(config) if privacy.trust != "distributed" else None
+    return plan.epsilon() if plan else math.inf
 
 
 def agreed_base(config: Config) -> str | None:

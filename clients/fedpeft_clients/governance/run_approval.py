@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fedpeft.config import Config, build_config
 from fedpeft.errors import ConfigError, DataError, FederationError, PrivacyError
-from fedpeft.privacy import Ledger
+from fedpeft.privacy import Ledger, plan_from_config
 from fedpeft.protocol.messages import OLDEST, PROTOCOL, RunTerms, Terms, TermsReply, spoken
 from fedpeft.runstore import read_json, write_json
 from fedpeft.runstore.files import sync_folder
@@ -26,7 +26,6 @@ from fedpeft_clients.governance.proposals import FILE, OFFER, Stored, offered, o
 from fedpeft_clients.governance.record_overlap import admit, changed
 from fedpeft_clients.governance.rosters import check_roster, unpinned
 from fedpeft_clients.outbox import ledger_witness
-from fedpeft_clients.rounds.node_context import privacy_of
 from fedpeft_clients.rounds.run_home import HOME, Home, Own, open_home
 
 MOST_OFFERS = 64
@@ -355,7 +354,7 @@ def _affordable(post: Post, policy: Policy, offer: Offer, dataset: DataSet) -> N
     config = offer.config
     if config.privacy.unit == "none" or config.privacy.trust != "local":
         return
-    plan = privacy_of(config)
+    plan = plan_from_config(config)
     if plan is None or plan.reproducible:
         return
     budget = policy.privacy.budget()

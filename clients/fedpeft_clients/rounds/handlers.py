@@ -10,7 +10,7 @@ from fedpeft.protocol.messages import Hello, HelloReply, TrainReply, TrainTask, 
 from fedpeft.training import LocalPlan
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds.local_round import INTEGERS, hidden, session_of, work
-from fedpeft_clients.rounds.node_context import Desk, plans, signer_of, trust
+from fedpeft_clients.rounds.node_context import Desk, signer_of, trust
 from fedpeft_clients.rounds.node_state import (
     Answer,
     NodeState,
@@ -37,7 +37,7 @@ def greet(home: Home, hello: Hello) -> HelloReply:
         raise FederationError(f"the coordinator and this node share no protocol: upgrade the {old}")
     trust(home, hello.coordinator)
     desk = Desk.of(home)
-    plans(desk)
+    desk.plan.checked()
     return HelloReply(
         name=home.name,
         run=desk.run,

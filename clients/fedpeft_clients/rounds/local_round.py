@@ -40,7 +40,7 @@ from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds import ledger_view
 from fedpeft_clients.rounds.example_cache import load_examples
 from fedpeft_clients.rounds.leak_check import look
-from fedpeft_clients.rounds.node_context import Desk, Held, Received, plans, signer_of
+from fedpeft_clients.rounds.node_context import Desk, Held, Received, signer_of
 from fedpeft_clients.rounds.node_state import Answer, NodeState, held_rounds, load_state
 from fedpeft_clients.rounds.pipeline_taps import Taps, Watched
 from fedpeft_clients.rounds.run_home import Home
@@ -64,7 +64,7 @@ def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeS
         ledger_view.require(ledger, desk.run.hex(), number, digest)
     plan = _plan(desk, task, received.released, session)
     if session is not None:
-        session.check(plan, desk.attached.layout, _noisy(desk), inbox)
+        session.check(plan, desk.attached.layout, desk.plan.distributed is not None, inbox)
     reservation = _reserve(desk, ledger, task)
     start = desk.attached.begin(received.held, task.round, home.name)
     taps = Taps(home.taps(task.round))
@@ -132,19 +132,13 @@ def _plan(desk: Desk, task: TrainTask, released: Decoded | None, session: Sessio
         PolicyError: the sum's support follows a broadcast that this node has not read, so it would put its
             values elsewhere than the others do.
     """
-    up, context = plans(desk).up, _context(desk, task)
+    up, context = desk.plan.up, _context(desk, task)
     if session is None:
         return up.at(context, released)
     if session.task.follows and released is None:
         raise PolicyError("secure", f"round {task.round}: the support follows a broadcast that was not sent")
     plan = up.at(context, released if session.task.follows else None)
     return plan.at_scales(session.task.scales) if session.task.scales else plan
-
-
-def _noisy(desk: Desk) -> bool:
-    """Whether the nodes of a secure sum add the noise, on a grid."""
-    privacy = plans(desk).privacy
-    return privacy is not None and privacy.grid is not None
 
 
 _ledgers: dict[tuple[Path, Budget | None], Ledger] = {}
@@ -176,7 +170,7 @@ def _reserve(desk: Desk, ledger: Ledger, task: TrainTask) -> Reservation:
     Where the coordinator adds the noise and draws nodes, this node knows of each round that it is in: that
     round is charged without amplification, and a round that it is not in costs nothing.
     """
-    privacy = plans(desk).privacy
+    privacy = desk.plan.privacy
     if privacy is not None and privacy.trust == "central":
         privacy = replace(privacy, sampling_probability=1.0, separation=1, bands=1)
     releases = 1 if privacy is not None and privacy.unit == "node" else task.steps
@@ -212,7 +206,7 @@ def _trained(
     So is one whose norm float32 cannot hold: a later step would refuse it, and that would tell.
     With noise of the node's own no step fails because of a record, and an update without noise would tell.
     """
-    attached, dpsgd, start = desk.attached, plans(desk).dpsgd, desk.attached.get()
+    attached, dpsgd, start = desk.attached, desk.plan.local, desk.attached.get()
     hidden_elsewhere = dpsgd is None and desk.home.discreet
     try:
         train_local(attached, examples, plan, rng, dpsgd, extras)

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 from fedpeft.adapters import Attached, attach
 from fedpeft.aggregation import FactorState
 from fedpeft.bases import Base, load_base
-from fedpeft.config import Config
 from fedpeft.errors import FederationError
 from fedpeft.exchange import (
     Codec,
     Context,
     Decoded,
     DenseFp32,
-    ExchangePlan,
     FloatVector,
     Layout,
-    codec_from_config,
-    noisy_values,
     open_envelope,
-    up_plan,
 )
-from fedpeft.privacy import PrivacyPlan
-from fedpeft.privacy import plan_from_config as privacy_plan
-from fedpeft.privacy.noise_to_signal import check_signal
 from fedpeft.protocol.messages import COORDINATOR, NO_STATE, TrainTask, run_id, state_digest
+from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import write_atomic
 from fedpeft.training.dp.engine_selection import engine_of
 from fedpeft.trust import Signer, Verifier
@@ -71,6 +65,20 @@ class Desk:
         base = load_base(home.base, len(home.classes) if home.classes else None)
         attached = attach(base, home.config.adapter, home.config.run.seed, home.name)
         return cls(home, base, attached, run_id(home.config))
+
+    @cached_property
+    def plan(self) -> RunPlan:
+        """What follows from this node's own config.
+
+        Raises:
+            PrivacyError: the noise of the plan would swamp whatever the run could learn, or no clip bounds
+                what a record does to this base.
+        """
+        config = self.home.config
+        plan = RunPlan.from_config(config, self.attached.layout.size).checked()
+        if plan.local is not None:
+            engine_of(self.attached, config.run.engine, config.data.max_length)
+        return plan
 
     def initial(self) -> Held:
         """The agreed starting state."""
@@ -124,7 +132,7 @@ class Desk:
         values, delta, layout = self._held(task.since).copy(), None, self.attached.layout
         for number, link in enumerate(links, task.since + 1):
             before = state_digest(layout, values)
-            delta = self._open(link, plans(self).down, number, before, layout)
+            delta = self._open(link, self.plan.down.codec, number, before, layout)
             delta.add_to(values)
         return Received(values, delta)
 
@@ -153,70 +161,6 @@ class Desk:
         ):
             raise FederationError("the announced ranks do not fit the adapter's modules")
         return law.state_layout({module: rank for rank, (module, _) in zip(ranks, law.shapes, strict=True)})
-
-
-@dataclass(frozen=True)
-class Plans:
-    """What a config says about leaving the node; solved once per process.
-
-    Attributes:
-        up: what an update passes.
-        down: codec of the broadcast.
-        privacy: the run's plan, whoever adds the noise; None: no DP.
-    """
-
-    up: ExchangePlan
-    down: Codec
-    privacy: PrivacyPlan | None
-
-    @property
-    def dpsgd(self) -> PrivacyPlan | None:
-        """The plan of the node's own noise, if it adds some while it trains."""
-        return self.privacy if self.privacy is not None and self.privacy.trust == "local" else None
-
-
-_plans: dict[bytes, Plans] = {}
-_privacy: dict[tuple[bytes, int], PrivacyPlan | None] = {}
-
-
-def privacy_of(config: Config, size: int = 0) -> PrivacyPlan | None:
-    """A run's privacy plan (`fedpeft.privacy.plan_from_config`), kept per process; None: no DP.
-
-    Raises:
-        PrivacyError: there is no such plan.
-    """
-    key = run_id(config), size if config.privacy.trust == "distributed" else 0
-    if key not in _privacy:
-        _privacy[key] = privacy_plan(config, size)
-    return _privacy[key]
-
-
-def plans(desk: Desk) -> Plans:
-    """The plans of a node's own config, kept per process: calibrating noise takes a while.
-
-    Raises:
-        PrivacyError: the noise of the plan would swamp whatever the run could learn, or no clip bounds what a
-            record does to this base.
-    """
-    key, config = desk.run, desk.home.config
-    if key not in _plans:
-        size = noisy_values(config.exchange, desk.attached.layout.size)
-        privacy = privacy_of(config, size)
-        if privacy is not None:
-            check_signal(privacy, size, config.federation.nodes, config.privacy.most_noise)
-        up = up_plan(config.exchange, privacy is not None and privacy.trust == "local", _own_clip(privacy))
-        made = Plans(up, codec_from_config(config.exchange.down), privacy)
-        if made.dpsgd is not None:
-            engine_of(desk.attached, config.run.engine, config.data.max_length)
-        _plans[key] = made
-    return _plans[key]
-
-
-def _own_clip(privacy: PrivacyPlan | None) -> float | None:
-    """Where the node clips its update itself: not where an adaptive clip must see the norms as they are."""
-    if privacy is None or privacy.trust != "central" or privacy.adaptive is not None:
-        return None
-    return privacy.clip
 
 
 def signer_of(home: Home) -> Signer:

@@ -14,7 +14,7 @@ from fedpeft.privacy.csprng import Randomness, seeded, words
 from fedpeft.privacy.plan import Grid, PrivacyPlan
 from fedpeft.rng import stream
 from fedpeft.secagg.skellam import share_of_noise, to_grid
-from fedpeft_clients.rounds.node_context import Desk, plans
+from fedpeft_clients.rounds.node_context import Desk
 from fedpeft_clients.rounds.pipeline_taps import Taps
 
 Integers = NDArray[np.int64]
@@ -36,7 +36,7 @@ def summand(
     """
     change = desk.attached.get() - start.values
     taps.stage("update", change)
-    privacy = plans(desk).privacy
+    privacy = desk.plan.privacy
     if not isinstance(plan.codec, PublicTernary):
         raise TypeError(f"a secure sum needs public scales, the plan ends with {plan.codec.name}")
     if privacy is not None and privacy.grid is not None:

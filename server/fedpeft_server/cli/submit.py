@@ -139,21 +139,10 @@ def _promise(config: Config, classes: Sequence[str]) -> str:
     """
     if config.privacy.unit == "none":
         return ""
-    from fedpeft.adapters import attach
     from fedpeft.evaluation.held_out import load_run_base
-    from fedpeft.exchange import noisy_values
-    from fedpeft.privacy import plan_from_config
-    from fedpeft.privacy.noise_to_signal import check_signal
+    from fedpeft.run_plan import RunPlan
 
-    base = load_run_base(config, classes)
-    size = noisy_values(config.exchange, attach(base, config.adapter, config.run.seed).layout.size)
-    if (plan := plan_from_config(config, size)) is None:
-        return ""
-    figures = check_signal(plan, size, config.federation.nodes, config.privacy.most_noise)
-    return (
-        f"epsilon {plan.epsilon():.3g} at delta {plan.delta:g} per {plan.unit}, trust {plan.trust}; "
-        f"noise over signal {figures.whole_run:.2g}"
-    )
+    return RunPlan.from_base(config, load_run_base(config, classes)).checked().claim
 
 
 def _write(

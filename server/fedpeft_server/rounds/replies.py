@@ -137,7 +137,7 @@ class Inbox:
             raise FederationError("its reply belongs to another round's messages")
         self._check(reply, member.name)
         context = Context(self.setup.run_id, self.round, member.name, digest(self.state), "up")
-        codec = self.setup.up.at(context, self.released(member.name))
+        codec = self.setup.plan.up.codec.at(context, self.released(member.name))
         return _Letter(reply, blob, layout, context, codec)
 
     def _take(self, member: Member, letter: _Letter) -> Decoded | None:
@@ -152,7 +152,7 @@ class Inbox:
         """The most bytes that the envelope of a node may have."""
         if self.secure is not None:
             return OVERHEAD_BYTES + self.secure.payload_bytes
-        return OVERHEAD_BYTES + self.setup.up.max_bytes(self.state.node_layout(name))
+        return OVERHEAD_BYTES + self.setup.plan.up.codec.max_bytes(self.state.node_layout(name))
 
     def _opened(self, member: Member, letter: _Letter) -> Decoded:
         values = _decoded(member, letter)
@@ -180,7 +180,7 @@ class Inbox:
     def _measure(self, values: Decoded) -> None:
         self.values += values.layout.size
         self.kept += values.nonzero
-        if self.setup.up.near_entropy:
+        if self.setup.plan.up.codec.near_entropy:
             self.entropy += entropy_bits(values, values.layout)
 
 

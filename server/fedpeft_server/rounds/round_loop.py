@@ -98,11 +98,11 @@ def _resume(setup: Setup, store: RunStore, report: Report) -> Coordinator:
 
 def _account(setup: Setup, store: RunStore) -> Account | None:
     """The coordinator's own ledger, where it adds the noise."""
-    if setup.central is None:
+    if setup.plan.central is None:
         return None
     privacy = setup.config.privacy
     ledger = Ledger(store.path / LEDGER, privacy.budget or privacy.epsilon)
-    return Account(ledger, setup.config.run.name, setup.run_id.hex(), setup.central)
+    return Account(ledger, setup.config.run.name, setup.run_id.hex(), setup.plan.central)
 
 
 @dataclass
@@ -151,9 +151,9 @@ class Coordinator:
             self.stop.wait(0.05)
         self.roster.refresh(grid, federation.deadline, self.stop)
         names, refused = sorted(self.roster.members), dict(self.roster.refused)
-        if len(names) < self.setup.quorum:
+        if len(names) < self.setup.plan.quorum:
             raise FederationError(
-                f"{len(names)} of {federation.nodes} nodes agree, {self.setup.quorum} are needed"
+                f"{len(names)} of {federation.nodes} nodes agree, {self.setup.plan.quorum} are needed"
                 + "".join(f"; {name}: {cause}" for name, cause in sorted(refused.items()))
             )
         if self.sums is not None:
@@ -173,7 +173,7 @@ class Coordinator:
         chosen = self._sample(number)
         asked = [name for name in chosen if name in self.roster.members]
         context = self.setup.down_context(number, digest(self.state))
-        self.state, release = self.state.publish(self.setup.down.at(context), number)
+        self.state, release = self.state.publish(self.setup.plan.down.at(context), number)
         orders = Orders(self.setup, self.state, release, number, self.heads)
         inbox = Inbox(self.setup, self.state, number, orders.released, self.heads)
         asked = self._open_sum(grid, asked, orders, inbox)
@@ -236,14 +236,14 @@ class Coordinator:
         return {"spent": {"epsilon": written(reservation.epsilon), "delta": reservation.delta}}
 
     def _sample(self, number: int) -> list[str]:
-        config, plan = self.setup.config, self.setup.central
+        config, plan = self.setup.config, self.setup.plan.central
         coins = randomness(plan, config.run.seed, number, "participation") if plan else words
         names = self.sums.roster if self.sums is not None else self.roster.keys
         return sample(names, config.federation, config.run.seed, number, coins)
 
     def _needed(self, chosen: int) -> int:
         """Valid replies that a round needs: where draws vary in size, a majority of the draw is enough."""
-        least = self.setup.quorum
+        least = self.setup.plan.quorum
         return least if self.setup.config.federation.selection == "seeded" else min(least, chosen // 2 + 1)
 
     def _ask(self, grid: Grid, asked: list[str], orders: Orders, inbox: Inbox) -> Mapping[str, Message]:
@@ -359,7 +359,7 @@ class Coordinator:
         causes = "".join(f"; {name}: {cause}" for name, cause in sorted(inbox.refused.items()))
         found = f"{len(inbox.accepted)} valid updates in round {self.done}, {needed} are needed{causes}"
         if self.account is not None:
-            online, least = len(self.roster.members), self.setup.quorum
+            online, least = len(self.roster.members), self.setup.plan.quorum
             applied, found = online >= least, f"{online} nodes are online, {least} are needed"
         self.fruitless = 0 if applied else self.fruitless + 1
         last = self.done == self.setup.config.federation.rounds

@@ -13,20 +13,9 @@ from fedpeft.aggregation.robust import RobustMean
 from fedpeft.bases import load_base
 from fedpeft.config import Config
 from fedpeft.errors import RunError
-from fedpeft.exchange import (
-    Codec,
-    Context,
-    DenseFp32,
-    ExchangePlan,
-    Layout,
-    noisy_values,
-    plan_from_config,
-    up_codec,
-)
-from fedpeft.privacy import PrivacyPlan
-from fedpeft.privacy import plan_from_config as privacy_plan
-from fedpeft.privacy.noise_to_signal import check_signal
+from fedpeft.exchange import Context, DenseFp32, ExchangePlan
 from fedpeft.protocol.messages import COORDINATOR, run_id, state_digest
+from fedpeft.run_plan import RunPlan, num_classes
 from fedpeft.runstore import RunStore
 from fedpeft.trust import Signer
 from fedpeft_server.rounds.broadcast_cache import Broadcasts
@@ -48,10 +37,8 @@ class Setup:
         signer: the coordinator's key.
         agreed: what nodes must have computed too.
         initial: the state before round 1.
-        up: codec of the updates.
-        down: plan of the broadcast, without a residual: the exact state is the residual.
         broadcasts: those of earlier rounds.
-        privacy: the run's plan, whoever adds the noise; None: no DP.
+        plan: what follows from the config.
     """
 
     run: Path
@@ -60,15 +47,8 @@ class Setup:
     signer: Signer
     agreed: Agreed
     initial: GlobalState
-    up: Codec
-    down: ExchangePlan
     broadcasts: Broadcasts
-    privacy: PrivacyPlan | None = None
-
-    @property
-    def central(self) -> PrivacyPlan | None:
-        """The plan of the noise that this coordinator adds, if it adds some."""
-        return self.privacy if self.privacy is not None and self.privacy.trust == "central" else None
+    plan: RunPlan
 
     def down_context(self, round: int, before: bytes) -> Context:
         """What both ends know of a broadcast that applies to the state of digest ``before``."""
@@ -77,14 +57,7 @@ class Setup:
     @property
     def compares(self) -> bool:
         """Whether norms of single updates may be compared: not in a secure sum, not under central noise."""
-        return self.central is None and not self.config.exchange.secure.enabled
-
-    @property
-    def quorum(self) -> int:
-        """Valid replies that a round needs: as configured, or a majority of those expected to be asked."""
-        federation = self.config.federation
-        asked = max(1, round(federation.participation * federation.nodes))
-        return min(federation.quorum or asked // 2 + 1, federation.nodes)
+        return self.plan.central is None and not self.config.exchange.secure.enabled
 
 
 def prepare(run: Path, config: Config, signer: Signer | None = None) -> Setup:
@@ -98,11 +71,10 @@ def prepare(run: Path, config: Config, signer: Signer | None = None) -> Setup:
     Raises:
         FedPeftError: the base, the adapter or the exchange cannot be made as configured.
     """
-    down = plan_from_config(config.exchange.down.model_copy(update={"error_feedback": False}), private=False)
     base = load_base(config.base, _num_labels(run, config))
     attached = attach(base, config.adapter, config.run.seed)
-    privacy = _privacy(config, attached.layout)
-    noise = CentralNoise.of(privacy, config.run.seed) if privacy and privacy.trust == "central" else None
+    plan = RunPlan.from_config(config, attached.layout.size).checked()
+    noise = CentralNoise.of(plan.central, config.run.seed) if plan.central else None
     mean = noise or RobustMean.of(config)
     state = initial_state(config, attached.law, attached.layout, attached.initial(), mean)
     start = digest(state) if attached.law else state_digest(attached.layout, attached.initial())
@@ -115,16 +87,7 @@ def prepare(run: Path, config: Config, signer: Signer | None = None) -> Setup:
         key=signer.public,
     )
     kept = Broadcasts(run / "broadcasts", config.exchange.cache_rounds)
-    up = up_codec(config.exchange)
-    return Setup(run, config, identity, signer, agreed, state, up, down, kept, privacy)
-
-
-def _privacy(config: Config, layout: Layout) -> PrivacyPlan | None:
-    """The run's privacy plan, found not to swamp what the run could learn."""
-    size = noisy_values(config.exchange, layout.size)
-    if (plan := privacy_plan(config, size)) is not None:
-        check_signal(plan, size, config.federation.nodes, config.privacy.most_noise)
-    return plan
+    return Setup(run, config, identity, signer, agreed, state, kept, plan)
 
 
 def _num_labels(run: Path, config: Config) -> int | None:
@@ -132,6 +95,6 @@ def _num_labels(run: Path, config: Config) -> int | None:
     if config.base.task != "sequence-classification":
         return None
     try:
-        return len(json.loads(RunStore(run).labels.read_text(encoding="utf-8")))
+        return num_classes(config.base, json.loads(RunStore(run).labels.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise RunError(f"{run} has no file with the agreed classes; prepare the run again") from None

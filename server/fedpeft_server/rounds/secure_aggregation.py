@@ -274,8 +274,9 @@ class SecureSums:
         run, round = self.setup.run, orders.round
         replace(Progress.of(run, round), opening=True).save(run, round)
         layout, codec = self.setup.initial.layout, self._codec(orders, bool(opened.task.follows))
-        if self.setup.privacy is not None and self.setup.privacy.grid is not None:
-            return self._noisy_mean(opened, codec, self.setup.privacy, self.setup.privacy.grid)
+        privacy = self.setup.plan.distributed
+        if privacy is not None and privacy.grid is not None:
+            return self._noisy_mean(opened, codec, privacy, privacy.grid)
         total, nodes = opened.result(bound=1)
         votes = len(self.exponents)
         summed = codec.at_scales(self.exponents).values(total[:-votes], layout)
@@ -285,7 +286,7 @@ class SecureSums:
     @property
     def noisy(self) -> bool:
         """Whether the nodes add shares of noise, on a grid of fixed step."""
-        return self.setup.privacy is not None and self.setup.privacy.trust == "distributed"
+        return self.setup.plan.distributed is not None
 
     def _noisy_mean(self, opened: SecureSum, codec: PublicTernary, plan: PrivacyPlan, grid: Grid) -> Decoded:
         """The sum over the public number of nodes that were expected; fewer never weaken the guarantee."""
@@ -300,19 +301,19 @@ class SecureSums:
     def _codec(self, orders: Orders, follows: bool) -> PublicTernary:
         """The codec of a round's integers, without scales."""
         context = Context(self.setup.run_id, orders.round, COORDINATOR, digest(orders.state), "up")
-        codec = self.setup.up
+        codec = self.setup.plan.up.codec
         assert isinstance(codec, PublicTernary)
         return codec.at(context, orders.newest() if follows else None)
 
 
 def first_scale(setup: Setup) -> float:
     """A public guess of an update's magnitudes, from constants alone; the votes correct it."""
-    federation, privacy = setup.config.federation, setup.privacy
+    federation, privacy = setup.config.federation, setup.plan.local
     steps, size = federation.local_steps, setup.initial.layout.size
     if federation.optimiser == "adamw":
         return federation.lr * steps / 2
     gain = federation.lr / (1 - federation.momentum)
-    if privacy is not None and privacy.trust == "local":
+    if privacy is not None:
         one = privacy.noise_multiplier * privacy.clip / privacy.expected_batch_size
         return gain * one * math.sqrt(steps)
     return gain * federation.max_grad_norm * steps / math.sqrt(size)

@@ -55,7 +55,7 @@ class Patience:
                 self._tell_missing(done)
                 self._pause(LOOK_SECONDS)
                 self.roster.refresh(grid, longest, self.stop)
-            if len(self.roster.members) >= self.setup.quorum:
+            if len(self.roster.members) >= self.setup.plan.quorum:
                 self._told = {}
                 return
             self._tell_missing(done)
@@ -68,7 +68,7 @@ class Patience:
             FederationError: the run was stopped.
         """
         self.roster.refresh(grid, seconds, self.stop)
-        if len(self.roster.members) < self.setup.quorum:
+        if len(self.roster.members) < self.setup.plan.quorum:
             self.gather(grid, done)
 
     def back_off(self, done: int, refused: Mapping[str, str]) -> None:
@@ -86,7 +86,7 @@ class Patience:
         self._attempts, self._told = 0, {}
 
     def _tell_missing(self, done: int) -> None:
-        if len(self.roster.members) < self.setup.quorum:
+        if len(self.roster.members) < self.setup.plan.quorum:
             self._tell(done, self.roster.missing)
 
     def _tell(self, done: int, missing: Mapping[str, str]) -> None:
@@ -94,7 +94,7 @@ class Patience:
             return
         self._told, here = dict(missing), sorted(self.roster.members)
         causes = "".join(f"; {name}: {cause}" for name, cause in sorted(missing.items()))
-        text = f"waiting for nodes: {len(here)} agree, {self.setup.quorum} are needed{causes}"
+        text = f"waiting for nodes: {len(here)} agree, {self.setup.plan.quorum} are needed{causes}"
         self.tell({"event": "waiting", "round": done, "nodes": here, "missing": self._told, "text": text})
 
     def _pause(self, seconds: float) -> None:
