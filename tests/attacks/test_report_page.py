@@ -247,7 +247,7 @@ def browse(folder, *options):
     base = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
     profile = f"--user-data-dir={folder / 'profile'}"
     done = subprocess.run(
-        [*base, *quiet, profile, *options], capture_output=True, text=True, timeout=120, check=True
+        [*base, *quiet, profile, *options], capture_output=True, text=True, timeout=3600, check=True
     )
     return done.stdout, done.stderr
 

@@ -41,7 +41,7 @@ def run_with_kills(run, kills, seconds):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     last = start(run)
-    last.communicate(timeout=300)
+    last.communicate(timeout=3600)
     assert last.returncode == 0
 
 
