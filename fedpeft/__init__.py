@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         open_envelope,
         seal,
     )
+    from fedpeft.plugins import register_codec
     from fedpeft.privacy import Budget, Ledger, PrivacyPlan
     from fedpeft.training import Extras, LocalPlan, per_example_loss, train_local
     from fedpeft.trust import Signer, Verifier
@@ -57,6 +58,7 @@ __all__ = [
     "load_config",
     "open_envelope",
     "per_example_loss",
+    "register_codec",
     "seal",
     "tokenise",
     "train_local",
@@ -71,6 +73,7 @@ __getattr__ = lazy(
         **dict.fromkeys(("Record", "tokenise"), "data"),
         **dict.fromkeys(("Codec", "Context", "ExchangePlan", "Layout", "Transform", "Update"), "exchange"),
         **dict.fromkeys(("open_envelope", "seal"), "exchange"),
+        "register_codec": "plugins",
         **dict.fromkeys(("Budget", "Ledger", "PrivacyPlan"), "privacy"),
         **dict.fromkeys(("Extras", "LocalPlan", "per_example_loss", "train_local"), "training"),
         **dict.fromkeys(("Signer", "Verifier"), "trust"),

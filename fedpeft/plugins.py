@@ -60,3 +60,6 @@ def _known(registry: Registry[Any]) -> Callable[[str], str]:
 
 
 CodecName = Annotated[str, AfterValidator(_known(CODECS)), Field(examples=[*CODECS.shipped])]
+
+register_codec = CODECS.register
+"""Add a codec in this process alone, by the name that settings use; packages use entry points."""

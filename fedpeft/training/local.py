@@ -19,7 +19,7 @@ from fedpeft.privacy.sampling import poisson
 from fedpeft.training.batches import epochs, gather, physical, whole_units
 from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
 from fedpeft.training.dp.engine_selection import LONGEST, engine_of
-from fedpeft.training.loss import per_example_loss
+from fedpeft.training.loss import Loss, per_example_loss
 from fedpeft.training.modes import steady
 from fedpeft.training.optimisers import optimiser
 from fedpeft.training.plan import LocalPlan, PerformanceFlags
@@ -44,12 +44,15 @@ class Extras:
             nothing else bears noise. None: all values.
         longest: most tokens of a record, as ``data.max_length``: how far the gates of privacy look. A longer
             record is right too, but slow.
+        loss: of each example; None: `per_example_loss`. Under privacy it is given one record at a time, so
+            that no record can enter the gradient of another.
     """
 
     on_first_gradient: GradientTap | None = None
     flags: PerformanceFlags = field(default_factory=PerformanceFlags)
     support: NDArray[np.int64] | None = None
     longest: int = LONGEST
+    loss: Loss | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def train_local(
     with steady(attached.model):
         for indices in islice(epochs(len(examples), plan.batch_size, rng), plan.steps):
             chosen = [examples[index] for index in indices]
-            loss, gradient = _mean_gradient(attached, chosen, given.flags.tokens_at_once)
+            loss, gradient = _mean_gradient(attached, chosen, given)
             if not losses and given.on_first_gradient is not None:
                 given.on_first_gradient(gradient.cpu().numpy(), gather(attached.model, chosen))
             rule.step(values, gradient * _shrink(gradient, plan.max_grad_norm))
@@ -132,7 +135,7 @@ def _mechanism(
             f"{plan.steps} local steps, but the privacy plan accounts for {privacy.steps_per_round} per round"
         )
     source = seeded(rng.bytes(KEY_BYTES)) if privacy.reproducible else words
-    engine = engine_of(attached, extras.flags.engine, extras.longest)
+    engine = engine_of(attached, extras.flags.engine, extras.longest, extras.loss)
     return Mechanism(privacy, extras.support, source, engine)
 
 
@@ -156,12 +159,12 @@ def _train_private(
 
 
 def _mean_gradient(
-    attached: Attached, examples: Sequence[Example], tokens_at_once: int
+    attached: Attached, examples: Sequence[Example], extras: Extras
 ) -> tuple[float, torch.Tensor]:
     """Mean loss of a batch and its gradient, float32, in layout order; cut into physical batches."""
-    loss = 0.0
-    for batch in physical(attached.model, examples, tokens_at_once):
-        part = per_example_loss(attached.model, batch).sum() / len(examples)
+    loss, losses = 0.0, extras.loss or per_example_loss
+    for batch in physical(attached.model, examples, extras.flags.tokens_at_once):
+        part = losses(attached.model, batch).sum() / len(examples)
         part.backward()
         loss += float(part.detach())
     gradient = torch.cat(list(_gradients(attached)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
     from fedpeft.config.models import Task
     from fedpeft.data import Batch
+
+Loss = Callable[[Any, "Batch"], "Tensor"]
+"""Model and batch to the loss of each example, float32, shape ``(B,)``.
+
+No entry depends on another example, nor on what earlier calls have seen.
+"""
 
 PROBE_TOKENS = 6
 PROBE_TOLERANCE = 1e-3

@@ -13,7 +13,7 @@ from fedpeft.privacy import noise
 from fedpeft.privacy.csprng import seeded
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
-from fedpeft.training import LocalPlan, train_local
+from fedpeft.training import LocalPlan, per_example_loss, train_local
 from fedpeft.training.local import Extras
 from fedpeft.training.modes import steady
 from fedpeft.training.plan import PerformanceFlags
@@ -175,3 +175,40 @@ def test_looking_through_the_records_takes_none(toy_examples):
 def test_flags_out_of_range_are_refused():
     with pytest.raises(ConfigError, match="tokens_at_once"):
         PerformanceFlags(tokens_at_once=0)
+
+
+def halved(model, batch):
+    return per_example_loss(model, batch) / 2
+
+
+@pytest.mark.parametrize("privacy", [None, PRIVACY])
+def test_a_loss_of_ones_own_equals_the_platforms_where_it_is_the_same(toy, toy_examples, privacy):
+    found = []
+    for loss in (None, lambda model, batch: per_example_loss(model, batch)):
+        attached = toy()
+        flags = PerformanceFlags(engine="loop")
+        run(attached, toy_examples(9), privacy, loss=loss, flags=flags)
+        found.append(flat(attached))
+    assert torch.equal(*found)
+
+
+def test_a_loss_of_ones_own_is_the_one_that_is_clipped_and_trained_on(toy, toy_examples):
+    """Half the loss under half the clip and half the noise is half the gradient."""
+    gradients = []
+    for privacy, loss in ((PRIVACY, None), (replace(PRIVACY, clip=PRIVACY.clip / 2), halved)):
+        tap = gradients.append
+        run(toy(), toy_examples(9), privacy, loss=loss, on_first_gradient=lambda g, _, tap=tap: tap(g.copy()))
+    np.testing.assert_allclose(2 * gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
+
+
+def test_under_privacy_a_loss_of_ones_own_sees_one_record_at_a_time(toy, toy_examples):
+    sizes = []
+
+    def counted(model, batch):
+        sizes.append(len(batch))
+        return per_example_loss(model, batch)
+
+    run(toy(), toy_examples(9), PRIVACY, loss=counted)
+    assert sizes and set(sizes) == {1}
+    with pytest.raises(PrivacyError, match="one's own"):
+        run(toy(), toy_examples(9), PRIVACY, loss=counted, flags=PerformanceFlags(engine="batched"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedpeft.data import Batch
 from fedpeft.errors import PrivacyError
 from fedpeft.training.dp.linear_hooks import Recorder
-from fedpeft.training.loss import per_example_loss
+from fedpeft.training.loss import Loss, per_example_loss
 from fedpeft.training.modes import forget
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _joined(gradients: Tensor | None, owners: Tensor, units: int) -> Tensor | No
     return rows if units == len(rows) else rows.new_zeros(units, rows.shape[1]).index_add_(0, owners, rows)
 
 
-def unit_row(attached: Attached, batch: Batch) -> Rows:
+def unit_row(attached: Attached, batch: Batch, loss: Loss | None = None) -> Rows:
     """The gradient of the one unit that the whole batch is, from one pass per record, cut to its own length.
 
     Right for any model that passes the gates of the loop: no pass has seen another record, nor its length.
@@ -71,7 +71,7 @@ def unit_row(attached: Attached, batch: Batch) -> Rows:
         for row in range(len(batch)):
             length = max(int(batch.lengths[row]), 1)
             single = _trimmed(batch.part(row, row + 1), length)
-            _backward(per_example_loss(attached.model, single) / len(batch))
+            _backward((loss or per_example_loss)(attached.model, single) / len(batch))
             forget(attached.model)
         return [_taken(attached.parameters[name]) for name in attached.layout.names]
     finally:

@@ -31,7 +31,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.training.batches import gather
 from fedpeft.training.dp.backward_passes import Rows, batched_rows, bounds_of, clear, unit_row
 from fedpeft.training.dp.linear_hooks import NotBatchFirst, owners_of
-from fedpeft.training.loss import per_example_loss, task_of
+from fedpeft.training.loss import Loss, per_example_loss, task_of
 from fedpeft.training.modes import forget, steady
 
 if TYPE_CHECKING:
@@ -59,11 +59,15 @@ EXPERT_LAYERS = ("moe", "expert", "router")
 
 @dataclass(frozen=True)
 class Engine:
-    """Which engine serves a model, why, and up to which padded length; beyond it the loop serves."""
+    """Which engine serves a model, why, and up to which padded length; beyond it the loop serves.
+
+    A loss that is not the platform's is computed by the loop alone.
+    """
 
     name: Literal["batched", "loop"]
     reason: str
     longest: int = LONGEST
+    loss: Loss | None = None
 
 
 _engines: WeakKeyDictionary[nn.Module, dict[object, Engine | PrivacyError]] = WeakKeyDictionary()
@@ -71,7 +75,10 @@ _engines: WeakKeyDictionary[nn.Module, dict[object, Engine | PrivacyError]] = We
 
 
 def engine_of(
-    attached: Attached, wanted: Literal["auto", "batched", "loop"] = "auto", longest: int = LONGEST
+    attached: Attached,
+    wanted: Literal["auto", "batched", "loop"] = "auto",
+    longest: int = LONGEST,
+    loss: Loss | None = None,
 ) -> Engine:
     """The engine for a model; decided again when its trainables or its layers have changed.
 
@@ -79,10 +86,12 @@ def engine_of(
         attached: the model and its trainable parameters.
         wanted: ``auto`` takes the batched engine where it is right.
         longest: most tokens of a record, a public figure such as ``data.max_length``.
+        loss: of each example, where it is not the platform's: then the loop serves.
 
     Raises:
-        PrivacyError: the batched engine is wanted, but not right here; or no engine is right: the model takes
-            no record of that length, or couples the records that it sees one after the other.
+        PrivacyError: the batched engine is wanted, but not right here, or not for this loss; or no engine is
+            right: the model takes no record of that length, or couples the records that it sees one after the
+            other.
     """
     known, key = _engines.setdefault(attached.model, {}), (_fingerprint(attached), longest)
     if key not in known:
@@ -93,9 +102,11 @@ def engine_of(
     chosen = known[key]
     if isinstance(chosen, PrivacyError):
         raise chosen
+    if loss is not None:
+        chosen = Engine("loop", "a loss of one's own is computed record by record", longest, loss)
     if wanted == "batched" and chosen.name == "loop":
         raise PrivacyError(f"run.engine = 'batched' is wrong here: {chosen.reason}; set 'auto' or 'loop'")
-    return Engine("loop", "asked for", longest) if wanted == "loop" else chosen
+    return Engine("loop", "asked for", longest, loss) if wanted == "loop" else chosen
 
 
 def _fingerprint(attached: Attached) -> object:

@@ -166,7 +166,7 @@ def _blocks(
         last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + most, "right")) - 1)
         part = batch.part(int(bounds[first]), int(bounds[last]))
         if last == first + 1:
-            yield unit_row(attached, part), 1
+            yield unit_row(attached, part, engine.loss), 1
         else:
             yield batched_rows(attached, part, bounds[first : last + 1] - bounds[first]), last - first
         first = last
