@@ -56,6 +56,35 @@ def _is_top(path):
     return path.name == "__init__.py" and not (path.parent.parent / "__init__.py").exists()
 
 
+# What this project once said, and the plain words for it.
+RIDDLES = {
+    "no leak found at this power": "no leak detected",
+    "can be had without": "guessing without the update gives",
+    "where nothing protects": "with all protections off",
+    "stage ladder": "leakage by pipeline stage",
+    "replies make a round": "quorum",
+    "rounds running": "consecutive rounds",
+    "between two questions": "polling interval",
+    "thrifty": "low-memory",
+    "as if a round had not been": "undo a round",
+    "other rooms": "other packages",
+    "--judge ": "--eval-data",
+    "most_epsilon": "max_epsilon",
+    "least_quorum": "min_quorum",
+}
+
+
+def test_code_and_docs_say_it_in_plain_words():
+    """Decisions and the change log keep the words of their day."""
+    docs = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/kit/*.md"), *ROOT.rglob("*.j2")]
+    pages = [page for page in docs if page.name != "CHANGELOG.md" and ".venv" not in page.parts]
+    wrong = []
+    for path in [*SOURCES, *pages]:
+        text = " ".join(path.read_text().lower().split())
+        wrong += [f"{path.name}: {word!r} -> {plain!r}" for word, plain in RIDDLES.items() if word in text]
+    assert not wrong
+
+
 def test_no_folder_holds_more_than_20_modules():
     folders = collections.Counter(path.parent.relative_to(ROOT) for path in SOURCES)
     assert not {str(folder): count for folder, count in folders.items() if count > 20}

@@ -1,6 +1,6 @@
 """The command line: ``fedpeft``.
 
-Nothing heavy is imported here; commands of other rooms come by the entry point ``fedpeft.commands``.
+Nothing heavy is imported here; commands of other packages come by the entry point ``fedpeft.commands``.
 
 Exit codes: 0 done · 1 unexpected error · 2 setting or usage · 3 data · 4 base · 5 exchange ·
 6 privacy · 7 federation · 8 run directory · 9 audit · 10 a leak was found (``audit --fail-on-leak``) ·

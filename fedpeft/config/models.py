@@ -322,7 +322,7 @@ class RunConfig(Section):
     )
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
     engine: Engine = Field(
-        default="auto", description="per-example gradients: batched where it is right, or the thrifty loop"
+        default="auto", description="per-example gradients: batched where it is right, or the low-memory loop"
     )
     tokens_at_once: int = Field(default=8192, ge=8, description="padded tokens of one forward pass")
 

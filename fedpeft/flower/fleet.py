@@ -42,7 +42,7 @@ class Connection:
             (loopback only).
         private_key: EC key, OpenSSH PEM; `None` makes a key for the life of the process, which a SuperLink
             with node authentication refuses.
-        poll: seconds between two questions for work.
+        poll: polling interval, seconds.
         longest_step: seconds that the app may work on one message.
         memory: a file that remembers the node's number at the SuperLink, so that a restarted node is back
             at once and not after its old lease; the caller sees to it that one process uses it at a time.

@@ -17,7 +17,7 @@ class PerformanceFlags:
     """What changes speed and memory and nothing else: no result and no privacy depends on it.
 
     Attributes:
-        engine: per-example gradients: ``batched`` where it is right, the thrifty ``loop``, or ``auto``.
+        engine: per-example gradients: ``batched`` where it is right, the low-memory ``loop``, or ``auto``.
         tokens_at_once: padded tokens of one forward pass; a larger batch is cut, never truncated.
 
     Raises:

@@ -41,7 +41,7 @@ done
 
 echo "4. A run"
 fedpeft server submit "$here/run.toml" --name first --set "federation.rounds=$rounds" \
-    --judge "$folder/data/test.jsonl"
+    --eval-data "$folder/data/test.jsonl"
 fedpeft server status first --watch
 
 echo "5. What left, and what the nodes kept of it"

@@ -13,7 +13,7 @@ SCENARIO = typer.Argument(None, help="Scenario file (TOML); none: the embedded f
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of the simulation room."""
+    """Add the commands of this package."""
     app.command("simulate")(simulate)
     base = typer.Typer(help="The embedded base.", no_args_is_help=True)
     base.command("build")(build_base)

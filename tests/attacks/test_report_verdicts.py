@@ -47,7 +47,7 @@ def test_the_threshold_scales_by_unit():
 
 def test_only_the_headline_is_judged_and_nothing_is_not_applicable():
     quiet, loud = figure(0.1, 0.0), figure(0.9, 0.8, name=SECRETS)
-    assert finding_of(ENVELOPE, [quiet, loud], 0.1).verdict == "no leak found at this power"
+    assert finding_of(ENVELOPE, [quiet, loud], 0.1).verdict == "no leak detected"
     silent = finding_of(ENVELOPE, [], 0.1, reason="it needs records")
     assert (silent.verdict, silent.reason, silent.value) == ("not applicable", "it needs records", None)
 
@@ -82,9 +82,9 @@ def check(lower, claimed=8.0, contradicted=None):
 
 def test_a_bound_above_the_claim_is_a_leak_whatever_the_attacks_say():
     quiet = finding_of(ENVELOPE, [figure(0.1, 0.0)], 0.1)
-    assert [check(lower).verdict for lower in (3.0, 8.5)] == ["no leak found at this power", "leaks"]
+    assert [check(lower).verdict for lower in (3.0, 8.5)] == ["no leak detected", "leaks"]
     assert check(3.0, None).verdict == "not applicable"
-    assert overall([quiet], [check(3.0)]) == "no leak found at this power"
+    assert overall([quiet], [check(3.0)]) == "no leak detected"
     assert overall([quiet], [check(8.5)]) == "leaks"
     assert overall([], [check(3.0)]) == "not applicable"
     told = summary([quiet], [check(8.5)])
@@ -98,20 +98,20 @@ def test_a_bound_above_the_claim_is_a_leak_whatever_the_attacks_say():
 
 
 def test_an_audit_may_bring_its_own_test_and_no_bound():
-    assert check(8.5, contradicted=False).verdict == "no leak found at this power"
+    assert check(8.5, contradicted=False).verdict == "no leak detected"
     assert check(None, contradicted=True).verdict == "leaks"
-    assert check(None).verdict == "no leak found at this power"
+    assert check(None).verdict == "no leak detected"
     assert overall([], [check(None, contradicted=True)]) == "leaks"
 
 
 def test_an_insider_does_not_make_the_verdict_of_the_run():
     inside = finding_of(Subject("span", "inversion", "gradient", "insider", "lora"), [figure(0.9, 0.8)], 0.1)
     outside = finding_of(ENVELOPE, [figure(0.1, 0.0)], 0.1)
-    assert overall([inside, outside], []) == "no leak found at this power"
+    assert overall([inside, outside], []) == "no leak detected"
     verdicts = {one.role: one.verdict for one in threats([inside, outside])}
     assert verdicts == {
         "insider": "leaks",
-        "coordinator": "no leak found at this power",
+        "coordinator": "no leak detected",
         "malicious-coordinator": None,
         "peer": None,
         "outsider": None,

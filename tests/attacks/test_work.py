@@ -114,7 +114,7 @@ def test_the_same_audit_that_ends_is_silent(make_run, command):
     answer = command(run, "--attacks", "sparse-recovery", "--fail-on-leak", "--json")
     assert answer.exit_code == 0
     facts = json.loads(answer.stdout)
-    assert facts["verdict"] == "no leak found at this power"
+    assert facts["verdict"] == "no leak detected"
     assert all(finding["work"]["steps"] > 0 for finding in facts["findings"])
     assert "How hard was it tried" in (run / "audit" / "report.html").read_text()
 

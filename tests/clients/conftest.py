@@ -97,14 +97,14 @@ version = 1
 [bases]
 "{base}" = "{folder}"
 [cohort]
-least_nodes = 2
-least_quorum = 1
+min_nodes = 2
+min_quorum = 1
 [adapter]
-most_rank = 8
+max_rank = 8
 [privacy]
 lineage_epsilon = 40.0
 yearly_epsilon = 40.0
-most_epsilon = 20.0
+max_epsilon = 20.0
 """
 PRIVATE_RUN = {
     "unit": "record",

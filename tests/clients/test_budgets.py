@@ -14,7 +14,7 @@ from fedpeft_clients.governance.policy_rules import run_epsilon
 from fedpeft_clients.rounds.node_context import Desk
 from fedpeft_clients.rounds.run_home import open_home
 
-VAST = {"lineage_epsilon": 40.0, "yearly_epsilon": 40.0, "most_epsilon": 20.0}
+VAST = {"lineage_epsilon": 40.0, "yearly_epsilon": 40.0, "max_epsilon": 20.0}
 
 
 def test_the_epsilon_that_was_approved_is_a_ceiling(joined):

@@ -124,7 +124,7 @@ def test_the_same_records_under_a_second_lineage_are_refused(clinic, tmp_path, w
     left = add(clinic, "other", file, "fresh", *options)
     assert isinstance(left.exception, PrivacyError)
     said = str(left.exception)
-    assert "patients" in said and "most_overlap" in said and "--lineage patients" in said
+    assert "patients" in said and "max_overlap" in said and "--lineage patients" in said
     assert "Patient" not in said and "\n" not in said
     assert list(clinic.datasets()) == ["notes"], "nothing is registered"
     assert add(clinic, "other", file, "patients", *options).exit_code == 0, "the same lineage may"
@@ -146,7 +146,7 @@ def test_an_edited_copy_is_judged_by_the_share_that_it_has_in_common(clinic, tmp
 def test_the_policy_says_what_share_is_allowed(clinic, tmp_path):
     file = write(tmp_path / "other.jsonl", notes(100))
     text = clinic.policy.read_text()
-    clinic.policy.write_text(text.replace("most_overlap = 0.05 ", "most_overlap = 1.0 "))
+    clinic.policy.write_text(text.replace("max_overlap = 0.05 ", "max_overlap = 1.0 "))
     left = add(clinic, "other", file, "fresh")
     assert left.exit_code == 0 and "100 of its records are in lineage 'patients' too" in left.stderr
     clinic.policy.write_text("nonsense")
@@ -165,7 +165,7 @@ def test_a_file_that_became_a_copy_later_is_found_by_doctor_and_by_approve(clini
     assert add(clinic, "other", file, "fresh").exit_code == 0
     write(file, notes(50))
     wrong = [one["words"] for one in examine(clinic) if (one["check"], one["state"]) == ("data", "wrong")]
-    assert len(wrong) == 1 and "most_overlap" in wrong[0]
+    assert len(wrong) == 1 and "max_overlap" in wrong[0]
     app = typer.Typer()
     register(app)
     asked = ["node", "approve", "0123", "--data", "other", "--home", str(clinic.path)]

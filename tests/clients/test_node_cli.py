@@ -85,12 +85,12 @@ def test_an_edited_policy_replaces_the_old_one_only_if_it_holds(node, monkeypatc
     policy = tmp_path / "home/node/clinic/policy.toml"
     before = policy.read_text()
     monkeypatch.delenv("VISUAL", raising=False)
-    monkeypatch.setenv("EDITOR", "sed -i s/most_rank/mostrank/")
+    monkeypatch.setenv("EDITOR", "sed -i s/max_rank/mostrank/")
     refused(node("policy", "edit"), "adapter.mostrank")
     assert policy.read_text() == before
-    monkeypatch.setenv("EDITOR", "sed -i 's/mostrank = 64/most_rank = 32/'")
+    monkeypatch.setenv("EDITOR", "sed -i 's/mostrank = 64/max_rank = 32/'")
     said(node("policy", "edit"))
-    assert json.loads(said(node("policy", "show", "--json")))["adapter"]["most_rank"] == 32
+    assert json.loads(said(node("policy", "show", "--json")))["adapter"]["max_rank"] == 32
     assert "holds" in said(node("policy", "check"))
     policy.write_text("surprise = 1")
     refused(node("policy", "check"), "surprise")

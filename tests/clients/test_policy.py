@@ -10,7 +10,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.exchange import DenseFp32
 from fedpeft.plugins import CODECS
 from fedpeft.protocol.messages import HELLO, PROTOCOL, TRAIN, Hello, run_id
-from fedpeft_clients.governance.policy import Policy, parse_policy, template, window, within_hours
+from fedpeft_clients.governance.policy import Policy, old_names, parse_policy, template, window, within_hours
 from fedpeft_clients.service.service import allowed_apps
 
 SUM = {"federation": {"nodes": 4}, "exchange": {"secure": {"enabled": True}}}
@@ -31,29 +31,29 @@ RULES = [
     ("method", {"adapter": {"methods": ["miss"]}}, {}),
     ("aggregation", {}, {"adapter": {"aggregation": "naive"}}),
     ("rank", {}, {"adapter": {"rank": 9}}),
-    ("tokens", {"adapter": {"least_tokens_per_rank": 65.0}}, {}),
+    ("tokens", {"adapter": {"min_tokens_per_rank": 65.0}}, {}),
     ("layers", {"adapter": {"skipped_layers": [0]}}, {}),
-    ("step", {"training": {"most_step_tokens": 127}}, {}),
+    ("step", {"training": {"max_step_tokens": 127}}, {}),
     ("rounds", {}, {"federation": {"rounds": 101}}),
     ("steps", {}, {"federation": {"local_steps": 51}}),
     ("rate", {}, {"federation": {"lr": 60.0}}),
     ("unit", {}, {"privacy": {"unit": "none", "noise_multiplier": None}}),
     ("trust", {"privacy": {"units": ["record", "node"]}}, DISTRIBUTED),
     ("randomness", {}, {"privacy": {"randomness": "seeded"}}),
-    ("epsilon", {"privacy": {"most_epsilon": 0.5}}, {}),
+    ("epsilon", {"privacy": {"max_epsilon": 0.5}}, {}),
     ("epsilon", {}, {"privacy": {"epsilon": 21.0, "noise_multiplier": None}}),
     ("delta", {}, {"privacy": {"delta": 1e-4}}),
     ("clip", {}, {"privacy": {"clip": 11.0}}),
     ("clip", {}, {"privacy": {"clip": 1e-4}}),
-    ("cohort", {"cohort": {"least_nodes": 3}}, {}),
-    ("quorum", {"cohort": {"least_quorum": 2}}, {"federation": {"quorum": 1}}),
+    ("cohort", {"cohort": {"min_nodes": 3}}, {}),
+    ("quorum", {"cohort": {"min_quorum": 2}}, {"federation": {"quorum": 1}}),
     ("secure", {"cohort": {"secure": True}}, {}),
-    ("sum", {"cohort": {"least_summed": 5}}, SUM),
-    ("threshold", {"cohort": {"least_threshold": 0.7}}, SUM),
-    ("colluders", {"cohort": {"least_colluders": 2}}, SUM),
+    ("sum", {"cohort": {"min_summed": 5}}, SUM),
+    ("threshold", {"cohort": {"min_threshold": 0.7}}, SUM),
+    ("colluders", {"cohort": {"min_colluders": 2}}, SUM),
     ("stock", {}, {"federation": {"stock_nodes": True}}),
     ("codec", {}, {"exchange": {"up": {"codec": "dense-fp32"}}}),
-    ("density", {"exchange": {"most_density": 0.4}}, {}),
+    ("density", {"exchange": {"max_density": 0.4}}, {}),
     ("memory", {"limits": {"memory_gib": 1e-6}}, {}),
     ("budget", {"privacy": {"lineage_epsilon": 0.5}}, {}),
     ("budget", {"privacy": {"yearly_epsilon": 0.5}}, {}),
@@ -89,9 +89,9 @@ def plug_in():
 def test_a_codec_that_declares_nothing_sends_every_value_and_is_allowed_only_by_name(joined, plug_in):
     config = joined.config(exchange={"up": {"codec": plug_in, "density": 0.1}})
     assert joined.offer(config) == ("refused", "codec")
-    joined.policy(exchange={"codecs": [plug_in], "most_density": 0.4})
+    joined.policy(exchange={"codecs": [plug_in], "max_density": 0.4})
     assert joined.offer(config) == ("refused", "density")
-    joined.policy(exchange={"codecs": [plug_in], "most_density": 1.0})
+    joined.policy(exchange={"codecs": [plug_in], "max_density": 1.0})
     assert joined.offer(config) == ("agreed", "")
 
 
@@ -152,12 +152,21 @@ def test_what_is_no_window(text):
         window(text)
 
 
+def test_names_of_the_version_before_work_and_are_told():
+    text = "[privacy]\nmost_epsilon = 2.5\n[cohort]\nleast_nodes = 4\nmin_quorum = 3\n"
+    policy = parse_policy(text)
+    assert (policy.privacy.max_epsilon, policy.cohort.min_nodes, policy.cohort.min_quorum) == (2.5, 4, 3)
+    assert old_names(text) == ["privacy.most_epsilon", "cohort.least_nodes"]
+    with pytest.raises(ConfigError, match="'privacy' has a setting under its old name and its new one"):
+        parse_policy("[privacy]\nmost_epsilon = 2.5\nmax_epsilon = 1.0\n")
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [
         ("surprise = 1", "surprise"),
-        ("[privacy]\nmost_epsilonn = 1.0", "privacy.most_epsilonn"),
-        ("[privacy]\nmost_epsilon = -1.0", "privacy.most_epsilon"),
+        ("[privacy]\nmax_epsilonn = 1.0", "privacy.max_epsilonn"),
+        ("[privacy]\nmax_epsilon = -1.0", "privacy.max_epsilon"),
         ("[training]\nrounds = [5, 1]", "training.rounds"),
         ('hours = ["never"]', "hours.0"),
         ('coordinators = ["abc"]', "coordinators"),

@@ -16,7 +16,7 @@ from fedpeft_clients.outbox import ledger_witness
 from fedpeft_clients.rounds import local_round
 
 PLAN = PrivacyPlan(0.1, 3.0, 1.0, 4, 2, 3, 1e-5)
-BUDGET = {"lineage_epsilon": 9.0, "yearly_epsilon": 9.0, "most_epsilon": 20.0}
+BUDGET = {"lineage_epsilon": 9.0, "yearly_epsilon": 9.0, "max_epsilon": 20.0}
 
 
 class Node:

@@ -145,7 +145,7 @@ class Campaign:
             settings = PRIVATE | {"federation.rounds": self.rounds, "run.seed": number}
             settings |= DENSE if number % 2 else {}
             deployment = self.scene.deployment
-            judge = ("--judge", str(deployment.held_out))
+            judge = ("--eval-data", str(deployment.held_out))
             self.runs.append(deployment.submit(f"run-{number:02d}", settings, *judge))
         return self.runs[-1]
 

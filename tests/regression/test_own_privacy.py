@@ -56,7 +56,7 @@ def assert_work_is_the_powers(report):
 
 def test_the_defaults_show_no_leak(tmp_path):
     report = audited(tmp_path)
-    assert report["verdict"] == "no leak found at this power"
+    assert report["verdict"] == "no leak detected"
     power = {finding["attack"]: finding["power"] for finding in report["findings"] if finding["power"]}
     assert power["sparse-recovery"]["shares"]["the tokens of one record"] >= 0.9
     assert power["sequences"]["shares"]["one record alone"] >= 0.5

@@ -258,7 +258,7 @@ def test_a_run_is_judged_on_records_of_the_coordinators_own(home, run, scenario,
     columns = ("--set", "data.prompt=question", "--set", "data.completion=answer")
     rows = [{"question": f"colour {n}?", "answer": "red" if n % 2 else "green"} for n in range(6)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    judge = ("--judge", str(tmp_path / "own.jsonl"))
+    judge = ("--eval-data", str(tmp_path / "own.jsonl"))
     assert run("submit", scenario, *columns, *judge)["judged"] == 6
     store = RunStore.open(home.run("first"))
     assert [record.completion for record in read_written(store.test, store.config.data)][:2] == [

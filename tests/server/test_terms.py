@@ -237,7 +237,7 @@ def test_nodes_that_rest_at_night_do_not_end_a_run(deploy):
 def test_bad_updates_of_nodes_that_are_there_end_a_deployed_run_with_the_cause(deploy):
     made = deploy(rounds=9)
     made.spoil = lambda *given: 1 / 0
-    with pytest.raises(FederationError, match=r"no quorum in 3 rounds running.*ZeroDivisionError"):
+    with pytest.raises(FederationError, match=r"no quorum in 3 consecutive rounds.*ZeroDivisionError"):
         made.go()
 
 

@@ -91,7 +91,7 @@ def test_a_round_without_quorum_changes_nothing(federation):
 
 def test_nobody_ever_answers(federation):
     prepared = federation("none", federation={"nodes": 1, "rounds": 1})
-    with pytest.raises(FederationError, match=r"no quorum in 1 rounds running.*org-00: ValueError"):
+    with pytest.raises(FederationError, match=r"no quorum in 1 consecutive rounds.*org-00: ValueError"):
         run_with(prepared, "raise", when=1)
 
 

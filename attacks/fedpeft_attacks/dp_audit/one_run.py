@@ -22,7 +22,7 @@ from scipy.stats import binom
 from fedpeft.errors import AuditError
 from fedpeft_attacks.dp_audit.gaussian import epsilon_of
 
-MOST_SEPARATION, MOST_EPSILON = 40.0, 200.0
+MAX_SEPARATION, MAX_EPSILON = 40.0, 200.0
 HALVINGS = 40
 
 
@@ -111,7 +111,7 @@ def curve_refutes(guesses: Guesses, separation: float, delta: float, risk: float
 
 def steinke_bound(guesses: Guesses, delta: float, confidence: float = 0.95) -> float:
     """The largest epsilon that the hits refute; 0 where they refute none. It assumes nothing else."""
-    return _largest_refuted(steinke_refutes, guesses, delta, confidence, MOST_EPSILON)
+    return _largest_refuted(steinke_refutes, guesses, delta, confidence, MAX_EPSILON)
 
 
 def curve_bound(guesses: Guesses, delta: float, confidence: float = 0.95) -> float:
@@ -119,7 +119,7 @@ def curve_bound(guesses: Guesses, delta: float, confidence: float = 0.95) -> flo
 
     It holds for mechanisms whose trade-off lies above a Gaussian curve of the same epsilon at ``delta``.
     """
-    found = _largest_refuted(curve_refutes, guesses, delta, confidence, MOST_SEPARATION)
+    found = _largest_refuted(curve_refutes, guesses, delta, confidence, MAX_SEPARATION)
     return epsilon_of(found, delta)
 
 

@@ -1,4 +1,4 @@
-"""The undefended reference: what the attacks read where nothing protects the data.
+"""The undefended reference: what the attacks read with all protections off.
 
 LoRA with both factors trained on every linear module, B warm (as a malicious coordinator would send it), and
 the raw gradient of the very batch that was audited. An attack that finds little here has little power, and

@@ -1,4 +1,4 @@
-"""The picture of the stage ladder: inline SVG by matplotlib; text stays text, colours are the page's."""
+"""The chart of leakage by pipeline stage: inline SVG; text stays text, colours are the page's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ladder_picture(steps: Sequence[Step]) -> str:
     if not names:
         return ""
     with rc_context(_STYLE):
-        return _inline(_draw(steps, names), "ladder", "Stage ladder", _description(steps, names))
+        return _inline(_draw(steps, names), "ladder", "Leakage by pipeline stage", _description(steps, names))
 
 
 def _draw(steps: Sequence[Step], names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The stage ladder as rows: what each attack recovers at each stage, beside the best baseline."""
+"""Leakage by pipeline stage as rows: what each attack recovers at each stage, beside the best baseline."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def _found(seen: Sequence[Finding]) -> str:
     if open_ := [finding for finding in judged if finding.verdict == UNFINISHED and not loud]:
         return f"The audit is not finished: {_ended(open_)}. Nothing can be said of what it would have found."
     if not loud:
-        return f"No leak was found in what leaves the nodes. {figures(worst)} {strength(worst)}"
+        return f"No leak was detected in what leaves the nodes. {figures(worst)} {strength(worst)}"
     readers = ", ".join(dict.fromkeys(role_in_words(finding.role) for finding in loud))
     return (
         f"What leaves the nodes gives something of the training data away to: {readers}. "
@@ -93,12 +93,12 @@ def figures(finding: Finding) -> str:
 
 
 def strength(finding: Finding) -> str:
-    """What the same attack does where nothing protects, as one sentence."""
+    """What the same attack recovers with all protections off, as one sentence."""
     power = finding.power
     if power is None:
-        return "The attack could not be tried where nothing protects, so its power is not known."
+        return "The attack could not be tried with all protections off, so its strength is not known."
     shares = ", ".join(f"{written(value)} of {name}" for name, value in power.shares.items())
-    return f"Where nothing protects ({power.text}) it recovers {shares}."
+    return f"With all protections off ({power.text}) it recovers {shares}."
 
 
 def epsilon_words(checks: Sequence[EpsilonCheck]) -> str:
@@ -122,8 +122,8 @@ def _recovers(measure: Measure) -> str:
     value, best = written(measure.value, measure.unit), written(measure.baselines.best, measure.unit)
     if measure.unit == "share":
         counted = _COUNTED.get(measure.name, measure.name)
-        return f"recovers {value} of {counted}, where {best} can be had without this update"
-    return f"reaches {value} ({measure.name}), where {best} can be had without it"
+        return f"recovers {value} of {counted}; guessing without the update gives {best}"
+    return f"reaches {value} ({measure.name}); without the update it reaches {best}"
 
 
 def _threat(role: Role, findings: Sequence[Finding]) -> Threat:

@@ -10,13 +10,13 @@ STAGES: Mapping[str, str] = {
     "gradient": "first gradient, before any step",
     "update": "change after all local steps",
     "clip": "shortened to the agreed length",
-    "add_residual": "with what earlier rounds left over",
+    "add_residual": "with error feedback: what earlier rounds did not send",
     "sparsify": "only the largest values kept",
     "ternarise": "each value only plus, minus or nothing",
     "stochastic_ternarise": "each value drawn as plus, minus or nothing",
     "quantise": "rounded to what the envelope carries",
     "choose": "rounded in the way that says most per bit",
-    "keep_residual": "what was not sent is kept at home",
+    "keep_residual": "error feedback stored: what was not sent stays in the node",
     "envelope": "decoded from the bytes that leave",
     "aggregate": "mean of all nodes",
     "released": "the finished adapter",
@@ -54,14 +54,14 @@ HARMS: Mapping[str, str] = {
 
 STEPS: Mapping[str, str] = {
     "input:": "What enters has already been noised inside the organisation (DP-SGD).",
-    "AddResidual": "What earlier rounds could not send is added.",
+    "AddResidual": "Error feedback: what earlier rounds did not send is added.",
     "Clip": "The update is shortened to an agreed length, so that no organisation weighs too much.",
     "Sparsify": "Only the largest values are kept, the stated share of them.",
     "Ternarise": "Each value becomes plus, minus or nothing; one size per tensor is sent.",
     "StochasticTernarise": "Each value is drawn as plus, minus or nothing, right on average.",
     "Quantise": "Values are rounded to what the envelope can carry.",
     "Choose": "The rounding that says most per bit is chosen for this message.",
-    "KeepResidual": "What was not sent stays in the organisation for later rounds.",
+    "KeepResidual": "Error feedback: what was not sent stays in the organisation for later rounds.",
     "codec:": "The result is packed, checksummed and signed.",
 }
 """Steps of an exchange plan, by the first word of their line."""

@@ -10,9 +10,9 @@ from fedpeft.epsilons import Epsilon
 from fedpeft_attacks.results.measures import Baselines, Facts, Measure, Strength, WorkDone
 from fedpeft_attacks.views import Role
 
-REPORT_VERSION = 3
+REPORT_VERSION = 4
 
-Verdict = Literal["leaks", "not finished", "no leak found at this power", "not applicable"]
+Verdict = Literal["leaks", "not finished", "no leak detected", "not applicable"]
 Kind = Literal["inversion", "memorisation", "membership"]
 
 
@@ -163,7 +163,7 @@ class Signature(Facts):
 class Report(Facts):
     """Everything that the audit found, with what is needed to check it."""
 
-    version: Literal[3] = REPORT_VERSION
+    version: Literal[4] = REPORT_VERSION
     run: str
     config_hash: str
     base: str

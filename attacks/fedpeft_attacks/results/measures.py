@@ -10,7 +10,7 @@ Unit = Literal["share", "bits", "auc", "epsilon"]
 
 TOKENS, RARE = "tokens", "rare tokens"
 SEQUENCES, SECRETS = "exact sequences", "personal data"
-"""Names of the measures that the stage ladder shows; other measures have names of their own."""
+"""Measures in the table of leakage by pipeline stage; other measures have names of their own."""
 
 
 class Facts(BaseModel):
@@ -63,7 +63,7 @@ class WorkDone(Facts):
 
 
 class Strength(Facts):
-    """What the same attack does where nothing protects: where that is little, silence means little."""
+    """What the same attack recovers with all protections off: where that is little, silence means little."""
 
     text: str = Field(description="what was attacked, in plain words")
     shares: dict[str, float | None] = Field(

@@ -225,7 +225,7 @@ def verdict_of(scores: Sequence[Score], threshold: float) -> tuple[Verdict, str]
         return "leaks", _reason(RARE, loud, rare)
     if loud := loudest(every, threshold):
         return "leaks", _reason(TOKENS, loud, every)
-    return "no leak found at this power", "no recall exceeds its best baseline by the threshold"
+    return "no leak detected", "no recall exceeds its best baseline by the threshold"
 
 
 def _reason(name: str, loud: Counts, parts: Sequence[Counts]) -> str:

@@ -11,7 +11,7 @@ from fedpeft_attacks.views import THREAT_MODELS, Role
 
 LEAKS: Verdict = "leaks"
 UNFINISHED: Verdict = "not finished"
-SILENT: Verdict = "no leak found at this power"
+SILENT: Verdict = "no leak detected"
 NOT_APPLICABLE: Verdict = "not applicable"
 
 SCALE: Mapping[Unit, float] = {"share": 1.0, "auc": 0.5, "bits": 10.0, "epsilon": 0.0}
@@ -88,7 +88,7 @@ def finding_of(
         subject: what it is about.
         measures: figures, the headline first; none where the attack does not apply.
         threshold: on a share, as the node's policy sets it.
-        power: what the same attack does where nothing protects.
+        power: what the same attack recovers with all protections off.
         reason: why the attack does not apply; else the rule gives the reason.
     """
     head = measures[0] if measures else None

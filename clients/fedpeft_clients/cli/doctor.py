@@ -17,7 +17,7 @@ from fedpeft.config.models import BaseConfig, DataConfig
 from fedpeft.errors import FedPeftError
 from fedpeft_clients.governance.joining import Address
 from fedpeft_clients.governance.organisation import Grant, Organisation
-from fedpeft_clients.governance.policy import Policy, parse_policy
+from fedpeft_clients.governance.policy import Policy, old_names, parse_policy
 from fedpeft_clients.outbox import ledger_witness
 
 LEAST_DISK = 2 * 2**30
@@ -61,6 +61,10 @@ def _keys(organisation: Organisation) -> Iterator[Check]:
 def _policy(organisation: Organisation) -> Iterator[Check]:
     policy = _parsed(organisation)
     yield _ok("policy", "holds")
+    if names := old_names(organisation.policy.read_text(encoding="utf-8")):
+        yield _note(
+            "policy", f"{', '.join(names)}: most_ is now max_, least_ is now min_; old names work until 0.3"
+        )
     if policy.approval is False:
         yield _note("policy", "runs within the policy need no approval")
     if "none" in policy.privacy.units:
@@ -91,7 +95,7 @@ def _data(organisation: Organisation) -> Iterator[Check]:
     from fedpeft.data import read_records
     from fedpeft_clients.governance.record_overlap import admit
 
-    known, most = organisation.datasets(), _parsed(organisation).privacy.most_overlap
+    known, most = organisation.datasets(), _parsed(organisation).privacy.max_overlap
     if not known:
         yield _note("data", "no data set is registered: fedpeft node data add")
     for name, dataset in known.items():

@@ -168,7 +168,7 @@ def _admitted(organisation: Organisation, dataset: DataSet) -> list[Overlap]:
     from fedpeft_clients.governance.record_overlap import admit
 
     policy = parse_policy(organisation.policy.read_text(encoding="utf-8"))
-    common = admit(organisation, dataset, policy.privacy.most_overlap)
+    common = admit(organisation, dataset, policy.privacy.max_overlap)
     for one in common:
         typer.echo(f"warning: {one}: each lineage has a budget of its own, and these spend both", err=True)
     return common
@@ -232,7 +232,7 @@ def approve(
 
 def run(
     coordinator: str | None = COORDINATOR,
-    poll: float = typer.Option(0.5, min=0.02, help="Seconds between two questions for work."),
+    poll: float = typer.Option(0.5, min=0.02, help="Polling interval (s)."),
     home: Path | None = HOME,
 ) -> None:
     """Serve a coordinator until SIGTERM; meant for a service manager."""

@@ -47,9 +47,14 @@ def _show(facts: dict[str, object]) -> None:
 
 def check(file: Path | None = FILE, home: Path | None = HOME, as_json: bool = JSON_OPTION) -> None:
     """Check a policy; exits with 2 and names the setting if it does not hold."""
+    from fedpeft_clients.governance.policy import old_names
+
     path = file or _file(home)
     _read(path)
-    emit({"policy": str(path), "ok": True}, as_json, lambda: typer.echo(f"{path}: holds"))
+    names = old_names(path.read_text(encoding="utf-8"))
+    note = f"; {', '.join(names)}: most_ is now max_, least_ is now min_" if names else ""
+    facts = {"policy": str(path), "ok": True, "old_names": names}
+    emit(facts, as_json, lambda: typer.echo(f"{path}: holds{note}"))
 
 
 def edit(home: Path | None = HOME) -> None:

@@ -151,7 +151,7 @@ def _terms(offer: Offer) -> list[str]:
         f"training: {federation.rounds} rounds of {federation.local_steps} steps with "
         f"{federation.batch_size} records, learning rate {federation.lr:g}",
         _records(offer),
-        f"others: {federation.nodes} nodes, {offer.quorum} replies make a round",
+        f"others: {federation.nodes} nodes; quorum {offer.quorum}",
         f"what leaves: each round one update, {up.codec}, {offer.density:.0%} of its values{sums}",
         *_sums(offer),
         _privacy(offer),

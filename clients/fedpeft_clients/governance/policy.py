@@ -9,7 +9,7 @@ import re
 import tomllib
 from datetime import datetime
 from importlib.resources import files
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -73,8 +73,8 @@ class AdapterRules(Section):
 
     methods: tuple[Method, ...] = Field(default=("lora",), description="adapter methods")
     aggregations: tuple[Aggregation, ...] = Field(default=("frozen_a",), description="for lora")
-    most_rank: int = Field(default=64, ge=1, description="rank of this node's adapter")
-    least_tokens_per_rank: float = Field(
+    max_rank: int = Field(default=64, ge=1, description="rank of this node's adapter")
+    min_tokens_per_rank: float = Field(
         default=8.0, ge=0, description="tokens of one step (batch_size * max_length) over the rank, at least"
     )
     skipped_layers: tuple[int, ...] = Field(
@@ -88,7 +88,7 @@ class TrainingRules(Section):
     rounds: Counts = Field(default=(1, 100), description="rounds of a run")
     local_steps: Counts = Field(default=(1, 50), description="optimiser steps of a round")
     lr: Range = Field(default=(0.0, 50.0), description="local learning rate of round 1")
-    most_step_tokens: int = Field(
+    max_step_tokens: int = Field(
         default=2**17, ge=1, description="tokens of one step (batch_size * max_length), which cost memory"
     )
 
@@ -101,11 +101,11 @@ class PrivacyRules(Section):
     )
     trusts: tuple[Trust, ...] = Field(default=("local",), description="who may add the noise")
     seeded: bool = Field(default=False, description="allow noise and batches that follow from run.seed")
-    most_epsilon: float = Field(default=4.0, gt=0, description="of one run")
-    least_delta: float = Field(
+    max_epsilon: float = Field(default=4.0, gt=0, description="of one run")
+    min_delta: float = Field(
         default=1e-10, gt=0, lt=0.1, description="of one run; below it no accountant is exact"
     )
-    most_delta: float = Field(default=1e-5, gt=0, lt=0.1, description="of one run")
+    max_delta: float = Field(default=1e-5, gt=0, lt=0.1, description="of one run")
     clip: Range = Field(default=(0.001, 10.0), description="L2 bound of one unit's gradient or update")
     lineage_epsilon: float = Field(default=8.0, gt=0, description="of one data set, over all runs for ever")
     yearly_epsilon: float = Field(default=4.0, gt=0, description="of one data set, within 365 days")
@@ -115,13 +115,13 @@ class PrivacyRules(Section):
         lt=0.1,
         description="where lineage_epsilon and yearly_epsilon are read, whatever a run asks for",
     )
-    most_overlap: float = Field(
+    max_overlap: float = Field(
         default=0.05,
         ge=0,
         le=1,
         description="share of records that data sets of two lineages may have in common; 1: only warn",
     )
-    most_repeats: int = Field(
+    max_repeats: int = Field(
         default=8,
         ge=0,
         description="rounds of one run that a crash may cut off, each charged again beside its epsilon",
@@ -129,20 +129,20 @@ class PrivacyRules(Section):
 
     def budget(self) -> Budget:
         """The limits of a lineage, as its ledger holds them."""
-        return Budget(self.lineage_epsilon, self.yearly_epsilon, self.budget_delta, self.most_repeats)
+        return Budget(self.lineage_epsilon, self.yearly_epsilon, self.budget_delta, self.max_repeats)
 
 
 class CohortRules(Section):
     """Among how many others this node's update must be."""
 
-    least_nodes: int = Field(default=3, ge=1, description="federation.nodes at least")
-    least_quorum: int = Field(default=2, ge=1, description="replies that make a round at least")
+    min_nodes: int = Field(default=3, ge=1, description="federation.nodes at least")
+    min_quorum: int = Field(default=2, ge=1, description="replies that make a round at least")
     secure: bool = Field(default=False, description="require secure aggregation")
-    least_summed: int = Field(default=3, ge=2, description="with it: nodes in every opened sum at least")
-    least_threshold: float = Field(
+    min_summed: int = Field(default=3, ge=2, description="with it: nodes in every opened sum at least")
+    min_threshold: float = Field(
         default=0.66, gt=0.5, le=1, description="with it: exchange.secure.threshold at least"
     )
-    least_colluders: int = Field(
+    min_colluders: int = Field(
         default=1, ge=0, description="with it: exchange.secure.colluders, which claims withstand, at least"
     )
     roster: Literal["pinned", "terms"] = Field(
@@ -159,7 +159,7 @@ class ExchangeRules(Section):
         default=("ternary", "sign", "masked-sign", "dead-zone", "stochastic-ternary", "auto"),
         description="codecs of the updates",
     )
-    most_density: float = Field(default=1.0, gt=0, le=1, description="share of values sent; dense codecs: 1")
+    max_density: float = Field(default=1.0, gt=0, le=1, description="share of values sent; dense codecs: 1")
 
 
 class AuditRules(Section):
@@ -180,7 +180,7 @@ class Limits(Section):
     """What a run may take of this machine."""
 
     memory_gib: float | None = Field(default=None, gt=0, description="for base and training; none: no limit")
-    most_threads: int = Field(default=256, ge=1, description="CPU threads of one process, at most")
+    max_threads: int = Field(default=256, ge=1, description="CPU threads of one process, at most")
     device: str = Field(default="auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     longest_step_s: float = Field(
         default=3600.0, gt=0, description="seconds on one message before the node starts itself anew"
@@ -221,13 +221,44 @@ def parse_policy(text: str) -> Policy:
         ConfigError: no TOML, an unknown key, or a value out of range; names the key.
     """
     try:
-        return Policy.model_validate(tomllib.loads(text))
+        return Policy.model_validate(_renamed(tomllib.loads(text)))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the policy is not valid TOML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"policy setting {place!r}: {first['msg'].lower()}") from None
+
+
+def old_names(text: str) -> list[str]:
+    """Settings of a valid policy that stand under the names they had before version 0.2."""
+    tables = tomllib.loads(text).items()
+    return [
+        f"{name}.{key}" for name, table in tables if isinstance(table, dict) for key in table if _old(key)
+    ]
+
+
+def _old(key: str) -> bool:
+    return key.startswith(("most_", "least_"))
+
+
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings under their names of today: ``max_…`` was ``most_…``, ``min_…`` was ``least_…``.
+
+    Raises:
+        ConfigError: a setting stands there under both names.
+    """
+    tables = dict(settings)
+    for name, table in settings.items():
+        if isinstance(table, dict):
+            tables[name] = {_new_name(key): value for key, value in table.items()}
+            if len(tables[name]) < len(table):
+                raise ConfigError(f"policy section {name!r} has a setting under its old name and its new one")
+    return tables
+
+
+def _new_name(key: str) -> str:
+    return re.sub("^least_", "min_", re.sub("^most_", "max_", key))
 
 
 def template(name: str) -> str:

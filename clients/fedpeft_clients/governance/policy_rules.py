@@ -152,10 +152,10 @@ def _adapter(policy: Policy, offer: Offer) -> Problems:
     if adapter.method == "lora" and adapter.aggregation not in rules.aggregations:
         allowed = _list(rules.aggregations)
         yield "aggregation", f"adapter.aggregation = {adapter.aggregation!r}, allowed are {allowed}"
-    if offer.rank > rules.most_rank:
-        yield "rank", f"adapter.rank = {offer.rank}, allowed are at most {rules.most_rank}"
-    if offer.tokens / offer.rank < rules.least_tokens_per_rank:
-        least = f"{rules.least_tokens_per_rank:g} tokens per rank"
+    if offer.rank > rules.max_rank:
+        yield "rank", f"adapter.rank = {offer.rank}, allowed are at most {rules.max_rank}"
+    if offer.tokens / offer.rank < rules.min_tokens_per_rank:
+        least = f"{rules.min_tokens_per_rank:g} tokens per rank"
         yield "tokens", f"a step has {offer.tokens} tokens for rank {offer.rank}, needed are {least}"
     if missing := set(rules.skipped_layers) - set(adapter.skip_layers):
         yield "layers", f"adapter.skip_layers lacks {', '.join(map(str, sorted(missing)))}"
@@ -168,13 +168,13 @@ def _training(policy: Policy, offer: Offer) -> Problems:
     if not rules.local_steps[0] <= federation.local_steps <= rules.local_steps[1]:
         steps = federation.local_steps
         yield "steps", f"federation.local_steps = {steps}, allowed are {_range(rules.local_steps)}"
-    if offer.tokens > rules.most_step_tokens:
-        yield "step", f"a step has {offer.tokens} tokens, allowed are {rules.most_step_tokens}"
-    if (at_once := offer.config.run.tokens_at_once) > (most := max(rules.most_step_tokens, USUAL)):
+    if offer.tokens > rules.max_step_tokens:
+        yield "step", f"a step has {offer.tokens} tokens, allowed are {rules.max_step_tokens}"
+    if (at_once := offer.config.run.tokens_at_once) > (most := max(rules.max_step_tokens, USUAL)):
         yield "memory", f"run.tokens_at_once = {at_once}, allowed are {most}"
-    if offer.config.base.threads > policy.limits.most_threads:
+    if offer.config.base.threads > policy.limits.max_threads:
         threads = offer.config.base.threads
-        yield "threads", f"base.threads = {threads}, allowed are {policy.limits.most_threads}"
+        yield "threads", f"base.threads = {threads}, allowed are {policy.limits.max_threads}"
     if not rules.lr[0] <= federation.lr <= rules.lr[1]:
         yield "rate", f"federation.lr = {federation.lr:g}, allowed are {_range(rules.lr)}"
 
@@ -189,10 +189,10 @@ def _privacy(policy: Policy, offer: Offer) -> Problems:
         return
     if privacy.trust not in rules.trusts:
         yield "trust", f"privacy.trust = {privacy.trust!r}, allowed are {_list(rules.trusts)}"
-    if (reached := _epsilon(offer.config)) > rules.most_epsilon:
-        yield "epsilon", f"the run spends epsilon {reached:.4g}, allowed are {rules.most_epsilon:g}"
-    if not rules.least_delta <= privacy.delta <= rules.most_delta:
-        allowed = _range((rules.least_delta, rules.most_delta))
+    if (reached := _epsilon(offer.config)) > rules.max_epsilon:
+        yield "epsilon", f"the run spends epsilon {reached:.4g}, allowed are {rules.max_epsilon:g}"
+    if not rules.min_delta <= privacy.delta <= rules.max_delta:
+        allowed = _range((rules.min_delta, rules.max_delta))
         yield "delta", f"privacy.delta = {privacy.delta:g}, allowed are {allowed}"
     if not rules.clip[0] <= privacy.clip <= rules.clip[1]:
         yield "clip", f"privacy.clip = {privacy.clip:g}, allowed are {_range(rules.clip)}"
@@ -208,10 +208,10 @@ def _epsilon(config: Config) -> float:
 def _cohort(policy: Policy, offer: Offer) -> Problems:
     rules, config = policy.cohort, offer.config
     federation, secure = config.federation, config.exchange.secure
-    if federation.nodes < rules.least_nodes:
-        yield "cohort", f"federation.nodes = {federation.nodes}, needed are {rules.least_nodes}"
-    if offer.quorum < rules.least_quorum:
-        yield "quorum", f"{offer.quorum} replies make a round, needed are {rules.least_quorum}"
+    if federation.nodes < rules.min_nodes:
+        yield "cohort", f"federation.nodes = {federation.nodes}, needed are {rules.min_nodes}"
+    if offer.quorum < rules.min_quorum:
+        yield "quorum", f"the quorum is {offer.quorum}, at least {rules.min_quorum} is required"
     if rules.secure and not secure.enabled:
         yield "secure", "exchange.secure.enabled = false, but updates must be summed securely"
     if secure.enabled:
@@ -222,13 +222,13 @@ def _cohort(policy: Policy, offer: Offer) -> Problems:
 
 def _sums(policy: Policy, config: Config) -> Problems:
     rules, secure, cohort = policy.cohort, config.exchange.secure, Cohort.of(config)
-    if cohort.quorum < rules.least_summed:
-        yield "sum", f"sums of {cohort.quorum} nodes may be opened, needed are {rules.least_summed}"
-    if secure.threshold < rules.least_threshold:
-        least = f"{rules.least_threshold:g}"
+    if cohort.quorum < rules.min_summed:
+        yield "sum", f"sums of {cohort.quorum} nodes may be opened, needed are {rules.min_summed}"
+    if secure.threshold < rules.min_threshold:
+        least = f"{rules.min_threshold:g}"
         yield "threshold", f"exchange.secure.threshold = {secure.threshold:g}, needed are {least}"
-    if secure.colluders < rules.least_colluders:
-        least = rules.least_colluders
+    if secure.colluders < rules.min_colluders:
+        least = rules.min_colluders
         yield "colluders", f"exchange.secure.colluders = {secure.colluders}, needed are {least}"
 
 
@@ -236,8 +236,8 @@ def _exchange(policy: Policy, offer: Offer) -> Problems:
     rules, up = policy.exchange, offer.config.exchange.up
     if up.codec not in rules.codecs:
         yield "codec", f"exchange.up.codec = {up.codec!r}, allowed are {_list(rules.codecs)}"
-    if offer.density > rules.most_density:
-        most = f"{rules.most_density:g}"
+    if offer.density > rules.max_density:
+        most = f"{rules.max_density:g}"
         yield "density", f"updates send {offer.density:g} of their values, allowed are {most}"
 
 

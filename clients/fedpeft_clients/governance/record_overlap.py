@@ -103,7 +103,7 @@ def admit(organisation: Organisation, dataset: DataSet, most: float) -> list[Ove
     found = sorted(_overlaps(organisation, dataset.lineage, rows), key=lambda one: -one.share)
     if found and found[0].share > most:
         raise PrivacyError(
-            f"data set {dataset.file}: {found[0]}, allowed are {most:.1%} (privacy.most_overlap): a second "
+            f"data set {dataset.file}: {found[0]}, allowed are {most:.1%} (privacy.max_overlap): a second "
             f"lineage would spend the same records twice; use --lineage {found[0].lineage}, or take them out"
         )
     if fresh:

@@ -316,7 +316,7 @@ def _own(post: Post, policy: Policy, offer: Offer, dataset: DataSet) -> Own:
         budget=policy.privacy.lineage_epsilon,
         yearly_budget=policy.privacy.yearly_epsilon,
         budget_delta=policy.privacy.budget_delta,
-        repeats=policy.privacy.most_repeats,
+        repeats=policy.privacy.max_repeats,
     )
 
 
@@ -329,7 +329,7 @@ def named_data(organisation: Organisation, policy: Policy, named: str | None) ->
 def _compare(organisation: Organisation, policy: Policy, dataset: DataSet) -> None:
     """Refuse records that are another lineage's too; the coordinator is told no more than the rule."""
     try:
-        admit(organisation, dataset, policy.privacy.most_overlap)
+        admit(organisation, dataset, policy.privacy.max_overlap)
     except (PrivacyError, DataError) as error:
         raise PolicyError("data", str(error)) from None
 

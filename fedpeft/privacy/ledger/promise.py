@@ -46,7 +46,7 @@ def require_promised(chain: Chain, body: Body, repeats: int | None) -> None:
         raise PrivacyError(
             f"run {run[:12]}: {lost} rounds were cut off with the data of {lineage!r} open, each charged "
             f"beside its promise, allowed are {repeats}: find out what ends this node, or raise "
-            "privacy.most_repeats in the policy; nothing was spent, and its data may not be opened"
+            "privacy.max_repeats in the policy; nothing was spent, and its data may not be opened"
         )
 
 

@@ -184,8 +184,12 @@ def submit(
     set_: list[str] = SET_OPTION,
     name: str | None = typer.Option(None, help="Name of the run; default: run.name of the file."),
     labels: Path | None = typer.Option(None, help="JSON list of classes, for sequence classification."),
-    judge: Path | None = typer.Option(
-        None, help="Records of your own, on which rounds (federation.evaluate_every) and result are judged."
+    eval_data: Path | None = typer.Option(
+        None,
+        "--eval-data",
+        "--judge",
+        help="Held-out records of your own: rounds (federation.evaluate_every) and result are evaluated "
+        "on them. (--judge: its name until version 0.2)",
     ),
     home: Path | None = HOME_OPTION,
     as_json: bool = JSON_OPTION,
@@ -194,14 +198,16 @@ def submit(
     from fedpeft_server.cli.submit import Files
     from fedpeft_server.cli.submit import submit as hand_over
 
-    facts = hand_over(_open(home), config, set_, name, Files(labels, judge))
+    facts = hand_over(_open(home), config, set_, name, Files(labels, eval_data))
     text = f"submitted {facts['run']}: {facts['rounds']} rounds, {facts['nodes']} nodes"
     claim = f", {facts['privacy']}" if facts["privacy"] else ""
-    judged = f"\njudged on {facts['judged']} records of your own" if facts["judged"] else ""
+    evaluated = f"\nevaluated on {facts['judged']} records of your own" if facts["judged"] else ""
     emit(
         facts,
         as_json,
-        lambda: typer.echo(f"{text}{claim}{judged}\nwatch it: fedpeft server status {facts['run']} --watch"),
+        lambda: typer.echo(
+            f"{text}{claim}{evaluated}\nwatch it: fedpeft server status {facts['run']} --watch"
+        ),
     )
 
 

@@ -26,7 +26,7 @@ class Files(NamedTuple):
 
     Attributes:
         labels: JSON list of the classes; needed for sequence classification.
-        judge: records of the coordinator's own on which rounds and result are judged; none: no held-out loss.
+        judge: held-out records of the coordinator's own, for rounds and result; None: no held-out loss.
     """
 
     labels: Path | None = None
@@ -114,9 +114,9 @@ def _records(config: Config, judge: Path | None, classes: Sequence[str]) -> list
 
     records = read_records(judge, config.data)
     if not records:
-        raise ConfigError(f"--judge {str(judge)!r} holds no record")
+        raise ConfigError(f"--eval-data {str(judge)!r} holds no record")
     if classes and (unknown := len(set(label_set(records)) - set(classes))):
-        raise ConfigError(f"--judge {str(judge)!r} has {unknown} labels that --labels does not list")
+        raise ConfigError(f"--eval-data {str(judge)!r} has {unknown} labels that --labels does not list")
     return records
 
 

@@ -66,7 +66,7 @@ def run_rounds(
         enrolled: the nodes and the key of a deployed run; None: a simulation.
 
     Raises:
-        FederationError: too few nodes agree, no quorum in three rounds running, or stopped. In a deployed
+        FederationError: too few nodes agree, no quorum in three consecutive rounds, or stopped. In a deployed
             run nodes that are away do not count for the first two.
         FedPeftError: the base, the adapter or the exchange cannot be made as configured.
     """
@@ -221,7 +221,7 @@ class Coordinator:
         return federation.selection == "seeded" and federation.participation == 1
 
     def _again(self, before: GlobalState, exponents: list[int], inbox: Inbox) -> None:
-        """Make as if a round had not been, and pause: nodes that answered it will send the same bytes."""
+        """Undo a round and pause; nodes that answered it will send the same bytes."""
         assert self.patience is not None
         self.state = before
         if self.sums is not None:
@@ -364,7 +364,7 @@ class Coordinator:
         self.fruitless = 0 if applied else self.fruitless + 1
         last = self.done == self.setup.config.federation.rounds
         if self.fruitless >= FRUITLESS_ROUNDS or (last and self.fruitless == self.done):
-            raise FederationError(f"no quorum in {self.fruitless} rounds running: {found}")
+            raise FederationError(f"no quorum in {self.fruitless} consecutive rounds: {found}")
 
     def _keep(self, rounds: int) -> None:
         """A checkpoint where one is due; what noise, coins or other nodes have seen is never done again."""

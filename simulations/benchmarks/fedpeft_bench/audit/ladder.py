@@ -1,4 +1,4 @@
-"""The stage ladder: what attacks read at every stage of the exchange, by adapter format and exchange.
+"""Leakage by pipeline stage: what attacks read at every stage, by adapter format and exchange.
 
 Runs of the embedded federation with two nodes and two rounds; the second is audited, as its adapter is no
 longer at its start. Where layer 0 carries the adapter the attacks know its inputs exactly; the default leaves
