@@ -115,4 +115,4 @@ def tiny_adapter(tiny_llama):
     """A frozen-A LoRA of rank 4 on the tiny Llama base."""
     from fedpeft.adapters import attach
 
-    return attach(tiny_llama, AdapterConfig(rank=4), seed=0)
+    return attach(tiny_llama, AdapterConfig(skip_layers=(), rank=4), seed=0)

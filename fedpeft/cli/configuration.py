@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
+from fedpeft.cli.scenario import SCENARIO, SET, scenario_config
 
 
 def register(app: typer.Typer) -> None:
@@ -27,14 +27,14 @@ def schema() -> None:
 
 
 def show(
-    scenario: Path | None = typer.Argument(None, help="Scenario file; none: the defaults."),
-    set_: list[str] = typer.Option([], "--set", help="key=value, may be given many times."),
+    scenario: str | None = SCENARIO,
+    set_: list[str] = SET,
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Print the resolved settings of a scenario."""
-    from fedpeft.config import dump_config, load_config
+    """Print the resolved settings of a scenario: what `fedpeft simulate` with the same arguments runs."""
+    from fedpeft.config import dump_config
 
-    config = load_config(scenario, set_)
+    config = scenario_config(scenario, set_, as_json=as_json, mark="# ")
     emit(config.model_dump(mode="json"), as_json, lambda: typer.echo(dump_config(config), nl=False))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
+from fedpeft.cli.scenario import SCENARIO, SET, scenario_config
 from fedpeft.epsilons import UNBOUNDED, shown
 from fedpeft.errors import ConfigError, PrivacyError
 
@@ -37,15 +37,13 @@ def _group() -> None:
 
 
 def plan(
-    scenario: Path | None = typer.Argument(None, help="Scenario file; none: the defaults."),
-    set_: list[str] = typer.Option([], "--set", help="key=value, may be given many times."),
+    scenario: str | None = SCENARIO,
+    set_: list[str] = SET,
     values: int = typer.Option(0, "--values", min=0, help="Values that get noise; 0: load base and adapter."),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Print unit, trust, noise, epsilon and noise over signal of a scenario; exit code 6: too much noise."""
-    from fedpeft.config import load_config
-
-    config = load_config(scenario, set_)
+    config = scenario_config(scenario, set_, as_json=as_json)
     if config.privacy.unit == "none":
         facts: dict[str, Any] = {"private": False, "epsilon": UNBOUNDED, "reason": "privacy.unit = 'none'"}
         facts |= _sums(config)

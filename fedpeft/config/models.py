@@ -56,7 +56,7 @@ class AdapterConfig(Section):
     alpha: float | None = Field(default=None, gt=0, description="lora scaling numerator; default 2 * rank")
     target_modules: tuple[str, ...] = Field(default=(), description="module name suffixes; empty: all linear")
     skip_layers: tuple[int, ...] = Field(
-        default=(), description="layers without adapter (0 is what attacks read)"
+        default=(0,), description="layers without adapter; layer 0 is what token extraction reads"
     )
 
 
@@ -111,7 +111,9 @@ class ServerOptimiserConfig(Section):
 class FederationConfig(Section):
     """Rounds, nodes and local training."""
 
-    nodes: int = Field(default=4, ge=1, description="number of organisations")
+    nodes: int = Field(
+        default=4, ge=1, description="number of organisations; left out: one for each file of data.source"
+    )
     rounds: int = Field(default=10, ge=1, description="number of rounds")
     participation: float = Field(default=1.0, gt=0, le=1, description="share of nodes asked each round")
     selection: Selection = Field(

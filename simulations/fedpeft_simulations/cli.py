@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit
+from fedpeft.cli.scenario import SCENARIO, SCENARIO_HELP, SET, scenario_config
 
-SET_OPTION = typer.Option([], "--set", help="key=value, may be given many times.")
-SCENARIO = typer.Argument(None, help="Scenario file (TOML); none: the embedded federation.")
+if TYPE_CHECKING:
+    from fedpeft.config import Config
 
 
 def register(app: typer.Typer) -> None:
@@ -25,14 +27,9 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data, name="data")
 
 
-def embedded_scenario() -> Path:
-    """The scenario file that runs when none is given."""
-    return Path(__file__).parent / "scenarios" / "embedded.toml"
-
-
 def simulate(
-    scenario: Path | None = SCENARIO,
-    set_: list[str] = SET_OPTION,
+    scenario: str | None = SCENARIO,
+    set_: list[str] = SET,
     out: Path | None = typer.Option(None, "--out", help="Run directory; default: runs/<name>."),
     resume: bool = typer.Option(False, "--resume", help="Continue a run that was killed."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an older run at --out."),
@@ -40,13 +37,11 @@ def simulate(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a whole federation on this machine: train, compress, protect, attack, export."""
-    from fedpeft.config import load_config
     from fedpeft.errors import ConfigError
 
     if resume and (overwrite or scenario or set_):
         raise ConfigError("--resume continues a run as it was started; give it --out only")
-    config = load_config(scenario or embedded_scenario(), set_)
-    target = out or Path("runs") / config.run.name
+    config, target = _started(out) if resume else _chosen(scenario, set_, out, quiet, as_json)
 
     from fedpeft_simulations.federation_run import run
     from fedpeft_simulations.print_summary import print_summary
@@ -56,6 +51,28 @@ def simulate(
     with progress(config.federation.rounds, quiet=quiet or as_json) as report:
         store = run(config, target, mode, report)
     emit(store.summary, as_json, lambda: print_summary(store))
+
+
+def _started(out: Path | None) -> tuple[Config, Path]:
+    """Settings and folder of a run that was started before."""
+    from fedpeft.runstore import RunStore
+
+    target = out or Path("runs") / "embedded"
+    return RunStore.open(target).config, target
+
+
+def _chosen(
+    scenario: str | None, overrides: list[str], out: Path | None, quiet: bool, as_json: bool
+) -> tuple[Config, Path]:
+    """Settings and folder of a new run."""
+    from fedpeft.config.scenarios import load_scenario
+
+    config = (
+        load_scenario(scenario, overrides).config
+        if quiet
+        else scenario_config(scenario, overrides, as_json=as_json)
+    )
+    return config, out or Path("runs") / config.run.name
 
 
 def build_base(
@@ -95,18 +112,17 @@ def base_info(
 
 
 def show_data(
-    scenario: Path | None = SCENARIO,
-    set_: list[str] = SET_OPTION,
+    scenario: str | None = SCENARIO,
+    set_: list[str] = SET,
     samples: int = typer.Option(2, min=1, help="Records per organisation."),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Print sample records of each organisation."""
     from dataclasses import asdict
 
-    from fedpeft.config import load_config
     from fedpeft_simulations.organisations import load_federation
 
-    federation = load_federation(load_config(scenario or embedded_scenario(), set_))
+    federation = load_federation(scenario_config(scenario, set_, as_json=as_json))
     shown = {item.name: item.train[:samples] for item in federation.organisations}
     sizes = {
         item.name: {"train": len(item.train), "validation": len(item.validation), "test": len(item.test)}
@@ -128,21 +144,18 @@ def show_data(
 
 def write_data(
     out: Path = typer.Argument(help="Folder to write; one JSONL file per organisation, and test.jsonl."),
-    scenario: Path | None = typer.Option(
-        None, "--scenario", help="Scenario file; default: the embedded one."
-    ),
-    set_: list[str] = SET_OPTION,
+    scenario: str | None = typer.Option(None, "--scenario", help=SCENARIO_HELP),
+    set_: list[str] = SET,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write the training records of each organisation to a file, as if they were its own.
 
     A deployment can then be tried with them: `fedpeft node data add`.
     """
-    from fedpeft.config import load_config
     from fedpeft.data import write_records
     from fedpeft_simulations.organisations import load_federation
 
-    federation = load_federation(load_config(scenario or embedded_scenario(), set_))
+    federation = load_federation(scenario_config(scenario, set_, as_json=as_json))
     groups = {item.name: item.train for item in federation.organisations} | {"test": federation.test}
     for name, records in groups.items():
         write_records(out / f"{name}.jsonl", records)

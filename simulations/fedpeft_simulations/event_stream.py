@@ -50,7 +50,7 @@ def simulate(
 
 
 def _file(scenario: Path | str) -> Path:
-    from fedpeft_simulations.cli import embedded_scenario
+    from fedpeft.config.scenarios import embedded_scenario
 
     return embedded_scenario() if scenario == "embedded" else Path(scenario)
 

@@ -71,10 +71,20 @@ def _groups(config: Config) -> dict[str, list[Record]]:
             "each organisation; choose data.partition = 'iid', 'dirichlet', 'pathological' or 'natural'"
         )
     if data.partition == "file":
-        return read_folder(source, data)
+        return _one_for_each_file(source, config)
     parts = partition(read_records(source, data), data, config.federation.nodes, config.run.seed)
     width = len(str(max(len(parts) - 1, 1)))
     return {f"node-{index:0{width}d}": part for index, part in enumerate(parts)}
+
+
+def _one_for_each_file(source: Path, config: Config) -> dict[str, list[Record]]:
+    groups, nodes = read_folder(source, config.data), config.federation.nodes
+    if "nodes" in config.federation.model_fields_set and nodes != len(groups):
+        raise DataError(
+            f"federation.nodes = {nodes}, but {str(source)!r} holds {len(groups)} data files, one for each "
+            "organisation; leave federation.nodes out, or split one data set with data.partition = 'iid'"
+        )
+    return groups
 
 
 def _organisation(name: str, records: Sequence[Record], config: Config) -> Organisation:

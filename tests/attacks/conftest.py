@@ -108,6 +108,7 @@ class RunMaker:
         from fedpeft.adapters import attach, detach
         from fedpeft.bases import load_base
 
+        adapter = {"skip_layers": [], **adapter}
         config = _config(self.folder, adapter=adapter, federation={"batch_size": batch}, **sections)
         write_atomic(self.path / "config.toml", dump_config(config).encode())
         base = load_base(config.base)

@@ -75,7 +75,7 @@ def test_is_at_chance_on_random_values(reference, sentences, attack):
     ],
 )
 def test_formats_that_send_only_b_are_read_through_the_known_projection(trained_base, attack, adapter):
-    attached = attach(trained_base, AdapterConfig(**adapter), seed=0, node="bank")
+    attached = attach(trained_base, AdapterConfig(skip_layers=(), **adapter), seed=0, node="bank")
     known = knowledge_of(attached, UNIFORM, ("bank", 1), 0.01)
     assert len(known.readers) == 3
     assert known.readers <= set(known.projections)
@@ -98,8 +98,8 @@ def test_formats_that_send_only_b_are_read_through_the_known_projection(trained_
 @pytest.mark.parametrize("attack", TOKEN_ATTACKS)
 def test_what_cannot_be_read_is_not_applicable(trained_base, attack):
     cases = {
-        "the first layer is zero": AdapterConfig(rank=4),
-        "no tensor of this adapter has rows": AdapterConfig(method="ia3"),
+        "the first layer is zero": AdapterConfig(skip_layers=(), rank=4),
+        "no tensor of this adapter has rows": AdapterConfig(skip_layers=(), method="ia3"),
     }
     for reason, adapter in cases.items():
         attached = attach(trained_base, adapter, seed=0)
@@ -115,7 +115,7 @@ def test_what_cannot_be_read_is_not_applicable(trained_base, attack):
 )
 def test_the_first_layer_is_found_by_asking_the_model(tiny_base, architecture, is_readable):
     base = tiny_base(architecture)
-    attached = attach(base, AdapterConfig(rank=4), seed=0)
+    attached = attach(base, AdapterConfig(skip_layers=(), rank=4), seed=0)
     known = knowledge_of(attached, UNIFORM, ("", 1), 0.01)
     assert (known.approximation is None) == is_readable
     assert known.inputs.shape == (vocabulary_of(base), 32)

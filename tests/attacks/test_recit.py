@@ -37,7 +37,7 @@ def _view(base, rows, adapter=None):
     from fedpeft.data import collate
     from fedpeft.training import per_example_loss
 
-    attached = attach(base, adapter or AdapterConfig(aggregation="naive", rank=8), seed=0)
+    attached = attach(base, adapter or AdapterConfig(skip_layers=(), aggregation="naive", rank=8), seed=0)
     warm_start(attached)
     state = attached.get()
     prior = np.full(vocabulary_of(base), 1 / vocabulary_of(base))

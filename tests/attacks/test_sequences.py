@@ -18,7 +18,7 @@ from fedpeft_attacks.tokens.adversary_knowledge import layer_of, special_tokens
 from fedpeft_attacks.views import Guess, Knowledge, NotApplicable, Start, View
 from fedpeft_attacks.work import Work
 
-ALL = AdapterConfig(aggregation="naive", rank=16)
+ALL = AdapterConfig(skip_layers=(), aggregation="naive", rank=16)
 BUDGET = Budget(longest=24)
 
 pytestmark = pytest.mark.portable

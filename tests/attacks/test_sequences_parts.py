@@ -20,7 +20,7 @@ pytestmark = pytest.mark.portable
 
 @pytest.fixture
 def probe(trained_base):
-    attached = attach(trained_base, AdapterConfig(aggregation="naive", rank=4), seed=0)
+    attached = attach(trained_base, AdapterConfig(skip_layers=(), aggregation="naive", rank=4), seed=0)
     values = np.random.default_rng(0).normal(scale=0.02, size=attached.layout.size).astype(np.float32)
     return Probe.of(Start(attached, attached.get() + values))
 

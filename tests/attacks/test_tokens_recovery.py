@@ -139,7 +139,10 @@ def test_a_round_without_rows_adds_nothing(atoms, rng):
 
 
 def test_the_warm_start_moves_all_but_lora_a(trained_base):
-    for adapter in (AdapterConfig(aggregation="naive", rank=4), AdapterConfig(method="ia3")):
+    for adapter in (
+        AdapterConfig(skip_layers=(), aggregation="naive", rank=4),
+        AdapterConfig(skip_layers=(), method="ia3"),
+    ):
         attached = attach(trained_base, adapter, seed=0)
         before = attached.layout.split(attached.get())
         warm_start(attached)

@@ -11,7 +11,7 @@ from fedpeft.rng import stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 IDS = torch.arange(3, 19)[None]
-FROZEN = AdapterConfig(rank=4)
+FROZEN = AdapterConfig(skip_layers=(), rank=4)
 
 
 @torch.no_grad()
@@ -32,7 +32,9 @@ def test_the_base_is_bit_identical_after_every_adapter(tiny_base, quantisation):
     for key in METHODS:
         method, _, aggregation = key.partition("/")
         attached = attach(
-            base, AdapterConfig(method=method, aggregation=aggregation or "frozen_a", rank=4), 0
+            base,
+            AdapterConfig(skip_layers=(), method=method, aggregation=aggregation or "frozen_a", rank=4),
+            0,
         )
         attached.load(attached.get() + _noise(attached.layout))
         assert not torch.equal(_logits(attached.model), before)
@@ -52,7 +54,7 @@ def test_one_adapter_is_kept_and_reset(tiny_llama):
     initial = first.get()
     first.load(initial + 1)
     assert attach(tiny_llama, FROZEN, seed=1) is first and np.array_equal(first.get(), initial)
-    second = attach(tiny_llama, AdapterConfig(rank=2), seed=1)
+    second = attach(tiny_llama, AdapterConfig(skip_layers=(), rank=2), seed=1)
     assert second is not first and second.base.model is first.base.model
     assert not np.array_equal(_frozen(attach(tiny_llama, FROZEN, 1)), _frozen(attach(tiny_llama, FROZEN, 2)))
 
@@ -92,24 +94,24 @@ def test_load_and_get_are_inverse_and_bounded(tiny_adapter):
 def test_targets(tiny_llama):
     attached = attach(tiny_llama, AdapterConfig(target_modules=("q_proj", "v_proj"), skip_layers=(0,)), 0)
     assert attached.spec.targets == ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
-    ia3 = attach(tiny_llama, AdapterConfig(method="ia3"), 0)
+    ia3 = attach(tiny_llama, AdapterConfig(skip_layers=(), method="ia3"), 0)
     assert {name.rsplit(".", 1)[-1] for name in ia3.spec.targets} == {"k_proj", "v_proj", "down_proj"}
     assert {name.rsplit(".", 1)[-1] for name in ia3.spec.feedforward} == {"down_proj"}
     with pytest.raises(ConfigError, match=r"'q_prj' fits no linear module; nearest: q_proj"):
-        attach(tiny_llama, AdapterConfig(target_modules=("q_prj",)), 0)
+        attach(tiny_llama, AdapterConfig(skip_layers=(), target_modules=("q_prj",)), 0)
     with pytest.raises(ConfigError, match="fits no linear module"):
-        attach(tiny_llama, AdapterConfig(target_modules=("lm_head",)), 0)
+        attach(tiny_llama, AdapterConfig(skip_layers=(), target_modules=("lm_head",)), 0)
     with pytest.raises(ConfigError, match=r"no module of .* is left"):
         attach(tiny_llama, AdapterConfig(skip_layers=(0, 1)), 0)
     with pytest.raises(ConfigError, match=r"adapter\.ranks needs aggregation"):
-        attach(tiny_llama, AdapterConfig(ranks={"a": 2}), 0)
+        attach(tiny_llama, AdapterConfig(skip_layers=(), ranks={"a": 2}), 0)
     with pytest.raises(ConfigError, match="miss needs at most that"):
-        attach(tiny_llama, AdapterConfig(method="miss", rank=40), 0)
+        attach(tiny_llama, AdapterConfig(skip_layers=(), method="miss", rank=40), 0)
 
 
 @pytest.mark.parametrize("aggregation", ["stack", "reproject"])
 def test_nodes_of_another_rank_start_from_the_same_function(tiny_llama, aggregation):
-    cfg = AdapterConfig(aggregation=aggregation, rank=4, ranks={"small": 2, "big": 6})
+    cfg = AdapterConfig(skip_layers=(), aggregation=aggregation, rank=4, ranks={"small": 2, "big": 6})
     law = attach(tiny_llama, cfg, 0).law
     state = law.initial()
     layouts = [(node, law.layout(node)) for node in ("big", "small")]
@@ -134,7 +136,7 @@ def test_miss_is_pefts_miss(tiny_llama, tmp_path, rank):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    attached = attach(tiny_llama, AdapterConfig(method="miss", rank=rank), 0)
+    attached = attach(tiny_llama, AdapterConfig(skip_layers=(), method="miss", rank=rank), 0)
     attached.load(_noise(attached.layout))
     export(attached, tmp_path)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama.folder), tmp_path)
@@ -152,7 +154,9 @@ def test_architectures(tiny_base, tmp_path, architecture, key):
     base = tiny_base(architecture)
     before = _logits(base.model)
     method, _, aggregation = key.partition("/")
-    attached = attach(base, AdapterConfig(method=method, aggregation=aggregation or "frozen_a", rank=4), 0)
+    attached = attach(
+        base, AdapterConfig(skip_layers=(), method=method, aggregation=aggregation or "frozen_a", rank=4), 0
+    )
     assert torch.allclose(_logits(attached.model), before, atol=1e-5)
     attached.load(attached.get() + _noise(attached.layout))
     attached.model(input_ids=IDS).logits.logsumexp(-1).mean().backward()
@@ -173,7 +177,7 @@ def test_architectures(tiny_base, tmp_path, architecture, key):
 def test_adapters_stay_float32_on_a_bfloat16_base(tiny_base, tmp_path, aggregation):
     base = tiny_base("llama", dtype="bfloat16")
     assert base.dtype == "bfloat16" and base.model.lm_head.weight.dtype == torch.bfloat16
-    attached = attach(base, AdapterConfig(rank=4, aggregation=aggregation), 0)
+    attached = attach(base, AdapterConfig(skip_layers=(), rank=4, aggregation=aggregation), 0)
     state = None
     if (law := attached.law) is not None:
         state = law.step(law.initial(), 1, [("a", 1.0, Decoded(law.layout("a"), _noise(law.layout("a"))))])
@@ -186,7 +190,7 @@ def test_adapters_stay_float32_on_a_bfloat16_base(tiny_base, tmp_path, aggregati
 
 def test_quantised_gpt2(tiny_base):
     base = tiny_base("gpt2", quantisation="nf4")
-    attached = attach(base, AdapterConfig(rank=4), 0)
+    attached = attach(base, AdapterConfig(skip_layers=(), rank=4), 0)
     attached.load(_noise(attached.layout))
     attached.model(input_ids=IDS).logits.sum().backward()
     assert any(p.grad.abs().sum() > 0 for p in attached.parameters.values())

@@ -48,7 +48,7 @@ PLAIN = (
 @pytest.fixture
 def adapter(tiny_llama, tmp_path):
     """A function from changes of its configuration to the folder of an adapter and its base's folder."""
-    attached = attach(tiny_llama, AdapterConfig(rank=2), seed=0)
+    attached = attach(tiny_llama, AdapterConfig(skip_layers=(), rank=2), seed=0)
     good = export(attached, tmp_path / "good")
 
     def make(**changes):

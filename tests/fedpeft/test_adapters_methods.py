@@ -20,7 +20,7 @@ WEIGHTS = (1.0, 2.0, 1.0, 0.5)
 
 def settings(key: str, **more) -> AdapterConfig:
     method, _, aggregation = key.partition("/")
-    return AdapterConfig(method=method, aggregation=aggregation or "frozen_a", rank=4, **more)
+    return AdapterConfig(skip_layers=(), method=method, aggregation=aggregation or "frozen_a", rank=4, **more)
 
 
 def ids(base, seed=0):

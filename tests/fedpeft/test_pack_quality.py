@@ -214,7 +214,7 @@ def test_a_classifier_is_judged_as_one(tiny_base, tmp_path):
     from fedpeft.config.models import AdapterConfig
 
     base = tiny_base("bert", num_labels=4, task="sequence-classification")
-    attached = attach(base, AdapterConfig(rank=4), seed=0)
+    attached = attach(base, AdapterConfig(skip_layers=(), rank=4), seed=0)
     rng = np.random.default_rng(0)
     attached.load(0.5 * rng.standard_normal(attached.layout.size).astype(np.float32))
     export(attached, tmp_path / "adapter")

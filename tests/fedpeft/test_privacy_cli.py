@@ -30,7 +30,7 @@ def invoke(tmp_path, monkeypatch):
 
     def run(settings, *options):
         chosen = [part for setting in settings for part in ("--set", setting)]
-        done = CliRunner().invoke(app, ["privacy", "plan", *chosen, *options])
+        done = CliRunner().invoke(app, ["privacy", "plan", "defaults", *chosen, *options])
         assert list(tmp_path.iterdir()) == []
         return done
 

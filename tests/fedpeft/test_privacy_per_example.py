@@ -268,7 +268,9 @@ def test_real_adapters_on_real_bases(tiny_base, toy_examples, method, settings):
     from fedpeft.adapters import attach
     from fedpeft.config.models import AdapterConfig
 
-    attached = attach(tiny_base("llama", **settings), AdapterConfig(method=method, rank=4), seed=0)
+    attached = attach(
+        tiny_base("llama", **settings), AdapterConfig(skip_layers=(), method=method, rank=4), seed=0
+    )
     assert per_example.engine_of(attached).name == ("batched" if method == "lora" else "loop")
     batch = collate(toy_examples(4), 0)
     found = rows_of(attached, batch)

@@ -102,7 +102,9 @@ def checkpointing(attached, reentrant):
 def test_every_method_equals_the_naive_loop(tiny_base, key, quantisation, kind):
     method, _, aggregation = key.partition("/")
     settings = {"method": method, "rank": 4} | ({"aggregation": aggregation} if aggregation else {})
-    attached = attach(tiny_base("llama", quantisation=quantisation), AdapterConfig(**settings), seed=0)
+    attached = attach(
+        tiny_base("llama", quantisation=quantisation), AdapterConfig(skip_layers=(), **settings), seed=0
+    )
     values = np.random.default_rng(1).normal(0, 0.05, attached.layout.size)
     attached.load(attached.initial() + values.astype(np.float32))
     examples = examples_of(4)

@@ -38,7 +38,7 @@ def _examples(base):
 def test_training_on_a_quantised_base_lowers_the_loss(on_gpu, quantisation):
     base = on_gpu(quantisation)
     assert base.device.startswith("cuda") and base.dtype == "bfloat16"
-    attached = attach(base, AdapterConfig(rank=4), seed=0)
+    attached = attach(base, AdapterConfig(skip_layers=(), rank=4), seed=0)
     examples = _examples(base)
     before = evaluate(attached, examples, None, base.tokenizer).loss
     train_local(attached, examples, LocalPlan(steps=20, batch_size=8, lr=2e-2), stream(0, 1, "a", "batches"))
@@ -49,7 +49,7 @@ def test_training_on_a_quantised_base_lowers_the_loss(on_gpu, quantisation):
 @pytest.mark.parametrize("quantisation", ["none", "nf4"])
 def test_per_example_gradients_pass_their_gates_in_float32(on_gpu, quantisation):
     base = on_gpu(quantisation, dtype="float32")
-    attached = attach(base, AdapterConfig(rank=4), seed=0)
+    attached = attach(base, AdapterConfig(skip_layers=(), rank=4), seed=0)
     batch = collate(_examples(base)[:6], base.pad_id, base.device)
     assert engine_of(attached).name == "batched"
     total, norms = clipped_sum(attached, batch, 0.5)
@@ -60,20 +60,20 @@ def test_per_example_gradients_pass_their_gates_in_float32(on_gpu, quantisation)
 
 def test_the_same_values_give_the_same_loss_on_gpu_and_cpu(on_gpu, tiny_model_folder):
     base = on_gpu(dtype="float32")
-    attached = attach(base, AdapterConfig(rank=4), seed=0)
+    attached = attach(base, AdapterConfig(skip_layers=(), rank=4), seed=0)
     values = stream(3, 0, "", "values").normal(0, 0.05, attached.layout.size).astype(np.float32)
     attached.load(values)
     on_card = evaluate(attached, _examples(base), None, base.tokenizer).loss
     detach()
     cpu = load_base(BaseConfig(model=str(tiny_model_folder("llama")), device="cpu"))
-    attached = attach(cpu, AdapterConfig(rank=4), seed=0)
+    attached = attach(cpu, AdapterConfig(skip_layers=(), rank=4), seed=0)
     attached.load(values)
     assert on_card == pytest.approx(evaluate(attached, _examples(cpu), None, cpu.tokenizer).loss, rel=1e-4)
 
 
 def test_export_and_merge_from_a_gpu_base(on_gpu, tiny_model_folder, tmp_path):
     base = on_gpu("nf4")
-    attached = attach(base, AdapterConfig(rank=4), seed=0)
+    attached = attach(base, AdapterConfig(skip_layers=(), rank=4), seed=0)
     export(attached, tmp_path / "adapter")
     cfg = BaseConfig(model=str(tiny_model_folder("llama")), device="cuda", quantisation="nf4")
     merge(tmp_path / "adapter", tmp_path / "merged", cfg)

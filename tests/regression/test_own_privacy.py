@@ -11,7 +11,7 @@ import json
 import pytest
 
 from fedpeft.config import load_config
-from fedpeft_simulations.cli import embedded_scenario
+from fedpeft.config.scenarios import embedded_scenario
 from fedpeft_simulations.federation_run import run
 
 SMALL = (

@@ -6,11 +6,11 @@ import math
 import pytest
 
 from fedpeft.config import load_config
+from fedpeft.config.scenarios import embedded_scenario
 from fedpeft.privacy import plan_from_config
 from fedpeft_attacks.memory import MemoryFinding
 from fedpeft_bench.audit import memory
 from fedpeft_bench.federation.gain import options
-from fedpeft_simulations.cli import embedded_scenario
 
 
 def config_of(arm):

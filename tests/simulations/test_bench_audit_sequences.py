@@ -10,7 +10,7 @@ from fedpeft_attacks.sequences import Assembled
 from fedpeft_attacks.work import Work
 from fedpeft_bench.audit import sequences as bench
 
-SMALL = AdapterConfig(aggregation="naive", rank=2, target_modules=("q_proj", "v_proj"))
+SMALL = AdapterConfig(skip_layers=(), aggregation="naive", rank=2, target_modules=("q_proj", "v_proj"))
 
 
 @pytest.fixture

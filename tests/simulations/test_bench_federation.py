@@ -7,11 +7,11 @@ import pytest
 
 from fedpeft.config import load_config
 from fedpeft.config.profiles import PROFILES
+from fedpeft.config.scenarios import embedded_scenario
 from fedpeft.exchange import ExchangePlan, Layout, Sparsify, Ternarise, Update, codec_named
 from fedpeft_bench.exchange.peers import TopK
 from fedpeft_bench.federation import federation, gain, participation
 from fedpeft_server.rounds.checkpoints import load_arrays
-from fedpeft_simulations.cli import embedded_scenario
 from fedpeft_simulations.federation_lab import (
     FederationLab,
     coded_down,

@@ -9,11 +9,11 @@ import pytest
 
 from fedpeft.config import Config, load_config
 from fedpeft.config.profiles import PROFILES
+from fedpeft.config.scenarios import embedded_scenario
 from fedpeft.privacy import plan_from_config
 from fedpeft_bench.federation.gain import options
 from fedpeft_bench.privacy import record_level
 from fedpeft_simulations.arms_process import private_config
-from fedpeft_simulations.cli import embedded_scenario
 
 
 def config_of(settings: Sequence[str]) -> Config:

@@ -1,21 +1,20 @@
 """The embedded scenario: sound, and of the sizes that its claims rest on."""
 
 import math
-from pathlib import Path
 
 import pytest
 
-import fedpeft_simulations
 from fedpeft.adapters import attach
 from fedpeft.bases import load_base
 from fedpeft.config import Config, load_config
+from fedpeft.config.scenarios import embedded_scenario
 from fedpeft.privacy.plan_builder import plan_from_config
 from fedpeft_simulations.arms_process import private_config
 
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config(Path(fedpeft_simulations.__file__).parent / "scenarios" / "embedded.toml")
+    return load_config(embedded_scenario())
 
 
 def shannon(density: float) -> float:

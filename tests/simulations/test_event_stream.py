@@ -5,9 +5,9 @@ import hashlib
 import pytest
 
 from fedpeft.config import load_config
+from fedpeft.config.scenarios import embedded_scenario
 from fedpeft.errors import ConfigError, RunError
 from fedpeft_simulations import Run, simulate
-from fedpeft_simulations.cli import embedded_scenario
 from fedpeft_simulations.federation_run import run
 
 SMALL = {

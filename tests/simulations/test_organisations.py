@@ -83,3 +83,12 @@ def test_a_datasets_folder_is_partitioned_and_taken_as_an_organisation(tmp_path)
     settings = [f"data.source={tmp_path / 'folder' / 'clinic'}", "data.partition=iid", "federation.nodes=2"]
     federation = load_federation(load_config(overrides=settings))
     assert [len(item.train) for item in federation.organisations] == [8, 8]
+
+
+def test_a_number_of_nodes_other_than_that_of_the_files_is_refused(tmp_path):
+    for name in ("a", "b", "c"):
+        _write(tmp_path / "data", name, 10)
+    source = f"data.source={tmp_path / 'data'}"
+    assert len(load_federation(load_config(overrides=[source, "federation.nodes=3"])).organisations) == 3
+    with pytest.raises(DataError, match=r"federation\.nodes = 5, but .* holds 3 data files"):
+        load_federation(load_config(overrides=[source, "federation.nodes=5"]))

@@ -17,6 +17,7 @@ from typing import Any
 
 from fedpeft.cli.output import table
 from fedpeft.config import load_config
+from fedpeft.config.scenarios import embedded_scenario
 from fedpeft_attacks.audit_suite import update_findings
 from fedpeft_attacks.evidence.collect_views import gather
 from fedpeft_attacks.evidence.taps import read_taps
@@ -29,7 +30,6 @@ from fedpeft_bench.federation.gain import options, over_seeds
 from fedpeft_bench.harness.command import machine
 from fedpeft_bench.privacy.record_level import UTILITY
 from fedpeft_simulations import federation_run
-from fedpeft_simulations.cli import embedded_scenario
 
 Row = dict[str, Any]
 Settings = Mapping[str, Any]

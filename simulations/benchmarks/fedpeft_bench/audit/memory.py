@@ -25,11 +25,11 @@ from typing import Any
 
 from fedpeft.cli.output import table
 from fedpeft.config import load_config
+from fedpeft.config.scenarios import embedded_scenario
 from fedpeft_attacks.memory import Effort, memory_findings, released
 from fedpeft_bench.federation.gain import options
 from fedpeft_bench.harness.command import machine
 from fedpeft_bench.privacy.record_level import QUIET, UTILITY, private
-from fedpeft_simulations.cli import embedded_scenario
 from fedpeft_simulations.federation_run import run as run_federation
 
 Row = dict[str, Any]

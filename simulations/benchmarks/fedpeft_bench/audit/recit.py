@@ -259,7 +259,7 @@ def _adapter(case: Case) -> AdapterConfig:
 
     if case.is_default:
         return AdapterConfig(rank=case.rank, skip_layers=(0,))
-    return AdapterConfig(aggregation="naive", rank=case.rank)
+    return AdapterConfig(aggregation="naive", rank=case.rank, skip_layers=())
 
 
 def _left(attached: Any, case: Case, examples: Sequence[Any], seed: int) -> FloatVector:

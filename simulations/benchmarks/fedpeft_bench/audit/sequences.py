@@ -24,8 +24,11 @@ Setting = Literal["r=16, all linear", "r=8, q and v"]
 Rows = list[list[int]]
 
 SETTINGS: dict[Setting, tuple[AdapterConfig, tuple[int, ...]]] = {
-    "r=16, all linear": (AdapterConfig(aggregation="naive", rank=16), (1, 4, 8, 16)),
-    "r=8, q and v": (AdapterConfig(aggregation="naive", rank=8, target_modules=("q_proj", "v_proj")), (1, 4)),
+    "r=16, all linear": (AdapterConfig(aggregation="naive", rank=16, skip_layers=()), (1, 4, 8, 16)),
+    "r=8, q and v": (
+        AdapterConfig(aggregation="naive", rank=8, target_modules=("q_proj", "v_proj"), skip_layers=()),
+        (1, 4),
+    ),
 }
 """Adapters with trained A and warm B, and the batches that are tried on each."""
 

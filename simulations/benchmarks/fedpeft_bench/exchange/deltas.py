@@ -77,7 +77,7 @@ def train_rounds(optimiser: str, adapter: str, count: int, **federation: Any) ->
 
 def _config(federation: dict[str, Any], adapter: dict[str, Any]) -> Config:
     from fedpeft.config import build_config, load_config
-    from fedpeft_simulations.cli import embedded_scenario
+    from fedpeft.config.scenarios import embedded_scenario
 
     settings = load_config(embedded_scenario()).model_dump(mode="json", exclude_none=True)
     settings["federation"] |= federation

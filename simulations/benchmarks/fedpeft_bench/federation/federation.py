@@ -15,10 +15,10 @@ from typing import Any
 
 from fedpeft.config import load_config
 from fedpeft.config.profiles import PROFILES
+from fedpeft.config.scenarios import embedded_scenario
 from fedpeft.exchange import Layout
 from fedpeft_bench.exchange.peers import TopK
 from fedpeft_bench.federation.gain import Figures, Row, options, over_seeds, platform, row
-from fedpeft_simulations.cli import embedded_scenario
 from fedpeft_simulations.federation_lab import Down, FederationLab, Up, coded_down, coded_up, sparse_state
 
 DENSE: Mapping[str, Any] = {"exchange.up.codec": "dense-fp32", "exchange.down.codec": "dense-fp32"}

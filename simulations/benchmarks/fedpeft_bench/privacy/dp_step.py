@@ -150,7 +150,7 @@ def _attached(folder: str, quantisation: str) -> Attached:
 
     settings = {"model": folder, "quantisation": quantisation, "device": "cpu", "dtype": "float32"}
     base = load_base(BaseConfig.model_validate(settings))
-    return attach(base, AdapterConfig(rank=RANK, aggregation="naive"), seed=0)
+    return attach(base, AdapterConfig(rank=RANK, aggregation="naive", skip_layers=()), seed=0)
 
 
 def _examples(count: int, tokens: int) -> list[Example]:

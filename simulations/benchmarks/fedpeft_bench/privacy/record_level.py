@@ -24,9 +24,9 @@ from typing import Any
 
 from fedpeft.cli.output import table
 from fedpeft.config import load_config
+from fedpeft.config.scenarios import embedded_scenario
 from fedpeft_bench.federation.federation import DENSE
 from fedpeft_bench.federation.gain import options, over_seeds
-from fedpeft_simulations.cli import embedded_scenario
 from fedpeft_simulations.federation_run import run
 
 Row = dict[str, Any]

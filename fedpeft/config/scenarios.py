@@ -1,0 +1,73 @@
+"""Which scenario a command's settings come from: one rule for all that take ``[SCENARIO] [--set …]``.
+
+* A file, or one of the names ``embedded`` and ``defaults``: that, and ``--set`` over it.
+* Nothing: the embedded scenario, because base and data are the embedded ones. If ``--set`` names another base
+  or other data, its rates, sizes and comparison runs would fit neither: then the defaults.
+
+A file leaves open what it does not name; there the defaults hold, never the embedded scenario.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.config.load import load_config
+from fedpeft.config.models import EMBEDDED, Config
+
+DEFAULTS = "defaults"
+OWN = ("base.model", "data.source")
+"""Settings that put other than the embedded base or data in place."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Settings of a command and where they came from.
+
+    Attributes:
+        config: the settings.
+        origin: one line for people, without its end: the scenario, why it was chosen, and what changed it.
+    """
+
+    config: Config
+    origin: str
+
+
+def embedded_scenario() -> Path:
+    """The file of the embedded scenario."""
+    return Path(__file__).parent / "embedded.toml"
+
+
+def load_scenario(name: Path | str | None, overrides: Sequence[str] = ()) -> Scenario:
+    """The settings that a scenario argument and ``--set`` options stand for.
+
+    Args:
+        name: a TOML file, ``embedded``, ``defaults``, or None for the rule of this module.
+        overrides: ``section.key=value``, each over the scenario.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    path, origin = _chosen(None if name is None else str(name), overrides)
+    changes = f"; --set changes {', '.join(_key(text) for text in overrides)}" if overrides else ""
+    return Scenario(load_config(path, overrides), f"settings: {origin}{changes}")
+
+
+def _chosen(name: str | None, overrides: Sequence[str]) -> tuple[Path | None, str]:
+    if name == DEFAULTS:
+        return None, "the defaults"
+    if name is not None and name != EMBEDDED:
+        return Path(name), f"{name}, and the defaults for what it leaves open"
+    own = [_key(text) for text in overrides if _key(text) in OWN and _value(text) != EMBEDDED]
+    if name is None and own:
+        return None, f"the defaults, because {own[0]} is given"
+    return embedded_scenario(), "the embedded scenario"
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
+
+
+def _value(override: str) -> str:
+    return override.partition("=")[2].strip().strip("\"'")
