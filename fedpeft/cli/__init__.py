@@ -17,10 +17,10 @@ import typer
 
 from fedpeft import __version__
 from fedpeft.cli import adapter, configuration, doctor, privacy
+from fedpeft.cli.argument_help import keep_argument_help
+from fedpeft.cli.output import EXIT_INTERRUPTED
 from fedpeft.errors import FedPeftError
 from fedpeft.terminal import clean_output, printable
-
-EXIT_INTERRUPTED = 130
 
 
 def _version(value: bool) -> None:
@@ -31,12 +31,13 @@ def _version(value: bool) -> None:
 
 def build_app() -> typer.Typer:
     """The whole command line, with the commands that installed packages register."""
+    keep_argument_help()
     app = typer.Typer(
         name="fedpeft",
         help="Federated, privacy-audited fine-tuning of language model adapters.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
 
     def root(
@@ -61,6 +62,7 @@ def main() -> None:
         except FedPeftError as error:
             typer.echo(f"error: {printable(error)}", err=True)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            typer.echo("interrupted; continue with --resume", err=True)
-            sys.exit(EXIT_INTERRUPTED)
+        except SystemExit as end:
+            if end.code == EXIT_INTERRUPTED:  # as which typer passes an interrupt on
+                typer.echo("interrupted", err=True)
+            raise

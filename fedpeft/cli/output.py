@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 JSON_OPTION = typer.Option(False, "--json", help="Print one JSON object for machines.")
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+def leave_interrupted(next_step: str) -> NoReturn:
+    """End the process now, after one line that says how to go on.
+
+    For work that may stop at any byte: threads in the middle of a training step are not waited for.
+    """
+    typer.echo(f"interrupted; {next_step}", err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)
 
 
 def emit(payload: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:

@@ -35,5 +35,5 @@ def scenario_config(
     from fedpeft.config.scenarios import load_scenario
 
     scenario = load_scenario(name, overrides)
-    typer.echo(f"{mark}{scenario.origin}", err=as_json)
+    typer.echo(scenario.origin if as_json else f"{mark}{scenario.origin}", err=as_json)
     return scenario.config

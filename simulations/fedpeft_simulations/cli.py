@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from fedpeft.cli.output import JSON_OPTION, emit
+from fedpeft.cli.output import JSON_OPTION, emit, leave_interrupted
 from fedpeft.cli.scenario import SCENARIO, SCENARIO_HELP, SET, scenario_config
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def simulate(
     scenario: str | None = SCENARIO,
     set_: list[str] = SET,
     out: Path | None = typer.Option(None, "--out", help="Run directory; default: runs/<name>."),
-    resume: bool = typer.Option(False, "--resume", help="Continue a run that was killed."),
+    resume: bool = typer.Option(
+        False, "--resume", help="Continue a run that was interrupted; with --out only."
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an older run at --out."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
     as_json: bool = JSON_OPTION,
@@ -48,9 +51,19 @@ def simulate(
     from fedpeft_simulations.progress import Mode, progress
 
     mode: Mode = "resume" if resume else "overwrite" if overwrite else "new"
-    with progress(config.federation.rounds, quiet=quiet or as_json) as report:
-        store = run(config, target, mode, report)
+    try:
+        with progress(config.federation.rounds, quiet=quiet or as_json) as report:
+            store = run(config, target, mode, report)
+    except KeyboardInterrupt:
+        leave_interrupted(_continuation(target))
     emit(store.summary, as_json, lambda: print_summary(store))
+
+
+def _continuation(target: Path) -> str:
+    """How an interrupted run goes on."""
+    if not (target / "config.toml").exists():
+        return "nothing was written yet; give the same command again"
+    return f"continue with: fedpeft simulate --out {shlex.quote(str(target))} --resume"
 
 
 def _started(out: Path | None) -> tuple[Config, Path]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SEEDS = typer.Option([0, 1, 2], "--seed", help="May be given many times.")
 
+PART = typer.Argument(..., help="Which of the benchmarks of the audit.")
+
 
 def register(app: typer.Typer) -> None:
     """Add the ``bench`` commands."""
@@ -210,7 +212,7 @@ class AuditPart(StrEnum):
     LADDER = "ladder"
 
 
-def audit(part: AuditPart, seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
+def audit(part: AuditPart = PART, seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
     """The attacks of the audit on what is undefended, defended, and nothing at all; ten minutes and more."""
     from fedpeft_bench.harness.timing import one_core
 
