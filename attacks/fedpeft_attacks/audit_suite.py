@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from fedpeft.progress import at
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.dp_audit.report_checks import claim_checks
 from fedpeft_attacks.evidence.attack_power import power_of, trials_of
@@ -54,12 +55,14 @@ def audit(
     solvers = {name: attack_named(name) for name in names if name not in PARTS}
     taps = read_taps(store)
     _say(progress, "audit: the base and what was tapped")
+    at("loading the base")
     evidence = gather(store, store.config, taps)
     findings, examples = update_findings(store, evidence, taps, solvers, (progress, delivery.own_copy))
     if RELEASED in names:
         findings += released_findings(store, store.config.audit.threshold, progress)
     if EPSILON in names:
         _say(progress, "audit: the claimed epsilon")
+        at("auditing the claimed epsilon")
     results = Results(findings, claim_checks(store, taps) if EPSILON in names else (), examples, TEXTS)
     report = assemble(store, evidence, taps, results, delivery)
     write_report(report, out or store.path / "audit", delivery.sign_with)
@@ -84,15 +87,19 @@ def update_findings(
     """
     progress, own_copy = manner
     _say(progress, "audit: the undefended reference")
+    at("measuring the attacks' strength")
     trials, config = trials_of(evidence, store.config.adapter, taps), store.config
     findings, examples = list[Finding](), list[Example | None]()
+    total = len(solvers) * len(evidence.stages)
     for name, attack in solvers.items():
         solve, tokenizer = remembering(attack), evidence.base.tokenizer
         trial = Trial(name, solve, power_of(attack, trials), config.audit.threshold, tokenizer)
         for stage, group in evidence.stages.items():
             _say(progress, f"audit: {name} on {stage}")
+            at("attack on a stage", len(findings), total)
             findings.append(find(trial, group))
             examples.append(example_of(name, solve, group, tokenizer) if own_copy else None)
+    at("attack on a stage", total, total)
     return findings, [example for example in examples if example is not None]
 
 

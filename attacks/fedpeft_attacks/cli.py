@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
+from fedpeft.cli.progress import progress
 from fedpeft.errors import AuditError
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def audit(
     from fedpeft_attacks.report.assemble import Delivery
 
     delivery = Delivery(own_copy, sign_with)
-    report = audit_suite.audit(run_dir, names, out, None if as_json else _progress, delivery)
+    with progress(quiet=as_json, to_stderr=True) as say:
+        report = audit_suite.audit(run_dir, names, out, say, delivery)
     folder = out or run_dir / "audit"
     emit(report.model_dump(mode="json"), as_json, lambda: _show(report, folder))
     if fail_on_leak and report.leaks:
@@ -119,10 +121,6 @@ def _compare(folder: Path, other: Path, as_json: bool) -> None:
     emit(asdict(found), as_json, show)
     if found.differences:
         raise typer.Exit(EXIT_DIFFERENT)
-
-
-def _progress(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def _show(report: Report, folder: Path) -> None:

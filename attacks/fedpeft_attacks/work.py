@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedpeft.progress import at
 from fedpeft_attacks.results.measures import WorkDone
 
 SAFETY = 3600.0
@@ -53,6 +54,7 @@ class Meter:
         elif time.process_time() > self._deadline:
             self._is_stopped = True
         else:
+            at("search step", self._steps, self._allowed or 0)
             self._steps += 1
         return not self.is_over
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fedpeft.data import Batch, Example
 from fedpeft.errors import DataError
+from fedpeft.progress import at
 from fedpeft.training.batches import physical
 from fedpeft.training.loss import (
     causal_loss,
@@ -117,7 +118,12 @@ def _evaluate_classes(model: Any, examples: Sequence[Example], device: str) -> E
 
 def _passes(model: Any, examples: Sequence[Example]) -> Iterator[Batch]:
     device = next(model.parameters()).device.type
-    return physical(model, examples, TOKENS_AT_ONCE.get(device, TOKENS_AT_ONCE["cuda"]))
+    done = 0
+    for batch in physical(model, examples, TOKENS_AT_ONCE.get(device, TOKENS_AT_ONCE["cuda"])):
+        at("held-out record", done, len(examples))
+        yield batch
+        done += len(batch.ids)
+    at("held-out record", len(examples), len(examples))
 
 
 def spellings(examples: Sequence[Example], labels: Sequence[str], tokenizer: Any) -> list[Completion]:

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
 from fedpeft.flower.messages import EXPIRED, deserialise, error_reply, guarded, identify, serialise
+from fedpeft.progress import at
 
 
 class LocalGrid(Grid):
@@ -60,7 +61,8 @@ class LocalGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages; their ids."""
-        return [self._push(message) for message in messages]
+        batch = list(messages)
+        return [self._push(message, place, len(batch)) for place, message in enumerate(batch)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are there."""
@@ -84,12 +86,19 @@ class LocalGrid(Grid):
         """Drop what is still queued."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _push(self, message: Message) -> str:
+    def _push(self, message: Message, place: int, total: int) -> str:
         _, objects = serialise(message)
         self._pushed += 1
         key = f"local-{self._pushed}"
-        self._pending[key] = self._pool.submit(self._answer, key, message.object_id, objects)
+        self._pending[key] = self._pool.submit(self._turn, key, message.object_id, objects, (place, total))
         return key
+
+    def _turn(self, key: str, object_id: str, objects: dict[str, bytes], turn: tuple[int, int]) -> Message:
+        place, total = turn
+        at("node", place, total)
+        reply = self._answer(key, object_id, objects)
+        at("node", place + 1, total)
+        return reply
 
     def _answer(self, key: str, object_id: str, objects: dict[str, bytes]) -> Message:
         message = deserialise(object_id, objects)

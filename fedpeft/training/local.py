@@ -16,6 +16,7 @@ from fedpeft.errors import DataError, PrivacyError
 from fedpeft.privacy.csprng import KEY_BYTES, seeded, words
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
+from fedpeft.progress import at
 from fedpeft.training.batches import epochs, gather, physical, whole_units
 from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
 from fedpeft.training.dp.engine_selection import LONGEST, engine_of
@@ -114,7 +115,8 @@ def train_local(
     losses: list[float] = []
     seen: set[int] = set()
     with steady(attached.model):
-        for indices in islice(epochs(len(examples), plan.batch_size, rng), plan.steps):
+        for step, indices in enumerate(islice(epochs(len(examples), plan.batch_size, rng), plan.steps)):
+            at("step", step, plan.steps)
             chosen = [examples[index] for index in indices]
             loss, gradient = _mean_gradient(attached, chosen, given)
             if not losses and given.on_first_gradient is not None:
@@ -123,6 +125,7 @@ def train_local(
             _store(attached, values)
             losses.append(loss)
             seen.update(int(index) for index in indices)
+    at("step", plan.steps, plan.steps)
     return TrainResult(plan.steps, losses[0], losses[-1], tuple(sorted(seen)))
 
 
@@ -146,6 +149,7 @@ def _train_private(
     units, rate = units_of(examples, mechanism.plan), mechanism.plan.sampling_probability
     with steady(attached.model):
         for step in range(plan.steps):
+            at("step", step, plan.steps)
             drawn = poisson(len(units), rate, mechanism.source)
             chosen = [[examples[index] for index in units[unit]] for unit in drawn]
             batches = whole_units(attached.model, chosen, extras.flags.tokens_at_once)
@@ -155,6 +159,7 @@ def _train_private(
                 extras.on_first_gradient(gradient, gather(attached.model, records))
             rule.step(values, torch.from_numpy(gradient).to(values.device))
             _store(attached, values)
+    at("step", plan.steps, plan.steps)
     return TrainResult(plan.steps)
 
 

@@ -52,7 +52,7 @@ def simulate(
 
     mode: Mode = "resume" if resume else "overwrite" if overwrite else "new"
     try:
-        with progress(config.federation.rounds, quiet=quiet or as_json) as report:
+        with progress(quiet=quiet or as_json) as report:
             store = run(config, target, mode, report)
     except KeyboardInterrupt:
         leave_interrupted(_continuation(target))

@@ -18,6 +18,7 @@ from fedpeft.data import Record, write_records
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation.held_out import HeldOut, classes, evaluation_event, load_run_base
 from fedpeft.exchange.layout import FloatVector
+from fedpeft.progress import at
 from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import AuditFacts, RunSummary
@@ -66,7 +67,8 @@ def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
     with companion(store):
         _federate(store, report)
         summary = _judge(store, report)
-        audit = _audit(store)
+        audit = _audit(store, report)
+        at("waiting for the comparison runs")
     summary = complete(summary, results(store), audit, time.monotonic() - started)
     write_card(store.adapter, card_facts(store, summary))
     plot_run(store)
@@ -76,12 +78,14 @@ def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
 
 def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> RunStore:
     check_free(out, overwrite=overwrite)
+    at("reading the records")
     federation = load_federation(config)
     names = [organisation.name for organisation in federation.organisations]
     settings = config.federation.model_copy(update={"nodes": len(names)})
     config = config.model_copy(update={"federation": settings})
     if unknown := sorted(set(config.adapter.ranks) - set(names)):
         raise ConfigError(f"adapter.ranks names {unknown[0]!r}; the organisations are {', '.join(names)}")
+    at("loading the base")
     base = load_run_base(config, _labels(federation))
     _promise(config, base, report)
     agreed = config.base.model_copy(update={"sha256": base.sha256, "threads": _threads(config)})
@@ -142,8 +146,13 @@ def _federate(store: RunStore, report: Progress) -> None:
     """Run all rounds; judge the state that `federation.evaluate_every` names when the next round is done."""
     config = store.config
 
+    reached = latest(store.path)
+    at("round", 0 if reached is None else reached.round, config.federation.rounds)
+
     def watch(event: dict[str, Any]) -> None:
         report(event)
+        if event["event"] == "round":
+            at("round", event["round"], config.federation.rounds)
         if event["event"] == "round" and _is_judged(store, config, before := event["round"] - 1):
             _, score = _score_state(store, load_checkpoint)
             _tell(store, report, "federated", before, score)
@@ -186,9 +195,9 @@ def _judge(store: RunStore, report: Progress) -> RunSummary:
     return summarise(store, attached, scores)
 
 
-def _audit(store: RunStore) -> AuditFacts | None:
+def _audit(store: RunStore, report: Progress) -> AuditFacts | None:
     if not store.config.audit.enabled:
         return None
-    report = audit(store.path)
-    verdicts = Counter(finding.verdict for finding in report.findings)
-    return AuditFacts(verdict=report.verdict, verdicts=dict(verdicts))
+    audited = audit(store.path, progress=lambda line: report({"event": "audit", "text": line}))
+    verdicts = Counter(finding.verdict for finding in audited.findings)
+    return AuditFacts(verdict=audited.verdict, verdicts=dict(verdicts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from fedpeft.progress import each
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.memory.extraction_tests import canaries, prompts
 from fedpeft_attacks.memory.findings import MemoryFinding
@@ -40,7 +41,8 @@ def memory_findings(
     given = effort or Effort()
     room = Room(Material.of(store, given.records, given.canaries), attached, given)
     found: list[MemoryFinding] = []
-    for name, attack in {"canaries": canaries, "prompts": prompts, "membership": membership}.items():
+    attacks = (("canaries", canaries), ("prompts", prompts), ("membership", membership))
+    for name, attack in each(attacks, "attack on the adapter"):
         if progress is not None:
             progress(f"audit: the released adapter, {name}")
         found += attack(room)

@@ -28,6 +28,7 @@ from torch import nn
 
 from fedpeft.data import Batch, Example
 from fedpeft.errors import PrivacyError
+from fedpeft.progress import at
 from fedpeft.training.batches import gather
 from fedpeft.training.dp.backward_passes import Rows, batched_rows, bounds_of, clear, unit_row
 from fedpeft.training.dp.linear_hooks import NotBatchFirst, owners_of
@@ -95,6 +96,7 @@ def engine_of(
     """
     known, key = _engines.setdefault(attached.model, {}), (_fingerprint(attached), longest)
     if key not in known:
+        at("comparing per-example gradients, once for this base")
         try:
             known[key] = _choose(attached, longest)
         except PrivacyError as refusal:

@@ -23,6 +23,7 @@ PART = typer.Argument(..., help="Which of the benchmarks of the audit.")
 def register(app: typer.Typer) -> None:
     """Add the ``bench`` commands."""
     group = typer.Typer(help="Benchmarks; each prints one table with machine and date.", no_args_is_help=True)
+    group.callback()(_show_progress)
     group.command("simulate")(simulate)
     group.command("memory")(memory)
     group.command("resume")(resume)
@@ -39,6 +40,12 @@ def register(app: typer.Typer) -> None:
     group.command("audit")(audit)
     group.command("all")(everything)
     app.add_typer(group, name="bench")
+
+
+def _show_progress(context: typer.Context) -> None:
+    from fedpeft.cli.progress import progress
+
+    context.with_resource(progress(to_stderr=True, live=False))
 
 
 def simulate(

@@ -26,6 +26,7 @@ from typing import Any
 from fedpeft.cli.output import table
 from fedpeft.config import load_config
 from fedpeft.config.scenarios import embedded_scenario
+from fedpeft.progress import each
 from fedpeft_attacks.memory import Effort, memory_findings, released
 from fedpeft_bench.federation.gain import options
 from fedpeft_bench.harness.command import machine
@@ -128,7 +129,7 @@ def run(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> di
         report: receives the name of each arm when it is done.
     """
     rows: list[Row] = []
-    for seed in seeds:
+    for seed in each(seeds, "seed"):
         for arm in arms():
             rows.append(measure(arm, seed))
             if report:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fedpeft.config.models import AdapterConfig, BaseConfig, DataConfig
+from fedpeft.progress import each
 from fedpeft_bench.harness.command import machine
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def attached_to_embedded(adapter: AdapterConfig) -> Attached:
 def _cases(adapter: AdapterConfig, batch: int, seeds: Sequence[int]) -> Iterator[Case]:
     attached = attached_to_embedded(adapter)
     knowledge = _knowledge(attached)
-    for seed in seeds:
+    for seed in each(seeds, "seed"):
         for part in range(SINGLES if batch == 1 else 1):
             yield _case(attached, knowledge, batch, (seed, part))
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft.exchange.layout import FloatVector
+from fedpeft.progress import each
 from fedpeft_attacks.registry import attack_named
 from fedpeft_attacks.tokens.observations import observations
 from fedpeft_attacks.tokens.sparse_recovery import recover, sparse_recovery
@@ -54,7 +55,7 @@ def _trials(
 ) -> list[Trial]:
     """Trials of one attack with their control, for so many notes and rounds."""
     found: list[Trial] = []
-    for seed in seeds:
+    for seed in each(seeds, "seed"):
         own, truth = views_of(lab, bench, *size, seed)
         control, other = views_of(lab, bench, *size, seed + OTHER_DATA)
         found.append(trial(attack, bench, own, control, (truth, other)))
@@ -111,7 +112,7 @@ def sparse(lab: Lab, seeds: Seeds) -> Iterator[Row]:
                 attacks["completed"] = _completed
             for filling, attack in attacks.items():
                 trials: list[Trial] = []
-                for seed in seeds:
+                for seed in each(seeds, "seed"):
                     own, truth = views_of(lab, bench, 1, 1, seed, spoil)
                     trials.append(trial(attack, bench, own, (), (truth, frozenset())))
                 yield {"rank": rank, "values": name, "filling": filling, **summary(trials)}
@@ -135,7 +136,7 @@ def against_dager(lab: Lab, seeds: Seeds) -> Iterator[Row]:
         for batch in DAGER_BATCHES:
             ours: list[Trial] = []
             theirs: list[Trial] = []
-            for seed in seeds:
+            for seed in each(seeds, "seed"):
                 views, truth = views_of(lab, bench, batch, 1, seed)
                 ours.append(trial(recover, bench, views, (), (truth, frozenset())))
                 theirs.append(_dager(bench, views, truth))
@@ -158,7 +159,7 @@ def aggregates(lab: Lab, seeds: Seeds) -> Iterator[Row]:
     bench = lab.bench(RAW_QV)
     for nodes in NODES:
         trials: list[Trial] = []
-        for seed in seeds:
+        for seed in each(seeds, "seed"):
             own, control = (_mean(lab, bench, nodes, place) for place in (seed, seed + OTHER_DATA))
             trials.append(trial(recover, bench, own[0], control[0], (own[1], control[1])))
         yield {"nodes": nodes, **summary(trials)}
@@ -182,7 +183,7 @@ def local_steps(lab: Lab, seeds: Seeds) -> Iterator[Row]:
             for name, shape in shapes if optimiser == "adamw" else shapes[:1]:
                 bench = lab.bench(RAW_QV)
                 trials: list[Trial] = []
-                for seed in seeds:
+                for seed in each(seeds, "seed"):
                     own, control = (
                         _update(lab, bench, (optimiser, steps, shape), place)
                         for place in (seed, seed + OTHER_DATA)

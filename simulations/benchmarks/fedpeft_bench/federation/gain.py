@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fedpeft.progress import each
 from fedpeft.runstore import RunStore
 from fedpeft_bench.harness.command import simulate
 
@@ -109,7 +110,7 @@ def over_seeds(
         report: receives seed and arm of each row when it is done.
     """
     found: list[Row] = []
-    for seed in seeds:
+    for seed in each(seeds, "seed"):
         for made in rows(seed):
             found.append(made)
             if report:

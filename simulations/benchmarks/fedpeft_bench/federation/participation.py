@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fedpeft.progress import each
 from fedpeft_bench.federation.federation import DENSE
 from fedpeft_bench.federation.gain import Figures, Row, options, platform, row
 
@@ -42,8 +43,8 @@ def rows(
         report: receives the name of each arm when it is done.
     """
     found: list[Row] = []
-    for profile in profiles:
-        for seed in seeds:
+    for profile in each(profiles, "profile"):
+        for seed in each(seeds, "seed"):
             dense: Figures | None = None
             for name, settings in ARMS.items():
                 chosen = {"exchange.profile": profile, **SETTING, **settings, "run.seed": seed}

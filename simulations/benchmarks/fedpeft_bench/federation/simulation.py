@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedpeft.progress import each
 from fedpeft_bench.harness.command import simulate
 
 DENSE = (
@@ -36,7 +37,7 @@ COLUMNS = (
 
 def seeds(numbers: Sequence[int]) -> list[dict[str, Any]]:
     """Run the embedded federation for each seed, compressed with arms and dense; one row of figures each."""
-    return [_row(seed) for seed in numbers]
+    return [_row(seed) for seed in each(numbers, "seed")]
 
 
 def _row(seed: int) -> dict[str, Any]:
