@@ -46,7 +46,9 @@ def run_of(tiny_model_folder, tmp_path_factory):
         federation = {"rounds": 1, "local_steps": 6, "batch_size": 4, "lr": 2e-2}
         base = {"model": str(tiny_model_folder("llama")), "device": "cpu"}
         data = {"max_length": 64, "prompt_weight": 1.0}
-        config = build_config({"base": base, "adapter": {"rank": 8}, "data": data, "federation": federation})
+        config = build_config(
+            {"base": base, "adapter": {"rank": 8, "skip_layers": []}, "data": data, "federation": federation}
+        )
         path = tmp_path_factory.mktemp("memory") / "run"
         secrets = [*canaries(planted, True), *canaries(planted, False)]
         records = [*notes(10, 0), *(c.record for c in secrets if c.trained for _ in range(c.times))]

@@ -32,7 +32,7 @@ RULES = [
     ("aggregation", {}, {"adapter": {"aggregation": "naive"}}),
     ("rank", {}, {"adapter": {"rank": 9}}),
     ("tokens", {"adapter": {"min_tokens_per_rank": 65.0}}, {}),
-    ("layers", {"adapter": {"skipped_layers": [0]}}, {}),
+    ("layers", {"adapter": {"skipped_layers": [0, 1]}}, {}),
     ("step", {"training": {"max_step_tokens": 127}}, {}),
     ("rounds", {}, {"federation": {"rounds": 101}}),
     ("steps", {}, {"federation": {"local_steps": 51}}),
