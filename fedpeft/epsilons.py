@@ -7,8 +7,8 @@ that nobody promised anything or knows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Final, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
 
 UNBOUNDED: Final = "unbounded"
 Epsilon = float | Literal["unbounded"]
@@ -31,6 +31,11 @@ def worst(epsilons: Iterable[Epsilon | None]) -> Epsilon | None:
     if UNBOUNDED in given:
         return UNBOUNDED
     return max((epsilon for epsilon in given if not isinstance(epsilon, str)), default=None)
+
+
+def spent_in(event: Mapping[str, Any]) -> Epsilon | None:
+    """What a round's event of ``metrics.jsonl`` says was spent, by the worst node or the coordinator."""
+    return worst([*event.get("epsilon", {}).values(), event.get("spent", {}).get("epsilon")])
 
 
 def shown(epsilon: Epsilon | None, spec: str = ".3g", none: str = "-") -> str:

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,13 @@ class RunStore:
     def append(self, event: dict[str, Any]) -> None:
         """Append one event to ``metrics.jsonl``, whole or not at all; threads may do so at once.
 
+        Its line gets ``time``: now, in UTC, as ISO 8601.
+
         Raises:
             OSError: the line cannot be written.
         """
-        line = (json.dumps(event, allow_nan=False) + "\n").encode()
+        stamped = {**event, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        line = (json.dumps(stamped, allow_nan=False) + "\n").encode()
         with _APPENDING:
             append_whole(self.metrics, line)
 

@@ -36,6 +36,9 @@ def simulate(
         False, "--resume", help="Continue a run that was interrupted; with --out only."
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an older run at --out."),
+    track: list[str] = typer.Option(
+        [], "--track", help="Also send figures to tensorboard, mlflow or wandb; may be given many times."
+    ),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
     as_json: bool = JSON_OPTION,
 ) -> None:
@@ -53,7 +56,7 @@ def simulate(
     mode: Mode = "resume" if resume else "overwrite" if overwrite else "new"
     try:
         with progress(quiet=quiet or as_json) as report:
-            store = run(config, target, mode, report)
+            store = run(config, target, mode, report, track)
     except KeyboardInterrupt:
         leave_interrupted(_continuation(target))
     emit(store.summary, as_json, lambda: print_summary(store))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from fedpeft.progress import at
 from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import AuditFacts, RunSummary
+from fedpeft.tracking import tracking
 from fedpeft_attacks.audit_suite import audit
 from fedpeft_attacks.memory.canaries import write_canaries
 from fedpeft_clients.rounds.run_home import Simulated, create_home
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 State = FloatVector | FactorState
 
 
-def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
+def run(config: Config, out: Path, mode: Mode, report: Progress, trackers: Sequence[str] = ()) -> RunStore:
     """Run a federation into a run directory, or continue one that was killed.
 
     Nothing is written before data, base and settings have been found good.
@@ -51,6 +53,7 @@ def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
         out: the run directory.
         mode: make a new run, continue one, or replace an older one.
         report: receives each event.
+        trackers: names of trackers that receive the figures of each event too.
 
     Returns:
         The finished run.
@@ -64,9 +67,14 @@ def run(config: Config, out: Path, mode: Mode, report: Progress) -> RunStore:
         return store
     if not store.labels.exists():
         _fill(store, store.config, load_federation(store.config))
-    with companion(store):
-        _federate(store, report)
-        summary = _judge(store, report)
+    with companion(store), tracking(trackers, store.path, store.config) as pass_on:
+
+        def tell(event: dict[str, Any]) -> None:
+            report(event)
+            pass_on(event)
+
+        _federate(store, tell)
+        summary = _judge(store, tell)
         audit = _audit(store, report)
         at("waiting for the comparison runs")
     summary = complete(summary, results(store), audit, time.monotonic() - started)
@@ -152,12 +160,37 @@ def _federate(store: RunStore, report: Progress) -> None:
     def watch(event: dict[str, Any]) -> None:
         report(event)
         if event["event"] == "round":
+            _tell_training(store, report, event["round"])
             at("round", event["round"], config.federation.rounds)
         if event["event"] == "round" and _is_judged(store, config, before := event["round"] - 1):
             _, score = _score_state(store, load_checkpoint)
             _tell(store, report, "federated", before, score)
 
     run_federation(store.path, store.homes, config.federation.backend, watch)
+
+
+def _tell_training(store: RunStore, report: Progress, round: int) -> None:
+    """The nodes' training losses of a round, from their own homes, which only a simulation can open.
+
+    None where an update is to say nothing but itself: under DP, and in secure sums.
+    """
+    config = store.config
+    if config.privacy.unit != "none" or config.exchange.secure.enabled:
+        return
+    notes = {home.name: _notes(home / "times.jsonl", round) for home in store.homes}
+    losses = {name: note["loss"] for name, note in notes.items() if "loss" in note}
+    if losses:
+        mean = sum(losses.values()) / len(losses)
+        event = {"event": "training", "round": round, "loss": mean, "nodes": losses}
+        event["text"] = f"round {round}: training loss {mean:.4f}"
+        store.append(event)
+        report(event)
+
+
+def _notes(path: Path, round: int) -> dict[str, Any]:
+    """What a node noted of a round last; nothing where it was not in it."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((note for line in reversed(lines) if (note := json.loads(line))["round"] == round), {})
 
 
 def _is_judged(store: RunStore, config: Config, round: int) -> bool:

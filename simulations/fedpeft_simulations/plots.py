@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedpeft.runstore import RunStore, write_atomic
+from fedpeft_attacks.results.measures import RARE
+from fedpeft_simulations.arms import results
 
-INK, ACCENT, MUTED = "#1f2933", "#2563a8", "#9aa5b1"
+INK, ACCENT, MUTED, RARE_INK = "#1f2933", "#2563a8", "#9aa5b1", "#b45309"
+BASELINE = {"markersize": 11, "label": "best baseline"}
 
 
 def plot_run(store: RunStore) -> list[Path]:
@@ -23,7 +26,7 @@ def plot_run(store: RunStore) -> list[Path]:
     report = store.path / "audit" / "report.json"
     findings = json.loads(report.read_text())["findings"] if report.exists() else []
     pictures: dict[str, Callable[[Any], bool]] = {
-        "loss": lambda axis: _loss(axis, list(store.events("evaluation"))),
+        "loss": lambda axis: _loss(axis, list(store.events("evaluation")), results(store)),
         "bytes": lambda axis: _bytes(axis, rounds),
         "leakage": lambda axis: _leakage(axis, findings),
     }
@@ -46,12 +49,18 @@ def _picture(store: RunStore, name: str, draw: Callable[[Any], bool]) -> Path | 
     return path
 
 
-def _loss(axis: Any, evaluations: list[dict[str, Any]]) -> bool:
+def _loss(axis: Any, evaluations: list[dict[str, Any]], arms: Mapping[str, Mapping[str, Any]]) -> bool:
+    """The federation's loss over the rounds, and what it is to be compared with as levels."""
     if not evaluations:
         return False
-    points = sorted((event["round"], event["loss"]) for event in evaluations)
-    axis.plot(*zip(*points, strict=True), "o-", color=ACCENT)
+    points = sorted((e["round"], e["loss"]) for e in evaluations if e["arm"] in ("base", "federated"))
+    axis.plot(*zip(*points, strict=True), "o-", color=ACCENT, label="federated")
+    levels = {e["arm"]: e["loss"] for e in evaluations if e["arm"] == "base"}
+    levels |= {name: facts["loss"] for name, facts in arms.items()}
+    for (name, loss), style in zip(levels.items(), ("-", "--", "-.", ":"), strict=False):
+        axis.axhline(loss, color=MUTED, linestyle=style, label=name.replace("_", " "))
     axis.set(xlabel="round", ylabel="held-out loss (nats)", title="Global held-out loss")
+    axis.legend(frameon=False)
     return True
 
 
@@ -73,12 +82,28 @@ def _leakage(axis: Any, findings: list[dict[str, Any]]) -> bool:
     if not shown:
         return False
     labels = [f"{f['stage']} · {f['attack']}: {f['measures'][0]['name']}" for f in shown]
-    places = range(len(shown))
+    places, rare = range(len(shown)), [_rare(f) for f in shown]
     axis.barh(places, [f["value"] for f in shown], color=ACCENT, label="attack")
-    prior = [max(value or 0.0 for value in f["baselines"].values()) for f in shown]
-    axis.plot(prior, places, "|", color=INK, markersize=11, label="best baseline")
+    axis.plot(*_points([f["measures"][0] for f in shown], "baselines"), "|", **BASELINE, color=INK)
+    axis.plot(*_points(rare, "value"), "o", color=RARE_INK, markersize=4, label="rare tokens")
+    axis.plot(*_points(rare, "baselines"), "|", color=RARE_INK, markersize=11, label="their baseline")
     axis.set_yticks(list(places), labels, fontsize=7)
     axis.invert_yaxis()
     axis.set(xlim=(0, 1), xlabel="share recovered", title="What an attacker reads")
     axis.legend(frameon=False, loc="lower right")
     return True
+
+
+def _rare(finding: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The figure of a finding's rare tokens, which hurt most; None where it has none."""
+    return next((measure for measure in finding["measures"][1:] if measure["name"] == RARE), None)
+
+
+def _points(measures: Sequence[Mapping[str, Any] | None], what: str) -> tuple[list[float], list[int]]:
+    """Values, or best baselines, of the measures that are there, and their places."""
+    there = [(place, measure) for place, measure in enumerate(measures) if measure is not None]
+    values = [
+        max(value or 0.0 for value in m["baselines"].values()) if what == "baselines" else m["value"]
+        for _, m in there
+    ]
+    return values, [place for place, _ in there]

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
 from fedpeft.errors import ConfigError, FederationError, PrivacyError
+from fedpeft.protocol.messages import TrainReply
 from fedpeft.trust import Signer
 from fedpeft_clients.rounds.handlers import greet, train
 from fedpeft_clients.rounds.run_home import create_home, open_home
@@ -124,13 +126,22 @@ def test_a_ledger_without_the_entry_that_the_coordinator_has_seen_is_refused(fed
 
 
 @pytest.mark.parametrize("federation_round_two", [PRIVATE], indirect=True)
-def test_under_privacy_the_seconds_stay_at_home(federation_round_two):
-    """They would tell how many records were drawn."""
+def test_under_privacy_the_seconds_stay_at_home_and_no_loss_is_noted(federation_round_two):
+    """Seconds would tell how many records were drawn, and a loss is covered by no claim."""
     home, task, blob = federation_round_two
     reply, _ = train(home, task, blob)
     seconds = [json.loads(line) for line in home.times.read_text().splitlines()]
     assert reply.train_s == 0.0
     assert [note["round"] for note in seconds] == [1, 2] and all(note["train_s"] > 0 for note in seconds)
+    assert all(set(note) == {"round", "train_s"} for note in seconds)
+
+
+def test_the_training_loss_is_noted_at_home_and_no_reply_has_a_place_for_it(federation_round_two):
+    home, task, blob = federation_round_two
+    train(home, task, blob)
+    notes = [json.loads(line) for line in home.times.read_text().splitlines()]
+    assert [note["loss"] > 0 for note in notes] == [True, True]
+    assert not [field.name for field in fields(TrainReply) if "loss" in field.name]
 
 
 def test_a_reproducible_run_under_privacy_is_recorded_as_not_private(organisation):

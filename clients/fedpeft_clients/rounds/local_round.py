@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from fedpeft.privacy import Budget, Head, Ledger, Reservation
 from fedpeft.protocol.messages import TrainReply, TrainTask
 from fedpeft.rng import stream
 from fedpeft.runstore.files import append_whole
-from fedpeft.training import Extras, LocalPlan, PerformanceFlags, train_local
+from fedpeft.training import Extras, LocalPlan, PerformanceFlags, TrainResult, train_local
 from fedpeft.trust import Verifier
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds import ledger_view
@@ -70,7 +71,7 @@ def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeS
     taps = Taps(home.taps(task.round))
     taps.start(start)
     ledger.started(reservation)
-    seconds, examples = _train(desk, task, taps, plan)
+    notes, examples = _train(desk, task, taps, plan)
     residuals: dict[str, Any] = dict(before.residuals) if before else {}
     update = Update(desk.attached.layout, start, task.round, task.steps)
     if session is None:
@@ -84,7 +85,7 @@ def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeS
     spent = ledger_view.epsilon(ledger, home.lineage, desk.run.hex())  # slow, so before: see `promise`
     head = ledger.released(reservation, hashlib.sha256(content).hexdigest())
     head = Head(ledger_view.place(ledger, desk.run.hex(), head), head.hash)
-    reply = _reply(desk, task, spent, head, seconds)
+    reply = _reply(desk, task, spent, head, notes)
     answer = Answer(task.state, reply, envelope, task.attempt)
     return NodeState(task.round, _values(received.held), answer, residuals)
 
@@ -177,8 +178,10 @@ def _reserve(desk: Desk, ledger: Ledger, task: TrainTask) -> Reservation:
     return ledger.reserve(desk.home.lineage, desk.run.hex(), task.round, privacy, releases)
 
 
-def _train(desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> tuple[float, Watched]:
-    """Train in place; the seconds that took, and the examples, which know those that were taken.
+def _train(
+    desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan
+) -> tuple[dict[str, float], Watched]:
+    """Train in place; seconds and loss of that, and the examples, which know those that were taken.
 
     Under DP in the node only a public support moves and bears noise.
     """
@@ -192,24 +195,27 @@ def _train(desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> t
         longest=home.config.data.max_length,
     )
     started = time.monotonic()
-    _trained(desk, examples, plan, _batches(home, task.round), extras)
-    seconds = time.monotonic() - started
+    result = _trained(desk, examples, plan, _batches(home, task.round), extras)
+    notes = {"train_s": time.monotonic() - started}
+    if result is not None and result.loss_last is not None and math.isfinite(result.loss_last):
+        notes["loss"] = result.loss_last
     taps.truth(examples.seen)
-    return seconds, examples
+    return notes, examples
 
 
 def _trained(
     desk: Desk, examples: Watched, plan: LocalPlan, rng: np.random.Generator, extras: Extras
-) -> None:
-    """Train in place; where other nodes' noise or masks hide an update, one that fails is an update of zeros.
+) -> TrainResult | None:
+    """Train in place; what that says of itself, None where it failed unseen.
 
-    So is one whose norm float32 cannot hold: a later step would refuse it, and that would tell.
-    With noise of the node's own no step fails because of a record, and an update without noise would tell.
+    Where other nodes' noise or masks hide an update, one that fails is an update of zeros. So is one whose
+    norm float32 cannot hold: a later step would refuse it, and that would tell. With noise of the node's own
+    no step fails because of a record, and an update without noise would tell.
     """
     attached, dpsgd, start = desk.attached, desk.plan.local, desk.attached.get()
-    hidden_elsewhere = dpsgd is None and desk.home.discreet
+    hidden_elsewhere, result = dpsgd is None and desk.home.discreet, None
     try:
-        train_local(attached, examples, plan, rng, dpsgd, extras)
+        result = train_local(attached, examples, plan, rng, dpsgd, extras)
     except Exception as error:
         if not hidden_elsewhere:
             raise
@@ -218,6 +224,7 @@ def _trained(
     if hidden_elsewhere and not _measurable(attached.get(), start):
         LOG.warning("training left values that are not finite; the update is zero")
         attached.load(start)
+    return result
 
 
 def _measurable(values: FloatVector, start: FloatVector) -> bool:
@@ -277,14 +284,17 @@ def _compressed(
     return final
 
 
-def _reply(desk: Desk, task: TrainTask, spent: float, head: Head, seconds: float) -> TrainReply:
-    """What the coordinator is told, of its own run alone; seconds stay where they would tell of records."""
-    line = json.dumps({"round": task.round, "train_s": seconds}) + "\n"
+def _reply(desk: Desk, task: TrainTask, spent: float, head: Head, notes: dict[str, float]) -> TrainReply:
+    """What the coordinator is told, of its own run alone; seconds stay where they would tell of records.
+
+    The loss stays in the node's own file always; under DP in the node there is none.
+    """
+    line = json.dumps({"round": task.round, **notes}) + "\n"
     append_whole(desk.home.times, line.encode(), 0o600)
     return TrainReply(
         round=task.round,
         steps=task.steps,
-        train_s=0.0 if desk.home.discreet else seconds,
+        train_s=0.0 if desk.home.discreet else notes["train_s"],
         epsilon=written(spent),
         ledger_entry=head.seq,
         ledger=bytes.fromhex(head.hash),

@@ -110,7 +110,7 @@ class Home:
 
     @property
     def times(self) -> Path:
-        """Seconds of training by round, which stay here."""
+        """Seconds and loss of training by round, which stay here."""
         return self.path / "times.jsonl"
 
     @property

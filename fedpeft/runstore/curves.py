@@ -1,0 +1,45 @@
+"""Curves of several runs in one picture; matplotlib comes with the extra ``reports``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedpeft.errors import ConfigError
+from fedpeft.runstore.files import write_atomic
+
+FORMATS = (".svg", ".png", ".pdf")
+
+
+def draw(series: Mapping[str, Sequence[tuple[int, float]]], what: str, path: Path) -> None:
+    """Write a picture of one line per run.
+
+    Args:
+        series: points (1-based round, value) by the name of the run.
+        what: name of the value, for the axis.
+        path: where; its suffix says in which of `FORMATS`.
+
+    Raises:
+        ConfigError: another suffix, matplotlib is not installed, or no run has recorded this.
+    """
+    if path.suffix not in FORMATS:
+        raise ConfigError(f"cannot draw {str(path)!r}; the file name must end in {', '.join(FORMATS)}")
+    if not any(series.values()):
+        raise ConfigError(f"none of these runs has recorded {what!r}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("drawing needs matplotlib: pip install 'fedpeft[reports]'") from None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.add_subplot()
+    axis.spines[["top", "right"]].set_visible(False)
+    for name, points in series.items():
+        if points:
+            axis.plot(*zip(*points, strict=True), "o-", markersize=3, label=name)
+    axis.set(xlabel="round", ylabel=what)
+    axis.legend(frameon=False)
+    buffer, kind = io.BytesIO(), path.suffix.removeprefix(".")
+    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
