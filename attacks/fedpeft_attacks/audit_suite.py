@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fedpeft.progress import at
+from fedpeft.progress_reports import at
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.dp_audit.report_checks import claim_checks
 from fedpeft_attacks.evidence.attack_power import power_of, trials_of

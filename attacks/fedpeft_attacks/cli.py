@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
-from fedpeft.cli.progress import progress
+from fedpeft.cli.show_progress import progress
 from fedpeft.errors import AuditError
 
 if TYPE_CHECKING:

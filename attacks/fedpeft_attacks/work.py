@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft.progress import at
+from fedpeft.progress_reports import at
 from fedpeft_attacks.results.measures import WorkDone
 
 SAFETY = 3600.0

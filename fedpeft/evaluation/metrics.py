@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fedpeft.data import Batch, Example
 from fedpeft.errors import DataError
-from fedpeft.progress import at
+from fedpeft.progress_reports import at
 from fedpeft.training.batches import physical
 from fedpeft.training.loss import (
     causal_loss,

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
 from fedpeft.flower.messages import EXPIRED, deserialise, error_reply, guarded, identify, serialise
-from fedpeft.progress import at
+from fedpeft.progress_reports import at
 
 
 class LocalGrid(Grid):

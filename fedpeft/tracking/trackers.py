@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from fedpeft.config import Config
 from fedpeft.errors import ConfigError
-from fedpeft.tracking.scalars import figures
+from fedpeft.tracking.event_figures import figures
 
 LOG = logging.getLogger("fedpeft.tracking")
 GROUP = "fedpeft.trackers"

@@ -16,7 +16,7 @@ from fedpeft.errors import DataError, PrivacyError
 from fedpeft.privacy.csprng import KEY_BYTES, seeded, words
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
-from fedpeft.progress import at
+from fedpeft.progress_reports import at
 from fedpeft.training.batches import epochs, gather, physical, whole_units
 from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
 from fedpeft.training.dp.engine_selection import LONGEST, engine_of

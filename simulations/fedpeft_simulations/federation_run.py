@@ -19,7 +19,7 @@ from fedpeft.data import Record, write_records
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation.held_out import HeldOut, classes, evaluation_event, load_run_base
 from fedpeft.exchange.layout import FloatVector
-from fedpeft.progress import at
+from fedpeft.progress_reports import at
 from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import AuditFacts, RunSummary

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from fedpeft.cli.progress import progress as shown
+from fedpeft.cli.show_progress import progress as shown
 
 Mode = Literal["new", "resume", "overwrite"]
 """Make a new run, continue one, or replace an older one."""

@@ -126,7 +126,7 @@ def test_a_ledger_without_the_entry_that_the_coordinator_has_seen_is_refused(fed
 
 
 @pytest.mark.parametrize("federation_round_two", [PRIVATE], indirect=True)
-def test_under_privacy_the_seconds_stay_at_home_and_no_loss_is_noted(federation_round_two):
+def test_under_privacy_the_seconds_stay_at_home(federation_round_two):
     """Seconds would tell how many records were drawn, and a loss is covered by no claim."""
     home, task, blob = federation_round_two
     reply, _ = train(home, task, blob)

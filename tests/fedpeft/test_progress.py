@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from fedpeft import progress
-from fedpeft.cli import progress as shown
-from fedpeft.progress import Estimate, at, duration, each, watching
+from fedpeft import progress_reports as progress
+from fedpeft.cli import show_progress as shown
+from fedpeft.progress_reports import Estimate, at, duration, each, watching
 
 
 class Clock:

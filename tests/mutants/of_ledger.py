@@ -145,8 +145,8 @@ MUTANTS = (
         13,
         "the ledger is told that data are opened after they were",
         ROUND,
-        "ledger.started(reservation)\n    seconds, examples = _train(desk, task, taps, plan)",
-        "seconds, examples = _train(desk, task, taps, plan)\n    ledger.started(reservation)",
+        "ledger.started(reservation)\n    notes, examples = _train(desk, task, taps, plan)",
+        "notes, examples = _train(desk, task, taps, plan)\n    ledger.started(reservation)",
         (NODE + "test_a_round_that_dies_with_its_data_open_is_paid_for_and_paid_again",),
     ),
     Mutant(
@@ -216,7 +216,7 @@ MUTANTS = (
         "a private round tells how long it took",
         ROUND,
         "train_s=0.0 if",
-        "train_s=seconds if",
+        'train_s=notes["train_s"] if',
         (TASKS + "test_under_privacy_the_seconds_stay_at_home",),
     ),
     Mutant(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fedpeft.progress import each
+from fedpeft.progress_reports import each
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.memory.extraction_tests import canaries, prompts
 from fedpeft_attacks.memory.findings import MemoryFinding

@@ -28,7 +28,7 @@ from torch import nn
 
 from fedpeft.data import Batch, Example
 from fedpeft.errors import PrivacyError
-from fedpeft.progress import at
+from fedpeft.progress_reports import at
 from fedpeft.training.batches import gather
 from fedpeft.training.dp.backward_passes import Rows, batched_rows, bounds_of, clear, unit_row
 from fedpeft.training.dp.linear_hooks import NotBatchFirst, owners_of

@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _show_progress(context: typer.Context) -> None:
-    from fedpeft.cli.progress import progress
+    from fedpeft.cli.show_progress import progress
 
     context.with_resource(progress(to_stderr=True, live=False))
 

@@ -26,7 +26,7 @@ from typing import Any
 from fedpeft.cli.output import table
 from fedpeft.config import load_config
 from fedpeft.config.scenarios import embedded_scenario
-from fedpeft.progress import each
+from fedpeft.progress_reports import each
 from fedpeft_attacks.memory import Effort, memory_findings, released
 from fedpeft_bench.federation.gain import options
 from fedpeft_bench.harness.command import machine

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fedpeft.config.models import AdapterConfig, BaseConfig, DataConfig
-from fedpeft.progress import each
+from fedpeft.progress_reports import each
 from fedpeft_bench.harness.command import machine
 
 if TYPE_CHECKING:

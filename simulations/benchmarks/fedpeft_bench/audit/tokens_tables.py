@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft.exchange.layout import FloatVector
-from fedpeft.progress import each
+from fedpeft.progress_reports import each
 from fedpeft_attacks.registry import attack_named
 from fedpeft_attacks.tokens.observations import observations
 from fedpeft_attacks.tokens.sparse_recovery import recover, sparse_recovery

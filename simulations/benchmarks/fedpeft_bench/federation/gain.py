@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedpeft.progress import each
+from fedpeft.progress_reports import each
 from fedpeft.runstore import RunStore
 from fedpeft_bench.harness.command import simulate
 

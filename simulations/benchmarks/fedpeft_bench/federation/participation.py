@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedpeft.progress import each
+from fedpeft.progress_reports import each
 from fedpeft_bench.federation.federation import DENSE
 from fedpeft_bench.federation.gain import Figures, Row, options, platform, row
 

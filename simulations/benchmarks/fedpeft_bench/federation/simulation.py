@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpeft.progress import each
+from fedpeft.progress_reports import each
 from fedpeft_bench.harness.command import simulate
 
 DENSE = (

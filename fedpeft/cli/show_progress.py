@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fedpeft.progress import Estimate, duration, watching
+from fedpeft.progress_reports import Estimate, duration, watching
 from fedpeft.terminal import printable
 
 if TYPE_CHECKING:
