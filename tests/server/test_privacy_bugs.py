@@ -38,7 +38,7 @@ def drawn(privacy, seed):
     """Who is drawn of 80 nodes in round 1, by the coordinator's own way of sampling."""
     federation = FederationConfig(selection="poisson", participation=0.5)
     config = SimpleNamespace(run=SimpleNamespace(seed=seed), federation=federation)
-    setup = SimpleNamespace(config=config, central=privacy)
+    setup = SimpleNamespace(config=config, plan=SimpleNamespace(central=privacy))
     roster = SimpleNamespace(keys={f"n{index:02d}": b"" for index in range(80)})
     return Coordinator._sample(SimpleNamespace(setup=setup, roster=roster, sums=None), 1)
 
