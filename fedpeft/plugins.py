@@ -5,15 +5,16 @@ Only names and places stand here, so that checking a setting imports nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
-from fedpeft.errors import ExchangeError
-from fedpeft.registry import Registry
+from fedpeft.errors import ConfigError, ExchangeError
+from fedpeft.registry import Registry, nearest
 
 if TYPE_CHECKING:
+    from fedpeft.adapters.methods.base import AdapterMethod
     from fedpeft.exchange.codecs.base import Codec
 
 FOREIGN_WIRE_IDS = range(64, 255)
@@ -49,17 +50,43 @@ CODECS: Registry[type[Codec]] = Registry(
 )
 """Of ``exchange.up.codec`` and ``exchange.down.codec``."""
 
+_METHODS = "fedpeft.adapters.methods"
+ADAPTER_METHODS: Registry[AdapterMethod] = Registry(
+    kind="adapter_methods",
+    noun="adapter method",
+    error=ConfigError,
+    expects=f"{_METHODS}.base:AdapterMethod",
+    shipped={
+        "lora/frozen_a": f"{_METHODS}.lora:FROZEN_A",
+        "lora/stack": f"{_METHODS}.lora:STACK",
+        "lora/reproject": f"{_METHODS}.lora:REPROJECT",
+        "lora/naive": f"{_METHODS}.lora:NAIVE",
+        "miss": f"{_METHODS}.miss:MISS",
+        "ia3": f"{_METHODS}.ia3:IA3",
+    },
+)
+"""Of ``adapter.method``, where a method has several modes with ``/`` and ``adapter.aggregation``."""
 
-def _known(registry: Registry[Any]) -> Callable[[str], str]:
+
+def known(noun: str, names: Callable[[], Iterable[str]]) -> Callable[[str], str]:
+    """A check that a setting is one of some names; its error gives the nearest."""
+
     def check(name: str) -> str:
-        if name not in registry:
-            raise ValueError(registry.hint(name))
+        if name not in (allowed := list(names())):
+            raise ValueError(nearest(noun, name, allowed))
         return name
 
     return check
 
 
-CodecName = Annotated[str, AfterValidator(_known(CODECS)), Field(examples=[*CODECS.shipped])]
+def _methods() -> Iterable[str]:
+    return dict.fromkeys(name.partition("/")[0] for name in ADAPTER_METHODS)
+
+
+CodecName = Annotated[str, AfterValidator(known("codec", lambda: CODECS)), Field(examples=[*CODECS.shipped])]
+MethodName = Annotated[
+    str, AfterValidator(known("adapter method", _methods)), Field(examples=["lora", "miss", "ia3"])
+]
 
 register_codec = CODECS.register
 """Add a codec in this process alone, by the name that settings use; packages use entry points."""

@@ -8,7 +8,7 @@ this machine can be reached: a message holds names, never code, and a name that 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -30,6 +30,12 @@ def _load(place: str) -> Any:
     """The object at ``module:attribute``."""
     module, _, attribute = place.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def nearest(noun: str, name: str, names: Sequence[str]) -> str:
+    """What to write in place of an unknown name."""
+    near = difflib.get_close_matches(name, names, 1, 0.6)
+    return (f"the nearest {noun} is {near[0]!r}; " if near else "") + f"there are {', '.join(names)}"
 
 
 @dataclass(frozen=True)
@@ -78,19 +84,12 @@ class Registry(Generic[T]):
             elif name in self:
                 self._objects[name] = self._foreign(name)
             else:
-                raise self.error(f"unknown {self.noun} {name!r}; {self.hint(name)}")
+                raise self.error(f"unknown {self.noun} {name!r}; {nearest(self.noun, name, list(self))}")
         return self._objects[name]
 
     def items(self) -> Iterator[tuple[str, T]]:
         """Every name and its object; imports them all."""
         return ((name, self[name]) for name in self)
-
-    def hint(self, name: str) -> str:
-        """What to write in place of an unknown name."""
-        names = list(self)
-        near = difflib.get_close_matches(name, names, 1, 0.6)
-        nearest = f"the nearest {self.noun} is {near[0]!r}; " if near else ""
-        return f"{nearest}there are {', '.join(names)}"
 
     def register(self, name: str, item: T) -> None:
         """Add an object in this process alone, as a notebook or a test does; packages use entry points.

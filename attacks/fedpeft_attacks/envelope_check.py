@@ -14,8 +14,8 @@ from typing import Any
 
 from fedpeft_attacks.registry import ATTACKS
 from fedpeft_attacks.results.token_scores import Control, Score, recall, score, verdict_of
-from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, UNFINISHED
-from fedpeft_attacks.views import Guess, View
+from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, NOT_COVERED, UNFINISHED
+from fedpeft_attacks.views import Guess, NotCovered, View
 from fedpeft_attacks.work import Work
 
 QUICK = ("span", "sparse-recovery")
@@ -80,7 +80,8 @@ def examine(
         started = time.process_time()
         answer = ATTACKS[name](view, seconds)
         if not isinstance(answer, Guess):
-            found.append(QuickFinding(name, NOT_APPLICABLE, answer.reason, len(truth)))
+            verdict = NOT_COVERED if isinstance(answer, NotCovered) else NOT_APPLICABLE
+            found.append(QuickFinding(name, verdict, answer.reason, len(truth)))
             continue
         known, control = view.knowledge, Control(Guess([], 0, ""), frozenset(others))
         judged = score(answer, truth, known.prior, known.given, control)

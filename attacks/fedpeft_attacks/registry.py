@@ -12,7 +12,7 @@ from fedpeft_attacks.tokens.blocks import Block
 from fedpeft_attacks.tokens.observations import observations
 from fedpeft_attacks.tokens.span_check import span_check
 from fedpeft_attacks.tokens.sparse_recovery import Ranking, guess_of, sparse_recovery
-from fedpeft_attacks.views import Guess, Need, NotApplicable, View
+from fedpeft_attacks.views import UNDECLARED, Guess, Need, NotApplicable, View
 from fedpeft_attacks.work import SAFETY, Meter
 
 Solver = Callable[[View], Guess | NotApplicable]
@@ -75,6 +75,8 @@ class Attack:
             view: the view.
             seconds: processor seconds of the safety stop; what it ends says so in its `Work`.
         """
+        if "token inputs" in self.needs and view.knowledge.rows is None:
+            return UNDECLARED
         missing = sorted(self.needs - view.holds)
         if missing:
             return NotApplicable(f"it needs {' and '.join(missing)}, which this observer does not hold")

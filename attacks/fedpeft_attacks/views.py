@@ -14,7 +14,7 @@ from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft_attacks.work import NOTHING, Work
 
 if TYPE_CHECKING:
-    from fedpeft.adapters import Attached
+    from fedpeft.adapters import Attached, TokenRows
 
 Role = Literal["insider", "coordinator", "malicious-coordinator", "peer", "outsider"]
 
@@ -68,6 +68,8 @@ class Knowledge:
         prior: how often each token occurs in text sampled from the base, shape ``(tokens,)``, sum 1.
         given: ids of special tokens, which are in every batch and are no secret.
         lr: local learning rate of the round.
+        rows: which tensors show tokens, as the adapter method declares it; None: it does not, and attacks on
+            tokens do not cover it.
         start: base and adapter before the update; None where the observer does not hold them.
         approximation: why `inputs` are only near what is read, None where they are exact.
     """
@@ -78,6 +80,7 @@ class Knowledge:
     prior: NDArray[np.float64]
     given: frozenset[int] = frozenset()
     lr: float = 0.0
+    rows: TokenRows | None = None
     start: Start | None = None
     approximation: str | None = None
 
@@ -131,6 +134,14 @@ class NotApplicable:
     """Why an attack has nothing to read in a view; one plain clause."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class NotCovered(NotApplicable):
+    """Why an attack cannot say anything of a view, though there may be something to read in it."""
+
+
+UNDECLARED = NotCovered("the adapter method declares no token_rows, so nobody knows where tokens show")
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,23 @@ from fedpeft.adapters.attach import Attached, attach, detach
 from fedpeft.adapters.card import CardFacts, write_card
 from fedpeft.adapters.export import export
 from fedpeft.adapters.merge import merge
-from fedpeft.adapters.methods.base import METHODS, AdapterMethod, Traits, method_of, rank_of
+from fedpeft.adapters.methods.base import (
+    AdapterMethod,
+    PackingRoles,
+    Spec,
+    TokenRows,
+    Traits,
+    method_of,
+    rank_of,
+)
 
 __all__ = [
-    "METHODS",
     "AdapterMethod",
     "Attached",
     "CardFacts",
+    "PackingRoles",
+    "Spec",
+    "TokenRows",
     "Traits",
     "attach",
     "detach",

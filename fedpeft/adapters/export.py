@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from fedpeft.adapters.attach import Attached
-from fedpeft.adapters.methods.base import METHODS, Spec
+from fedpeft.adapters.methods import lora
+from fedpeft.adapters.methods.base import Content, Spec
 from fedpeft.aggregation.lora_factors import FactorState
 from fedpeft.bases.load import HEAD_MODULES
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.runstore.files import write_atomic, write_json
-
-Content = tuple[dict[str, FloatVector], Any]
 
 _PREFIX = "base_model.model."
 _TASKS = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
@@ -60,14 +59,13 @@ def _content(
     held = {**attached.parameters, **attached.frozen}
     tensors = {name: held[name].detach().float().cpu().numpy() for name in sorted(held)}
     config = attached.method.build(attached.spec)
-    if attached.method.name == "miss" and not as_lora and not config.fan_in_fan_out:
-        return _miss(attached.spec, tensors)
-    return tensors, config
+    exported = None if as_lora else attached.method.exported
+    return (exported and exported(attached.spec, tensors)) or (tensors, config)
 
 
 def _factors(spec: Spec, state: FactorState) -> Content:
     """One LoRA with scaling 1; modules of another rank than most are named in the rank pattern."""
-    config = METHODS["lora/stack"].build(spec)
+    config = lora.build(spec)
     factors = {module: _at_least_one(a, b) for module, (a, b) in state.factors.items()}
     ranks = {module: a.shape[0] for module, (a, _) in factors.items()}
     common = max(set(ranks.values()), key=lambda rank: (list(ranks.values()).count(rank), rank))
@@ -84,17 +82,6 @@ def _at_least_one(a: FloatVector, b: FloatVector) -> tuple[FloatVector, FloatVec
     if a.shape[0]:
         return a, b
     return np.zeros((1, a.shape[1]), np.float32), np.zeros((b.shape[0], 1), np.float32)
-
-
-def _miss(spec: Spec, tensors: Mapping[str, FloatVector]) -> Content:
-    from peft import MissConfig
-
-    blocks = {
-        name.replace("lora_B.weight", "miss_block"): value.T
-        for name, value in tensors.items()
-        if name.endswith("lora_B.weight")
-    }
-    return blocks, MissConfig(r=spec.rank, target_modules=list(spec.targets), bias="none")
 
 
 def _heads(attached: Attached) -> dict[str, FloatVector]:

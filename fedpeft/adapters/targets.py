@@ -28,21 +28,21 @@ def linear_modules(model: Any) -> dict[str, Any]:
     }
 
 
-def find_targets(base: Base, cfg: AdapterConfig) -> tuple[str, ...]:
+def find_targets(base: Base, cfg: AdapterConfig, default: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Full names of the modules that get an adapter, sorted.
 
-    ``cfg.target_modules`` are name suffixes; empty means all linear modules, for (IA)³ the keys, values
-    and feed-forward outputs of the paper (arXiv 2205.05638, section 3.3) where peft knows the architecture.
+    ``cfg.target_modules`` are name suffixes; empty means the method's own ``default``, and where that is
+    empty too all linear modules.
 
     Raises:
         ConfigError: a suffix fits no module, or nothing is left.
     """
     names = list(linear_modules(base.model))
-    wanted = cfg.target_modules or (_ia3_suffixes(base)[0] if cfg.method == "ia3" else ())
+    wanted = cfg.target_modules or default
     for suffix in wanted:
-        if not any(_fits(name, suffix) for name in names):
+        if not any(fits(name, suffix) for name in names):
             raise ConfigError(_unknown(suffix, names))
-    chosen = [name for name in names if not wanted or any(_fits(name, suffix) for suffix in wanted)]
+    chosen = [name for name in names if not wanted or any(fits(name, suffix) for suffix in wanted)]
     kept = [name for name in chosen if layer_of(name) not in cfg.skip_layers]
     if not kept:
         raise ConfigError(
@@ -50,11 +50,6 @@ def find_targets(base: Base, cfg: AdapterConfig) -> tuple[str, ...]:
             f"{len(names)} are linear: change adapter.target_modules or adapter.skip_layers"
         )
     return tuple(sorted(kept))
-
-
-def feedforward_targets(base: Base, targets: tuple[str, ...]) -> tuple[str, ...]:
-    """The targets whose inputs, not outputs, (IA)³ scales: the feed-forward down projections."""
-    return tuple(name for name in targets if any(_fits(name, suffix) for suffix in _ia3_suffixes(base)[1]))
 
 
 def layer_of(name: str) -> int | None:
@@ -67,18 +62,8 @@ def layer_of(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _ia3_suffixes(base: Base) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    from peft.utils import (
-        TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
-        TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
-    )
-
-    kind = base.model.config.model_type
-    targets = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind, ())
-    return tuple(targets), tuple(TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, ()))
-
-
-def _fits(name: str, suffix: str) -> bool:
+def fits(name: str, suffix: str) -> bool:
+    """Whether a module's full name ends with a suffix, whole parts only."""
     return name == suffix or name.endswith(f".{suffix}")
 
 

@@ -21,6 +21,7 @@ from fedpeft.config import Config
 from fedpeft.config.models import FederationConfig
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange import Decoded
+from fedpeft.plugins import ADAPTER_METHODS
 
 LEAST_NORMS = 3
 """Fewer updates have no median that one of them cannot set."""
@@ -139,7 +140,7 @@ class RobustMean:
 def _comparable(config: Config) -> bool:
     """Whether single updates may be looked at, mean the same on all nodes, and fit into memory together."""
     hidden = config.exchange.secure.enabled or config.privacy.trust == "central"
-    factors = config.adapter.method == "lora" and config.adapter.aggregation in ("stack", "reproject")
+    factors = ADAPTER_METHODS[config.adapter.key].law != "mean"
     return not hidden and not factors and LEAST_NORMS <= config.federation.nodes <= MOST_COMPARED
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fedpeft.cohort import Cohort
 from fedpeft.config.models import EMBEDDED, Config
 from fedpeft.errors import ConfigError
-from fedpeft.plugins import CODECS
+from fedpeft.plugins import ADAPTER_METHODS, CODECS
 
 MOST_SECURE_NODES = 127
 """A sum of 127 ternary values still fits 8 bits."""
@@ -33,7 +33,8 @@ def _problems(config: Config) -> Iterator[str]:
 
 def _adapter(config: Config) -> Iterator[str]:
     adapter, up, down = config.adapter, config.exchange.up, config.exchange.down
-    factors = adapter.method == "lora" and adapter.aggregation in ("stack", "reproject")
+    law = ADAPTER_METHODS[adapter.key].law
+    factors = law != "mean"
     if adapter.ranks and not factors:
         yield (
             "adapter.ranks needs adapter.aggregation = 'stack' or 'reproject'; "
@@ -44,7 +45,7 @@ def _adapter(config: Config) -> Iterator[str]:
             f"adapter.aggregation = {adapter.aggregation!r} sends whole factors down: "
             f"set exchange.down.codec = 'dense-fp32' (given: {down.codec!r})"
         )
-    if adapter.aggregation == "stack" and adapter.method == "lora" and up.error_feedback:
+    if law == "stack" and up.error_feedback:
         yield (
             "adapter.aggregation = 'stack' starts new factors each round, so a residual has no meaning: "
             "set exchange.up.error_feedback = false"
@@ -89,7 +90,7 @@ def _robust(config: Config) -> Iterator[str]:
         )
     if plain:
         return
-    if config.adapter.method == "lora" and config.adapter.aggregation in ("stack", "reproject"):
+    if ADAPTER_METHODS[config.adapter.key].law != "mean":
         yield (
             f"{given} compares values of one meaning, which factors do not have: set adapter.aggregation = "
             f"'frozen_a' (given: {config.adapter.aggregation!r})"
@@ -169,7 +170,7 @@ def _nodes_unit(config: Config) -> Iterator[str]:
             "privacy.unit = 'node' needs privacy.trust = 'central' or 'distributed': noise that hides a node "
             "by itself also hides what it learned"
         )
-    if config.adapter.method == "lora" and config.adapter.aggregation in ("stack", "reproject"):
+    if ADAPTER_METHODS[config.adapter.key].law != "mean":
         yield (
             f"privacy.unit = 'node' needs a plain mean: adapter.aggregation = "
             f"{config.adapter.aggregation!r} mixes factors; set 'frozen_a'"
@@ -215,10 +216,11 @@ def _secure(config: Config) -> Iterator[str]:
         yield (
             f"exchange.secure works for 2 to {MOST_SECURE_NODES} nodes; federation.nodes = {federation.nodes}"
         )
-    if config.adapter.method == "lora" and config.adapter.aggregation != "frozen_a":
+    method = ADAPTER_METHODS[config.adapter.key]
+    if method.law != "mean" or not method.traits.linear:
         yield (
-            "exchange.secure shows the sum alone, which is exact for adapter.aggregation = 'frozen_a' only "
-            f"(given: {config.adapter.aggregation!r})"
+            "exchange.secure shows the sum alone, which has to be exact: set adapter.aggregation = "
+            f"'frozen_a' (given: {method.name!r})"
         )
     if config.privacy.unit == "node" and config.privacy.trust == "central":
         yield (

@@ -6,14 +6,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedpeft.plugins import CodecName
+from fedpeft.plugins import ADAPTER_METHODS, CodecName, MethodName
 
 EMBEDDED = "embedded"
 
 Quantisation = Literal["none", "int8", "nf4"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Task = Literal["causal-lm", "sequence-classification"]
-Method = Literal["lora", "miss", "ia3"]
 Aggregation = Literal["frozen_a", "stack", "reproject", "naive"]
 Profile = Literal["none", "drop-in", "thin", "private"]
 Selection = Literal["seeded", "poisson", "cyclic"]
@@ -47,7 +46,7 @@ class BaseConfig(Section):
 class AdapterConfig(Section):
     """The trainable part and how it is aggregated."""
 
-    method: Method = Field(default="lora", description="adapter method")
+    method: MethodName = Field(default="lora", description="adapter method")
     aggregation: Aggregation = Field(
         default="frozen_a", description="for lora: what is sent and how it is averaged"
     )
@@ -58,6 +57,12 @@ class AdapterConfig(Section):
     skip_layers: tuple[int, ...] = Field(
         default=(0,), description="layers without adapter; layer 0 is what token extraction reads"
     )
+
+    @property
+    def key(self) -> str:
+        """Name of the method among `fedpeft.plugins.ADAPTER_METHODS`, with its mode where it has several."""
+        mode = f"{self.method}/{self.aggregation}"
+        return mode if mode in ADAPTER_METHODS else self.method
 
 
 class DataConfig(Section):

@@ -13,25 +13,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedpeft.adapters.methods.base import kaiming_a
+from fedpeft.adapters.methods.base import PackingRoles
+from fedpeft.adapters.methods.lora import kaiming_a
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.packing.peft_folder import AdapterFiles, Array
+from fedpeft.plugins import ADAPTER_METHODS
 from fedpeft.rng import stream
 
 CodedCodec = Literal["levels", "ternary"]
 RestCodec = Literal["levels", "dense-bf16", "int8", "dense-fp32"]
 
-# By method: tensors that start at a known value, which are their own change; factors that start at random.
-_CHANGES_AND_FACTORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "LORA": (("lora_B", "lora_embedding_A"), ("lora_A", "lora_embedding_B")),
-    "ADALORA": ((), ("lora_A", "lora_B")),
-    "MISS": (("miss_block",), ()),
-    "IA3": (("ia3_l",), ()),
-    "LOHA": (("hada_w2_b",), ("hada_w1_a", "hada_w1_b", "hada_w2_a")),
-    "LOKR": (("lokr_w1", "lokr_w1_a"), ("lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")),
-    "VERA": ((), ("vera_A", "vera_B")),
+_ROLES_OF_OTHERS = {
+    roles.peft_type: roles
+    for roles in (
+        PackingRoles("ADALORA", (), ("lora_A", "lora_B")),
+        PackingRoles("LOHA", ("hada_w2_b",), ("hada_w1_a", "hada_w1_b", "hada_w2_a")),
+        PackingRoles("LOKR", ("lokr_w1", "lokr_w1_a"), ("lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")),
+        PackingRoles("VERA", (), ("vera_A", "vera_B")),
+    )
 }
+"""Of methods that no run of ours trains; `ADAPTER_METHODS` have the others."""
 _USUAL_STARTS = {
     "init_lora_weights": (True, "gaussian", "eva"),
     "init_weights": (True, "bat", "mini"),
@@ -85,11 +87,20 @@ def codec_of(name: str, files: AdapterFiles, recipe: Recipe) -> str:
     other = "dense-fp32" if recipe.rest == "dense-fp32" else "dense-bf16"
     if any(part in name for part in recipe.keep) or not _usual(files.config):
         return other
-    changes, factors = _CHANGES_AND_FACTORS.get(str(files.config.get("peft_type")), ((), ()))
+    roles = _roles(str(files.config.get("peft_type")))
+    changes, factors = roles.changes, roles.factors
     parts = set(name.split("."))
     if parts & set(changes) or (recipe.alpha is not None and parts & set(factors)):
         return recipe.codec
     return recipe.rest if parts & set(factors) else other
+
+
+def _roles(peft_type: str) -> PackingRoles:
+    """The roles of a method's tensors; of one that nobody knows, none."""
+    if peft_type in _ROLES_OF_OTHERS:
+        return _ROLES_OF_OTHERS[peft_type]
+    known = (method.packing for _, method in ADAPTER_METHODS.items() if method.packing is not None)
+    return next((roles for roles in known if roles.peft_type == peft_type), PackingRoles(peft_type, ()))
 
 
 def _usual(config: Mapping[str, Any]) -> bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.adapters.card import CardFacts
-from fedpeft.adapters.methods.base import method_key
 from fedpeft.config import Config, config_hash
 from fedpeft.config.models import EMBEDDED
 from fedpeft.epsilons import UNBOUNDED, shown, worst, written
@@ -48,7 +47,7 @@ def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluati
         config_hash=config_hash(config),
         seed=config.run.seed,
         base=_base(attached),
-        adapter=AdapterFacts(method=method_key(config.adapter), trainable=attached.layout.size),
+        adapter=AdapterFacts(method=config.adapter.key, trainable=attached.layout.size),
         rounds=config.federation.rounds,
         nodes=config.federation.nodes,
         loss={arm: score.loss for arm, score in scores.items()},

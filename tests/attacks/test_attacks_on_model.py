@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedpeft.adapters import attach
+from fedpeft.adapters import TokenRows, attach
 from fedpeft.config.models import AdapterConfig
+from fedpeft.exchange import Layout
 from fedpeft_attacks.evidence.undefended_reference import undefended
 from fedpeft_attacks.registry import ATTACKS
 from fedpeft_attacks.results.token_scores import measure, score
 from fedpeft_attacks.tokens.adversary_knowledge import knowledge_of, prior_of, vocabulary_of
-from fedpeft_attacks.views import Guess, NotApplicable, View
+from fedpeft_attacks.views import Guess, NotApplicable, NotCovered, View
 
 pytestmark = pytest.mark.portable
 
@@ -97,17 +98,38 @@ def test_formats_that_send_only_b_are_read_through_the_known_projection(trained_
 
 @pytest.mark.parametrize("attack", TOKEN_ATTACKS)
 def test_what_cannot_be_read_is_not_applicable(trained_base, attack):
-    cases = {
-        "the first layer is zero": AdapterConfig(skip_layers=(), rank=4),
-        "no tensor of this adapter has rows": AdapterConfig(skip_layers=(), method="ia3"),
-    }
-    for reason, adapter in cases.items():
-        attached = attach(trained_base, adapter, seed=0)
-        known = knowledge_of(attached, UNIFORM, ("", 1), 0.01)
-        view = View("update", "insider", "test", attached.layout, attached.get(), known, 5)
-        answer = ATTACKS[attack](view)
-        assert isinstance(answer, NotApplicable)
-        assert reason in answer.reason
+    attached = attach(trained_base, AdapterConfig(skip_layers=(), rank=4), seed=0)
+    answer = ATTACKS[attack](_update_of(attached))
+    assert type(answer) is NotApplicable and "the first layer is zero" in answer.reason
+
+
+def _update_of(attached):
+    known = knowledge_of(attached, UNIFORM, ("", 1), 0.01)
+    return View("update", "insider", "test", attached.layout, attached.get(), known, 5)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_method_that_declares_no_token_rows_is_not_covered(trained_base, attack):
+    """Never not applicable: that would say that there is nothing to read."""
+    attached = attach(trained_base, AdapterConfig(skip_layers=(), method="ia3"), seed=0)
+    view = replace(_update_of(attached), records=1)
+    for one in (view, replace(view, knowledge=replace(view.knowledge, readers=frozenset()))):
+        answer = ATTACKS[attack](one)
+        assert isinstance(answer, NotCovered) and "declares no token_rows" in answer.reason
+
+
+@pytest.mark.parametrize("attack", TOKEN_ATTACKS)
+def test_tokens_are_read_whatever_a_method_calls_its_tensors(trained_base, attack):
+    """What is read follows from the declaration, not from names that happen to be LoRA's."""
+    attached = attach(trained_base, AdapterConfig(skip_layers=(), rank=4), seed=0)
+    known = knowledge_of(attached, UNIFORM, ("", 1), 0.01)
+    atom = known.inputs[17]
+    module = min(known.readers)
+    layout = Layout((f"{module}.down.weight",), ((3, len(atom)),))
+    values = np.outer([1.0, -2.0, 0.5], atom).astype(np.float32).ravel()
+    rows = TokenRows(inputs="down", projected="up", projection="down")
+    view = View("update", "insider", "test", layout, values, replace(known, rows=rows), 1)
+    assert ATTACKS[attack](view).ranking[0] == 17
 
 
 @pytest.mark.parametrize(

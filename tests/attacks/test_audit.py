@@ -115,10 +115,11 @@ def test_a_skipped_layer_is_said_and_read_approximately(make_run):
     assert "layer 0 carries no adapter" in render(report)
 
 
-def test_an_adapter_without_linear_rows_is_not_applicable_and_still_has_a_report(make_run):
+def test_an_adapter_without_token_rows_is_not_covered_and_still_has_a_report(make_run):
     report = audit(make_run({"method": "ia3"}, batch=2, warm=False))
-    assert {finding.verdict for finding in report.findings} == {"not applicable"}
-    assert "not a proof" in report.summary
+    assert {finding.verdict for finding in report.findings} == {"not covered"}
+    assert report.verdict == "not covered" and not report.is_finished
+    assert "does not cover this adapter" in report.summary
     assert report.findings[0].reason in report.threats[0].reason
     assert "<svg" not in render(report)
 

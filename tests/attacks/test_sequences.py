@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedpeft.adapters import attach
+from fedpeft.adapters.methods.lora import ROWS
 from fedpeft.config.models import AdapterConfig
 from fedpeft.errors import FedPeftError
 from fedpeft_attacks.sequences import Bag, Budget, assemble, assemble_from
@@ -37,7 +38,14 @@ def view_of(base, rows, adapter=ALL):
     uniform, given = np.full(len(layer.inputs), 1 / len(layer.inputs)), special_tokens(base)
     start = Start(attached, attached.get())
     known = Knowledge(
-        layer.inputs, layer.readers, {}, uniform, given, start=start, approximation=layer.approximation
+        layer.inputs,
+        layer.readers,
+        {},
+        uniform,
+        given,
+        rows=ROWS,
+        start=start,
+        approximation=layer.approximation,
     )
     truth = {token for row in rows for token in row} - given
     return View(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedpeft.adapters import attach
+from fedpeft.adapters.methods.lora import ROWS
 from fedpeft.config.models import AdapterConfig
 from fedpeft.exchange.layout import Layout
 from fedpeft_attacks.evidence.undefended_reference import undefended, warm_start
@@ -22,7 +23,7 @@ UNIFORM = np.full(VOCABULARY, 1 / VOCABULARY)
 
 
 def _known(atoms, **changes):
-    return Knowledge(atoms, frozenset({"layers.0.q"}), {}, UNIFORM, **changes)
+    return Knowledge(atoms, frozenset({"layers.0.q"}), {}, UNIFORM, rows=ROWS, **changes)
 
 
 def _rows(rng, atoms, support, count):

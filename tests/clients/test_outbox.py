@@ -103,6 +103,18 @@ def test_an_update_whose_audit_did_not_finish_is_not_called_clean(organisation, 
     assert _verdict(home, 1) == "not finished"
 
 
+def test_an_adapter_that_the_audit_does_not_cover_is_not_called_clean(organisation):
+    from fedpeft_clients.outbox.gate import _verdict
+    from fedpeft_clients.rounds.leak_check import look
+
+    home, _ = organisation(audit={"outbox": "refuse"}, adapter={"method": "ia3"})
+    desk, examples = desk_and_examples(home)
+    with pytest.raises(FederationError, match="does not cover the adapter of its update and keeps it"):
+        look(desk, 1, 0.1, desk.attached.get(), (examples[:1], examples))
+    assert {finding["verdict"] for finding in written(home, 1)} == {"not covered"}
+    assert _verdict(home, 1) == "not covered"
+
+
 def test_a_slow_machine_looks_as_hard(organisation, monkeypatch):
     from fedpeft_clients.rounds.leak_check import look
 

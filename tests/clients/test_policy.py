@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
 
+from fedpeft.adapters import Traits
 from fedpeft.errors import ConfigError
 from fedpeft.exchange import DenseFp32
-from fedpeft.plugins import CODECS
+from fedpeft.plugins import ADAPTER_METHODS, CODECS
 from fedpeft.protocol.messages import HELLO, PROTOCOL, TRAIN, Hello, run_id
 from fedpeft_clients.governance.policy import Policy, old_names, parse_policy, template, window, within_hours
 from fedpeft_clients.service.service import allowed_apps
@@ -93,6 +95,18 @@ def test_a_codec_that_declares_nothing_sends_every_value_and_is_allowed_only_by_
     assert joined.offer(config) == ("refused", "density")
     joined.policy(exchange={"codecs": [plug_in], "max_density": 1.0})
     assert joined.offer(config) == ("agreed", "")
+
+
+def test_a_method_that_does_not_say_that_no_embedding_is_trained_is_refused(joined):
+    traits = Traits(linear=True, dp="loop", exports_lora=True)
+    ADAPTER_METHODS.register("mine", replace(ADAPTER_METHODS["miss"], name="mine", traits=traits))
+    try:
+        config = joined.config(adapter={"method": "mine"})
+        assert joined.offer(config) == ("refused", "method")
+        joined.policy(adapter={"methods": ["mine"]})
+        assert joined.offer(config) == ("refused", "method")
+    finally:
+        ADAPTER_METHODS.forget("mine")
 
 
 def test_without_a_promise_a_run_is_allowed_only_where_the_policy_says_none(joined):

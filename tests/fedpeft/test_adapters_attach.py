@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.adapters import METHODS, CardFacts, attach, detach, export, merge, write_card
-from fedpeft.adapters.methods.base import shard_sum
+from fedpeft.adapters import CardFacts, attach, detach, export, merge, write_card
+from fedpeft.adapters.methods.ia3 import feedforward_targets
+from fedpeft.adapters.methods.miss import shard_sum
 from fedpeft.config.models import AdapterConfig, BaseConfig
 from fedpeft.errors import ConfigError, ExchangeError
 from fedpeft.exchange import Decoded
+from fedpeft.plugins import ADAPTER_METHODS
 from fedpeft.rng import stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -29,7 +31,7 @@ def test_the_base_is_bit_identical_after_every_adapter(tiny_base, quantisation):
     modules = dict(base.model.named_modules())
     tensors = {name: (id(p), p.data.clone()) for name, p in base.model.named_parameters()}
     before, state = _logits(base.model), torch.random.get_rng_state()
-    for key in METHODS:
+    for key in ADAPTER_METHODS.shipped:
         method, _, aggregation = key.partition("/")
         attached = attach(
             base,
@@ -96,7 +98,7 @@ def test_targets(tiny_llama):
     assert attached.spec.targets == ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
     ia3 = attach(tiny_llama, AdapterConfig(skip_layers=(), method="ia3"), 0)
     assert {name.rsplit(".", 1)[-1] for name in ia3.spec.targets} == {"k_proj", "v_proj", "down_proj"}
-    assert {name.rsplit(".", 1)[-1] for name in ia3.spec.feedforward} == {"down_proj"}
+    assert {name.rsplit(".", 1)[-1] for name in feedforward_targets(ia3.spec)} == {"down_proj"}
     with pytest.raises(ConfigError, match=r"'q_prj' fits no linear module; nearest: q_proj"):
         attach(tiny_llama, AdapterConfig(skip_layers=(), target_modules=("q_prj",)), 0)
     with pytest.raises(ConfigError, match="fits no linear module"):

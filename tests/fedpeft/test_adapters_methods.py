@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.adapters import METHODS, attach, export, merge
+from fedpeft.adapters import attach, export, merge
 from fedpeft.adapters.attach import linear_modules_under
 from fedpeft.aggregation import mean_step
 from fedpeft.config.models import AdapterConfig, BaseConfig, DataConfig
 from fedpeft.data import Record, collate, tokenise
 from fedpeft.exchange import Decoded
+from fedpeft.plugins import ADAPTER_METHODS
 from fedpeft.rng import stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-METHOD_KEYS = sorted(METHODS)
+METHOD_KEYS = sorted(ADAPTER_METHODS.shipped)
 NODES = ("a", "b", "c", "d")
 WEIGHTS = (1.0, 2.0, 1.0, 0.5)
 
@@ -75,7 +76,7 @@ def test_linear_trait_is_what_is_measured(tiny_llama, key):
     mean, got = aggregate(attached)
     error = np.sqrt(sum(np.sum((got[n] - mean[n]) ** 2) for n in mean))
     change = np.sqrt(sum(np.sum((mean[n] - before[n]) ** 2) for n in mean))
-    if METHODS[key].traits.linear:
+    if ADAPTER_METHODS[key].traits.linear:
         assert error / change < 1e-5
     else:
         assert error / change > 0.05
@@ -181,7 +182,7 @@ def test_exported_folder_loads_in_plain_peft_and_merges(tiny_base, tmp_path, key
     assert torch.allclose(logits(merged, ids(base)), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("key", [key for key in METHOD_KEYS if METHODS[key].traits.exports_lora])
+@pytest.mark.parametrize("key", [key for key in METHOD_KEYS if ADAPTER_METHODS[key].traits.exports_lora])
 def test_what_exports_lora_is_lora(tiny_llama, tmp_path, key):
     import json
 

@@ -44,7 +44,10 @@ REFUSED = [
     ({"exchange": SECURE, "federation": {"nodes": 128}}, "works for 2 to 127 nodes"),
     ({"exchange": SECURE, "federation": {"nodes": 2}}, "a sum needs 3 nodes"),
     ({"exchange": {**SECURE, "up": {"codec": "sign"}}}, "set exchange.up.codec = 'ternary'"),
-    ({"exchange": SECURE, "adapter": {"aggregation": "naive"}}, "exact for adapter.aggregation = 'frozen_a'"),
+    (
+        {"exchange": SECURE, "adapter": {"aggregation": "naive"}},
+        "set adapter.aggregation = 'frozen_a'",
+    ),
     ({"exchange": {"secure": {"enabled": True, "bits": 32}}}, "ternary sums fit 8 bits"),
     ({"exchange": SECURE, "federation": {"selection": "cyclic"}}, "needs a roster that all nodes know"),
 ]

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from fedpeft.adapters import attach
-from fedpeft.adapters.methods.base import METHODS
 from fedpeft.bases.load import quiet
 from fedpeft.config.models import AdapterConfig
 from fedpeft.data import Example, collate
 from fedpeft.errors import PrivacyError
 from fedpeft.exchange.layout import Layout
+from fedpeft.plugins import ADAPTER_METHODS
 from fedpeft.training.dp.backward_passes import batched_rows, bounds_of, unit_row
 from fedpeft.training.dp.engine_selection import engine_of
 from fedpeft.training.dp.per_example import clipped_sum
@@ -98,7 +98,7 @@ def checkpointing(attached, reentrant):
 
 @pytest.mark.parametrize("kind", CHECKPOINTING)
 @pytest.mark.parametrize("quantisation", ["none", "nf4", "int8"])
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize("key", ADAPTER_METHODS.shipped)
 def test_every_method_equals_the_naive_loop(tiny_base, key, quantisation, kind):
     method, _, aggregation = key.partition("/")
     settings = {"method": method, "rank": 4} | ({"aggregation": aggregation} if aggregation else {})
@@ -112,7 +112,7 @@ def test_every_method_equals_the_naive_loop(tiny_base, key, quantisation, kind):
         expected = naive(attached, examples)
         per_example_loss(attached.model, collate(examples, 0))  # probes the head, which reentrant warns about
     with checkpointing(attached, CHECKPOINTING[kind]):
-        assert engine_of(attached).name == METHODS[key].traits.dp
+        assert engine_of(attached).name == ADAPTER_METHODS[key].traits.dp
         for found in by_engines(attached, examples):
             assert_rows_equal(found, expected)
     assert all(p.requires_grad and p.grad is None for p in attached.parameters.values())

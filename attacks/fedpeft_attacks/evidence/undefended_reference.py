@@ -79,6 +79,7 @@ def undefended(
         projections={},
         prior=prior,
         given=special_tokens(base),
+        rows=attached.method.token_rows,
         start=Start(attached, attached.get()) if base.task == "causal-lm" else None,
         approximation=layer.approximation,
     )

@@ -8,7 +8,7 @@ from typing import get_args
 from fedpeft_attacks.report.wording import WHO, role_in_words
 from fedpeft_attacks.results.findings import EpsilonCheck, Finding, Threat, Verdict
 from fedpeft_attacks.results.measures import RARE, SECRETS, SEQUENCES, TOKENS, Measure, WorkDone, written
-from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, SCALE, SILENT, UNFINISHED
+from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, NOT_COVERED, SCALE, SILENT, UNFINISHED
 from fedpeft_attacks.views import Role
 
 _COUNTED = {
@@ -27,7 +27,8 @@ def leaving(findings: Sequence[Finding]) -> list[Finding]:
 def overall(findings: Sequence[Finding], checks: Sequence[EpsilonCheck]) -> Verdict:
     """The verdict of the run: a leak in what leaves the nodes, or an epsilon that is larger than claimed.
 
-    Without one, an attack that did not finish leaves the run not finished: nobody knows what it would find.
+    Without one, an attack that did not finish leaves the run not finished, and one that does not cover the
+    adapter leaves it not covered: nobody knows what they would find.
     """
     if any(check.verdict == LEAKS for check in checks):
         return LEAKS
@@ -43,10 +44,16 @@ def summary(findings: Sequence[Finding], checks: Sequence[EpsilonCheck]) -> str:
 
 def _found(seen: Sequence[Finding]) -> str:
     judged = [finding for finding in seen if finding.headline is not None]
+    loud = [finding for finding in judged if finding.verdict == LEAKS]
+    if (uncovered := [finding for finding in seen if finding.verdict == NOT_COVERED]) and not loud:
+        names = ", ".join(dict.fromkeys(finding.attack for finding in uncovered))
+        return (
+            f"The audit does not cover this adapter: {uncovered[0].reason}. Nothing can be said of what "
+            f"these attacks would find: {names}."
+        )
     if not judged:
         reason = seen[0].reason if seen else "no envelope was tapped"
         return f"These attacks have nothing to read in what leaves the nodes: {reason}. That is not a proof."
-    loud = [finding for finding in judged if finding.verdict == LEAKS]
     telling = [finding for finding in judged if finding.power is not None]
     worst = max(loud or telling or judged, key=_closeness)
     if open_ := [finding for finding in judged if finding.verdict == UNFINISHED and not loud]:
@@ -135,6 +142,8 @@ def _threat(role: Role, findings: Sequence[Finding]) -> Threat:
         reason = f"At {leak.stage}: {leak.reason}. {figures(leak)}"
     elif open_ := [one for one in judged if one.verdict == UNFINISHED]:
         reason = f"Not finished: {_ended(open_)}"
+    elif uncovered := [one for one in findings if one.verdict == NOT_COVERED]:
+        reason = f"Not covered: {uncovered[0].reason}"
     else:
         reason = figures(max(judged, key=_closeness)) if judged else findings[0].reason
     return Threat(
@@ -152,6 +161,8 @@ def _worst(verdicts: Sequence[Verdict]) -> Verdict:
         return LEAKS
     if UNFINISHED in verdicts:
         return UNFINISHED
+    if NOT_COVERED in verdicts:
+        return NOT_COVERED
     return SILENT if SILENT in verdicts else NOT_APPLICABLE
 
 

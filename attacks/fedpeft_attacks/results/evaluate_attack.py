@@ -12,8 +12,16 @@ from fedpeft_attacks.results.findings import Finding, ViewScore
 from fedpeft_attacks.results.measures import RARE, Strength
 from fedpeft_attacks.results.record_scores import wholes
 from fedpeft_attacks.results.token_scores import Control, Score, measure, recall, score, verdict_of
-from fedpeft_attacks.results.verdicts import LEAKS, SILENT, UNFINISHED, Subject, finding_of, is_leak
-from fedpeft_attacks.views import Guess, NotApplicable
+from fedpeft_attacks.results.verdicts import (
+    LEAKS,
+    NOT_COVERED,
+    SILENT,
+    UNFINISHED,
+    Subject,
+    finding_of,
+    is_leak,
+)
+from fedpeft_attacks.views import Guess, NotApplicable, NotCovered
 from fedpeft_attacks.work import worked
 
 Place = tuple[str, int]
@@ -50,8 +58,7 @@ def find(trial: Trial, group: Sequence[Observed]) -> Finding:
     answers = {(one.node, one.round): attack(one.view) for one in group}
     guesses = {place: answer for place, answer in answers.items() if isinstance(answer, Guess)}
     if not guesses:
-        reasons = [answer.reason for answer in answers.values() if isinstance(answer, NotApplicable)]
-        return finding_of(subject, (), threshold, reason=reasons[0])
+        return _without_guess(subject, list(answers.values()), threshold)
     read = [one for one in group if (one.node, one.round) in guesses]
     scores = [_score(one, read, guesses) for one in read]
     written = sorted(
@@ -66,6 +73,14 @@ def find(trial: Trial, group: Sequence[Observed]) -> Finding:
     found = found.model_copy(update=details)
     reason = _unfinished(found)
     return found.model_copy(update={"verdict": UNFINISHED, "reason": reason}) if reason else found
+
+
+def _without_guess(subject: Subject, answers: Sequence[Guess | NotApplicable], threshold: float) -> Finding:
+    """A finding where no view could be attacked; what is not covered outweighs what does not apply."""
+    reasons = [answer for answer in answers if isinstance(answer, NotApplicable)]
+    uncovered = [answer for answer in reasons if isinstance(answer, NotCovered)]
+    finding = finding_of(subject, (), threshold, reason=(uncovered or reasons)[0].reason)
+    return finding.model_copy(update={"verdict": NOT_COVERED}) if uncovered else finding
 
 
 def _unfinished(found: Finding) -> str:

@@ -12,7 +12,7 @@ from fedpeft_attacks.views import Role
 
 REPORT_VERSION = 4
 
-Verdict = Literal["leaks", "not finished", "no leak detected", "not applicable"]
+Verdict = Literal["leaks", "not finished", "not covered", "no leak detected", "not applicable"]
 Kind = Literal["inversion", "memorisation", "membership"]
 
 
@@ -41,7 +41,9 @@ class Finding(Facts):
     role: Role
     threat_model: str
     adapter: str
-    measures: tuple[Measure, ...] = Field(description="the first is the headline; empty: not applicable")
+    measures: tuple[Measure, ...] = Field(
+        description="the first is the headline; empty: not applicable or not covered"
+    )
     value: float | None
     interval: tuple[float, float] | None
     baselines: Baselines | None
@@ -203,5 +205,5 @@ class Report(Facts):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the verdict rests on attacks that were run to the end of their budgets."""
-        return self.verdict != "not finished"
+        """Whether the verdict rests on attacks that cover the adapter and were run to the end."""
+        return self.verdict not in ("not finished", "not covered")

@@ -13,6 +13,8 @@ LEAKS: Verdict = "leaks"
 UNFINISHED: Verdict = "not finished"
 SILENT: Verdict = "no leak detected"
 NOT_APPLICABLE: Verdict = "not applicable"
+NOT_COVERED: Verdict = "not covered"
+"""There may be something to read, and the attack does not know how: unlike silence it promises nothing."""
 
 SCALE: Mapping[Unit, float] = {"share": 1.0, "auc": 0.5, "bits": 10.0, "epsilon": 0.0}
 """What the threshold on a share means in other units.

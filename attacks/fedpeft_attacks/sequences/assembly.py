@@ -24,7 +24,7 @@ from fedpeft_attacks.tokens.blocks import Block
 from fedpeft_attacks.tokens.matching_pursuit import matching_pursuit
 from fedpeft_attacks.tokens.observations import observations
 from fedpeft_attacks.tokens.sparse_bayes import sparse_bayes
-from fedpeft_attacks.views import Guess, NotApplicable, Start, View
+from fedpeft_attacks.views import UNDECLARED, Guess, NotApplicable, Start, View
 from fedpeft_attacks.work import SAFETY, Meter
 
 RAW = frozenset({"gradient", "reference"})
@@ -54,6 +54,8 @@ def assemble(view: View, budget: Budget | None = None) -> Guess | NotApplicable:
     start = view.knowledge.start
     if start is None or not view.records:
         return NotApplicable("it needs the model and the number of records")
+    if view.knowledge.rows is None:
+        return UNDECLARED
     if view.layout.digest != start.attached.layout.digest:
         return NotApplicable("it needs the values of the whole adapter")
     budget = budget or Budget()

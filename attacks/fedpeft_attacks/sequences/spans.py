@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from fedpeft.adapters import Attached
 from fedpeft.exchange.layout import FloatVector
 from fedpeft_attacks.sequences.probing import Probe
 from fedpeft_attacks.tokens.blocks import row_space
@@ -25,6 +26,13 @@ _RIDGE = 1e-6
 _TINY = 1e-12
 _FLOOR = 1e-6
 _NATS = 6.0  # per factor e of a share and full rank; inputs are no random directions, so far below the width
+
+
+def _input_rows(attached: Attached, values: FloatVector) -> dict[str, FloatVector]:
+    """The tensors whose rows combine inputs, by module."""
+    rows = attached.method.token_rows
+    places = ((rows and rows.place(name), part) for name, part in attached.layout.split(values).items())
+    return {place[0]: part for place, part in places if place and rows and place[1] == rows.inputs}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +48,11 @@ class Spans:
 
     @classmethod
     def of(cls, values: FloatVector, probe: Probe, leave: Collection[str] = ()) -> Spans:
-        """Row spaces of the A rows of values in layout order, but for modules to leave out."""
-        tensors = probe.attached.layout.split(values)
+        """Row spaces of the rows of inputs of values in layout order, but for modules to leave out."""
+        tensors = _input_rows(probe.attached, values)
         bases: dict[str, torch.Tensor] = {}
         for group in probe.groups:
-            rows = [tensors[f"{name}.lora_A.weight"] for name in group if f"{name}.lora_A.weight" in tensors]
+            rows = [tensors[name] for name in group if name in tensors]
             if not rows or set(group) & set(leave):
                 continue
             basis = row_space(np.concatenate(rows))

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from fedpeft.adapters import Attached
     from fedpeft.bases import Base
 
-_A = ".lora_A.weight"
-
 
 def vocabulary_of(base: Base) -> int:
     """Number of tokens that the base embeds."""
@@ -64,6 +62,7 @@ def knowledge_of(
         prior=prior,
         given=special_tokens(attached.base),
         lr=lr,
+        rows=attached.method.token_rows,
         approximation=layer.approximation,
     )
 
@@ -78,9 +77,10 @@ def knowledge_of_gradient(attached: Attached) -> Knowledge:
     return Knowledge(
         inputs=layer.inputs,
         readers=layer.readers,
-        projections={name.removesuffix(_A): value for name, value in tensors.items() if name.endswith(_A)},
+        projections=_projecting(attached, tensors),
         prior=prior,
         given=special_tokens(base),
+        rows=attached.method.token_rows,
         start=Start(attached, attached.get()) if runs else None,
         approximation=layer.approximation,
     )
@@ -95,7 +95,16 @@ def _projections(attached: Attached, place: tuple[str, int]) -> Mapping[str, NDA
         return {module: a for module, (a, _) in start.items()}
     if round_ == 1:
         frozen |= attached.layout.split(attached.initial())
-    return {name.removesuffix(_A): value for name, value in frozen.items() if name.endswith(_A)}
+    return _projecting(attached, frozen)
+
+
+def _projecting(attached: Attached, tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
+    """The tensors that project what a module reads, by module."""
+    rows = attached.method.token_rows
+    if rows is None:
+        return {}
+    places = ((rows.place(name), value) for name, value in tensors.items())
+    return {place[0]: value for place, value in places if place is not None and place[1] == rows.projection}
 
 
 def _array(tensor: Any) -> NDArray[np.float32]:

@@ -9,48 +9,41 @@ Source: Petrov et al., arXiv 2405.15586, sections 3 and 4.
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from fedpeft_attacks.tokens.blocks import Block, Matrix
-from fedpeft_attacks.views import NotApplicable, View
-
-_FACTOR = re.compile(r"^(?P<module>.+?)\.(?P<factor>lora_A|lora_B)(\.|$)")
-
-
-def module_of(name: str) -> tuple[str, str] | None:
-    """Module and factor of an adapter tensor's name; None for a tensor without linear rows."""
-    match = _FACTOR.match(name)
-    return (match["module"], match["factor"]) if match else None
+from fedpeft_attacks.views import UNDECLARED, NotApplicable, View
 
 
 def observations(view: View) -> list[Block] | NotApplicable:
     """Blocks that show the batch's tokens; they share one token set.
 
-    Rows of LoRA's A come first: they carry the whole input. Where they are absent or zero (a fresh adapter
-    gives A no gradient) rows of B are read through the known projection.
+    Rows of inputs (LoRA's A) come first: they carry the whole input. Where they are absent or zero (a fresh
+    adapter gives A no gradient) projected rows (of B) are read through the known projection.
     """
     known = view.knowledge
-    factors = [module_of(name) for name in view.layout.names]
-    if not any(factors):
+    if known.rows is None:
+        return UNDECLARED
+    places = [known.rows.place(name) for name in view.layout.names]
+    if not any(places):
         return NotApplicable("no tensor of this adapter has rows that combine token inputs")
     tensors = view.layout.split(view.values)
-    parts = zip(factors, tensors.values(), strict=True)
+    parts = zip(places, tensors.values(), strict=True)
     rows = [(*where, tensor) for where, tensor in parts if where is not None and where[0] in known.readers]
     if not rows:
         return NotApplicable("no module that reads tokens carries the adapter")
-    direct = [tensor for _, factor, tensor in rows if factor == "lora_A" and tensor.any()]
+    direct = [tensor for _, part, tensor in rows if part == known.rows.inputs and tensor.any()]
     if direct:
         return [Block(np.concatenate(direct), known.inputs)]
-    blocks = [_projected(view, module, factor, tensor) for module, factor, tensor in rows]
+    projected = [(module, tensor) for module, part, tensor in rows if part == known.rows.projected]
+    blocks = [_projected(view, module, tensor) for module, tensor in projected]
     found = [block for block in blocks if block is not None]
     return found or NotApplicable("the first layer is zero in this update, or its projection is not known")
 
 
-def _projected(view: View, module: str, factor: str, tensor: Matrix) -> Block | None:
+def _projected(view: View, module: str, tensor: Matrix) -> Block | None:
     projection = view.knowledge.projections.get(module)
-    if projection is None or factor == "lora_A" or not tensor.any():
+    if projection is None or not tensor.any():
         return None
     atoms = view.knowledge.inputs @ projection.T.astype(view.knowledge.inputs.dtype)
     return Block(tensor, atoms)

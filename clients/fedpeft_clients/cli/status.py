@@ -142,7 +142,7 @@ def _terms(offer: Offer) -> list[str]:
     config = offer.config
     federation, adapter, up = config.federation, config.adapter, config.exchange.up
     base = agreed_base(config) or "not named by hash"
-    mode = f", {adapter.aggregation}" if adapter.method == "lora" else ""
+    mode = f", {adapter.aggregation}" if adapter.key != adapter.method else ""
     sums = ", summed securely: the coordinator sees the sum alone" if config.exchange.secure.enabled else ""
     return [
         f"name: {config.run.name}",

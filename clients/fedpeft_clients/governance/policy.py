@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from fedpeft.config.models import Aggregation, Method, Section, Trust, Unit
+from fedpeft.config.models import Aggregation, Section, Trust, Unit
 from fedpeft.errors import ConfigError, FederationError
-from fedpeft.plugins import CodecName
+from fedpeft.plugins import CodecName, MethodName
 from fedpeft.privacy import Budget
 from fedpeft.terminal import printable
 
@@ -71,7 +71,7 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 class AdapterRules(Section):
     """What may be trained."""
 
-    methods: tuple[Method, ...] = Field(default=("lora",), description="adapter methods")
+    methods: tuple[MethodName, ...] = Field(default=("lora",), description="adapter methods")
     aggregations: tuple[Aggregation, ...] = Field(default=("frozen_a",), description="for lora")
     max_rank: int = Field(default=64, ge=1, description="rank of this node's adapter")
     min_tokens_per_rank: float = Field(

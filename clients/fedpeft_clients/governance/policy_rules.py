@@ -15,7 +15,7 @@ from fedpeft.cohort import Cohort
 from fedpeft.config import Config
 from fedpeft.config.models import EMBEDDED, RunConfig
 from fedpeft.errors import FedPeftError
-from fedpeft.plugins import CODECS
+from fedpeft.plugins import ADAPTER_METHODS, CODECS
 from fedpeft.privacy import plan_from_config
 from fedpeft.protocol.messages import run_id
 from fedpeft.run_plan import quorum
@@ -149,9 +149,11 @@ def _adapter(policy: Policy, offer: Offer) -> Problems:
     rules, adapter = policy.adapter, offer.config.adapter
     if adapter.method not in rules.methods:
         yield "method", f"adapter.method = {adapter.method!r}, allowed are {_list(rules.methods)}"
-    if adapter.method == "lora" and adapter.aggregation not in rules.aggregations:
+    if adapter.key != adapter.method and adapter.aggregation not in rules.aggregations:
         allowed = _list(rules.aggregations)
         yield "aggregation", f"adapter.aggregation = {adapter.aggregation!r}, allowed are {allowed}"
+    if ADAPTER_METHODS[adapter.key].traits.trains_inputs:
+        yield "method", f"adapter.method = {adapter.method!r} may train an embedding, which shows tokens"
     if offer.rank > rules.max_rank:
         yield "rank", f"adapter.rank = {offer.rank}, allowed are at most {rules.max_rank}"
     if offer.tokens / offer.rank < rules.min_tokens_per_rank:

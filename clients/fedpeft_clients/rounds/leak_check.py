@@ -1,9 +1,9 @@
 """The node's last look at an envelope: the quick audit on its very bytes, before they leave.
 
 ``audit.outbox = "report"`` writes what the attacks read to ``<home>/outbox/rNN.audit.json``; ``"refuse"``
-also keeps an envelope from leaving that leaks, or whose audit did not finish. Neither tells the coordinator
-anything else: the findings stay in the node. Under a privacy plan only ``"report"`` is allowed, as a refusal
-would depend on the data.
+also keeps an envelope from leaving that leaks, or whose audit did not finish or does not cover the adapter.
+Neither tells the coordinator anything else: the findings stay in the node. Under a privacy plan only
+``"report"`` is allowed, as a refusal would depend on the data.
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ from fedpeft_clients.rounds.node_context import Desk
 if TYPE_CHECKING:
     from fedpeft_attacks.envelope_check import QuickFinding
 
-LEAKS, UNFINISHED, CLEAN = "leaks", "not finished", "clean"
-"""What the node's own audit says of an update; the first two as its findings do."""
+LEAKS, UNFINISHED, UNCOVERED, CLEAN = "leaks", "not finished", "not covered", "clean"
+"""What the node's own audit says of an update; all but the last as its findings do."""
+
+_CAUSES = {
+    LEAKS: "found a leak in its update",
+    UNFINISHED: "of its update did not finish",
+    UNCOVERED: "does not cover the adapter of its update",
+}
 
 Behind = tuple[Sequence[Example], Sequence[Example]]
 """The examples behind an update, and all of the node."""
@@ -41,8 +47,8 @@ def look(desk: Desk, round: int, lr: float, values: FloatVector, examples: Behin
         examples: those behind the update, and all of the node.
 
     Raises:
-        FederationError: the envelope leaks, or the safety stop ended the audit before it could tell, and the
-            node does not send such ones.
+        FederationError: the envelope leaks, the safety stop ended the audit before it could tell, or the
+            audit does not cover the adapter, and the node does not send such ones.
     """
     wanted = desk.home.audit.outbox
     if wanted == "off":
@@ -52,17 +58,16 @@ def look(desk: Desk, round: int, lr: float, values: FloatVector, examples: Behin
     write_json(desk.home.outbox / _file(round), {"round": round, "findings": findings})
     verdict = verdict_on(findings)
     if wanted == "refuse" and verdict != CLEAN:
-        told = "found a leak in its update" if verdict == LEAKS else "of its update did not finish"
         raise FederationError(
-            f"round {round}: the node's own audit {told} and keeps it; see "
+            f"round {round}: the node's own audit {_CAUSES[verdict]} and keeps it; see "
             f"{desk.home.outbox.name}/{_file(round)} in the node's home"
         )
 
 
 def verdict_on(findings: Sequence[Mapping[str, Any]]) -> str:
-    """What written findings say of an update: a leak, an attack that was not finished, or neither."""
+    """What written findings say of an update: the worst of their verdicts, or that it is clean."""
     said = {finding["verdict"] for finding in findings}
-    return next((verdict for verdict in (LEAKS, UNFINISHED) if verdict in said), CLEAN)
+    return next((verdict for verdict in _CAUSES if verdict in said), CLEAN)
 
 
 def _file(round: int) -> str:

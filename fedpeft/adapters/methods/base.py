@@ -1,23 +1,22 @@
-"""The adapter methods: what each one trains, declares and starts from.
+"""What an adapter method declares: what it trains, starts from, sends, and what an audit may read of it.
 
-A method is data and three functions; `fedpeft.adapters.attach` does the rest. Traits are tested, not
-believed: tests/fedpeft/test_adapters_methods.py runs every entry of `METHODS` through the same checks.
+A method is data and a few functions, in a module of its own; `fedpeft.adapters.attach` does the rest.
+`fedpeft.plugins.ADAPTER_METHODS` has them by name. Traits are tested, not believed:
+tests/fedpeft/test_adapters_methods.py runs every method that is shipped through the same checks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
-from fedpeft.adapters.targets import feedforward_targets, find_targets, linear_modules
+from fedpeft.adapters.targets import find_targets, linear_modules
 from fedpeft.bases.load import Base
 from fedpeft.config.models import AdapterConfig
 from fedpeft.errors import ConfigError
 from fedpeft.exchange.layout import FloatVector
-from fedpeft.rng import stream
+from fedpeft.plugins import ADAPTER_METHODS
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,13 @@ class Traits:
             weights.
         dp: which per-example gradient rule is right for it: batched hooks on linear modules, or a loop.
         exports_lora: its adapter can be written as plain LoRA without loss.
-        trains_inputs: an embedding or a head is trainable; such methods are refused by default.
+        trains_inputs: an embedding or a head is trainable, or nobody said that none is; policies refuse that.
     """
 
     linear: bool
     dp: Literal["batched", "loop"]
     exports_lora: bool
-    trains_inputs: bool = False
+    trains_inputs: bool = True
 
 
 def _out_in(module: Any) -> tuple[int, int]:
@@ -54,14 +53,14 @@ class Spec:
         rank: rank of this adapter.
         shapes: (module, (out, in)) pairs of the adapted modules, sorted by name.
         conv1d: whether one of them is GPT-2's Conv1D, which keeps its weight transposed.
-        feedforward: those whose input (IA)³ scales.
+        model_type: architecture of the base, as transformers calls it.
     """
 
     config: AdapterConfig
     rank: int
     shapes: tuple[tuple[str, tuple[int, int]], ...]
     conv1d: bool
-    feedforward: tuple[str, ...]
+    model_type: str
 
     @classmethod
     def of(cls, base: Base, cfg: AdapterConfig, rank: int) -> Spec:
@@ -70,11 +69,12 @@ class Spec:
         Raises:
             ConfigError: settings that leave no module, or name one that is not there.
         """
-        targets = find_targets(base, cfg)
+        kind = str(base.model.config.model_type)
+        targets = find_targets(base, cfg, method_of(cfg).default_targets(kind))
         modules = linear_modules(base.model)
         shapes = tuple((name, _out_in(modules[name])) for name in targets)
         conv1d = any(type(modules[name]).__name__ == "Conv1D" for name in targets)
-        return cls(cfg, rank, shapes, conv1d, feedforward_targets(base, targets))
+        return cls(cfg, rank, shapes, conv1d, kind)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -83,16 +83,70 @@ class Spec:
 
 
 @dataclass(frozen=True)
+class TokenRows:
+    """Which tensors an audit reads tokens from, by a part of their names between dots.
+
+    The part in front names the adapted module; the gradient's rows combine what that module reads.
+
+    Attributes:
+        inputs: of tensors whose rows combine the module's inputs themselves, as those of LoRA's A.
+        projected: of tensors whose rows combine inputs that a matrix has projected, as those of LoRA's B.
+        projection: of the tensors that project, shape ``(rank, in)``.
+    """
+
+    inputs: str
+    projected: str
+    projection: str
+
+    def place(self, name: str) -> tuple[str, str] | None:
+        """Module and part of a tensor's name; None for a tensor that has no such rows."""
+        words = name.split(".")
+        parts = (self.inputs, self.projected, self.projection)
+        at = next((index for index, word in enumerate(words) if index and word in parts), None)
+        return None if at is None else (".".join(words[:at]), words[at])
+
+
+@dataclass(frozen=True)
+class PackingRoles:
+    """Which tensors of an exported adapter may be coded coarsely, by a part of their names between dots.
+
+    Attributes:
+        peft_type: of the folder's configuration.
+        changes: tensors that start at a known value, so that they are their own change.
+        factors: factors that start at random.
+    """
+
+    peft_type: str
+    changes: tuple[str, ...]
+    factors: tuple[str, ...] = ()
+
+
+Content = tuple[dict[str, FloatVector], Any]
+"""Tensors by name and the peft configuration of an adapter folder."""
+
+
+def _all_linear(model_type: str) -> tuple[str, ...]:
+    """No suffix: every linear module."""
+    return ()
+
+
+@dataclass(frozen=True)
 class AdapterMethod:
     """One adapter method.
 
     Attributes:
-        name: key in `METHODS`.
+        name: in `ADAPTER_METHODS`: that of ``adapter.method``, or with several ``adapter.aggregation`` both,
+            as ``lora/stack``.
         traits: what it declares.
-        law: ``mean`` of flat vectors, or ``stack`` or ``reproject`` of factors.
+        law: ``mean`` of flat vectors, or ``stack`` or ``reproject`` of LoRA's factors.
         trained: endings of the names of the trainable tensors.
         build: the peft configuration for a `Spec`.
         initial: the agreed first value of a tensor, from (name, shape, seed).
+        token_rows: what an audit reads tokens from; None: the audit says that it does not cover the method.
+        default_targets: suffixes of the modules that are adapted where the settings name none, from the
+            architecture; none: all linear ones.
+        packing: how an exported adapter is packed; None: in bfloat16.
+        exported: what a folder holds in place of the tensors as they are trained; None: those.
     """
 
     name: str
@@ -101,11 +155,10 @@ class AdapterMethod:
     trained: tuple[str, ...]
     build: Callable[[Spec], Any]
     initial: Callable[[str, tuple[int, ...], int], FloatVector]
-
-
-def method_key(cfg: AdapterConfig) -> str:
-    """The key in `METHODS` that a configuration asks for."""
-    return f"lora/{cfg.aggregation}" if cfg.method == "lora" else cfg.method
+    token_rows: TokenRows | None = None
+    default_targets: Callable[[str], tuple[str, ...]] = _all_linear
+    packing: PackingRoles | None = None
+    exported: Callable[[Spec, Mapping[str, FloatVector]], Content | None] | None = None
 
 
 def method_of(cfg: AdapterConfig) -> AdapterMethod:
@@ -114,7 +167,7 @@ def method_of(cfg: AdapterConfig) -> AdapterMethod:
     Raises:
         ConfigError: ranks per node under a law that needs equal ones.
     """
-    method = METHODS[method_key(cfg)]
+    method = ADAPTER_METHODS[cfg.key]
     if cfg.ranks and method.law == "mean":
         raise ConfigError(
             f"adapter.ranks needs aggregation 'stack' or 'reproject'; {method.name!r} needs one rank"
@@ -130,87 +183,3 @@ def rank_of(cfg: AdapterConfig, node: str | None) -> int:
 def scaling_of(cfg: AdapterConfig) -> float:
     """LoRA's factor alpha / rank, 2 by default; nodes of another rank use the same factor."""
     return 2.0 if cfg.alpha is None else cfg.alpha / cfg.rank
-
-
-def _lora(spec: Spec) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=spec.rank,
-        lora_alpha=_number(scaling_of(spec.config) * spec.rank),
-        target_modules=list(spec.targets),
-        fan_in_fan_out=spec.conv1d,
-        bias="none",
-        lora_dropout=0.0,
-    )
-
-
-def _miss(spec: Spec) -> Any:
-    """MiSS as the LoRA it is: the frozen A sums the shards of the input, B is the trained block."""
-    for name, (_, width) in spec.shapes:
-        if width < spec.rank:
-            raise ConfigError(
-                f"adapter.rank {spec.rank} is above the {width} inputs of {name!r}; miss needs at most that"
-            )
-    config = _lora(spec)
-    config.lora_alpha = spec.rank
-    return config
-
-
-def _ia3(spec: Spec) -> Any:
-    from peft import IA3Config
-
-    return IA3Config(
-        target_modules=list(spec.targets),
-        feedforward_modules=list(spec.feedforward),
-        fan_in_fan_out=spec.conv1d,
-    )
-
-
-def _number(value: float) -> Any:
-    """An int where the value is one, as peft writes it."""
-    return int(value) if float(value).is_integer() else value
-
-
-def kaiming_a(shape: tuple[int, ...], rng: np.random.Generator) -> FloatVector:
-    """LoRA's A: uniform in ±1/sqrt(in), float32, shape ``(rank, in)`` (He init with a = sqrt 5)."""
-    bound = shape[1] ** -0.5
-    return rng.uniform(-bound, bound, shape).astype(np.float32)
-
-
-def shard_sum(shape: tuple[int, ...]) -> FloatVector:
-    """MiSS's fixed A: row j sums the inputs c with c mod rank = j (arXiv 2409.15371)."""
-    rank, width = shape
-    return (np.arange(rank)[:, None] == np.arange(width)[None] % rank).astype(np.float32)
-
-
-def _lora_initial(name: str, shape: tuple[int, ...], seed: int) -> FloatVector:
-    if name.endswith("lora_B.weight"):
-        return np.zeros(shape, np.float32)
-    return kaiming_a(shape, stream(seed, 0, "", f"lora-A:{name}"))
-
-
-def _miss_initial(name: str, shape: tuple[int, ...], seed: int) -> FloatVector:
-    return np.zeros(shape, np.float32) if name.endswith("lora_B.weight") else shard_sum(shape)
-
-
-def _ia3_initial(name: str, shape: tuple[int, ...], seed: int) -> FloatVector:
-    return np.ones(shape, np.float32)
-
-
-_A, _B = "lora_A.weight", "lora_B.weight"
-_EXACT = Traits(linear=True, dp="batched", exports_lora=True)
-_INEXACT = Traits(linear=False, dp="batched", exports_lora=True)
-_SCALES = Traits(linear=True, dp="loop", exports_lora=False)
-
-METHODS: dict[str, AdapterMethod] = {
-    method.name: method
-    for method in (
-        AdapterMethod("lora/frozen_a", _EXACT, "mean", (_B,), _lora, _lora_initial),
-        AdapterMethod("lora/stack", _EXACT, "stack", (_A, _B), _lora, _lora_initial),
-        AdapterMethod("lora/reproject", _INEXACT, "reproject", (_A, _B), _lora, _lora_initial),
-        AdapterMethod("lora/naive", _INEXACT, "mean", (_A, _B), _lora, _lora_initial),
-        AdapterMethod("miss", _EXACT, "mean", (_B,), _miss, _miss_initial),
-        AdapterMethod("ia3", _SCALES, "mean", ("ia3_l",), _ia3, _ia3_initial),
-    )
-}

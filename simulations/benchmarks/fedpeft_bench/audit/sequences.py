@@ -111,13 +111,14 @@ def _cases(adapter: AdapterConfig, batch: int, seeds: Sequence[int]) -> Iterator
 
 
 def _knowledge(attached: Attached) -> Knowledge:
+    from fedpeft.adapters.methods.lora import ROWS
     from fedpeft_attacks.tokens.adversary_knowledge import layer_of, special_tokens
     from fedpeft_attacks.views import Knowledge, Start
 
     layer = layer_of(attached)
     uniform = np.full(len(layer.inputs), 1 / len(layer.inputs))
     given, start = special_tokens(attached.base), Start(attached, attached.get())
-    return Knowledge(layer.inputs, layer.readers, {}, uniform, given, start=start)
+    return Knowledge(layer.inputs, layer.readers, {}, uniform, given, rows=ROWS, start=start)
 
 
 def _case(attached: Attached, knowledge: Knowledge, batch: int, place: tuple[int, int]) -> Case:

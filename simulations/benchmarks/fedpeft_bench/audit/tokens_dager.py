@@ -14,7 +14,6 @@ from collections.abc import Set
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft_attacks.tokens.observations import module_of
 from fedpeft_attacks.views import Guess, View
 
 _QUERY = "q_proj"
@@ -51,5 +50,5 @@ def _query_rows(view: View) -> NDArray[np.float32]:
         tensor
         for name, tensor in view.layout.split(view.values).items()
         if name.endswith(f"{_QUERY}.lora_A.weight")
-        and (module_of(name) or ("", ""))[0] in view.knowledge.readers
+        and name.removesuffix(".lora_A.weight") in view.knowledge.readers
     )

@@ -1,0 +1,57 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) in four modes: what is trained and sent, and how it is averaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fedpeft.adapters.methods.base import AdapterMethod, PackingRoles, Spec, TokenRows, Traits, scaling_of
+from fedpeft.exchange.layout import FloatVector
+from fedpeft.rng import stream
+
+A, B = "lora_A.weight", "lora_B.weight"
+ROWS = TokenRows(inputs="lora_A", projected="lora_B", projection="lora_A")
+PACKING = PackingRoles("LORA", ("lora_B", "lora_embedding_A"), ("lora_A", "lora_embedding_B"))
+
+
+def build(spec: Spec) -> Any:
+    """A LoRA without dropout or bias."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=spec.rank,
+        lora_alpha=_number(scaling_of(spec.config) * spec.rank),
+        target_modules=list(spec.targets),
+        fan_in_fan_out=spec.conv1d,
+        bias="none",
+        lora_dropout=0.0,
+    )
+
+
+def _number(value: float) -> Any:
+    """An int where the value is one, as peft writes it."""
+    return int(value) if float(value).is_integer() else value
+
+
+def kaiming_a(shape: tuple[int, ...], rng: np.random.Generator) -> FloatVector:
+    """LoRA's A: uniform in ±1/sqrt(in), float32, shape ``(rank, in)`` (He init with a = sqrt 5)."""
+    bound = shape[1] ** -0.5
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def _lora_initial(name: str, shape: tuple[int, ...], seed: int) -> FloatVector:
+    if name.endswith("lora_B.weight"):
+        return np.zeros(shape, np.float32)
+    return kaiming_a(shape, stream(seed, 0, "", f"lora-A:{name}"))
+
+
+def _mode(name: str, exact: bool, law: Any, *trained: str) -> AdapterMethod:
+    traits = Traits(linear=exact, dp="batched", exports_lora=True, trains_inputs=False)
+    return AdapterMethod(f"lora/{name}", traits, law, trained, build, _lora_initial, ROWS, packing=PACKING)
+
+
+FROZEN_A = _mode("frozen_a", True, "mean", B)
+STACK = _mode("stack", True, "stack", A, B)
+REPROJECT = _mode("reproject", False, "reproject", A, B)
+NAIVE = _mode("naive", False, "mean", A, B)
