@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.fedpeft-setup
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-portable test-slow test-faults test-gpu fuzz mutants lint bench clean
+.PHONY: setup demo test test-portable test-slow test-faults test-gpu fuzz mutants lint docs bench clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/fedpeft bench all

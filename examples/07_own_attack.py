@@ -34,7 +34,7 @@ ENERGY = Attack(
     text="Ranks tokens by the energy of the update in the direction that each leaves.",
 )
 
-config = load_config(overrides={"base.threads": 1, "adapter.rank": 16})
+config = load_config(overrides={"base.threads": 1, "adapter.rank": 16, "adapter.skip_layers": []})
 base = load_base(config.base)
 attached = attach(base, config.adapter, seed=0)
 [example] = tokenise([Record("The patient asked", " for a letter.")], base.tokenizer, config.data)

@@ -67,7 +67,7 @@ def test_every_public_name_is_documented_with_an_example(package):
     sections = _sections(package)
     assert sorted(sections) == sorted(importlib.import_module(package).__all__)
     for name, text in sections.items():
-        assert name == "__version__" or re.search(rf"^::: {package}\.(\w+\.)?{name}$", text, re.MULTILINE)
+        assert name == "__version__" or re.search(rf"^::: {package}(\.\w+)*\.{name}$", text, re.MULTILINE)
         assert any(re.search(rf"\b{name}\b", block) for block in _blocks(text)), f"{name} has no example"
 
 
