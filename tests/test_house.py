@@ -22,6 +22,19 @@ HEAVY = (
     "opacus",
     "dp_accounting",
 )
+CACHES = {
+    "adapters/attach.py:_current",  # the one adapter on the loaded base
+    "bases/load.py:_loaded",  # the one loaded base
+    "fedpeft_clients/process_cache.py:PROCESS",  # what a node's process keeps between messages
+    "ledger/composition_cache.py:_known",  # composed losses of equal releases
+    "sequences/matched.py:_NULLS",  # these four hold facts of an object as long as it lives
+    "training/loss.py:_selective",
+    "training/modes.py:_steady",
+    "dp/engine_selection.py:_engines",
+}
+"""Module-level state that is meant. Anything else belongs to an object that is handed on, or follows from
+arguments alone, as what ``functools.cache`` keeps does."""
+EMPTY = "dict list set OrderedDict defaultdict deque WeakKeyDictionary WeakValueDictionary"
 
 
 def _functions(path):
@@ -108,6 +121,25 @@ def test_no_function_is_longer_than_40_lines_or_takes_more_than_6_parameters():
             if _length(function) > 40 or (len(names) > 6 and not (command or kernel)):
                 wrong.append(f"{path.relative_to(ROOT)}:{function.lineno} {function.name}")
     assert not wrong
+
+
+def _grows(value):
+    """Whether an expression makes a container that is empty at first, or a cache."""
+    if isinstance(value, ast.Call):
+        made = ast.unparse(value.func).split("[")[0].split(".")[-1]
+        return (made in EMPTY.split() and not value.keywords and not value.args) or made.endswith("Cache")
+    return isinstance(value, ast.Dict | ast.List | ast.Set) and not ast.unparse(value)[1:-1]
+
+
+def test_no_module_holds_a_cache_that_is_not_on_the_list():
+    """State of a module is state of every run, adapter and node in a process at once."""
+    found = set()
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and _grows(node.value):
+                found |= {f"{path.parent.name}/{path.name}:{ast.unparse(target)}" for target in targets}
+    assert found == CACHES
 
 
 def test_the_command_line_imports_nothing_heavy():

@@ -34,7 +34,8 @@ from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.governance.policy_rules import check_hours
 from fedpeft_clients.outbox import ledger_witness
 from fedpeft_clients.rounds import handlers, secure_aggregation
-from fedpeft_clients.rounds.run_home import Home, open_home
+from fedpeft_clients.rounds.node_context import NodeContext
+from fedpeft_clients.rounds.run_home import open_home
 
 LARGEST_BROADCAST = 2**31 - 1 + OVERHEAD_BYTES
 LOG = logging.getLogger("fedpeft.node")
@@ -80,7 +81,7 @@ def run_terms(message: Message, context: Context) -> Message:
 def hello(message: Message, context: Context) -> Message:
     """Introduce this node."""
     asked, _ = unpack(message, Hello, 0)
-    return Message(pack(handlers.greet(_home(context), asked)), reply_to=message)
+    return Message(pack(handlers.greet(_node(context), asked)), reply_to=message)
 
 
 @app.query("secure")
@@ -88,7 +89,7 @@ def hello(message: Message, context: Context) -> Message:
 def secure_sum(message: Message, context: Context) -> Message:
     """Answer one phase of secure aggregation; a round that has begun may end after hours."""
     task, blob = unpack(message, SecureTask, LARGEST_TABLE)
-    reply, answer = secure_aggregation.answer(_home(context, timed=False), task, blob)
+    reply, answer = secure_aggregation.answer(_node(context, timed=False), task, blob)
     return Message(pack(reply, answer), reply_to=message)
 
 
@@ -97,23 +98,23 @@ def secure_sum(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train one round; nodes of one process share a base and take turns."""
     task, blob = unpack(message, TrainTask, LARGEST_BROADCAST)
-    reply, envelope = handlers.train(_home(context), task, blob)
+    reply, envelope = handlers.train(_node(context), task, blob)
     return Message(pack(reply, envelope), reply_to=message)
 
 
-def _home(context: Context, timed: bool = True) -> Home:
-    """The home of this order; an organisation's after policy, hours and approval were checked."""
+def _node(context: Context, timed: bool = True) -> NodeContext:
+    """The node that a message is for; an organisation's after policy, hours and approval were checked."""
     if "organisation" in context.node_config:
         post = run_approval.Post.of(context.node_config)
         post.organisation.outbox.require_ready()
         ledger_witness.require(post.organisation)
         if timed:
             check_hours(post.policy())
-        return post.home(context.run_id)
+        return NodeContext(post.home(context.run_id))
     path = context.node_config.get("home")
     if path is None:
         raise ConfigError("this node has no home: give node config home=<folder with node.json>")
-    return open_home(Path(str(path)))
+    return NodeContext(open_home(Path(str(path))))
 
 
 def _tell(context: Context, words: str) -> None:

@@ -32,8 +32,9 @@ class Coordinator:
         from fedpeft.protocol.messages import TrainTask
         from fedpeft.training import LocalPlan
         from fedpeft_clients.rounds.handlers import greet
+        from fedpeft_clients.rounds.node_context import NodeContext
 
-        state = greet(self.home, self.hello()).state
+        state = greet(NodeContext(self.home), self.hello()).state
         federation = self.home.config.federation
         lr = LocalPlan.of(federation, min(changes.get("round", 1), federation.rounds)).lr
         task = TrainTask(1, 2, lr, "none", 0, [], state, [], time.time() + 600)
@@ -43,9 +44,9 @@ class Coordinator:
         """An order that sends a whole state of the coordinator's choice, and its bytes."""
         from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Update, seal
         from fedpeft.protocol.messages import COORDINATOR, NO_STATE, run_id, state_digest
-        from fedpeft_clients.rounds.node_context import Desk
+        from fedpeft_clients.rounds.node_context import NodeContext
 
-        layout, values = Desk.of(self.home).attached.layout, np.asarray(values, np.float32)
+        layout, values = NodeContext(self.home).attached.layout, np.asarray(values, np.float32)
         context = Context(run_id(self.home.config), round, COORDINATOR, NO_STATE, "down")
         blob = seal(Update(layout, values, round, 0), ExchangePlan((), DenseFp32()), context, self.signer)
         facts = {"broadcast": "full", "sizes": [len(blob)], "state": state_digest(layout, values)}
@@ -56,13 +57,14 @@ def deal(homes, task):
     """Keys and shares of an attempt, with all of its nodes; what each was dealt, by node and dealer."""
     from fedpeft.protocol.messages import pack_table, unpack_table
     from fedpeft_clients.rounds import secure_aggregation
-    from fedpeft_clients.rounds.node_context import signer_of
+    from fedpeft_clients.rounds.node_context import NodeContext
 
     def all_answer(phase, table):
         asked = replace(task, phase=phase)
-        return {home.name: secure_aggregation.answer(home, asked, pack_table(table))[1] for home in homes}
+        nodes, blob = map(NodeContext, homes), pack_table(table)
+        return {node.home.name: secure_aggregation.answer(node, asked, blob)[1] for node in nodes}
 
-    keys = all_answer("keys", {home.name: signer_of(home).public for home in homes})
+    keys = all_answer("keys", {home.name: NodeContext(home).signer.public for home in homes})
     dealt = {name: unpack_table(messages) for name, messages in all_answer("shares", keys).items()}
     return {name: {dealer: dealt[dealer][name] for dealer in dealt} for name in dealt}
 

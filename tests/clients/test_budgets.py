@@ -11,7 +11,7 @@ from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Update, seal
 from fedpeft.privacy import Ledger
 from fedpeft.protocol.messages import COORDINATOR, NO_STATE, TRAIN, TrainTask, run_id, state_digest
 from fedpeft_clients.governance.policy_rules import run_epsilon
-from fedpeft_clients.rounds.node_context import Desk
+from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.run_home import open_home
 
 VAST = {"lineage_epsilon": 40.0, "yearly_epsilon": 40.0, "max_epsilon": 20.0}
@@ -24,7 +24,7 @@ def test_the_epsilon_that_was_approved_is_a_ceiling(joined):
     assert joined.offer(config) == ("agreed", "")
     joined.first_task(config)
     run = run_id(config)
-    layout = Desk.of(open_home(joined.post.folder(run))).attached.layout
+    layout = NodeContext(open_home(joined.post.folder(run))).attached.layout
     answered = 0
     for number in range(1, 13):
         values = np.full(layout.size, 0.001 * number, np.float32)
@@ -70,7 +70,7 @@ def test_a_promise_per_record_is_refused_on_data_that_are_promised_per_person(jo
 def test_a_round_without_privacy_under_a_leapt_clock_empties_nobodys_year(joined):
     """Adversary: a coordinator with a run without accounting, while the clock of the node is a year ahead."""
     from fedpeft.privacy import Budget, PrivacyPlan
-    from fedpeft_clients.rounds.local_round import ledger_of
+    from fedpeft_clients.rounds.node_context import NodeContext
 
     joined.policy(privacy={**VAST, "units": ["none"]})
     plan = PrivacyPlan(0.1, 3.0, 1.0, 4, 2, 3, 1e-5)
@@ -78,7 +78,7 @@ def test_a_round_without_privacy_under_a_leapt_clock_empties_nobodys_year(joined
     config = joined.config(privacy=open_)
     assert joined.offer(config) == ("agreed", "")
     home = open_home(joined.post.folder(run_id(config)))
-    ledger = ledger_of(home)
+    ledger = NodeContext(home).ledger
     assert home.budget is None
     yearly = Ledger(home.ledger, Budget(100.0, 50.0), joined.organisation.signer)
     yearly.started(yearly.reserve("patients", "a", 1, plan, 2))

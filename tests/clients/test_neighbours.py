@@ -49,8 +49,9 @@ class World:
         from fedpeft.privacy import csprng
         from fedpeft.training import local
         from fedpeft.training.dp import dpsgd
-        from fedpeft_clients.rounds import local_round
+        from fedpeft_clients.process_cache import PROCESS
         from fedpeft_clients.rounds.handlers import train
+        from fedpeft_clients.rounds.node_context import NodeContext
 
         self.gradients, self.totals = [], []
         home, coordinator = self.organisation(records=records, **settings)
@@ -76,9 +77,9 @@ class World:
             patch.setattr(dpsgd.noise, "gaussian", gaussian)
             patch.setattr(local, "noisy_gradient", noisy_gradient)
             task = coordinator.first_task(expires=2e9)
-            reply, envelope = train(home, task, b"")
+            reply, envelope = train(NodeContext(home), task, b"")
         files = sorted(str(path.relative_to(home.path)) for path in home.path.rglob("*") if path.is_file())
-        local_round._ledgers.clear()
+        PROCESS.clear()
         detach()
         shutil.rmtree(home.path)
         return replace(reply, ledger=b""), envelope, files
@@ -145,10 +146,10 @@ def signs(home, coordinator):
     from fedpeft.exchange import Context, Sign, open_envelope
     from fedpeft.trust import Verifier
     from fedpeft_clients.rounds.handlers import train
-    from fedpeft_clients.rounds.node_context import Desk, signer_of
+    from fedpeft_clients.rounds.node_context import NodeContext
 
-    _, envelope = train(home, coordinator.first_task(), b"")
-    node_context = Desk.of(home)
+    _, envelope = train(NodeContext(home), coordinator.first_task(), b"")
+    node_context = NodeContext(home)
     context = Context(node_context.run, 1, home.name, node_context.digest_of(node_context.initial()), "up")
-    verifier = Verifier(signer_of(home).public)
+    verifier = Verifier(NodeContext(home).signer.public)
     return np.sign(open_envelope(envelope, node_context.attached.layout, Sign(), context, verifier).dense())

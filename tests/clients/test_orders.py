@@ -20,7 +20,7 @@ from fedpeft.training.batches import epochs
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds import local_round, secure_aggregation
 from fedpeft_clients.rounds.handlers import train
-from fedpeft_clients.rounds.node_context import Desk
+from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.node_state import held_rounds
 from tests.clients.conftest import deal
 
@@ -35,7 +35,7 @@ def rule(home, task, blob=b""):
     home.train.unlink()
     try:
         with pytest.raises(PolicyError) as refusal:
-            train(home, task, blob)
+            train(NodeContext(home), task, blob)
     finally:
         home.train.write_bytes(records)
     assert held_rounds(home.states) == before
@@ -44,22 +44,22 @@ def rule(home, task, blob=b""):
 
 def warm(home, seed=0):
     """A state that is not the agreed start: B is random, so that gradients reach A and token rows."""
-    return np.random.default_rng(seed).normal(scale=0.02, size=Desk.of(home).attached.layout.size)
+    return np.random.default_rng(seed).normal(scale=0.02, size=NodeContext(home).attached.layout.size)
 
 
 def test_round_one_starts_from_the_agreed_adapter_and_no_other(organisation):
     home, coordinator = organisation()
     assert rule(home, *coordinator.whole(warm(home))) == "start"
     first = coordinator.first_task()
-    reply = train(home, first, b"")
+    reply = train(NodeContext(home), first, b"")
     assert rule(home, *coordinator.whole(warm(home))) == "again"
-    assert train(home, first, b"") == reply
+    assert train(NodeContext(home), first, b"") == reply
 
 
 def test_the_agreed_start_may_be_sent_whole(organisation):
     home, coordinator = organisation()
-    agreed = Desk.of(home).attached.initial()
-    assert train(home, *coordinator.whole(agreed))[0].round == 1
+    agreed = NodeContext(home).attached.initial()
+    assert train(NodeContext(home), *coordinator.whole(agreed))[0].round == 1
 
 
 @pytest.mark.parametrize("lost", [(), ("states",), ("outbox",)])
@@ -68,24 +68,24 @@ def test_a_node_takes_one_state_a_round(organisation, lost):
     import shutil
 
     home, coordinator = organisation()
-    train(home, coordinator.first_task(), b"")
+    train(NodeContext(home), coordinator.first_task(), b"")
     order = coordinator.whole(warm(home, 1), round=2)
-    reply = train(home, *order)
+    reply = train(NodeContext(home), *order)
     for folder in lost:
         shutil.rmtree(getattr(home, folder))
     for seed in range(2, 5):
         assert rule(home, *coordinator.whole(warm(home, seed), round=2)) == "again"
-    assert train(home, *order) == reply
+    assert train(NodeContext(home), *order) == reply
 
 
 def test_rounds_do_not_go_back(organisation):
     """What was not answered in its turn is not answered later; what was is sent again."""
     home, coordinator = organisation()
     first = coordinator.first_task()
-    reply = train(home, first, b"")
-    train(home, *coordinator.whole(warm(home), round=3))
+    reply = train(NodeContext(home), first, b"")
+    train(NodeContext(home), *coordinator.whole(warm(home), round=3))
     assert rule(home, *coordinator.whole(warm(home, 1), round=2)) == "back"
-    assert train(home, first, b"") == reply
+    assert train(NodeContext(home), first, b"") == reply
 
 
 @pytest.mark.parametrize(
@@ -177,14 +177,14 @@ def test_batches_follow_from_the_seed_where_run_and_policy_say_so(joined, monkey
 def test_batches_of_a_simulation_follow_from_its_seed(organisation, monkeypatch):
     home, coordinator = organisation()
     assert home.signing_seed is not None
-    batches = drawn(monkeypatch, lambda: train(home, coordinator.first_task(), b""))
+    batches = drawn(monkeypatch, lambda: train(NodeContext(home), coordinator.first_task(), b""))
     assert batches == public(home.config)
 
 
 def begun(home, state):
     """A secure sum whose first phase this node has answered."""
     keys = pack_table({name: bytes.fromhex(key) for name, key in home.roster.items()})
-    secure_aggregation.answer(home, SecureTask("keys", 1, 1, state, 3, 8, 0, [1]), keys)
+    secure_aggregation.answer(NodeContext(home), SecureTask("keys", 1, 1, state, 3, 8, 0, [1]), keys)
 
 
 def test_a_secure_sum_is_of_the_state_that_is_trained_from(organisation):
@@ -198,7 +198,7 @@ def test_a_secure_sum_is_of_the_state_that_is_trained_from(organisation):
     task = coordinator.first_task(attempt=1)
     begun(home, task.state)
     with pytest.raises(FedPeftError) as error:
-        train(home, task, pack_table({}))
+        train(NodeContext(home), task, pack_table({}))
     assert not isinstance(error.value, PolicyError)
 
 
@@ -208,12 +208,12 @@ def test_a_secure_sum_of_other_size_or_scales_is_refused_before_the_ledger(organ
     roster = ("bank", "clinic", "court")
     made = {name: organisation(name, roster=roster, **SECURE) for name in roster}
     home, coordinator = made["clinic"]
-    layout, task = Desk.of(home).attached.layout, coordinator.first_task(attempt=1)
+    layout, task = NodeContext(home).attached.layout, coordinator.first_task(attempt=1)
     given = [950] * (len(layout.names) + scales)
     terms = SecureTask("keys", 1, 1, task.state, 3, layout.size + len(layout.names) + more, 0, given)
     box = pack_table(deal([one for one, _ in made.values()], terms)["clinic"])
     with pytest.raises(FederationError, match="this run's are of"):
-        train(home, replace(task, inbox=len(box)), box)
+        train(NodeContext(home), replace(task, inbox=len(box)), box)
     assert not Ledger(home.ledger).entries()
 
 
@@ -230,5 +230,5 @@ def test_seconds_of_training_leave_only_where_single_records_may_show(organisati
 
     home, coordinator = organisation(**sections)
     head = SimpleNamespace(seq=3, hash="00" * 32)
-    reply = local_round._reply(Desk.of(home), coordinator.first_task(), 0.0, head, {"train_s": 3.5})
+    reply = local_round._reply(NodeContext(home), coordinator.first_task(), 0.0, head, {"train_s": 3.5})
     assert reply.train_s == (3.5 if told else 0.0)

@@ -12,6 +12,7 @@ import pytest
 from fedpeft.config import load_config
 from fedpeft.errors import ConfigError, FederationError
 from fedpeft_clients.rounds.handlers import train
+from fedpeft_clients.rounds.node_context import NodeContext
 
 UNDEFENDED = {
     "adapter": {"rank": 8, "aggregation": "naive", "skip_layers": []},
@@ -21,10 +22,9 @@ UNDEFENDED = {
 
 def desk_and_examples(home):
     from fedpeft_clients.rounds.example_cache import load_examples
-    from fedpeft_clients.rounds.node_context import Desk
 
-    desk = Desk.of(home)
-    return desk, list(load_examples(home, desk.base))
+    desk = NodeContext(home)
+    return desk, list(load_examples(desk))
 
 
 def warm_gradient(desk, examples):
@@ -47,13 +47,13 @@ def warm_gradient(desk, examples):
 
 def test_no_node_looks_unless_it_is_told_to(organisation):
     home, coordinator = organisation()
-    train(home, coordinator.first_task(), b"")
+    train(NodeContext(home), coordinator.first_task(), b"")
     assert not list(home.outbox.glob("*.audit.json"))
 
 
 def test_a_look_says_what_was_read(organisation):
     home, coordinator = organisation(audit={"outbox": "report"})
-    train(home, coordinator.first_task(), b"")
+    train(NodeContext(home), coordinator.first_task(), b"")
     facts = json.loads((home.path / "outbox" / "r01.audit.json").read_text())
     assert facts["round"] == 1
     assert [finding["attack"] for finding in facts["findings"]] == ["span", "sparse-recovery"]

@@ -16,6 +16,7 @@ from fedpeft.protocol.messages import SecureTask, pack_table
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds import local_round, secure_aggregation
 from fedpeft_clients.rounds.handlers import train
+from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.secure_payload import noisy_grid
 
 RATE, NOISE = 0.3, 1.0
@@ -41,7 +42,7 @@ def reserved(home):
 
 def test_a_round_is_charged_for_every_step_that_it_takes(organisation):
     home, coordinator = organisation(**PRIVATE)
-    reply, _ = train(home, coordinator.first_task(), b"")
+    reply, _ = train(NodeContext(home), coordinator.first_task(), b"")
     (entry,) = reserved(home)
     assert entry.event == Steps(RATE, NOISE, reply.steps) and reply.steps == 2
     assert Ledger(home.ledger).spent(home.lineage) == pytest.approx(epsilon([entry.event], 1e-5))
@@ -58,9 +59,9 @@ def test_a_round_that_dies_with_its_data_open_is_paid_for_and_paid_again(organis
 
         patch.setattr(local_round, "train_local", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(home, task, b"")
+            train(NodeContext(home), task, b"")
     assert [entry.kind for entry in Ledger(home.ledger).entries()] == ["key", "reserve", "started"]
-    train(home, task, b"")
+    train(NodeContext(home), task, b"")
     assert [entry.body["attempt"] for entry in reserved(home)] == [1, 2]
     assert Ledger(home.ledger).spent(home.lineage) == pytest.approx(
         epsilon([Steps(RATE, NOISE, 4)], 1e-5), rel=1e-3
@@ -76,14 +77,14 @@ def test_what_left_is_in_the_ledger_before_it_leaves(organisation, monkeypatch):
     monkeypatch.setattr(
         handlers, "put_out", lambda *given: seen.append([e.kind for e in Ledger(home.ledger).entries()])
     )
-    train(home, coordinator.first_task(), b"")
+    train(NodeContext(home), coordinator.first_task(), b"")
     assert seen == [["key", "reserve", "started", "released"]]
 
 
 def test_a_node_that_was_asked_gets_no_amplification_in_its_own_ledger(organisation):
     """Coins are secret from those who see models; the node itself knows that it was drawn."""
     home, coordinator = organisation(**CENTRAL)
-    train(home, coordinator.first_task(), b"")
+    train(NodeContext(home), coordinator.first_task(), b"")
     (entry,) = reserved(home)
     assert entry.event == Steps(1.0, 2.0, 1)
     assert (entry.body["unit"], entry.body["trust"]) == ("node", "central")
@@ -116,10 +117,9 @@ def test_what_a_node_adds_to_a_noisy_sum_is_within_the_sensitivity_that_is_accou
 
 def test_shares_of_noise_follow_no_seed(organisation):
     """Only a plan that guarantees nothing has noise that the coordinator, who knows the seed, can repeat."""
-    from fedpeft_clients.rounds.node_context import Desk
     from fedpeft_clients.rounds.secure_payload import _source
 
-    desk, grid = Desk.of(organisation()[0]), Grid(size=100, steps_per_clip=50.0, least_nodes=3)
+    desk, grid = NodeContext(organisation()[0]), Grid(size=100, steps_per_clip=50.0, least_nodes=3)
     plan = PrivacyPlan(1.0, 2.0, 1.0, 20, 1, 5, 1e-5, "node", "distributed", grid=grid)
     for reproducible in (False, True):
         given = replace(plan, reproducible=reproducible)
@@ -135,14 +135,14 @@ def test_keys_that_are_not_pinned_reach_nobody(organisation):
     swapped = roster | {"bank": bytes([9]) * 32}
     for number in (1, 2):
         with pytest.raises(PolicyError, match="'bank' with a key that is not pinned") as caught:
-            secure_aggregation.answer(home, replace(task, round=number), pack_table(swapped))
+            secure_aggregation.answer(NodeContext(home), replace(task, round=number), pack_table(swapped))
         assert caught.value.code == "PolicyRoster"
         assert not list(home.secure.glob("*"))
-        secure_aggregation.answer(home, replace(task, round=number), pack_table(roster))
+        secure_aggregation.answer(NodeContext(home), replace(task, round=number), pack_table(roster))
         shutil.rmtree(home.secure)
     alone, _ = organisation("other", **SECURE)
     with pytest.raises(PolicyError, match="0 nodes are pinned for a sum of 3"):
-        secure_aggregation.answer(alone, task, pack_table(roster))
+        secure_aggregation.answer(NodeContext(alone), task, pack_table(roster))
 
 
 def test_against_an_untrusted_coordinator_the_seconds_stay_at_home(organisation):
@@ -150,7 +150,6 @@ def test_against_an_untrusted_coordinator_the_seconds_stay_at_home(organisation)
     from types import SimpleNamespace
 
     from fedpeft_clients.rounds.local_round import _reply
-    from fedpeft_clients.rounds.node_context import Desk
 
     home, coordinator = organisation(
         privacy={"unit": "node", "trust": "distributed", "noise_multiplier": 2.0, "most_noise": 1e9},
@@ -159,7 +158,7 @@ def test_against_an_untrusted_coordinator_the_seconds_stay_at_home(organisation)
     )
     task = coordinator.first_task()
     head = SimpleNamespace(seq=3, hash="00" * 32)
-    assert _reply(Desk.of(home), task, 1.0, head, 3.5).train_s == 0.0
+    assert _reply(NodeContext(home), task, 1.0, head, 3.5).train_s == 0.0
 
 
 def test_a_base_that_no_clip_bounds_is_refused_before_the_budget_is_touched(organisation, tiny_model_folder):
@@ -167,5 +166,5 @@ def test_a_base_that_no_clip_bounds_is_refused_before_the_budget_is_touched(orga
     base = {"model": str(tiny_model_folder("gpt2")), "device": "cpu", "threads": 1}
     home, coordinator = organisation(base=base, data={"max_length": 129}, **PRIVATE)
     with pytest.raises(PrivacyError, match="places for 128 tokens, but records may have 129"):
-        train(home, coordinator.first_task(), b"")
+        train(NodeContext(home), coordinator.first_task(), b"")
     assert not home.ledger.exists() or not reserved(home)

@@ -30,7 +30,7 @@ from fedpeft_clients.governance.rosters import pin, pinned, unpin
 from fedpeft_clients.governance.run_approval import approve
 from fedpeft_clients.rounds import handlers, secure_aggregation
 from fedpeft_clients.rounds.local_round import INTEGERS
-from fedpeft_clients.rounds.node_context import Desk, signer_of
+from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.node_state import load_state
 from fedpeft_clients.rounds.run_home import Simulated, create_home
 from tests.clients.conftest import deal
@@ -77,10 +77,10 @@ class Federation:
             for name in NAMES
         }
         hello = Hello(PROTOCOL, run_id(self.config), Signer.from_seed(b"c" * 32).public)
-        self.state = {handlers.greet(self.homes[name], hello).state for name in NAMES}.pop()
-        desk = Desk.of(self.homes["A"])
+        self.state = {handlers.greet(NodeContext(self.homes[name]), hello).state for name in NAMES}.pop()
+        desk = NodeContext(self.homes["A"])
         self.plan, self.layout = desk.plan.privacy, desk.attached.layout
-        self.keys = {name: signer_of(home).public for name, home in self.homes.items()}
+        self.keys = {name: NodeContext(home).signer.public for name, home in self.homes.items()}
 
     def attempt(self, number, roster=NAMES, threshold=5, present=None, last="opened"):
         """One attempt of round 1 up to a step; the opened sum, or the nodes that got there."""
@@ -122,14 +122,14 @@ class Federation:
         return from_residues(server.result(), 32)
 
     def ask(self, name, task, blob):
-        return secure_aggregation.answer(self.homes[name], task, blob)[1]
+        return secure_aggregation.answer(NodeContext(self.homes[name]), task, blob)[1]
 
     def trained(self, name, attempt, box, size):
         lr = self.config.federation.lr
         order = TrainTask(
             1, 1, lr, "none", 0, [], self.state, [], time.time() + 600, attempt=attempt, inbox=len(box)
         )
-        _, envelope = handlers.train(self.homes[name], order, box)
+        _, envelope = handlers.train(NodeContext(self.homes[name]), order, box)
         bound = Bound(run_id(self.config), 1, name, self.state, "up")
         return open_payload(envelope, 4 * size + RECEIPT_BYTES, self.layout, bound, Verifier(self.keys[name]))
 

@@ -19,10 +19,11 @@ import torch
 
 from fedpeft.protocol.messages import TRAIN, SecureTask, TrainReply, pack_table, unpack
 from fedpeft.runstore import write_json
+from fedpeft_clients.process_cache import PROCESS
 from fedpeft_clients.rounds import example_cache, local_round
 from fedpeft_clients.rounds.handlers import train
 from fedpeft_clients.rounds.local_round import INTEGERS
-from fedpeft_clients.rounds.node_context import Desk
+from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.node_state import load_state
 from fedpeft_clients.rounds.run_home import open_home
 from tests.clients.conftest import deal
@@ -72,8 +73,8 @@ def ask(coordinator, task=None, inbox=b""):
     home = coordinator.home
     for folder in (home.states, home.outbox):
         shutil.rmtree(folder, ignore_errors=True)
-    example_cache._kept.clear()
-    return train(home, task or coordinator.first_task(), inbox)[1]
+    PROCESS.clear()
+    return train(NodeContext(home), task or coordinator.first_task(), inbox)[1]
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def test_a_data_set_without_records_is_answered(organisation, tmp_path, kind, co
 
 def poisoned(monkeypatch, home, failing):
     """A model whose forward pass fails where a token occurs that one record alone has."""
-    token, real = Desk.of(home).base.tokenizer("Q")["input_ids"][-1], torch.nn.Embedding.forward
+    token, real = NodeContext(home).base.tokenizer("Q")["input_ids"][-1], torch.nn.Embedding.forward
 
     def forward(self, ids):
         if (ids == token).any():
@@ -257,7 +258,7 @@ def summed(organisation, file):
     names, attempts = ("bank", "clinic", "court"), count(1)
     made = {name: organisation(name, roster=names, **sections) for name in names}
     asked = trains_on(*made["clinic"], file)
-    layout, first = Desk.of(asked.home).attached.layout, asked.first_task()
+    layout, first = NodeContext(asked.home).attached.layout, asked.first_task()
     scales = [950] * len(layout.names)
     terms = SecureTask("keys", 1, 1, first.state, 3, layout.size + len(scales), 0, scales)
 

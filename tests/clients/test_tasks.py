@@ -11,6 +11,7 @@ from fedpeft.errors import ConfigError, FederationError, PrivacyError
 from fedpeft.protocol.messages import TrainReply
 from fedpeft.trust import Signer
 from fedpeft_clients.rounds.handlers import greet, train
+from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.run_home import create_home, open_home
 
 PRIVATE = {
@@ -26,7 +27,7 @@ PRIVATE = {
 
 def test_hello_reports_what_the_node_computed(organisation):
     home, coordinator = organisation()
-    reply = greet(home, coordinator.hello())
+    reply = greet(NodeContext(home), coordinator.hello())
     assert (reply.name, reply.rank, reply.versions) == ("clinic", 2, [])
     assert len(reply.key) == len(reply.layout) == len(reply.state) == 32
     assert reply.run == coordinator.hello().run
@@ -34,11 +35,11 @@ def test_hello_reports_what_the_node_computed(organisation):
 
 def test_another_coordinator_is_not_trusted(organisation):
     home, coordinator = organisation()
-    greet(home, coordinator.hello())
+    greet(NodeContext(home), coordinator.hello())
     hello = coordinator.hello()
     stranger = type(hello)(hello.protocol, hello.run, Signer.from_seed(b"stranger").public)
     with pytest.raises(FederationError, match="another coordinator"):
-        greet(home, stranger)
+        greet(NodeContext(home), stranger)
 
 
 def test_a_repeated_order_sends_the_stored_bytes_and_spends_nothing(organisation):
@@ -46,12 +47,12 @@ def test_a_repeated_order_sends_the_stored_bytes_and_spends_nothing(organisation
 
     home, coordinator = organisation(**PRIVATE)
     task = coordinator.first_task()
-    reply, envelope = train(home, task, b"")
+    reply, envelope = train(NodeContext(home), task, b"")
     spent = Ledger(home.ledger).spent(home.lineage)
-    assert train(home, task, b"") == (reply, envelope)
+    assert train(NodeContext(home), task, b"") == (reply, envelope)
     assert (home.outbox / "r01.fpd").read_bytes() == envelope
     shutil.rmtree(home.outbox)
-    assert train(home, task, b"") == (reply, envelope)
+    assert train(NodeContext(home), task, b"") == (reply, envelope)
     assert (home.outbox / "r01.fpd").read_bytes() == envelope
     assert Ledger(home.ledger).spent(home.lineage) == spent > 0
     assert reply.epsilon == pytest.approx(spent, rel=0.01)
@@ -83,7 +84,7 @@ def test_orders_beyond_the_agreement_are_refused_before_data_are_opened(organisa
     task = coordinator.first_task(**change)
     home.train.unlink()
     with pytest.raises(FedPeftError, match=message):
-        train(home, task, b"")
+        train(NodeContext(home), task, b"")
     assert not home.ledger.exists()
 
 
@@ -94,14 +95,14 @@ def test_the_ledger_is_written_before_the_records_are_opened(organisation):
     task = coordinator.first_task()
     home.train.unlink()
     with pytest.raises(FileNotFoundError):
-        train(home, task, b"")
+        train(NodeContext(home), task, b"")
     assert Ledger(home.ledger).spent(home.lineage) > 0
 
 
 def test_a_spent_budget_refuses_the_round(organisation):
     home, coordinator = organisation(privacy={**PRIVATE["privacy"], "budget": 0.1})
     with pytest.raises(PrivacyError, match="budget"):
-        train(home, coordinator.first_task(), b"")
+        train(NodeContext(home), coordinator.first_task(), b"")
 
 
 @pytest.mark.parametrize("federation_round_two", [PRIVATE], indirect=True)
@@ -111,7 +112,7 @@ def test_a_rolled_back_ledger_is_noticed(federation_round_two):
     for extra in home.path.glob("ledger.sqlite-*"):
         extra.unlink()
     with pytest.raises(PrivacyError, match="rolled back"):
-        train(home, task, blob)
+        train(NodeContext(home), task, blob)
 
 
 @pytest.mark.parametrize("federation_round_two", [PRIVATE], indirect=True)
@@ -122,14 +123,14 @@ def test_a_ledger_without_the_entry_that_the_coordinator_has_seen_is_refused(fed
     home, task, blob = federation_round_two
     shutil.rmtree(home.states)
     with pytest.raises(PrivacyError, match="rolled back"):
-        train(home, replace(task, ledger_entry=12, ledger=bytes(32)), blob)
+        train(NodeContext(home), replace(task, ledger_entry=12, ledger=bytes(32)), blob)
 
 
 @pytest.mark.parametrize("federation_round_two", [PRIVATE], indirect=True)
 def test_under_privacy_the_seconds_stay_at_home(federation_round_two):
     """Seconds would tell how many records were drawn, and a loss is covered by no claim."""
     home, task, blob = federation_round_two
-    reply, _ = train(home, task, blob)
+    reply, _ = train(NodeContext(home), task, blob)
     seconds = [json.loads(line) for line in home.times.read_text().splitlines()]
     assert reply.train_s == 0.0
     assert [note["round"] for note in seconds] == [1, 2] and all(note["train_s"] > 0 for note in seconds)
@@ -150,38 +151,37 @@ def test_a_reproducible_run_under_privacy_is_recorded_as_not_private(organisatio
     envelopes = []
     for name in ("clinic", "clinic2"):
         home, coordinator = organisation(name, privacy={**PRIVATE["privacy"], "randomness": "seeded"})
-        reply, envelope = train(home, coordinator.first_task(), b"")
+        reply, envelope = train(NodeContext(home), coordinator.first_task(), b"")
         assert reply.epsilon == "unbounded" and Ledger(home.ledger).spent(home.lineage) == float("inf")
         shutil.rmtree(home.path)
         home, coordinator = organisation(name, privacy={**PRIVATE["privacy"], "randomness": "seeded"})
-        assert train(home, coordinator.first_task(), b"")[1] == envelope
+        assert train(NodeContext(home), coordinator.first_task(), b"")[1] == envelope
         envelopes.append(envelope)
     assert envelopes[0] != envelopes[1]
 
 
 def test_old_answers_are_sent_again_from_the_outbox(federation_round_two):
     home, task, blob = federation_round_two
-    reply, envelope = train(home, task, blob)
+    reply, envelope = train(NodeContext(home), task, blob)
     shutil.rmtree(home.states)
     with (home.outbox / "answers.jsonl").open("ab") as index:
         index.write(b'{"torn')
-    assert train(home, task, blob) == (reply, envelope)
+    assert train(NodeContext(home), task, blob) == (reply, envelope)
 
 
 @pytest.fixture
 def federation_round_two(organisation, request):
     """A node after round 1, and the order for round 2."""
-    from fedpeft_clients.rounds.node_context import Desk
 
     home, coordinator = organisation(**getattr(request, "param", {}))
-    train(home, coordinator.first_task(), b"")
-    values = Desk.of(home).attached.initial() + np.float32(0.01)
+    train(NodeContext(home), coordinator.first_task(), b"")
+    values = NodeContext(home).attached.initial() + np.float32(0.01)
     return home, *coordinator.whole(values, round=2)
 
 
 def test_a_whole_state_is_trained_from(federation_round_two):
     home, task, blob = federation_round_two
-    reply, envelope = train(home, task, blob)
+    reply, envelope = train(NodeContext(home), task, blob)
     assert reply.round == 2
     assert reply.ledger_entry == 6  # of this run: per round reserved, started, released
     assert len(envelope) > 64
@@ -192,16 +192,15 @@ def test_changed_broadcast_bytes_are_refused(federation_round_two):
 
     home, task, blob = federation_round_two
     with pytest.raises(EnvelopeError, match="does not verify"):
-        train(home, task, blob[:-1] + bytes([blob[-1] ^ 1]))
+        train(NodeContext(home), task, blob[:-1] + bytes([blob[-1] ^ 1]))
 
 
 class Chain:
     """A coordinator's broadcasts of random deltas, and the orders that send them."""
 
     def __init__(self, home, coordinator):
-        from fedpeft_clients.rounds.node_context import Desk
 
-        self.coordinator, self.desk = coordinator, Desk.of(home)
+        self.coordinator, self.desk = coordinator, NodeContext(home)
         self.states = {1: self.desk.attached.initial()}
         self.links = {}
         for round in (2, 3):
@@ -240,17 +239,17 @@ def test_a_node_that_missed_rounds_follows_their_broadcasts_and_keeps_its_residu
     from fedpeft_clients.rounds.node_state import load_state
 
     home, coordinator = organisation()
-    train(home, coordinator.first_task(), b"")
+    train(NodeContext(home), coordinator.first_task(), b"")
     first = load_state(home.states, 1)
     chain = Chain(home, coordinator)
-    train(home, *chain.order(3, since=1))
+    train(NodeContext(home), *chain.order(3, since=1))
     third = load_state(home.states, 3)
     assert np.array_equal(third.values, chain.states[3])
     assert not load_state(home.states, 2)
 
     stranger, other = organisation("newcomer")
     other.first_task()
-    train(stranger, *chain.order(3, since=1))
+    train(NodeContext(stranger), *chain.order(3, since=1))
     assert np.array_equal(load_state(stranger.states, 3).values, chain.states[3])
     alone = load_state(stranger.states, 3).residuals["residual"]
     assert first.residuals["residual"].any()
@@ -263,16 +262,16 @@ def test_links_of_another_chain_are_refused(organisation):
     from fedpeft.errors import EnvelopeError
 
     home, coordinator = organisation()
-    train(home, coordinator.first_task(), b"")
+    train(NodeContext(home), coordinator.first_task(), b"")
     chain = Chain(home, coordinator)
     task, blob = chain.order(3, since=1)
     swapped = chain.links[3] + chain.links[2]
     with pytest.raises(EnvelopeError, match=r"does not verify|has \d+ bytes"):
-        train(home, replace(task, sizes=task.sizes[::-1]), swapped)
+        train(NodeContext(home), replace(task, sizes=task.sizes[::-1]), swapped)
     with pytest.raises(FederationError, match="does not hold the state of round 2"):
-        train(home, *chain.order(3, since=2))
+        train(NodeContext(home), *chain.order(3, since=2))
     with pytest.raises(FederationError, match="not the one announced"):
-        train(home, replace(task, state=bytes(32)), blob)
+        train(NodeContext(home), replace(task, state=bytes(32)), blob)
 
 
 TERNARY = ("add_residual", "sparsify", "ternarise", "keep_residual")
@@ -280,15 +279,14 @@ TERNARY = ("add_residual", "sparsify", "ternarise", "keep_residual")
 
 @pytest.mark.parametrize(("privacy", "steps"), [({}, TERNARY), (PRIVATE, ("quantise",))])
 def test_taps_show_every_stage_and_the_truth(organisation, privacy, steps):
-    from fedpeft_clients.rounds.node_context import Desk
 
     home, coordinator = organisation(tapped=True, **privacy)
-    train(home, coordinator.first_task(), b"")
+    train(NodeContext(home), coordinator.first_task(), b"")
     folder = home.path / "taps" / "r01"
     meta, truth = (json.loads((folder / name).read_text()) for name in ("meta.json", "truth.json"))
     expected = ["gradient", "update", *steps, "envelope"]
     assert meta["stages"] == expected
-    size = Desk.of(home).attached.layout.size
+    size = NodeContext(home).attached.layout.size
     for stage in expected:
         with np.load(folder / f"{stage}.npz") as stored:
             assert stored["values"].shape == (size,)
@@ -299,7 +297,7 @@ def test_taps_show_every_stage_and_the_truth(organisation, privacy, steps):
 
 def test_an_untapped_home_writes_no_taps(organisation):
     home, coordinator = organisation()
-    train(home, coordinator.first_task(), b"")
+    train(NodeContext(home), coordinator.first_task(), b"")
     assert not (home.path / "taps").exists()
 
 

@@ -13,7 +13,7 @@ from fedpeft.privacy import Ledger, PrivacyPlan
 from fedpeft.protocol.messages import TRAIN, TrainReply, TrainTask, unpack
 from fedpeft_clients.cli.doctor import examine
 from fedpeft_clients.outbox import ledger_witness
-from fedpeft_clients.rounds import local_round
+from fedpeft_clients.process_cache import PROCESS
 
 PLAN = PrivacyPlan(0.1, 3.0, 1.0, 4, 2, 3, 1e-5)
 BUDGET = {"lineage_epsilon": 9.0, "yearly_epsilon": 9.0, "max_epsilon": 20.0}
@@ -48,8 +48,7 @@ class Node:
 
     def restart(self):
         """As a new process: nothing is remembered but files."""
-        local_round._ledgers.clear()
-        ledger_witness._ledgers.clear()
+        PROCESS.clear()
 
     def delete(self):
         for file in self.files():

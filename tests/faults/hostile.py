@@ -156,10 +156,10 @@ class Hostile:
         return facts, os.urandom(len(blob))
 
     def _desk(self) -> Any:
-        from fedpeft_clients.rounds.node_context import Desk
+        from fedpeft_clients.rounds.node_context import NodeContext
         from fedpeft_clients.rounds.run_home import open_home
 
-        return Desk.of(open_home(self.home / "runs" / self.place[0]))
+        return NodeContext(open_home(self.home / "runs" / self.place[0]))
 
     def _context(self, desk: Any, order: Any) -> Any:
         from fedpeft.exchange import Context
@@ -170,39 +170,34 @@ class Hostile:
         """The same update times a factor, under a good signature."""
         from fedpeft.exchange import Update, open_envelope, seal
         from fedpeft.trust import Verifier
-        from fedpeft_clients.rounds.node_context import signer_of
 
         desk = self._desk()
         context, layout = self._context(desk, order), desk.attached.layout
         plan = desk.plan.up.at(context)
-        verifier = Verifier(signer_of(desk.home).public)
+        verifier = Verifier(desk.signer.public)
         values = open_envelope(blob, layout, plan.codec, context, verifier).dense() * factor
-        return seal(Update(layout, values, order.round, 1), plan, context, signer_of(desk.home))
+        return seal(Update(layout, values, order.round, 1), plan, context, desk.signer)
 
     def _nan(self, order: Any, facts: Any, blob: bytes) -> tuple[Any, bytes]:
         """Numbers that are none, in the dense codec, under a good signature."""
         from fedpeft.exchange import DenseFp32, envelope
-        from fedpeft_clients.rounds.node_context import signer_of
 
         desk = self._desk()
         layout = desk.attached.layout
         header = envelope.MAGIC + bytes([envelope.VERSION, DenseFp32().id])
         body = header + np.full(layout.size, np.nan, "<f4").tobytes()
-        signature = signer_of(desk.home).sign(envelope._signed(body, layout, self._context(desk, order)))
+        signature = desk.signer.sign(envelope._signed(body, layout, self._context(desk, order)))
         return facts, body + signature
 
     def _wrong_layout(self, order: Any, facts: Any, blob: bytes) -> tuple[Any, bytes]:
         """An update of the first tensor only, under a good signature."""
         from fedpeft.exchange import Layout, envelope
-        from fedpeft_clients.rounds.node_context import signer_of
 
         desk = self._desk()
         layout = desk.attached.layout
         other = Layout(layout.names[:1], layout.shapes[:1])
         body = blob[:-64]
-        return facts, body + signer_of(desk.home).sign(
-            envelope._signed(body, other, self._context(desk, order))
-        )
+        return facts, body + desk.signer.sign(envelope._signed(body, other, self._context(desk, order)))
 
 
 def noted(home: Path) -> list[dict[str, Any]]:

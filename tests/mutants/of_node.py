@@ -106,8 +106,8 @@ MUTANTS = (
         310,
         "seconds of training leave a secure sum",
         ROUND,
-        'train_s=0.0 if desk.home.discreet else notes["train_s"],',
-        'train_s=0.0 if desk.home.config.privacy.unit != "none" else notes["train_s"],',
+        'train_s=0.0 if node.home.discreet else notes["train_s"],',
+        'train_s=0.0 if node.home.config.privacy.unit != "none" else notes["train_s"],',
         (ORDERS + "test_seconds_of_training_leave_only_where_single_records_may_show",),
     ),
     Mutant(

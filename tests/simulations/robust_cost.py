@@ -20,7 +20,7 @@ from fedpeft.config import build_config
 from fedpeft.exchange import Context, Update, open_envelope, seal
 from fedpeft.protocol.messages import TrainReply, TrainTask, pack, run_id, unpack
 from fedpeft.trust import Verifier
-from fedpeft_clients.rounds.node_context import Desk, signer_of
+from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.run_home import open_home
 from fedpeft_simulations import federation_run
 
@@ -28,9 +28,9 @@ from fedpeft_simulations import federation_run
 def flipped(home, message, reply, factor):
     """The reply of a node that wants the opposite of what it has trained."""
     (order, _), (facts, blob) = unpack(message, TrainTask, 1 << 28), unpack(reply, TrainReply, 1 << 28)
-    layout, signer = Desk.of(home).attached.layout, signer_of(home)
+    layout, signer = NodeContext(home).attached.layout, NodeContext(home).signer
     where = Context(run_id(home.config), order.round, home.name, order.state, "up")
-    plan = Desk.of(home).plan.up.at(where)
+    plan = NodeContext(home).plan.up.at(where)
     values = open_envelope(blob, layout, plan.codec, where, Verifier(signer.public)).dense()
     changed = Update(layout, values * np.float32(-factor), order.round, 1)
     return Message(pack(facts, seal(changed, plan, where, signer)), reply_to=message)

@@ -16,7 +16,7 @@ from fedpeft.evaluation.metrics import evaluate
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Update, envelope, open_envelope, seal
 from fedpeft.protocol.messages import TrainReply, TrainTask, pack, run_id, unpack
 from fedpeft.trust import Verifier
-from fedpeft_clients.rounds.node_context import Desk, signer_of
+from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.run_home import open_home
 
 PLAIN = ExchangePlan((), DenseFp32())
@@ -29,7 +29,7 @@ def as_hostile(home, message, reply):
     if home.name not in (NAN, HUGE, FLIPPED):
         return reply
     (order, _), (facts, blob) = unpack(message, TrainTask, 1 << 24), unpack(reply, TrainReply, 1 << 24)
-    layout, signer = Desk.of(home).attached.layout, signer_of(home)
+    layout, signer = NodeContext(home).attached.layout, NodeContext(home).signer
     where = Context(run_id(home.config), order.round, home.name, order.state, "up")
     values = open_envelope(blob, layout, DenseFp32(), where, Verifier(signer.public)).dense()
     if home.name == NAN:

@@ -195,22 +195,24 @@ def test_a_coordinator_that_swaps_keys_is_refused_by_the_nodes(federation, monke
 
 def test_a_node_refuses_an_order_without_the_sum_that_was_agreed(organisation_secure):
     from fedpeft_clients.rounds.handlers import train
+    from fedpeft_clients.rounds.node_context import NodeContext
 
     home, coordinator = organisation_secure
     with pytest.raises(FederationError, match="secure aggregation is not as agreed"):
-        train(home, coordinator.first_task(), b"")
+        train(NodeContext(home), coordinator.first_task(), b"")
     assert not home.ledger.exists()
 
 
 def test_a_roster_with_an_unknown_key_is_refused(organisation_secure):
     from fedpeft.protocol.messages import SecureTask
+    from fedpeft_clients.rounds.node_context import NodeContext
     from fedpeft_clients.rounds.secure_aggregation import answer
 
     home, coordinator = organisation_secure
     task = SecureTask("keys", 1, 1, coordinator.first_task().state, 2, 8, 0, [])
     keys = {"clinic": bytes(32), "stranger": bytes([1]) * 32, "third": bytes([2]) * 32}
     with pytest.raises(FederationError, match=r"rule 'roster': .*'clinic' with a key that is not pinned"):
-        answer(home, task, pack_table(keys))
+        answer(NodeContext(home), task, pack_table(keys))
 
 
 @pytest.fixture
@@ -221,6 +223,7 @@ def organisation_secure(federation):
     from fedpeft.protocol.messages import PROTOCOL, Hello, TrainTask, run_id
     from fedpeft.trust import Signer
     from fedpeft_clients.rounds.handlers import greet
+    from fedpeft_clients.rounds.node_context import NodeContext
     from fedpeft_clients.rounds.run_home import open_home
 
     prepared = federation("one", federation=FOUR, exchange=SECURE)
@@ -229,7 +232,7 @@ def organisation_secure(federation):
     class Coordinator:
         def first_task(self):
             hello = Hello(PROTOCOL, run_id(home.config), Signer.from_seed(b"coordinator").public)
-            state = greet(home, hello).state
+            state = greet(NodeContext(home), hello).state
             return TrainTask(1, 2, home.config.federation.lr, "none", 0, [], state, [], time.time() + 60)
 
     return home, Coordinator()

@@ -31,7 +31,7 @@ from fedpeft.runstore import read_json
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.governance.run_approval import Post
 from fedpeft_clients.rounds.leak_check import verdict_on
-from fedpeft_clients.rounds.local_round import ledger_of
+from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.run_home import Home, open_home
 
 LARGEST_REPLY = 2**31 - 1 + OVERHEAD_BYTES
@@ -126,7 +126,7 @@ def _charge_of(home: Home, reply: TrainReply, digest: str) -> dict[str, Any]:
     Raises:
         PolicyError: rule ``ledger``: no reservation of this run and round, or other bytes were released.
     """
-    run, entries = home.path.name, ledger_of(home).entries()
+    run, entries = home.path.name, NodeContext(home).ledger.entries()
     reserved = {
         entry.seq: entry.body
         for entry in entries

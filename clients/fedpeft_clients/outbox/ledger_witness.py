@@ -16,13 +16,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.privacy.ledger import Chain, Head, Ledger, entry_bodies
 from fedpeft.trust.signed_log import Entry, SignedLog, entries_of
 from fedpeft_clients.governance.organisation import Organisation
+from fedpeft_clients.process_cache import PROCESS
 
 REMEDY = (
     "restore the newest copy; if there is none, 'fedpeft node ledger declare --because TEXT' charges again "
@@ -123,18 +123,13 @@ def _broken(log: SignedLog) -> str:
     return ""
 
 
-_ledgers: dict[Path, Ledger] = {}
-
-
 def _chain(organisation: Organisation) -> Chain:
     """The verified ledger; what this process has verified before is compared only."""
     path = organisation.ledger
     if not path.exists():
-        _ledgers.pop(path, None)
+        PROCESS.forget_ledger(path)
         return Chain()
-    if path not in _ledgers:
-        _ledgers[path] = Ledger(path, None, organisation.signer)
-    return _ledgers[path].chain()
+    return PROCESS.ledger(path, None, organisation.signer).chain()
 
 
 def _unknown(known: Iterator[Witness] | list[Witness], chain: Chain) -> Iterator[Witness]:

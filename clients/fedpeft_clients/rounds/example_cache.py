@@ -1,24 +1,19 @@
-"""Tokenised records of the nodes of this process, kept within a bound."""
+"""Tokenised records of a node, kept by its process within a bound."""
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 from fedpeft.bases import Base
 from fedpeft.data import Example, tokenise
 from fedpeft.errors import DataError
-from fedpeft_clients.rounds.run_home import Home
+from fedpeft_clients.rounds.node_context import NodeContext
 
 LOG = logging.getLogger("fedpeft.node")
-LIMIT_BYTES = 64 * 2**20
-
-_kept: OrderedDict[tuple[Any, ...], list[Example]] = OrderedDict()
 
 
-def load_examples(home: Home, base: Base) -> list[Example]:
+def load_examples(node: NodeContext) -> list[Example]:
     """The node's tokenised training records; the files are only opened when this is called.
 
     Kept for the next round while all nodes' examples of this process fit in 64 MiB; the least recently
@@ -31,23 +26,21 @@ def load_examples(home: Home, base: Base) -> list[Example]:
         DataError: a record cannot be used and nothing forbids to say so; names its line, never its text. Or
             the file as a whole is not what it should be.
     """
+    home, base = node.home, node.base
     stat = home.train.stat()
     columns = tuple(sorted((home.own.columns or {}).items()))
     faults: list[str] | None = [] if home.discreet else None
     key = (home.train, stat.st_mtime_ns, stat.st_size, columns, home.config.data, base.sha256, home.classes)
     key = (*key, home.discreet)
-    if key in _kept:
-        _kept.move_to_end(key)
-        return _kept[key]
+    if (kept := node.cache.examples(key)) is not None:
+        return kept
     records = home.records(faults)
     examples = tokenise(records, base.tokenizer, home.config.data, base.task, home.classes, faults)
     examples = _known(examples, base, faults)
     if faults:
         told = (len(faults), len(examples) + len(faults), home.train.name, faults[0])
         LOG.warning("%d of %d records of %s cannot be used and count as nothing; the first: %s", *told)
-    _kept[key] = examples
-    while sum(map(_size, _kept.values())) > LIMIT_BYTES and len(_kept) > 1:
-        _kept.popitem(last=False)
+    node.cache.keep_examples(key, examples)
     return examples
 
 
@@ -61,7 +54,3 @@ def _known(examples: Sequence[Example], base: Base, faults: list[str] | None) ->
             raise DataError(cause)
         faults += [cause] * (len(examples) - len(known))
     return known
-
-
-def _size(examples: list[Example]) -> int:
-    return sum(example.ids.nbytes + example.weights.nbytes + 128 for example in examples)

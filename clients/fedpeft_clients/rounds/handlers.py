@@ -10,7 +10,7 @@ from fedpeft.protocol.messages import Hello, HelloReply, TrainReply, TrainTask, 
 from fedpeft.training import LocalPlan
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds.local_round import INTEGERS, hidden, session_of, work
-from fedpeft_clients.rounds.node_context import Desk, signer_of, trust
+from fedpeft_clients.rounds.node_context import NodeContext, trust
 from fedpeft_clients.rounds.node_state import (
     Answer,
     NodeState,
@@ -24,7 +24,7 @@ from fedpeft_clients.rounds.node_state import (
 from fedpeft_clients.rounds.run_home import Home
 
 
-def greet(home: Home, hello: Hello) -> HelloReply:
+def greet(node: NodeContext, hello: Hello) -> HelloReply:
     """Compute what must agree, from this node's own config and files.
 
     Raises:
@@ -35,22 +35,22 @@ def greet(home: Home, hello: Hello) -> HelloReply:
     _, old = spoken(hello.protocol, hello.oldest)
     if old:
         raise FederationError(f"the coordinator and this node share no protocol: upgrade the {old}")
+    home = node.home
     trust(home, hello.coordinator)
-    desk = Desk.of(home)
-    desk.plan.checked()
+    node.plan.checked()
     return HelloReply(
         name=home.name,
-        run=desk.run,
-        base=desk.base.sha256,
-        layout=desk.attached.layout.digest,
-        state=desk.digest_of(desk.initial()),
-        key=signer_of(home).public,
+        run=node.run,
+        base=node.base.sha256,
+        layout=node.attached.layout.digest,
+        state=node.digest_of(node.initial()),
+        key=node.signer.public,
         rank=home.rank,
         versions=held_rounds(home.states),
     )
 
 
-def train(home: Home, task: TrainTask, blob: bytes) -> tuple[TrainReply, bytes]:
+def train(node: NodeContext, task: TrainTask, blob: bytes) -> tuple[TrainReply, bytes]:
     """Train one round and return the facts and the sealed envelope.
 
     A node takes one state a round, and rounds do not go back. A repeated order for the same round and state
@@ -64,10 +64,11 @@ def train(home: Home, task: TrainTask, blob: bytes) -> tuple[TrainReply, bytes]:
         PrivacyError: the budget does not allow the round.
         FedPeftError: anything else that is wrong with base, records, plan or envelope.
     """
+    home = node.home
     _check_order(home, task)
     answer = _answered(home, task)
     if answer is None or answer.attempt != task.attempt:
-        state = _trained(home, task, blob) if answer is None else _masked_again(home, task, blob)
+        state = _trained(node, task, blob) if answer is None else _masked_again(node, task, blob)
         save_state(home.states, state)
         answer = state.answer
     put_out(home.outbox, task.round, answer)
@@ -88,18 +89,17 @@ def _answered(home: Home, task: TrainTask) -> Answer | None:
     return answer
 
 
-def _trained(home: Home, task: TrainTask, blob: bytes) -> NodeState:
-    desk = Desk.of(home)
+def _trained(node: NodeContext, task: TrainTask, blob: bytes) -> NodeState:
     broadcast, inbox = _cut(task, blob)
-    return work(desk, task, desk.receive(task, broadcast), inbox)
+    return work(node, task, node.receive(task, broadcast), inbox)
 
 
-def _masked_again(home: Home, task: TrainTask, blob: bytes) -> NodeState:
+def _masked_again(node: NodeContext, task: TrainTask, blob: bytes) -> NodeState:
     """The round as it was trained, for another attempt of its secure sum."""
-    state, session = load_state(home.states, task.round), session_of(home, task)
+    state, session = load_state(node.home.states, task.round), session_of(node, task)
     if state is None or session is None:
         raise PolicyError("back", f"round {task.round}: its secure sum is over, it cannot be tried again")
-    envelope = hidden(Desk.of(home), task, session, state.residuals[INTEGERS], _cut(task, blob)[1])
+    envelope = hidden(node, task, session, state.residuals[INTEGERS], _cut(task, blob)[1])
     return replace(state, answer=Answer(task.state, state.answer.reply, envelope, task.attempt))
 
 

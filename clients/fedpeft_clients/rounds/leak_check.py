@@ -18,7 +18,7 @@ from fedpeft.data import Example
 from fedpeft.errors import FederationError
 from fedpeft.exchange import FloatVector
 from fedpeft.runstore import write_json
-from fedpeft_clients.rounds.node_context import Desk
+from fedpeft_clients.rounds.node_context import NodeContext
 
 if TYPE_CHECKING:
     from fedpeft_attacks.envelope_check import QuickFinding
@@ -36,11 +36,11 @@ Behind = tuple[Sequence[Example], Sequence[Example]]
 """The examples behind an update, and all of the node."""
 
 
-def look(desk: Desk, round: int, lr: float, values: FloatVector, examples: Behind) -> None:
+def look(node: NodeContext, round: int, lr: float, values: FloatVector, examples: Behind) -> None:
     """Attack an envelope as the coordinator would, if the node's config asks for it.
 
     Args:
-        desk: of the run; its adapter may be in any state, and is left in that state.
+        node: of the run; its adapter may be in any state, and is left in that state.
         round: 1-based.
         lr: local learning rate of the round.
         values: what a reader decodes from the envelope, float32, shape ``(layout.size,)``.
@@ -50,17 +50,17 @@ def look(desk: Desk, round: int, lr: float, values: FloatVector, examples: Behin
         FederationError: the envelope leaks, the safety stop ended the audit before it could tell, or the
             audit does not cover the adapter, and the node does not send such ones.
     """
-    wanted = desk.home.audit.outbox
+    wanted = node.home.audit.outbox
     if wanted == "off":
         return
-    found = _examined(desk, round, lr, values, examples)
+    found = _examined(node, round, lr, values, examples)
     findings = [finding.facts() for finding in found]
-    write_json(desk.home.outbox / _file(round), {"round": round, "findings": findings})
+    write_json(node.home.outbox / _file(round), {"round": round, "findings": findings})
     verdict = verdict_on(findings)
     if wanted == "refuse" and verdict != CLEAN:
         raise FederationError(
             f"round {round}: the node's own audit {_CAUSES[verdict]} and keeps it; see "
-            f"{desk.home.outbox.name}/{_file(round)} in the node's home"
+            f"{node.home.outbox.name}/{_file(round)} in the node's home"
         )
 
 
@@ -74,13 +74,15 @@ def _file(round: int) -> str:
     return f"r{round:02d}.audit.json"
 
 
-def _examined(desk: Desk, round: int, lr: float, values: FloatVector, examples: Behind) -> list[QuickFinding]:
+def _examined(
+    node: NodeContext, round: int, lr: float, values: FloatVector, examples: Behind
+) -> list[QuickFinding]:
     from fedpeft_attacks.envelope_check import examine
     from fedpeft_attacks.tokens.adversary_knowledge import knowledge_of
     from fedpeft_attacks.views import View, role_of
 
-    attached, audit = desk.attached, desk.home.audit
-    known = knowledge_of(attached, _prior(desk), (desk.home.name, round), lr)
+    attached, audit = node.attached, node.home.audit
+    known = knowledge_of(attached, _prior(node), (node.home.name, round), lr)
     behind, own = (_tokens(given) - known.given for given in examples)
     stage, counts = "envelope", (len(behind), len(examples[0]))
     view = View(stage, role_of(stage), attached.method.name, attached.layout, values, known, *counts)
@@ -91,19 +93,16 @@ def _tokens(examples: Sequence[Example]) -> frozenset[int]:
     return frozenset(int(token) for example in examples for token in example.ids)
 
 
-_priors: dict[str, NDArray[np.float64]] = {}
-
-
-def _prior(desk: Desk) -> NDArray[np.float64]:
+def _prior(node: NodeContext) -> NDArray[np.float64]:
     """The language prior of the base, once per process; the adapter is set aside and put back."""
     from fedpeft_attacks.tokens.adversary_knowledge import prior_of
 
-    attached, base = desk.attached, desk.base
-    if base.sha256 not in _priors:
+    attached, base, priors = node.attached, node.base, node.cache.priors
+    if base.sha256 not in priors:
         held = attached.get()
         attached.load(attached.initial())
         try:
-            _priors[base.sha256] = prior_of(base)
+            priors[base.sha256] = prior_of(base)
         finally:
             attached.load(held)
-    return _priors[base.sha256]
+    return priors[base.sha256]

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from fedpeft.exchange import (
     seal_payload,
 )
 from fedpeft.exchange.gpu_plan import fits_device, run_on_device
-from fedpeft.privacy import Budget, Head, Ledger, Reservation
+from fedpeft.privacy import Head, Reservation
 from fedpeft.protocol.messages import TrainReply, TrainTask
 from fedpeft.rng import stream
 from fedpeft.runstore.files import append_whole
@@ -41,7 +40,7 @@ from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds import ledger_view
 from fedpeft_clients.rounds.example_cache import load_examples
 from fedpeft_clients.rounds.leak_check import look
-from fedpeft_clients.rounds.node_context import Desk, Held, Received, signer_of
+from fedpeft_clients.rounds.node_context import Held, NodeContext, Received
 from fedpeft_clients.rounds.node_state import Answer, NodeState, held_rounds, load_state
 from fedpeft_clients.rounds.pipeline_taps import Taps, Watched
 from fedpeft_clients.rounds.run_home import Home
@@ -53,67 +52,72 @@ INTEGERS = "integers"
 """Beside the residuals of a secure round: what was masked, for another attempt of the same sum."""
 
 
-def work(desk: Desk, task: TrainTask, received: Received, inbox: bytes) -> NodeState:
+def work(node: NodeContext, task: TrainTask, received: Received, inbox: bytes) -> NodeState:
     """Do the round; what it returns must be stored before its answer leaves.
 
     Raises:
         FedPeftError: the budget does not allow the round, or base, records, plan or secure sum do not fit.
     """
-    home, session = desk.home, session_of(desk.home, task)
-    ledger, before = ledger_of(home), _newest(home, task.round)
+    home, session = node.home, session_of(node, task)
+    ledger, before = node.ledger, _newest(home, task.round)
     for number, digest in _seen(task, before):
-        ledger_view.require(ledger, desk.run.hex(), number, digest)
-    plan = _plan(desk, task, received.released, session)
+        ledger_view.require(ledger, node.run.hex(), number, digest)
+    plan = _plan(node, task, received.released, session)
     if session is not None:
-        session.check(plan, desk.attached.layout, desk.plan.distributed is not None, inbox)
-    reservation = _reserve(desk, ledger, task)
-    start = desk.attached.begin(received.held, task.round, home.name)
+        session.check(plan, node.attached.layout, node.plan.distributed is not None, inbox)
+    reservation = _reserve(node, task)
+    start = node.attached.begin(received.held, task.round, home.name)
     taps = Taps(home.taps(task.round))
     taps.start(start)
     ledger.started(reservation)
-    notes, examples = _train(desk, task, taps, plan)
+    notes, examples = _train(node, task, taps, plan)
     residuals: dict[str, Any] = dict(before.residuals) if before else {}
-    update = Update(desk.attached.layout, start, task.round, task.steps)
+    update = Update(node.attached.layout, start, task.round, task.steps)
     if session is None:
-        envelope = content = _sealed(desk, task, update, plan, residuals, taps)
-        _look(desk, task, plan, envelope, examples)
+        envelope = content = _sealed(node, task, update, plan, residuals, taps)
+        _look(node, task, plan, envelope, examples)
     else:
-        residuals[INTEGERS] = summand(desk, update, plan, residuals, taps)
+        residuals[INTEGERS] = summand(node, update, plan, residuals, taps)
         content = residuals[INTEGERS].tobytes()
-        envelope = hidden(desk, task, session, residuals[INTEGERS], inbox, taps)
+        envelope = hidden(node, task, session, residuals[INTEGERS], inbox, taps)
     taps.finish(task.lr, task.steps)
-    spent = ledger_view.epsilon(ledger, home.lineage, desk.run.hex())  # slow, so before: see `promise`
+    spent = ledger_view.epsilon(ledger, home.lineage, node.run.hex())  # slow, so before: see `promise`
     head = ledger.released(reservation, hashlib.sha256(content).hexdigest())
-    head = Head(ledger_view.place(ledger, desk.run.hex(), head), head.hash)
-    reply = _reply(desk, task, spent, head, notes)
+    head = Head(ledger_view.place(ledger, node.run.hex(), head), head.hash)
+    reply = _reply(node, task, spent, head, notes)
     answer = Answer(task.state, reply, envelope, task.attempt)
     return NodeState(task.round, _values(received.held), answer, residuals)
 
 
-def session_of(home: Home, task: TrainTask) -> Session | None:
+def session_of(node: NodeContext, task: TrainTask) -> Session | None:
     """The secure sum that a round is part of.
 
     Raises:
         PolicyError: it has none although this node agreed to send no update by itself, or the reverse, or the
             sum was opened for another state: nodes that train from different ones must not share masks.
     """
-    if home.config.exchange.secure.enabled != bool(task.attempt):
+    if node.home.config.exchange.secure.enabled != bool(task.attempt):
         raise PolicyError("secure", f"round {task.round}: secure aggregation is not as agreed")
-    session = Session.load(home, task.round, task.attempt) if task.attempt else None
+    session = Session.load(node.home, task.round, task.attempt) if task.attempt else None
     if session is not None and session.task.state != task.state:
         raise PolicyError("secure", f"round {task.round}: its secure sum was opened for another state")
     return session
 
 
 def hidden(
-    desk: Desk, task: TrainTask, session: Session, integers: Integers, inbox: bytes, taps: Taps | None = None
+    node: NodeContext,
+    task: TrainTask,
+    session: Session,
+    integers: Integers,
+    inbox: bytes,
+    taps: Taps | None = None,
 ) -> bytes:
     """The envelope of the masked integers."""
-    payload = session.masked(desk.home, integers, inbox)
-    layout, context = desk.attached.layout, _context(desk, task)
+    payload = session.masked(node, integers, inbox)
+    layout, context = node.attached.layout, _context(node, task)
     if taps is not None and taps.folder:
         taps.stage("envelope", session.meaning(payload, layout.size))
-    return seal_payload(payload, layout, context, signer_of(desk.home))
+    return seal_payload(payload, layout, context, node.signer)
 
 
 def _newest(home: Home, round: int) -> NodeState | None:
@@ -122,39 +126,26 @@ def _newest(home: Home, round: int) -> NodeState | None:
     return load_state(home.states, earlier[-1]) if earlier else None
 
 
-def _context(desk: Desk, task: TrainTask) -> Context:
-    return Context(desk.run, task.round, desk.home.name, task.state, "up")
+def _context(node: NodeContext, task: TrainTask) -> Context:
+    return Context(node.run, task.round, node.home.name, task.state, "up")
 
 
-def _plan(desk: Desk, task: TrainTask, released: Decoded | None, session: Session | None) -> ExchangePlan:
+def _plan(
+    node: NodeContext, task: TrainTask, released: Decoded | None, session: Session | None
+) -> ExchangePlan:
     """The exchange plan of this message: its support, and the public scales of its secure sum.
 
     Raises:
         PolicyError: the sum's support follows a broadcast that this node has not read, so it would put its
             values elsewhere than the others do.
     """
-    up, context = desk.plan.up, _context(desk, task)
+    up, context = node.plan.up, _context(node, task)
     if session is None:
         return up.at(context, released)
     if session.task.follows and released is None:
         raise PolicyError("secure", f"round {task.round}: the support follows a broadcast that was not sent")
     plan = up.at(context, released if session.task.follows else None)
     return plan.at_scales(session.task.scales) if session.task.scales else plan
-
-
-_ledgers: dict[tuple[Path, Budget | None], Ledger] = {}
-
-
-def ledger_of(home: Home) -> Ledger:
-    """The node's ledger with the organisation's own budget, signed by its key; opened once per process.
-
-    That of an organisation is shared by runs with a yearly budget and without: its clock leaps for none.
-    """
-    key = (home.ledger, home.budget)
-    if key not in _ledgers or not home.ledger.exists():
-        shared = home.own.ledger is not None
-        _ledgers[key] = Ledger(home.ledger, home.budget, signer_of(home), strict=shared)
-    return _ledgers[key]
 
 
 def _seen(task: TrainTask, before: NodeState | None) -> Iterator[tuple[int, str]]:
@@ -165,37 +156,37 @@ def _seen(task: TrainTask, before: NodeState | None) -> Iterator[tuple[int, str]
         yield before.answer.reply.ledger_entry, before.answer.reply.ledger.hex()
 
 
-def _reserve(desk: Desk, ledger: Ledger, task: TrainTask) -> Reservation:
+def _reserve(node: NodeContext, task: TrainTask) -> Reservation:
     """Spend the round's privacy before any record is opened; without DP it is written down as not private.
 
     Where the coordinator adds the noise and draws nodes, this node knows of each round that it is in: that
     round is charged without amplification, and a round that it is not in costs nothing.
     """
-    privacy = desk.plan.privacy
+    privacy = node.plan.privacy
     if privacy is not None and privacy.trust == "central":
         privacy = replace(privacy, sampling_probability=1.0, separation=1, bands=1)
     releases = 1 if privacy is not None and privacy.unit == "node" else task.steps
-    return ledger.reserve(desk.home.lineage, desk.run.hex(), task.round, privacy, releases)
+    return node.ledger.reserve(node.home.lineage, node.run.hex(), task.round, privacy, releases)
 
 
 def _train(
-    desk: Desk, task: TrainTask, taps: Taps, exchange: ExchangePlan
+    node: NodeContext, task: TrainTask, taps: Taps, exchange: ExchangePlan
 ) -> tuple[dict[str, float], Watched]:
     """Train in place; seconds and loss of that, and the examples, which know those that were taken.
 
     Under DP in the node only a public support moves and bears noise.
     """
-    home, support = desk.home, public_support(exchange.codec)
-    examples = Watched(load_examples(home, desk.base))
+    home, support = node.home, public_support(exchange.codec)
+    examples = Watched(load_examples(node))
     plan = replace(LocalPlan.of(home.config.federation, task.round), steps=task.steps, lr=task.lr)
     extras = Extras(
         on_first_gradient=taps.gradient if taps.folder else None,
         flags=PerformanceFlags.of(home.config.run),
-        support=None if support is None else np.asarray(support.positions(desk.attached.layout), np.int64),
+        support=None if support is None else np.asarray(support.positions(node.attached.layout), np.int64),
         longest=home.config.data.max_length,
     )
     started = time.monotonic()
-    result = _trained(desk, examples, plan, _batches(home, task.round), extras)
+    result = _trained(node, examples, plan, _batches(home, task.round), extras)
     notes = {"train_s": time.monotonic() - started}
     if result is not None and result.loss_last is not None and math.isfinite(result.loss_last):
         notes["loss"] = result.loss_last
@@ -204,7 +195,7 @@ def _train(
 
 
 def _trained(
-    desk: Desk, examples: Watched, plan: LocalPlan, rng: np.random.Generator, extras: Extras
+    node: NodeContext, examples: Watched, plan: LocalPlan, rng: np.random.Generator, extras: Extras
 ) -> TrainResult | None:
     """Train in place; what that says of itself, None where it failed unseen.
 
@@ -212,8 +203,8 @@ def _trained(
     norm float32 cannot hold: a later step would refuse it, and that would tell. With noise of the node's own
     no step fails because of a record, and an update without noise would tell.
     """
-    attached, dpsgd, start = desk.attached, desk.plan.local, desk.attached.get()
-    hidden_elsewhere, result = dpsgd is None and desk.home.discreet, None
+    attached, dpsgd, start = node.attached, node.plan.local, node.attached.get()
+    hidden_elsewhere, result = dpsgd is None and node.home.discreet, None
     try:
         result = train_local(attached, examples, plan, rng, dpsgd, extras)
     except Exception as error:
@@ -242,41 +233,46 @@ def _batches(home: Home, round: int) -> np.random.Generator:
 
 
 def _sealed(
-    desk: Desk, task: TrainTask, start: Update, plan: ExchangePlan, residuals: dict[str, Any], taps: Taps
+    node: NodeContext,
+    task: TrainTask,
+    start: Update,
+    plan: ExchangePlan,
+    residuals: dict[str, Any],
+    taps: Taps,
 ) -> bytes:
     """The signed envelope of the compressed change; what a reader finds in it is tapped."""
-    update = _compressed(desk, start, plan, residuals, taps)
-    envelope = seal(update, plan, _context(desk, task), signer_of(desk.home))
+    update = _compressed(node, start, plan, residuals, taps)
+    envelope = seal(update, plan, _context(node, task), node.signer)
     if taps.folder:
-        taps.stage("envelope", _decoded(desk, task, plan, envelope))
+        taps.stage("envelope", _decoded(node, task, plan, envelope))
     return envelope
 
 
-def _decoded(desk: Desk, task: TrainTask, plan: ExchangePlan, envelope: bytes) -> FloatVector:
+def _decoded(node: NodeContext, task: TrainTask, plan: ExchangePlan, envelope: bytes) -> FloatVector:
     """What the coordinator reads in an envelope."""
-    verifier, layout = Verifier(signer_of(desk.home).public), desk.attached.layout
-    return open_envelope(envelope, layout, plan.codec, _context(desk, task), verifier).dense()
+    verifier, layout = Verifier(node.signer.public), node.attached.layout
+    return open_envelope(envelope, layout, plan.codec, _context(node, task), verifier).dense()
 
 
-def _look(desk: Desk, task: TrainTask, plan: ExchangePlan, envelope: bytes, examples: Watched) -> None:
+def _look(node: NodeContext, task: TrainTask, plan: ExchangePlan, envelope: bytes, examples: Watched) -> None:
     """The node's own audit of the very bytes, if it wants one; it may refuse to send them."""
-    if desk.home.audit.outbox == "off":
+    if node.home.audit.outbox == "off":
         return
-    values = _decoded(desk, task, plan, envelope)
+    values = _decoded(node, task, plan, envelope)
     try:
-        look(desk, task.round, task.lr, values, (examples.seen, list(examples)))
+        look(node, task.round, task.lr, values, (examples.seen, list(examples)))
     except Exception as error:
-        if not desk.home.discreet:
+        if not node.home.discreet:
             raise
         LOG.warning("the node's own audit failed (%s); the update leaves unseen", type(error).__name__)
 
 
 def _compressed(
-    desk: Desk, start: Update, plan: ExchangePlan, residuals: dict[str, Any], taps: Taps
+    node: NodeContext, start: Update, plan: ExchangePlan, residuals: dict[str, Any], taps: Taps
 ) -> Update:
     """The change since the start, passed through the plan: on the GPU where it can be and nobody taps."""
-    attached = desk.attached
-    if not taps.folder and fits_device(plan, desk.base.device):
+    attached = node.attached
+    if not taps.folder and fits_device(plan, node.base.device):
         return run_on_device(plan, attached.moved_from(start.values), start, residuals)
     change = attached.get() - start.values
     taps.stage("update", change)
@@ -284,17 +280,19 @@ def _compressed(
     return final
 
 
-def _reply(desk: Desk, task: TrainTask, spent: float, head: Head, notes: dict[str, float]) -> TrainReply:
+def _reply(
+    node: NodeContext, task: TrainTask, spent: float, head: Head, notes: dict[str, float]
+) -> TrainReply:
     """What the coordinator is told, of its own run alone; seconds stay where they would tell of records.
 
     The loss stays in the node's own file always; under DP in the node there is none.
     """
     line = json.dumps({"round": task.round, **notes}) + "\n"
-    append_whole(desk.home.times, line.encode(), 0o600)
+    append_whole(node.home.times, line.encode(), 0o600)
     return TrainReply(
         round=task.round,
         steps=task.steps,
-        train_s=0.0 if desk.home.discreet else notes["train_s"],
+        train_s=0.0 if node.home.discreet else notes["train_s"],
         epsilon=written(spent),
         ledger_entry=head.seq,
         ledger=bytes.fromhex(head.hash),

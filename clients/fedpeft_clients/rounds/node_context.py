@@ -1,4 +1,4 @@
-"""A node's place of work for one message: its home, the shared base, and its adapter on it."""
+"""What a node needs to answer one message: its home, key, ledger and plan, and its adapter on the base."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from fedpeft.exchange import (
     Layout,
     open_envelope,
 )
+from fedpeft.privacy import Ledger
 from fedpeft.protocol.messages import COORDINATOR, NO_STATE, TrainTask, run_id, state_digest
 from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import write_atomic
 from fedpeft.training.dp.engine_selection import engine_of
 from fedpeft.trust import Signer, Verifier
 from fedpeft_clients.governance.policy import PolicyError
+from fedpeft_clients.process_cache import PROCESS, ProcessCache
 from fedpeft_clients.rounds.node_state import load_state
 from fedpeft_clients.rounds.run_home import Home
 
@@ -40,31 +42,61 @@ class Received:
 
 
 @dataclass(frozen=True)
-class Desk:
-    """Home, base and adapter; nodes of one process share base and adapter and take turns.
+class NodeContext:
+    """A node while it answers one message: its home, and what follows from it, each made when first needed.
+
+    A repeated order or a phase of a secure sum needs no base. Nodes of one process share base and adapter and
+    take turns, so a context is made for each message and never kept for another.
 
     Attributes:
         home: whose turn it is.
-        base: the frozen base.
-        attached: the adapter at this node's rank, at its agreed initial values.
-        run: 16 bytes derived from the node's own config.
+        cache: what the process keeps between messages.
     """
 
     home: Home
-    base: Base
-    attached: Attached
-    run: bytes
+    cache: ProcessCache = PROCESS
 
-    @classmethod
-    def of(cls, home: Home) -> Desk:
-        """Load what is not yet there; the base is loaded once per process.
+    @cached_property
+    def run(self) -> bytes:
+        """16 bytes derived from the node's own config."""
+        return run_id(self.home.config)
+
+    @cached_property
+    def base(self) -> Base:
+        """The frozen base, which is loaded once per process.
 
         Raises:
-            FedPeftError: the base or the adapter cannot be made as agreed.
+            BaseModelError: it is not here, or not the agreed one.
         """
-        base = load_base(home.base, len(home.classes) if home.classes else None)
-        attached = attach(base, home.config.adapter, home.config.run.seed, home.name)
-        return cls(home, base, attached, run_id(home.config))
+        return load_base(self.home.base, len(self.home.classes) if self.home.classes else None)
+
+    @cached_property
+    def attached(self) -> Attached:
+        """The adapter at this node's rank, first at its agreed initial values.
+
+        Raises:
+            ConfigError: the adapter does not fit the base.
+        """
+        return attach(self.base, self.home.config.adapter, self.home.config.run.seed, self.home.name)
+
+    @cached_property
+    def signer(self) -> Signer:
+        """The node's key: from the seed of a simulation, else its own file, made when first needed."""
+        if self.home.signing_seed is not None:
+            return Signer.from_seed(bytes.fromhex(self.home.signing_seed))
+        return Signer.load_or_create(self.home.key)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The node's ledger with the organisation's own budget, signed by its key.
+
+        That of an organisation is shared by runs with a yearly budget and without: its clock leaps for none.
+
+        Raises:
+            PrivacyError: it cannot be opened.
+        """
+        home = self.home
+        return self.cache.ledger(home.ledger, home.budget, self.signer, strict=home.own.ledger is not None)
 
     @cached_property
     def plan(self) -> RunPlan:
@@ -161,13 +193,6 @@ class Desk:
         ):
             raise FederationError("the announced ranks do not fit the adapter's modules")
         return law.state_layout({module: rank for rank, (module, _) in zip(ranks, law.shapes, strict=True)})
-
-
-def signer_of(home: Home) -> Signer:
-    """The node's key: from the seed of a simulation, else its own file, made when first needed."""
-    if home.signing_seed is not None:
-        return Signer.from_seed(bytes.fromhex(home.signing_seed))
-    return Signer.load_or_create(home.key)
 
 
 def trust(home: Home, key: bytes) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from fedpeft.cohort import Cohort, draw
 from fedpeft.errors import FederationError
 from fedpeft.exchange import ExchangePlan, FloatVector, Layout, public_support
-from fedpeft.protocol.messages import SecureReply, SecureTask, pack_table, run_id, unpack_table
+from fedpeft.protocol.messages import SecureReply, SecureTask, pack_table, unpack_table
 from fedpeft.runstore import write_atomic
 from fedpeft.secagg import (
     Member,
@@ -33,7 +33,7 @@ from fedpeft.secagg import (
     to_residues,
 )
 from fedpeft_clients.governance.policy import PolicyError
-from fedpeft_clients.rounds.node_context import signer_of
+from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.run_home import Home
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Session:
             )
         check_inbox(self.secrets, unpack_table(inbox))
 
-    def masked(self, home: Home, integers: NDArray[np.int64], inbox: bytes) -> bytes:
+    def masked(self, node: NodeContext, integers: NDArray[np.int64], inbox: bytes) -> bytes:
         """The masked integers and the receipt that goes with them; the session is saved first.
 
         Integers beyond their declared bound are refused, except those with noise, which may wrap.
@@ -109,9 +109,9 @@ class Session:
         bound = 1 if self.task.scales else None
         values = to_residues(integers, bits, bound)
         secrets, hidden, receipt = mask(
-            self.secrets, _member(home, self.task.round), values, unpack_table(inbox)
+            self.secrets, _member(node, self.task.round), values, unpack_table(inbox)
         )
-        Session(self.task, secrets).save(home)
+        Session(self.task, secrets).save(node.home)
         return hidden.tobytes() + receipt
 
     def meaning(self, payload: bytes, size: int) -> FloatVector:
@@ -123,7 +123,7 @@ class Session:
         return values
 
 
-def answer(home: Home, task: SecureTask, blob: bytes) -> tuple[SecureReply, bytes]:
+def answer(node: NodeContext, task: SecureTask, blob: bytes) -> tuple[SecureReply, bytes]:
     """Answer one phase.
 
     Raises:
@@ -131,24 +131,25 @@ def answer(home: Home, task: SecureTask, blob: bytes) -> tuple[SecureReply, byte
         PolicyError: rule ``roster``, ``threshold`` or ``round``: the terms are not those that were agreed on.
         SecureAggregationError: a coordinator that asks too much.
     """
-    if not home.config.exchange.secure.enabled:
+    if not node.home.config.exchange.secure.enabled:
         raise FederationError("this node did not agree to secure aggregation")
     reply, table = SecureReply(task.phase, task.round), unpack_table(blob)
     try:
         if task.phase == "keys":
-            return reply, _keys(home, task, table)
+            return reply, _keys(node, task, table)
         if (phase := _PHASES.get(task.phase)) is None:
             raise FederationError("the phase of secure aggregation is unknown")
-        return reply, phase(home, Session.load(home, task.round, task.attempt), table)
+        return reply, phase(node, Session.load(node.home, task.round, task.attempt), table)
     except TermsRefused as refusal:
         raise PolicyError(refusal.rule, refusal.sentence) from None
 
 
-def _keys(home: Home, task: SecureTask, roster: Mapping[str, bytes]) -> bytes:
-    member, secure = _member(home, task.round), home.config.exchange.secure
+def _keys(node: NodeContext, task: SecureTask, roster: Mapping[str, bytes]) -> bytes:
+    home, member = node.home, _member(node, task.round)
+    secure = home.config.exchange.secure
     check_roster(roster, member)
     context = SecureContext(
-        run=run_id(home.config),
+        run=node.run,
         round=task.round,
         attempt=task.attempt,
         state=task.state,
@@ -166,32 +167,33 @@ def _keys(home: Home, task: SecureTask, roster: Mapping[str, bytes]) -> bytes:
     return message
 
 
-def _shares(home: Home, session: Session, advertisements: Mapping[str, bytes]) -> bytes:
+def _shares(node: NodeContext, session: Session, advertisements: Mapping[str, bytes]) -> bytes:
     secrets, messages = share(session.secrets, advertisements)
-    Session(session.task, secrets).save(home)
+    Session(session.task, secrets).save(node.home)
     return pack_table(messages)
 
 
-def _agree(home: Home, session: Session, receipts: Mapping[str, bytes]) -> bytes:
-    secrets, signature = agree(session.secrets, _member(home, session.task.round), receipts)
-    Session(session.task, secrets).save(home)
+def _agree(node: NodeContext, session: Session, receipts: Mapping[str, bytes]) -> bytes:
+    secrets, signature = agree(session.secrets, _member(node, session.task.round), receipts)
+    Session(session.task, secrets).save(node.home)
     return signature
 
 
-def _reveal(home: Home, session: Session, signatures: Mapping[str, bytes]) -> bytes:
-    return reveal(session.secrets, _member(home, session.task.round), signatures)
+def _reveal(node: NodeContext, session: Session, signatures: Mapping[str, bytes]) -> bytes:
+    return reveal(session.secrets, _member(node, session.task.round), signatures)
 
 
-_Phase = Callable[[Home, Session, Mapping[str, bytes]], bytes]
+_Phase = Callable[[NodeContext, Session, Mapping[str, bytes]], bytes]
 _PHASES: dict[str, _Phase] = {"shares": _shares, "agree": _agree, "reveal": _reveal}
 
 
-def _member(home: Home, round: int) -> Member:
+def _member(node: NodeContext, round: int) -> Member:
     """This node, with the roster of a round: the pinned nodes, or those of them that the round draws."""
+    home = node.home
     config, store = home.config, ReleaseStore(home.secure / "released")
     asked = draw(home.roster, config.federation.participation, config.run.seed, round)
     roster = {name: bytes.fromhex(home.roster[name]) for name in asked}
-    return Member(home.name, signer_of(home), store, roster, Cohort.of(config))
+    return Member(home.name, node.signer, store, roster, Cohort.of(config))
 
 
 def _file(home: Home, round: int, attempt: int) -> Path:

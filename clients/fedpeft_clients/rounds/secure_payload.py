@@ -14,34 +14,34 @@ from fedpeft.privacy.csprng import Randomness, seeded, words
 from fedpeft.privacy.plan import Grid, PrivacyPlan
 from fedpeft.rng import stream
 from fedpeft.secagg.skellam import share_of_noise, to_grid
-from fedpeft_clients.rounds.node_context import Desk
+from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.pipeline_taps import Taps
 
 Integers = NDArray[np.int64]
 
 
 def summand(
-    desk: Desk, start: Update, plan: ExchangePlan, residuals: MutableMapping[str, Any], taps: Taps
+    node: NodeContext, start: Update, plan: ExchangePlan, residuals: MutableMapping[str, Any], taps: Taps
 ) -> Integers:
     """The integers of this round, int64: of the values on the public support, then one vote per tensor.
 
     With the nodes' own noise (trust ``distributed``) there are no votes: the grid's step is fixed.
 
     Args:
-        desk: the trained adapter.
+        node: the trained adapter.
         start: the values before training, with layout and round.
         plan: bound to the message and its public scales.
         residuals: of error feedback; changed as in `ExchangePlan.run`.
         taps: the audit's view of the update and of each step.
     """
-    change = desk.attached.get() - start.values
+    change = node.attached.get() - start.values
     taps.stage("update", change)
-    privacy = desk.plan.privacy
+    privacy = node.plan.privacy
     if not isinstance(plan.codec, PublicTernary):
         raise TypeError(f"a secure sum needs public scales, the plan ends with {plan.codec.name}")
     if privacy is not None and privacy.grid is not None:
         chosen = change[plan.codec.support.positions(start.layout)]
-        return noisy_grid(chosen, privacy, privacy.grid, _source(desk, start.round, privacy))
+        return noisy_grid(chosen, privacy, privacy.grid, _source(node, start.round, privacy))
     final, _ = plan.run(start.with_values(change), residuals, taps.update if taps.folder else None)
     intended = final.values + residuals[RESIDUAL] if RESIDUAL in residuals else change
     integers = plan.codec.integers(final.values, start.layout)
@@ -60,8 +60,8 @@ def noisy_grid(values: FloatVector, privacy: PrivacyPlan, grid: Grid, source: Ra
     return to_grid(values, privacy.clip, grid.steps_per_clip, source) + noise
 
 
-def _source(desk: Desk, round: int, privacy: PrivacyPlan) -> Randomness:
+def _source(node: NodeContext, round: int, privacy: PrivacyPlan) -> Randomness:
     """The operating system, unless the run is reproducible and therefore guarantees nothing."""
     if not privacy.reproducible:
         return words
-    return seeded(stream(desk.home.config.run.seed, round, desk.home.name, "noise").bytes(32))
+    return seeded(stream(node.home.config.run.seed, round, node.home.name, "noise").bytes(32))
