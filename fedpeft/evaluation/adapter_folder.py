@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from fedpeft.adapters.merge import load_adapter, merge
 from fedpeft.bases.load import load_apart
 from fedpeft.bases.source import held_base
-from fedpeft.config.models import BaseConfig, DataConfig
-from fedpeft.data import Record, label_set, read_records, read_written, tokenise
+from fedpeft.config.models import BaseConfig, DataConfig, Task
+from fedpeft.data import Record, read_records, read_written, tokenise
 from fedpeft.errors import ConfigError
+from fedpeft.evaluation.held_out import classes
 from fedpeft.packing.peft_folder import read_config
 from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
@@ -47,14 +48,28 @@ def evaluate_folder(folder: Path, records: Path, base: str | None, data: DataCon
         ConfigError: no adapter in the folder, or one that does not fit the base.
         DataError, BaseModelError: records or base cannot be read.
     """
-    chosen = BaseConfig(model=base or named_base(folder))
-    rows = read_records(records, data)
-    return _evaluate(folder, rows, chosen, data, label_set(rows))
+    chosen, rows = base_of(folder, base), read_records(records, data)
+    return _evaluate(folder, rows, chosen, data, classes(rows, chosen.task))
 
 
 def merge_folder(folder: Path, out: Path, base: str | None) -> None:
     """Write base and adapter as one plain model folder; see `fedpeft.adapters.merge.merge`."""
     merge(folder, out, BaseConfig(model=base or named_base(folder)))
+
+
+def base_of(folder: Path, base: str | None) -> BaseConfig:
+    """The base that an adapter folder is for, with the head that its task needs.
+
+    Args:
+        folder: an adapter folder of any peft method.
+        base: model folder or id; None: the one that the adapter names.
+
+    Raises:
+        ConfigError, BaseModelError: as `named_base`.
+    """
+    classifies = read_config(folder).get("task_type") == "SEQ_CLS"
+    task: Task = "sequence-classification" if classifies else "causal-lm"
+    return BaseConfig(model=base or named_base(folder), task=task)
 
 
 def named_base(folder: Path) -> str:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from fedpeft.adapters.merge import load_adapter
 from fedpeft.bases.load import load_apart
-from fedpeft.config.models import BaseConfig, DataConfig, Task
-from fedpeft.data import Example, Record, label_set, read_records, read_written, tokenise
+from fedpeft.config.models import BaseConfig, DataConfig
+from fedpeft.data import Example, Record, read_records, read_written, tokenise
 from fedpeft.errors import DataError
-from fedpeft.evaluation.adapter_folder import named_base
+from fedpeft.evaluation.adapter_folder import base_of
+from fedpeft.evaluation.held_out import classes
 from fedpeft.packing.file_format import Claim
-from fedpeft.packing.peft_folder import Tensors, digest_of, read_adapter
+from fedpeft.packing.peft_folder import Tensors, digest_of
 from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
 
@@ -90,18 +91,8 @@ def judge_of_records(folder: Path, records: Path, base: str | None, data: DataCo
     """
     if not records.is_file():
         raise DataError(f"no records at {str(records)!r}; give one file")
-    task: Task = "causal-lm"
-    if read_adapter(folder).config.get("task_type") == "SEQ_CLS":
-        task = "sequence-classification"
-    chosen = BaseConfig(model=base or named_base(folder), task=task)
-    rows = read_records(records, data)
-    labels = label_set(rows)
-    return _judge(folder, (records, rows), chosen, data, labels if _is_labelled(labels, rows) else [])
-
-
-def _is_labelled(labels: Sequence[str], rows: Sequence[Record]) -> bool:
-    """Whether completions repeat enough to be classes; free text has a completion of its own in each row."""
-    return 1 < len(labels) <= max(2, len(rows) // 4)
+    chosen, rows = base_of(folder, base), read_records(records, data)
+    return _judge(folder, (records, rows), chosen, data, classes(rows, chosen.task))
 
 
 def _judge(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpeft.bases import Base, load_base
 from fedpeft.config import Config
+from fedpeft.config.models import Task
 from fedpeft.data import Example, Record, label_set, read_written, tokenise
 from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
@@ -18,13 +19,20 @@ if TYPE_CHECKING:
     from fedpeft.evaluation.metrics import Evaluation
 
 MAX_CLASSES = 64
-"""More distinct completions than this are free text, for which no accuracy is reported."""
+RECORDS_PER_CLASS = 4
+"""More distinct completions than `MAX_CLASSES`, or than one in so many records, are no labels; two are."""
 
 
-def classes(records: Sequence[Record]) -> list[str]:
-    """The classes of a labelled task, or nothing where completions are free text."""
-    labels = label_set(records)
-    return labels if 1 < len(labels) <= MAX_CLASSES else []
+def classes(records: Sequence[Record], task: Task) -> list[str]:
+    """The distinct completions, sorted, where they are the labels of a task; nothing for free text.
+
+    The one rule of every evaluation: simulated and deployed runs, adapter folders, packed adapters. A
+    sequence classifier's completions are always labels. For free text no accuracy is reported.
+    """
+    labels, most = label_set(records), min(MAX_CLASSES, max(2, len(records) // RECORDS_PER_CLASS))
+    if task == "sequence-classification":
+        most = len(labels)
+    return labels if 1 < len(labels) <= most else []
 
 
 def load_run_base(config: Config, labels: Sequence[str]) -> Base:

@@ -92,7 +92,7 @@ class FederationLab:
         """
         federation = load_federation(config)
         records = [record for part in federation.organisations for record in part.train]
-        labels = classes([*records, *federation.test])
+        labels = classes([*records, *federation.test], config.base.task)
         base = load_run_base(config, labels)
         attached = attach(base, config.adapter, config.run.seed)
         if attached.law is not None:

@@ -94,7 +94,7 @@ def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> Ru
     if unknown := sorted(set(config.adapter.ranks) - set(names)):
         raise ConfigError(f"adapter.ranks names {unknown[0]!r}; the organisations are {', '.join(names)}")
     at("loading the base")
-    base = load_run_base(config, _labels(federation))
+    base = load_run_base(config, _labels(federation, config))
     _promise(config, base, report)
     agreed = config.base.model_copy(update={"sha256": base.sha256, "threads": _threads(config)})
     config = config.model_copy(update={"base": agreed})
@@ -118,14 +118,17 @@ def _threads(config: Config) -> int:
     return config.base.threads or torch.get_num_threads()
 
 
-def _labels(federation: Federation) -> list[str]:
+def _labels(federation: Federation, config: Config) -> list[str]:
     train = [record for organisation in federation.organisations for record in organisation.train]
-    return classes([*train, *federation.test])
+    return classes([*train, *federation.test], config.base.task)
 
 
 def _fill(store: RunStore, config: Config, federation: Federation) -> None:
     """Write one home per organisation, the test records and, as the sign that all is there, the labels."""
-    labels, names = _labels(federation), [organisation.name for organisation in federation.organisations]
+    labels, names = (
+        _labels(federation, config),
+        [organisation.name for organisation in federation.organisations],
+    )
     roster = names if config.exchange.secure.enabled else ()
     for index, organisation in enumerate(federation.organisations):
         home, facts = (
