@@ -26,7 +26,7 @@ def test_fewer_nodes_in_a_noisy_sum_do_not_change_its_divisor(nodes):
     grid = Grid(size=SIZE, steps_per_clip=100.0, least_nodes=3)
     plan = PrivacyPlan(1.0, 2.0, 0.5, 7, 1, 5, 1e-5, "node", "distributed", grid=grid)
     config = SimpleNamespace(exchange=SimpleNamespace(secure=SimpleNamespace(bits=16)))
-    setup = SimpleNamespace(privacy=plan, initial=SimpleNamespace(layout=LAYOUT), config=config)
+    setup = SimpleNamespace(initial=SimpleNamespace(layout=LAYOUT), config=config)
     total = np.arange(SIZE, dtype=np.int64)
     opened = SimpleNamespace(result=lambda bound: (total, nodes), participants=("node",) * nodes)
     codec = PublicTernary(PublicSupport(1.0)).at(Context(bytes(16), 1, COORDINATOR, bytes(32), "up"), None)
