@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from harness import Mutant
 
-CENTRAL, ROSTER, COORDINATOR = (
+CENTRAL, ROSTER, CHANNEL = (
     "fedpeft.aggregation.central_dp",
     "fedpeft_server.rounds.roster",
-    "fedpeft_server.rounds.round_loop",
+    "fedpeft_server.rounds.update_channel",
 )
 EXCHANGE, SUMMANDS = "fedpeft.exchange.plan", "fedpeft_clients.rounds.secure_payload"
 NODE, TERMS, MASKS = "fedpeft.secagg.node", "fedpeft.secagg.context", "fedpeft.secagg.masks"
@@ -90,9 +90,10 @@ MUTANTS = (
     Mutant(
         7,
         "a round of which nobody was drawn is left out",
-        COORDINATOR,
-        "        if self.account is not None:\n            return self._release(",
-        "        if self.account is not None and inbox.accepted:\n            return self._release(",
+        CHANNEL,
+        "        after, measured = state.absorb(inbox.round, contributions)\n",
+        "        if not inbox.accepted:\n            return state, {}\n"
+        "        after, measured = state.absorb(inbox.round, contributions)\n",
         (SERVER + "test_a_draw_of_nobody_is_a_round_of_noise",),
     ),
     Mutant(
@@ -186,7 +187,7 @@ MUTANTS = (
     Mutant(
         28,
         "events tell of updates that the coordinator's noise is to hide",
-        COORDINATOR,
+        CHANNEL,
         "told = {key: value for key, value in event.items() if key not in MEASURED}",
         "told = dict(event)",
         (SERVER + "test_each_round_is_reserved_before_anybody_is_asked_and_told_without_figures_of_updates",),

@@ -28,7 +28,7 @@ PASSES, LOCAL, SAMPLING = (
     "fedpeft.training.local",
     "fedpeft.privacy.sampling",
 )
-ROSTER, COORDINATOR = "fedpeft_server.rounds.roster", "fedpeft_server.rounds.round_loop"
+ROSTER, CHANNEL = "fedpeft_server.rounds.roster", "fedpeft_server.rounds.update_channel"
 
 NOISY, COUPLED = "fedpeft/test_privacy_central.py::", "fedpeft/test_privacy_coupling.py::"
 PLANS, FIGURES = "fedpeft/test_privacy_plan.py::", "fedpeft/test_privacy_accounting.py::"
@@ -152,7 +152,7 @@ MUTANTS = (
     Mutant(
         28,
         "a draw by secret coins is told by name",
-        COORDINATOR,
+        CHANNEL,
         'if self.setup.config.federation.selection != "poisson":',
         'if self.setup.config.federation.selection != "":',
         ("server/test_central.py::test_the_draw_of_secret_coins_leaves_no_names",),
@@ -176,9 +176,9 @@ MUTANTS = (
     Mutant(
         16,
         "secret coins follow the run's public seed",
-        COORDINATOR,
-        'coins = randomness(plan, config.run.seed, number, "participation") if plan else words',
-        f'coins = {SEEDED}(bytes(24) + config.run.seed.to_bytes(8, "big"))',
+        CHANNEL,
+        'return randomness(self.account.plan, self.setup.config.run.seed, round, "participation")',
+        f'return {SEEDED}(bytes(24) + self.setup.config.run.seed.to_bytes(8, "big"))',
         (SERVER + "test_the_coins_of_a_private_draw_are_no_function_of_the_public_seed",),
     ),
     Mutant(

@@ -99,8 +99,7 @@ class Deployed:
         grid = KeyedGrid(self._app(), [{"index": index} for index in range(self.nodes)], flower_run)
         every = grid.get_node_ids
         grid.get_node_ids = lambda: [node for node in every() if node - 1000 not in self.offline]
-        made = round_loop._resume(self.setup, store, report)
-        made.stop = self.stop
+        made = round_loop._resume(self.setup, store, report, self.stop)
         if deployed:
             made.deploy(Enrolled(lambda: dict(self.enrolled), OWNER))
         try:

@@ -15,6 +15,7 @@ from fedpeft.privacy.plan import Grid, PrivacyPlan
 from fedpeft.protocol.messages import COORDINATOR
 from fedpeft_server.rounds.round_loop import Coordinator
 from fedpeft_server.rounds.secure_aggregation import SecureSums
+from fedpeft_server.rounds.update_channel import CentralNoiseChannel, PlainChannel
 
 SIZE = 40
 LAYOUT = Layout.of({"w": np.zeros(SIZE)})
@@ -38,9 +39,11 @@ def drawn(privacy, seed):
     """Who is drawn of 80 nodes in round 1, by the coordinator's own way of sampling."""
     federation = FederationConfig(selection="poisson", participation=0.5)
     config = SimpleNamespace(run=SimpleNamespace(seed=seed), federation=federation)
-    setup = SimpleNamespace(config=config, plan=SimpleNamespace(central=privacy))
+    setup = SimpleNamespace(config=config)
+    account = SimpleNamespace(plan=privacy)
+    channel = CentralNoiseChannel(setup, account) if privacy else PlainChannel(setup)
     roster = SimpleNamespace(keys={f"n{index:02d}": b"" for index in range(80)})
-    return Coordinator._sample(SimpleNamespace(setup=setup, roster=roster, sums=None), 1)
+    return Coordinator._sample(SimpleNamespace(setup=setup, roster=roster, channel=channel), 1)
 
 
 def test_the_coins_of_a_private_draw_are_no_function_of_the_public_seed():

@@ -148,6 +148,10 @@ class Inbox:
         self.accepted[member.name] = letter.reply
         return values
 
+    def terms(self, name: str) -> tuple[int, bytes]:
+        """Attempt of the round's secure sum, 0 without one, and what was dealt to a node for it."""
+        return (self.secure.task.attempt, self.secure.shares_for(name)) if self.secure else (0, b"")
+
     def limit(self, name: str) -> int:
         """The most bytes that the envelope of a node may have."""
         if self.secure is not None:

@@ -55,6 +55,12 @@ class Setup:
         return Context(self.run_id, round, COORDINATOR, before, "down")
 
     @property
+    def asks_everybody(self) -> bool:
+        """Whether a round that is repeated waits for no node in particular."""
+        federation = self.config.federation
+        return federation.selection == "seeded" and federation.participation == 1
+
+    @property
     def compares(self) -> bool:
         """Whether norms of single updates may be compared: not in a secure sum, not under central noise."""
         return self.plan.central is None and not self.config.exchange.secure.enabled

@@ -175,10 +175,8 @@ class SecureSums:
     exponents: list[int]
 
     @classmethod
-    def of(cls, setup: Setup) -> SecureSums | None:
-        """The sums of a run that agreed to them."""
-        if not setup.config.exchange.secure.enabled:
-            return None
+    def of(cls, setup: Setup) -> SecureSums:
+        """The sums of a run that agreed to them, before its first round."""
         tensors = len(setup.initial.layout.names)
         return cls(setup, [exponent_of(first_scale(setup))] * tensors)
 
