@@ -139,7 +139,7 @@ def test_under_privacy_the_seconds_stay_at_home(federation_round_two):
 
 def test_the_training_loss_is_noted_at_home_and_no_reply_has_a_place_for_it(federation_round_two):
     home, task, blob = federation_round_two
-    train(home, task, blob)
+    train(NodeContext(home), task, blob)
     notes = [json.loads(line) for line in home.times.read_text().splitlines()]
     assert [note["loss"] > 0 for note in notes] == [True, True]
     assert not [field.name for field in fields(TrainReply) if "loss" in field.name]
