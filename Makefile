@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.fedpeft-setup
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-portable test-slow test-faults test-gpu fuzz mutants lint docs bench clean
+.PHONY: setup demo test test-portable test-slow test-faults test-gpu fuzz mutants lint docs bench wheel clean
 
 setup: $(STAMP)
 
@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "fedpeft needs Python 3.11 or 3.12; set PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,ray]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,ray,reports,simulation]' -c constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -53,6 +53,9 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/fedpeft bench all
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel .
 
 clean:
 	rm -rf build dist runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache

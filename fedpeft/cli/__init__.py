@@ -16,7 +16,7 @@ from importlib.util import find_spec
 import typer
 
 from fedpeft import __version__
-from fedpeft.cli import adapter, configuration, doctor, privacy, runs
+from fedpeft.cli import adapter, configuration, doctor, kits, privacy, runs
 from fedpeft.cli.argument_help import keep_argument_help
 from fedpeft.cli.output import EXIT_INTERRUPTED
 from fedpeft.errors import FedPeftError
@@ -46,7 +46,7 @@ def build_app() -> typer.Typer:
         del version
 
     app.callback()(root)
-    for module in (configuration, adapter, doctor, privacy, runs):
+    for module in (configuration, adapter, doctor, kits, privacy, runs):
         module.register(app)
     for point in sorted(entry_points(group="fedpeft.commands"), key=lambda point: point.name):
         if find_spec(point.module.partition(".")[0]) is not None:  # the wheel holds no benchmarks

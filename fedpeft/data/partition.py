@@ -9,6 +9,7 @@ from typing import Any
 from fedpeft.config.models import DataConfig
 from fedpeft.data.records import Record
 from fedpeft.errors import DataError
+from fedpeft.extras import needs
 from fedpeft.rng import stream
 
 
@@ -55,7 +56,8 @@ def _key(record: Record, cfg: DataConfig) -> str:
 
 
 def _indices(keys: list[str], cfg: DataConfig, nodes: int, seed: int) -> list[list[int]]:
-    import datasets
+    with needs("simulation", "data.partition"):
+        import datasets
 
     partitioner, count = _partitioner(keys, cfg, nodes, seed)
     partitioner.dataset = datasets.Dataset.from_dict({"index": list(range(len(keys))), "key": keys})
@@ -76,7 +78,8 @@ def _indices(keys: list[str], cfg: DataConfig, nodes: int, seed: int) -> list[li
 
 def _partitioner(keys: list[str], cfg: DataConfig, nodes: int, seed: int) -> tuple[Any, int]:
     """The partitioner and how many partitions it makes."""
-    from flwr_datasets import partitioner as kinds
+    with needs("simulation", "data.partition"):
+        from flwr_datasets import partitioner as kinds
 
     distinct = len(set(keys))
     if cfg.partition == "iid":

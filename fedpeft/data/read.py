@@ -17,6 +17,7 @@ from typing import Any
 from fedpeft.config.models import DataConfig
 from fedpeft.data.records import Record
 from fedpeft.errors import DataError
+from fedpeft.extras import needs
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row | DataError]]
@@ -186,8 +187,9 @@ def _header(path: Path, row: list[str]) -> list[str]:
 
 
 def _read_parquet(path: Path) -> Rows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    with needs("datasets", "a Parquet file"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
     try:
         batches = list(pq.ParquetFile(path).iter_batches())
@@ -210,7 +212,8 @@ def _numbered(path: Path, rows: Iterable[Any]) -> Rows:
 
 
 def _read_dataset(path: Path) -> Rows:
-    import datasets
+    with needs("datasets", "a folder saved by datasets"):
+        import datasets
 
     try:
         data = datasets.load_from_disk(str(path))

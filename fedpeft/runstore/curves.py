@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedpeft.errors import ConfigError
+from fedpeft.extras import needs
 from fedpeft.runstore.files import write_atomic
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -27,10 +28,8 @@ def draw(series: Mapping[str, Sequence[tuple[int, float]]], what: str, path: Pat
         raise ConfigError(f"cannot draw {str(path)!r}; the file name must end in {', '.join(FORMATS)}")
     if not any(series.values()):
         raise ConfigError(f"none of these runs has recorded {what!r}")
-    try:
+    with needs("reports", "a picture"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("drawing needs matplotlib: pip install 'fedpeft[reports]'") from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.add_subplot()
     axis.spines[["top", "right"]].set_visible(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedpeft.errors import ConfigError
+from fedpeft.extras import needs
 from fedpeft.tracking.trackers import Tracked, Tracker
 
 EXPERIMENT = "fedpeft"
@@ -17,10 +17,8 @@ def open_tracker(run: Tracked) -> Tracker:
     Raises:
         ConfigError: the package ``mlflow`` is not installed.
     """
-    try:
+    with needs("mlflow", "tracker 'mlflow'"):
         import mlflow  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ConfigError("tracker 'mlflow': pip install 'fedpeft[mlflow]'") from None
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     number = client.create_experiment(EXPERIMENT) if experiment is None else experiment.experiment_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedpeft.errors import ConfigError
+from fedpeft.extras import needs
 from fedpeft.tracking.trackers import Tracked, Tracker
 
 
@@ -15,10 +15,8 @@ def open_tracker(run: Tracked) -> Tracker:
     Raises:
         ConfigError: the package ``tensorboard`` is not installed.
     """
-    try:
+    with needs("tensorboard", "tracker 'tensorboard'"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("tracker 'tensorboard': pip install 'fedpeft[tensorboard]'") from None
     writer = SummaryWriter(str(run.folder / "tensorboard"))
     writer.add_text("settings", "\n".join(f"    {key} = {value}" for key, value in run.settings.items()))
     return TensorBoard(writer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedpeft.errors import ConfigError
+from fedpeft.extras import needs
 from fedpeft.tracking.trackers import Tracked, Tracker
 
 PROJECT = "fedpeft"
@@ -17,10 +17,8 @@ def open_tracker(run: Tracked) -> Tracker:
     Raises:
         ConfigError: the package ``wandb`` is not installed.
     """
-    try:
+    with needs("wandb", "tracker 'wandb'"):
         import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ConfigError("tracker 'wandb': pip install 'fedpeft[wandb]'") from None
     return WeightsAndBiases(
         wandb.init(project=PROJECT, name=run.name, config=dict(run.settings), dir=str(run.folder))
     )

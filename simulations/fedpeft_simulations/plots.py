@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ BASELINE = {"markersize": 11, "label": "best baseline"}
 
 
 def plot_run(store: RunStore) -> list[Path]:
-    """Draw what the run has recorded; a picture without data is left out.
+    """Draw what the run has recorded; a picture without data is left out, without matplotlib all are.
 
     Returns:
         The files written.
     """
+    if find_spec("matplotlib") is None:
+        return []
     rounds = list(store.events("round"))
     report = store.path / "audit" / "report.json"
     findings = json.loads(report.read_text())["findings"] if report.exists() else []

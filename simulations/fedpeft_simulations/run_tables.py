@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpeft.extras import needs
 from fedpeft.runstore import RunStore
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Run:
     @property
     def rounds(self) -> DataFrame:
         """One row per round: what was sent and how long it took; held-out ``loss`` where it was measured."""
-        from pandas import DataFrame
+        with needs("simulation", "a table of a run"):
+            from pandas import DataFrame
 
         store = RunStore.open(self.path)
         table = DataFrame(list(store.events("round")))
@@ -75,7 +77,8 @@ class Run:
         Raises:
             RunError: the run has not finished.
         """
-        from pandas import DataFrame
+        with needs("simulation", "a table of a run"):
+            from pandas import DataFrame
 
         store = RunStore.open(self.path)
         privacy = {node["name"]: node for node in store.summary["privacy"]["nodes"]}
@@ -85,7 +88,8 @@ class Run:
     @property
     def findings(self) -> DataFrame:
         """One row per attack and stage of the audit, the headline figure with its interval; may be empty."""
-        from pandas import DataFrame
+        with needs("simulation", "a table of a run"):
+            from pandas import DataFrame
 
         path = self.path / "audit" / "report.json"
         found = json.loads(path.read_text(encoding="utf-8"))["findings"] if path.is_file() else []

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.util import find_spec
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +28,18 @@ _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "fedpeft", "font.size": 8
 
 
 def ladder_picture(steps: Sequence[Step]) -> str:
-    """The ladder as an ``<svg>`` element with title and description; empty where no attack has a figure.
+    """The ladder as an ``<svg>`` element with title and description.
+
+    Empty where no attack has a figure, or matplotlib is not installed; the table beside it holds all figures.
 
     A marker per attack, filled where the finding counts as a leak; a thin line for the 95 % interval and an
     upright tick for the best baseline.
     """
+    names = filled(steps)
+    if not names or find_spec("matplotlib") is None:
+        return ""
     from matplotlib import rc_context
 
-    names = filled(steps)
-    if not names:
-        return ""
     with rc_context(_STYLE):
         return _inline(_draw(steps, names), "ladder", "Leakage by pipeline stage", _description(steps, names))
 

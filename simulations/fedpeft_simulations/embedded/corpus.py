@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-from faker import Faker
+from typing import TYPE_CHECKING
 
 from fedpeft_simulations.embedded.people import make_person, source
 from fedpeft_simulations.embedded.vocabulary import Domain, Topic, domains, phrases_of_time, read_table
+
+if TYPE_CHECKING:
+    from faker import Faker
 
 _CLOSING_SHARE = 0.8
 _ASIDE_SHARE = 0.4

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from faker import Faker
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedpeft.data import Record
 from fedpeft.errors import ConfigError
 from fedpeft_simulations.embedded.people import Person, make_person, source
 from fedpeft_simulations.embedded.vocabulary import Topic, domains, phrases_of_time, read_table
+
+if TYPE_CHECKING:
+    from faker import Faker
 
 Split = Literal["train", "validation", "test"]
 

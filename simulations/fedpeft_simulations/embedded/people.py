@@ -12,15 +12,17 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cache
-from typing import Literal
-
-from faker import Faker
-from faker.providers.person.en_US import Provider as Names
+from typing import TYPE_CHECKING, Literal
 
 from fedpeft import rng
+from fedpeft.extras import needs
 from fedpeft_simulations.embedded.vocabulary import common_words, roads
 
+if TYPE_CHECKING:
+    from faker import Faker
+
 Side = Literal["public", "private"]
+WHAT = "made-up text (the embedded data, canaries)"
 
 _OLDEST, _YOUNGEST = date(1940, 1, 1).toordinal() // 2, date(2005, 12, 31).toordinal() // 2
 
@@ -67,6 +69,8 @@ def _names(side: Side, names: Iterable[str]) -> tuple[str, ...]:
 @cache
 def pool(side: Side) -> Pool:
     """Return the pool of one side; the two sides have no word, prefix or mail domain in common."""
+    with needs("simulation", WHAT):
+        from faker.providers.person.en_US import Provider as Names
     first, last = _names(side, Names.first_names), _names(side, Names.last_names)
     if side == "public":
         return Pool(first, last, "0190 ######", "2#######", ("example.org", "mail.example", "post.example"))
@@ -75,6 +79,8 @@ def pool(side: Side) -> Pool:
 
 def source(seed: int, node: str, purpose: str) -> Faker:
     """Return Faker with its own generator, seeded from the stream of (seed, node, purpose)."""
+    with needs("simulation", WHAT):
+        from faker import Faker
     fake = Faker("en_US")
     fake.seed_instance(int(rng.stream(seed, 0, node, purpose).integers(2**62)))
     return fake
