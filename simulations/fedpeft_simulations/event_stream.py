@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.config import Config, load_config
+from fedpeft.config.models import EMBEDDED
+from fedpeft.config.scenarios import DEFAULTS, embedded_scenario
 from fedpeft.errors import ConfigError, RunError
 from fedpeft_simulations.progress import Mode, Progress
 from fedpeft_simulations.run_tables import Run
@@ -28,8 +30,8 @@ def simulate(
     It starts when the first event, or the result, is asked for.
 
     Args:
-        scenario: a config, the path of a scenario file, or ``"embedded"``: the federation that the package
-            carries.
+        scenario: a config, the path of a scenario file, ``"embedded"`` (the federation that the package
+            carries), or ``"defaults"``.
         settings: values by full name, such as ``{"federation.rounds": 2}``, in place of a scenario file's.
         out: run directory; default: ``runs/<run.name>``.
         mode: make a new run, continue one that was stopped (with its own settings), or replace one.
@@ -49,10 +51,9 @@ def simulate(
     return Simulation(config, Path(out) if out is not None else Path("runs") / config.run.name, mode)
 
 
-def _file(scenario: Path | str) -> Path:
-    from fedpeft.config.scenarios import embedded_scenario
-
-    return embedded_scenario() if scenario == "embedded" else Path(scenario)
+def _file(scenario: Path | str) -> Path | None:
+    named = {EMBEDDED: embedded_scenario(), DEFAULTS: None}
+    return named[str(scenario)] if str(scenario) in named else Path(scenario)
 
 
 class Simulation(Iterator[Event]):

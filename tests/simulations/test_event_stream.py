@@ -78,6 +78,13 @@ def test_an_error_of_the_run_reaches_who_reads_the_events(tmp_path):
         list(simulate("embedded", SMALL, tmp_path / "run"))
 
 
+def test_scenarios_are_named_as_on_the_command_line(tmp_path):
+    (tmp_path / "mine.toml").write_text("[federation]\nrounds = 3\n")
+    assert simulate("embedded").config == load_config(embedded_scenario())
+    assert simulate("defaults", {"run.seed": 5}).config == load_config(None, ["run.seed=5"])
+    assert simulate(str(tmp_path / "mine.toml")).config.federation.rounds == 3
+
+
 def test_wrong_scenarios_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"adapter\.rank"):
         simulate("embedded", {"adapter.rnak": 4})
