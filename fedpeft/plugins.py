@@ -6,17 +6,18 @@ Only names and places stand here, so that checking a setting imports nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from fedpeft.errors import ConfigError, ExchangeError
+from fedpeft.errors import AuditError, ConfigError, DataError, ExchangeError
 from fedpeft.registry import Registry, nearest
 
 if TYPE_CHECKING:
     from fedpeft.adapters.methods.base import AdapterMethod
+    from fedpeft.aggregation.base import AggregationRule
+    from fedpeft.data.readers import Reader
     from fedpeft.exchange.codecs.base import Codec
-
 FOREIGN_WIRE_IDS = range(64, 255)
 """Numbers in an envelope's header that codecs of other packages may have; the rest are fedpeft's."""
 
@@ -67,6 +68,56 @@ ADAPTER_METHODS: Registry[AdapterMethod] = Registry(
 )
 """Of ``adapter.method``, where a method has several modes with ``/`` and ``adapter.aggregation``."""
 
+_RULES = "fedpeft.aggregation"
+AGGREGATION_RULES: Registry[type[AggregationRule]] = Registry(
+    kind="aggregation_rules",
+    noun="aggregation rule",
+    error=ConfigError,
+    expects=f"{_RULES}.base:AggregationRule",
+    shipped={
+        "none": f"{_RULES}.base:PlainMean",
+        "median": f"{_RULES}.robust:Median",
+        "trimmed-mean": f"{_RULES}.robust:TrimmedMean",
+        "norm-clip": f"{_RULES}.robust:NormClip",
+        "geometric-median": f"{_RULES}.robust:GeometricMedian",
+    },
+)
+"""Of ``federation.robust``, beside ``auto``."""
+
+_READERS = "fedpeft.data.readers"
+READERS: Registry[Reader] = Registry(
+    kind="readers",
+    noun="reader",
+    error=DataError,
+    expects=f"{_READERS}:Reader",
+    shipped={
+        "jsonl": f"{_READERS}:JSONL",
+        "csv": f"{_READERS}:CSV",
+        "parquet": f"{_READERS}:PARQUET",
+        "datasets": f"{_READERS}:DATASETS",
+    },
+)
+"""Of ``data.format``, beside ``auto``."""
+
+_ATTACKS = "fedpeft_attacks.registry"
+ATTACKS: Registry[Any] = Registry(
+    kind="attacks",
+    noun="attack",
+    error=AuditError,
+    expects=f"{_ATTACKS}:Attack",
+    shipped={
+        "span": f"{_ATTACKS}:SPAN",
+        "sparse-recovery": f"{_ATTACKS}:SPARSE_RECOVERY",
+        "sequences": f"{_ATTACKS}:SEQUENCES",
+    },
+)
+"""Of ``audit.attacks``, beside `AUDIT_PARTS`. The core knows the names alone: the audit is no part of it."""
+
+AUTO = "auto"
+"""In place of the name of a reader or of an aggregation rule: whatever fits."""
+AUDIT_PARTS = ("released", "epsilon")
+"""What ``audit.attacks`` may name beside attacks on updates: those on the adapter, audits of the claim."""
+
 
 def known(noun: str, names: Callable[[], Iterable[str]]) -> Callable[[str], str]:
     """A check that a setting is one of some names; its error gives the nearest."""
@@ -87,6 +138,23 @@ CodecName = Annotated[str, AfterValidator(known("codec", lambda: CODECS)), Field
 MethodName = Annotated[
     str, AfterValidator(known("adapter method", _methods)), Field(examples=["lora", "miss", "ia3"])
 ]
+ReaderName = Annotated[
+    str, AfterValidator(known("format", lambda: (AUTO, *READERS))), Field(examples=[AUTO, *READERS.shipped])
+]
+RuleName = Annotated[
+    str,
+    AfterValidator(known("aggregation rule", lambda: (AUTO, *AGGREGATION_RULES))),
+    Field(examples=[AUTO, *AGGREGATION_RULES.shipped]),
+]
+AttackName = Annotated[
+    str,
+    AfterValidator(known("attack", lambda: (*ATTACKS, *AUDIT_PARTS))),
+    Field(examples=[*ATTACKS.shipped, *AUDIT_PARTS]),
+]
 
 register_codec = CODECS.register
 """Add a codec in this process alone, by the name that settings use; packages use entry points."""
+register_adapter_method = ADAPTER_METHODS.register
+register_aggregation_rule = AGGREGATION_RULES.register
+register_reader = READERS.register
+register_attack = ATTACKS.register

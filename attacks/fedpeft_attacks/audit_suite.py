@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from fedpeft.plugins import AUDIT_PARTS
 from fedpeft.progress_reports import at
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.dp_audit.report_checks import claim_checks
@@ -21,9 +22,7 @@ from fedpeft_attacks.results.findings import Example, Finding, Report
 
 Progress = Callable[[str], None]
 
-RELEASED, EPSILON = "released", "epsilon"
-PARTS = (RELEASED, EPSILON)
-"""What ``audit.attacks`` may name beside attacks on updates: those on the adapter, audits of the claim."""
+RELEASED, EPSILON = AUDIT_PARTS
 
 
 def audit(
@@ -39,7 +38,7 @@ def audit(
 
     Args:
         run_dir: a run directory whose config had ``audit.enabled``.
-        attacks: names of attacks, or of `PARTS`; default: ``audit.attacks`` of the run's config.
+        attacks: names of attacks, or of `AUDIT_PARTS`; default: ``audit.attacks`` of the run's config.
         out: folder of the report; default: ``RUN/audit``.
         progress: called with one line before each step.
         delivery: whether recovered text is kept and who signs; default: redacted and not signed.
@@ -52,7 +51,7 @@ def audit(
     if delivery.sign_with is not None:
         signer_in(delivery.sign_with)
     names = tuple(attacks or store.config.audit.attacks)
-    solvers = {name: attack_named(name) for name in names if name not in PARTS}
+    solvers = {name: attack_named(name) for name in names if name not in AUDIT_PARTS}
     taps = read_taps(store)
     _say(progress, "audit: the base and what was tapped")
     at("loading the base")

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedpeft_attacks.registry import ATTACKS
+from fedpeft.plugins import ATTACKS
 from fedpeft_attacks.results.token_scores import Control, Score, recall, score, verdict_of
 from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, NOT_COVERED, UNFINISHED
 from fedpeft_attacks.views import Guess, NotCovered, View

@@ -8,6 +8,8 @@ from functools import partial
 from hashlib import sha256
 
 from fedpeft.errors import AuditError
+from fedpeft.plugins import ATTACKS, AUDIT_PARTS
+from fedpeft.registry import nearest
 from fedpeft_attacks.tokens.blocks import Block
 from fedpeft_attacks.tokens.observations import observations
 from fedpeft_attacks.tokens.span_check import span_check
@@ -83,37 +85,31 @@ class Attack:
         return self.solve(view, seconds)
 
 
-ATTACKS: dict[str, Attack] = {
-    attack.name: attack
-    for attack in (
-        Attack(
-            "span",
-            frozenset({"token inputs"}),
-            partial(_attack, _span),
-            "Span check (DAGER, Petrov et al. 2024). Gradients of the first layer are sums of known vectors, "
-            "one per token; the check asks of each token whether its vector lies in what was sent.",
-        ),
-        Attack(
-            "sparse-recovery",
-            frozenset({"token inputs"}),
-            partial(_attack, _sparse),
-            "Sparse recovery (rank-aware matching pursuit, Davies and Eldar 2012; where the update is full "
-            "or noisy, sparse Bayesian recovery, Wipf and Rao 2007). Looks for the few tokens whose vectors "
-            "together explain what was sent, also where there are many more tokens than ranks; may use what "
-            "the base tends to write.",
-        ),
-        Attack(
-            "sequences",
-            frozenset({"token inputs", "model", "records"}),
-            _records,
-            "Sequence assembly (span checks of partial records as in DAGER, Petrov et al. 2024; pairing as "
-            "in ReCIT, Xie et al. 2025). Writes whole records token by token so that their gradient explains "
-            "what was sent, helped by what the base writes; where nothing is left, it knows it is right.",
-            trials=2,
-        ),
-    )
-}
-"""Every attack by its name; adding one is a module with a solver, and a line here."""
+SPAN = Attack(
+    "span",
+    frozenset({"token inputs"}),
+    partial(_attack, _span),
+    "Span check (DAGER, Petrov et al. 2024). Gradients of the first layer are sums of known vectors, "
+    "one per token; the check asks of each token whether its vector lies in what was sent.",
+)
+SPARSE_RECOVERY = Attack(
+    "sparse-recovery",
+    frozenset({"token inputs"}),
+    partial(_attack, _sparse),
+    "Sparse recovery (rank-aware matching pursuit, Davies and Eldar 2012; where the update is full "
+    "or noisy, sparse Bayesian recovery, Wipf and Rao 2007). Looks for the few tokens whose vectors "
+    "together explain what was sent, also where there are many more tokens than ranks; may use what "
+    "the base tends to write.",
+)
+SEQUENCES = Attack(
+    "sequences",
+    frozenset({"token inputs", "model", "records"}),
+    _records,
+    "Sequence assembly (span checks of partial records as in DAGER, Petrov et al. 2024; pairing as "
+    "in ReCIT, Xie et al. 2025). Writes whole records token by token so that their gradient explains "
+    "what was sent, helped by what the base writes; where nothing is left, it knows it is right.",
+    trials=2,
+)
 
 
 def attack_named(name: str) -> Attack:
@@ -123,7 +119,7 @@ def attack_named(name: str) -> Attack:
         AuditError: there is none.
     """
     if name not in ATTACKS:
-        raise AuditError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)}, released, epsilon")
+        raise AuditError(f"unknown attack {name!r}; {nearest('attack', name, (*ATTACKS, *AUDIT_PARTS))}")
     return ATTACKS[name]
 
 

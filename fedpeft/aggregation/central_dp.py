@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedpeft.aggregation.base import AggregationRule
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy import noise
 from fedpeft.privacy.csprng import KEY_BYTES, Randomness, seeded, words
@@ -95,7 +96,7 @@ def sum_multiplier(plan: PrivacyPlan) -> float:
 
 
 @dataclass(frozen=True)
-class CentralNoise:
+class CentralNoise(AggregationRule):
     """``(sum of clipped updates + noise) / expected nodes``: one release; a law of aggregation.
 
     The noise is drawn once per release, in float64, before any cast, from the operating system's entropy.
@@ -113,6 +114,9 @@ class CentralNoise:
         done: releases so far.
         seed: of a reproducible plan.
     """
+
+    needs_dense = False
+    cuts = True
 
     plan: PrivacyPlan
     clip: float

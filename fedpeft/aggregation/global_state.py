@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedpeft.aggregation import Contribution, FactorLaw, FactorState, mean_step
+from fedpeft.aggregation import Contribution, FactorLaw, FactorState
+from fedpeft.aggregation.base import AggregationRule, PlainMean
 from fedpeft.aggregation.server_optimisers import Moments, Vector, step
 from fedpeft.config.models import Config, ServerOptimiserConfig
 from fedpeft.errors import ConfigError
@@ -34,48 +35,6 @@ class Release:
     update: Update | None
     plan: ExchangePlan
     before: bytes
-
-
-class MeanLaw(Protocol):
-    """What becomes of the nodes' updates before the server's step: their plain mean, or one under noise.
-
-    A law is immutable; what it remembers from round to round is part of every checkpoint.
-    """
-
-    def mean(
-        self, size: int, contributions: Iterable[Contribution]
-    ) -> tuple[Vector, MeanLaw, dict[str, Any]]:
-        """The mean, float64, shape ``(size,)``; the law of the next round; and facts that may be told.
-
-        Contributions come in rising order of node and are read one at a time.
-        """
-        ...
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Everything a checkpoint needs."""
-        ...
-
-    def restored(self, arrays: Mapping[str, np.ndarray]) -> MeanLaw:
-        """The law that `arrays` was taken from."""
-        ...
-
-
-class PlainMean:
-    """The weighted mean as it is."""
-
-    def mean(
-        self, size: int, contributions: Iterable[Contribution]
-    ) -> tuple[Vector, MeanLaw, dict[str, Any]]:
-        """The mean; see `fedpeft.adapters.mean_step`."""
-        return mean_step(size, contributions), self, {}
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Nothing to remember."""
-        return {}
-
-    def restored(self, arrays: Mapping[str, np.ndarray]) -> MeanLaw:
-        """Itself."""
-        return self
 
 
 class GlobalState(Protocol):
@@ -154,7 +113,7 @@ class VectorState:
     held: FloatVector
     moments: Moments = field(default_factory=Moments)
     feedback: bool = True
-    law: MeanLaw = field(default_factory=PlainMean)
+    law: AggregationRule = field(default_factory=PlainMean)
 
     @property
     def ranks(self) -> list[int]:
@@ -276,7 +235,11 @@ def _part(arrays: Mapping[str, np.ndarray], folder: str) -> dict[str, np.ndarray
 
 
 def initial_state(
-    config: Config, law: FactorLaw | None, layout: Layout, values: FloatVector, mean: MeanLaw | None = None
+    config: Config,
+    law: FactorLaw | None,
+    layout: Layout,
+    values: FloatVector,
+    mean: AggregationRule | None = None,
 ) -> GlobalState:
     """The state before round 1.
 

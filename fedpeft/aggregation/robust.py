@@ -8,20 +8,22 @@ noise (which cuts each update to its clip) the choice of one update must not dep
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.aggregation import Contribution
+from fedpeft.aggregation.base import AggregationRule
 from fedpeft.aggregation.server_optimisers import Vector
 from fedpeft.config import Config
 from fedpeft.config.models import FederationConfig
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange import Decoded
-from fedpeft.plugins import ADAPTER_METHODS
+from fedpeft.plugins import ADAPTER_METHODS, AGGREGATION_RULES, AUTO
 
 LEAST_NORMS = 3
 """Fewer updates have no median that one of them cannot set."""
@@ -50,7 +52,8 @@ def too_long(norms: Mapping[str, float], federation: FederationConfig) -> dict[s
     times the lower median of the others, if these are at least three. While fewer than half of the updates
     are hostile the median lies between honest norms.
     """
-    bound = 0.0 if federation.robust == "norm-clip" else federation.norm_bound
+    cut = federation.robust != AUTO and AGGREGATION_RULES[federation.robust].cuts
+    bound = 0.0 if cut else federation.norm_bound
     causes = {
         name: f"its update has norm {norm:.3g}, federation.norm_bound is {bound:g}"
         for name, norm in norms.items()
@@ -66,75 +69,95 @@ def too_long(norms: Mapping[str, float], federation: FederationConfig) -> dict[s
     return causes | {name: f"its update has norm {norm:.3g}, {cause}" for name, norm in long.items()}
 
 
-@dataclass(frozen=True)
-class RobustMean:
-    """A law of aggregation that a minority of hostile updates moves by little; all nodes count alike.
-
-    * median: of each value (Yin et al. 2018, arXiv 1803.01498).
-    * trimmed-mean: of each value, without the ``trim`` share of nodes on either side (the same).
-    * norm-clip: the mean of updates cut to one length, ``bound`` or, where that is 0, the median of the
-      round's norms (Sun et al. 2019, arXiv 1911.07963).
-    * geometric-median: of updates cut to the median of the round's norms, the point with the least sum of
-      distances to them, by smoothed Weiszfeld steps (Pillutla et al. 2022, arXiv 1912.13445); a weighted mean
-      of them, so a value that few nodes send is not lost. Fewer than half of the nodes move it by no more
-      than the others differ.
+class _InMemory(AggregationRule):
+    """A rule that a minority of hostile updates moves by little; all nodes count alike.
 
     All updates of a round are in memory, as sparse as their codec has them: up to 4 bytes per value and node
     for a dense one, 8 per value sent for a sparse one; beside them one block of 65,536 values of all nodes.
-    Coordinates are compared across nodes, so they must mean the same on all: factors do not.
-
-    Attributes:
-        kind: the law.
-        trim: share of nodes per side, below 1/2.
-        bound: length of norm-clip; 0: the median.
     """
-
-    kind: Literal["median", "trimmed-mean", "norm-clip", "geometric-median"]
-    trim: float = 0.2
-    bound: float = 0.0
-
-    @classmethod
-    def of(cls, config: Config) -> RobustMean | None:
-        """The law of a run; None: the plain mean.
-
-        ``auto`` is the geometric median of 3 to `MOST_COMPARED` nodes whose single updates may be compared.
-        """
-        federation = config.federation
-        if federation.robust == "auto":
-            return cls("geometric-median") if _comparable(config) else None
-        if federation.robust == "none":
-            return None
-        return cls(federation.robust, federation.trim, federation.norm_bound)
 
     def mean(
         self, size: int, contributions: Iterable[Contribution]
-    ) -> tuple[Vector, RobustMean, dict[str, Any]]:
-        """The robust mean, float64, shape ``(size,)``; itself; and ``trimmed`` or ``clipped``: how many.
+    ) -> tuple[Vector, AggregationRule, dict[str, Any]]:
+        """The robust mean; itself; and ``trimmed``, ``clipped`` or ``weights``."""
+        mean, facts = self._of_all(size, _gathered(size, contributions))
+        return mean, self, facts
 
-        Raises:
-            ExchangeError: nothing to aggregate, a wrong order or a vector that does not fit.
-        """
-        updates = _gathered(size, contributions)
-        if self.kind == "norm-clip":
-            mean, clipped = _clipped(size, updates, self.bound)
-            return mean, self, {"clipped": clipped}
-        if self.kind == "geometric-median":
-            mean, weights = _geometric_median(size, updates)
-            return mean, self, {"weights": [round(weight, 4) for weight in weights]}
-        cut = int(self.trim * len(updates)) if self.kind == "trimmed-mean" else (len(updates) - 1) // 2
-        mean = np.empty(size, np.float64)
-        for start, block in _blocks(size, updates):
-            ordered = np.sort(block, axis=0)[cut : len(updates) - cut]
-            mean[start : start + block.shape[1]] = ordered.mean(axis=0, dtype=np.float64)
-        return mean, self, {"trimmed": 2 * cut}
+    @abstractmethod
+    def _of_all(self, size: int, updates: list[Decoded]) -> tuple[Vector, dict[str, Any]]:
+        """The mean of a round's updates, and facts of it."""
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Nothing to remember."""
-        return {}
 
-    def restored(self, arrays: Mapping[str, NDArray[Any]]) -> RobustMean:
-        """Itself."""
-        return self
+@dataclass(frozen=True)
+class Median(_InMemory):
+    """The median of each value (Yin et al. 2018, arXiv 1803.01498)."""
+
+    def _of_all(self, size: int, updates: list[Decoded]) -> tuple[Vector, dict[str, Any]]:
+        return _trimmed(size, updates, (len(updates) - 1) // 2)
+
+
+@dataclass(frozen=True)
+class TrimmedMean(_InMemory):
+    """The mean of each value without the ``trim`` share of nodes, below 1/2, on either side (the same)."""
+
+    trim: float = 0.2
+
+    @classmethod
+    def configured(cls, federation: FederationConfig) -> TrimmedMean:
+        """With ``federation.trim``."""
+        return cls(federation.trim)
+
+    def _of_all(self, size: int, updates: list[Decoded]) -> tuple[Vector, dict[str, Any]]:
+        return _trimmed(size, updates, int(self.trim * len(updates)))
+
+
+@dataclass(frozen=True)
+class NormClip(_InMemory):
+    """The mean of updates cut to one length, ``bound`` or, where that is 0, the median of the round's norms.
+
+    Source: Sun et al. 2019, arXiv 1911.07963.
+    """
+
+    bound: float = 0.0
+
+    needs_dense = False
+    cuts = True
+
+    @classmethod
+    def configured(cls, federation: FederationConfig) -> NormClip:
+        """With ``federation.norm_bound``."""
+        return cls(federation.norm_bound)
+
+    def _of_all(self, size: int, updates: list[Decoded]) -> tuple[Vector, dict[str, Any]]:
+        mean, clipped = _clipped(size, updates, self.bound)
+        return mean, {"clipped": clipped}
+
+
+@dataclass(frozen=True)
+class GeometricMedian(_InMemory):
+    """Of updates cut to the median of the round's norms, the point with the least sum of distances to them.
+
+    By smoothed Weiszfeld steps (Pillutla et al. 2022, arXiv 1912.13445); a weighted mean of them, so a value
+    that few nodes send is not lost. Fewer than half of the nodes move it by no more than the others differ.
+    """
+
+    needs_dense = False
+
+    def _of_all(self, size: int, updates: list[Decoded]) -> tuple[Vector, dict[str, Any]]:
+        mean, weights = _geometric_median(size, updates)
+        return mean, {"weights": [round(weight, 4) for weight in weights]}
+
+
+def rule_of(config: Config) -> AggregationRule:
+    """The rule of a run.
+
+    ``auto`` is the geometric median of 3 to `MOST_COMPARED` nodes whose single updates may be compared, else
+    the mean.
+    """
+    name = config.federation.robust
+    if name == AUTO:
+        name = "geometric-median" if _comparable(config) else "none"
+    return AGGREGATION_RULES[name].configured(config.federation)
 
 
 def _comparable(config: Config) -> bool:
@@ -172,6 +195,15 @@ def _between(values: Decoded, start: int, end: int) -> NDArray[np.float32]:
     block = np.zeros(end - start, np.float32)
     block[values.positions[first:last].astype(np.intp) - start] = values.numbers[first:last]
     return block
+
+
+def _trimmed(size: int, updates: list[Decoded], cut: int) -> tuple[Vector, dict[str, Any]]:
+    """The mean of each value without the ``cut`` lowest and highest, and how many that are."""
+    mean = np.empty(size, np.float64)
+    for start, block in _blocks(size, updates):
+        ordered = np.sort(block, axis=0)[cut : len(updates) - cut]
+        mean[start : start + block.shape[1]] = ordered.mean(axis=0, dtype=np.float64)
+    return mean, {"trimmed": 2 * cut}
 
 
 def _geometric_median(size: int, updates: list[Decoded]) -> tuple[Vector, list[float]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fedpeft.cohort import Cohort
 from fedpeft.config.models import EMBEDDED, Config
 from fedpeft.errors import ConfigError
-from fedpeft.plugins import ADAPTER_METHODS, CODECS
+from fedpeft.plugins import ADAPTER_METHODS, AGGREGATION_RULES, AUTO, CODECS
 
 MOST_SECURE_NODES = 127
 """A sum of 127 ternary values still fits 8 bits."""
@@ -77,10 +77,22 @@ def _federation(config: Config) -> Iterator[str]:
 
 def _robust(config: Config) -> Iterator[str]:
     federation, asked = config.federation, config.federation.robust
-    plain = asked in ("none", "auto")
-    if plain and not federation.norm_bound:
+    rule = None if asked == AUTO else AGGREGATION_RULES[asked]
+    reads = rule is not None and rule.reads_singles
+    given = f"federation.robust = {asked!r}" if reads else "federation.norm_bound"
+    if reads or federation.norm_bound:
+        yield from _looks_at_singles(config, given)
+    if rule is None:
         return
-    given = "federation.norm_bound" if plain else f"federation.robust = {asked!r}"
+    if rule.compares_values and ADAPTER_METHODS[config.adapter.key].law != "mean":
+        yield (
+            f"{given} compares values of one meaning, which factors do not have: set adapter.aggregation = "
+            f"'frozen_a' (given: {config.adapter.aggregation!r})"
+        )
+    yield from _dense_enough(config, rule.needs_dense)
+
+
+def _looks_at_singles(config: Config, given: str) -> Iterator[str]:
     if config.exchange.secure.enabled:
         yield f"{given} looks at single updates, which exchange.secure hides: leave one of them out"
     if config.privacy.unit == "node" and config.privacy.trust == "central":
@@ -88,21 +100,13 @@ def _robust(config: Config) -> Iterator[str]:
             f"{given} weighs nodes against one another, which privacy.trust = 'central' must not; it cuts "
             "every update to privacy.clip already: leave it out"
         )
-    if plain:
-        return
-    if ADAPTER_METHODS[config.adapter.key].law != "mean":
-        yield (
-            f"{given} compares values of one meaning, which factors do not have: set adapter.aggregation = "
-            f"'frozen_a' (given: {config.adapter.aggregation!r})"
-        )
-    yield from _dense_enough(config)
 
 
-def _dense_enough(config: Config) -> Iterator[str]:
+def _dense_enough(config: Config, needs_dense: bool) -> Iterator[str]:
     """A value that most nodes do not send has the median 0, and so nearly has its trimmed mean."""
     federation, up = config.federation, config.exchange.up
     sparse = not CODECS[up.codec].same_values and up.density <= 0.5
-    if sparse and federation.robust in ("median", "trimmed-mean"):
+    if sparse and needs_dense:
         yield (
             f"federation.robust = {federation.robust!r} takes a value that a node did not send for 0 and so "
             f"loses most of updates of exchange.up.density = {up.density:g}: set exchange.up.codec = 'int8', "

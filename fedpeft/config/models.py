@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedpeft.plugins import ADAPTER_METHODS, CodecName, MethodName
+from fedpeft.plugins import ADAPTER_METHODS, AttackName, CodecName, MethodName, ReaderName, RuleName
 
 EMBEDDED = "embedded"
 
@@ -20,7 +20,6 @@ Unit = Literal["none", "record", "person", "node"]
 Trust = Literal["local", "central", "distributed"]
 Engine = Literal["auto", "batched", "loop"]
 Arm = Literal["local_only", "centralised", "private"]
-Robust = Literal["auto", "none", "median", "trimmed-mean", "norm-clip", "geometric-median"]
 
 
 class Section(BaseModel):
@@ -74,9 +73,7 @@ class DataConfig(Section):
     test: str | None = Field(
         default=None, description="global test records; default: held out from each organisation"
     )
-    format: Literal["auto", "jsonl", "csv", "parquet", "datasets"] = Field(
-        default="auto", description="file format"
-    )
+    format: ReaderName = Field(default="auto", description="file format")
     prompt: str = Field(default="prompt", description="column with the prompt")
     completion: str = Field(default="completion", description="column with the completion, or the label")
     messages: str | None = Field(
@@ -144,7 +141,7 @@ class FederationConfig(Section):
         description="an update this many times as long as the round's median of three or more is refused; "
         "0: none is; off where single updates must not be looked at",
     )
-    robust: Robust = Field(
+    robust: RuleName = Field(
         default="auto",
         description="aggregation that withstands hostile updates; auto: the geometric median of 3 to 100 "
         "nodes where single updates may be compared, else the mean",
@@ -285,7 +282,7 @@ class AuditConfig(Section):
         default=(1, -1), description="rounds whose updates are tapped; -1: the last"
     )
     nodes: int = Field(default=2, ge=1, description="how many nodes are tapped")
-    attacks: tuple[str, ...] = Field(
+    attacks: tuple[AttackName, ...] = Field(
         default=("span", "sparse-recovery", "sequences", "released", "epsilon"),
         description="attacks on updates; released: those on the adapter; epsilon: audits of the claim",
     )

@@ -6,31 +6,16 @@ wrong with one row is an error of this row alone: a reader that must not tell of
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fedpeft.config.models import DataConfig
+from fedpeft.data.readers import Reader, Row, Rows, checked, parse
 from fedpeft.data.records import Record
 from fedpeft.errors import DataError
-from fedpeft.extras import needs
-
-Row = dict[str, Any]
-Rows = Iterator[tuple[str, Row | DataError]]
-"""Place and content of each row, or why it has none."""
-
-_SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
-_DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
+from fedpeft.plugins import AUTO, READERS
 
 
 def read_records(path: Path, cfg: DataConfig, faults: list[str] | None = None) -> list[Record]:
@@ -48,8 +33,7 @@ def read_records(path: Path, cfg: DataConfig, faults: list[str] | None = None) -
         DataError: no such file, an unknown format, no file of its format, a missing column, a bad row or no
             records.
     """
-    kind = _format(path, cfg)
-    records = list(_usable(path, cfg, _READERS[kind](path), faults))
+    records = list(_usable(path, cfg, _reader(path, cfg).rows(path), faults))
     if not records and faults is None:
         raise DataError(f"{path} holds no records; each organisation needs at least one")
     return records
@@ -91,170 +75,42 @@ def read_folder(path: Path, cfg: DataConfig) -> dict[str, list[Record]]:
     for entry in sorted(path.iterdir()) if path.is_dir() else []:
         if entry.resolve() == test:
             continue
-        if entry.suffix.lower() in _SUFFIXES or _is_dataset(entry):
+        if _fitting(entry) is not None:
             if entry.stem in found:
                 raise DataError(
                     f"{path} holds two data files named {entry.stem!r}; names are the organisations'"
                 )
             found[entry.stem] = entry
     if not found:
-        raise DataError(f"{path} is not a folder of data files; allowed are {', '.join(sorted(_SUFFIXES))}")
+        raise DataError(f"{path} is not a folder of data files; allowed are {_suffixes()}")
     return {name: read_records(file, cfg) for name, file in found.items()}
 
 
 def is_record_source(path: Path) -> bool:
     """Whether a path is one data set (a file or a datasets folder), not a folder of them."""
-    return path.is_file() or _is_dataset(path)
+    return path.is_file() or (path.is_dir() and _fitting(path) is not None)
 
 
-def _is_dataset(path: Path) -> bool:
-    return path.is_dir() and any((path / name).exists() for name in _DATASET_FILES)
+def _fitting(path: Path) -> Reader | None:
+    """The reader whose form a path has; of several the first."""
+    return next((reader for _, reader in READERS.items() if reader.fits(path)), None)
 
 
-def _format(path: Path, cfg: DataConfig) -> str:
+def _suffixes() -> str:
+    return ", ".join(sorted({suffix for _, reader in READERS.items() for suffix in reader.suffixes}))
+
+
+def _reader(path: Path, cfg: DataConfig) -> Reader:
     if not path.exists():
         raise DataError(f"{path} does not exist; give a data file or a datasets folder")
-    if cfg.format != "auto":
-        return cfg.format
-    if _is_dataset(path):
-        return "datasets"
+    if cfg.format != AUTO:
+        return READERS[cfg.format]
+    if reader := _fitting(path):
+        return reader
     if path.is_dir():
         raise DataError(f"{path} is a folder without dataset_info.json; give a file or save_to_disk's folder")
-    if kind := _SUFFIXES.get(path.suffix.lower()):
-        return kind
-    raise DataError(
-        f"{path}: cannot tell the format from {path.suffix!r}; set data.format to jsonl, csv or parquet"
-    )
-
-
-def _read_jsonl(path: Path) -> Rows:
-    # not splitlines: U+2028 and form feeds may stand inside a JSON string
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            yield f"line {number}", _object(f"{path} line {number}", line)
-
-
-def _object(where: str, line: str) -> Row | DataError:
-    try:
-        value = _parse(_checked(where, line))
-    except DataError as error:
-        return error
-    if isinstance(value, dict):
-        return value
-    return DataError(f"{where}: not a JSON object; each line must be one")
-
-
-def _parse(line: str) -> Any:
-    """The JSON value, or None; the parser's own error would carry the text."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _read_csv(path: Path) -> Rows:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    header: list[str] | None = None
-    while (row := _next_csv(path, reader)) is not None:
-        place = f"line {reader.line_num}"
-        if isinstance(row, DataError):
-            yield place, row
-        elif header is None:
-            header = _header(path, row)
-        elif row and len(row) != len(header):
-            cause = f"{len(row)} fields, the header has {len(header)}; quote fields that hold a comma"
-            yield place, DataError(f"{path} {place}: {cause}")
-        elif row:
-            yield place, dict(zip(header, row, strict=True))
-
-
-def _next_csv(path: Path, reader: Any) -> list[str] | DataError | None:
-    """The next row; a broken one ends with its line. The reader's own error would carry the text."""
-    try:
-        return next(reader, None)
-    except csv.Error:
-        number, limit = reader.line_num, csv.field_size_limit()
-    return DataError(
-        f"{path} line {number}: not valid CSV; check its quotes, and fields above {limit} characters"
-    )
-
-
-def _header(path: Path, row: list[str]) -> list[str]:
-    names = [_checked(f"{path} line 1", name.strip()) for name in row]
-    if len(set(names)) != len(names) or "" in names:
-        raise DataError(f"{path} line 1: column names must be unique and not empty")
-    return names
-
-
-def _read_parquet(path: Path) -> Rows:
-    with needs("datasets", "a Parquet file"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-    try:
-        batches = list(pq.ParquetFile(path).iter_batches())
-    except (pa.ArrowException, OSError) as error:
-        cause = type(error).__name__
-    else:
-        yield from _numbered(path, (batch.slice(n, 1) for batch in batches for n in range(batch.num_rows)))
-        return
-    raise DataError(f"{path} is not a readable Parquet file ({cause}); write it again")
-
-
-def _numbered(path: Path, rows: Iterable[Any]) -> Rows:
-    """Rows of one row each; a value that Python has no form for (a date in year 0) spoils its own row."""
-    for number, row in enumerate(rows, 1):
-        place = f"row {number}"
-        try:
-            yield place, row.to_pylist()[0]
-        except Exception as error:  # the error would carry the value
-            yield place, DataError(f"{path} {place}: it cannot be read ({type(error).__name__})")
-
-
-def _read_dataset(path: Path) -> Rows:
-    with needs("datasets", "a folder saved by datasets"):
-        import datasets
-
-    try:
-        data = datasets.load_from_disk(str(path))
-    except Exception as error:  # a broken folder fails in many ways; the text stays here
-        cause = type(error).__name__
-    else:
-        if isinstance(data, datasets.DatasetDict):
-            name = "train" if "train" in data else min(data)
-            data = data[name]
-        table = data.with_format("arrow")
-        yield from _numbered(path, (table[n] for n in range(len(table))))
-        return
-    raise DataError(f"{path} is not a readable datasets folder ({cause}); write it with save_to_disk")
-
-
-_READERS: dict[str, Callable[[Path], Rows]] = {
-    "jsonl": _read_jsonl,
-    "csv": _read_csv,
-    "parquet": _read_parquet,
-    "datasets": _read_dataset,
-}
-
-
-def _text(path: Path) -> str:
-    """A file as text; bytes that are no UTF-8 become what `_checked` finds in the rows that hold them."""
-    try:
-        return path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        cause = type(error).__name__
-    raise DataError(f"{path} cannot be read ({cause})")
-
-
-def _checked(where: str, text: str) -> str:
-    """A text that can be written down: no half of a surrogate pair, and no bytes that were not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        pass
-    else:
-        return text
-    raise DataError(f"{where} cannot be read as UTF-8 text; convert the file or set data.format")
+    names = ", ".join(READERS)
+    raise DataError(f"{path}: cannot tell the format from {path.suffix!r}; set data.format to one of {names}")
 
 
 def _record(path: Path, place: str, row: Row, cfg: DataConfig) -> Record:
@@ -279,7 +135,7 @@ def _person(where: str, row: Row, cfg: DataConfig) -> str | None:
 
 def _group(where: str, row: Row, cfg: DataConfig) -> str | None:
     if cfg.partition_column is None:
-        return _checked(where, row["group"]) if isinstance(row.get("group"), str) else None
+        return checked(where, row["group"]) if isinstance(row.get("group"), str) else None
     return _string(
         where, cfg.partition_column, _column(where, row, cfg.partition_column, "data.partition_column")
     )
@@ -297,14 +153,14 @@ def _column(where: str, row: Row, name: str, setting: str) -> Any:
 
 def _string(where: str, name: str, value: Any) -> str:
     if isinstance(value, str):
-        return _checked(where, value)
+        return checked(where, value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise DataError(f"{where}: {name!r} is {_kind(value)}; it must be text or a whole number")
 
 
 def _messages(where: str, value: Any) -> tuple[tuple[str, str], ...]:
-    value = _parse(value) if isinstance(value, str) else value
+    value = parse(value) if isinstance(value, str) else value
     pairs = [_message(item) for item in value] if isinstance(value, list) else []
     messages = tuple(pair for pair in pairs if pair is not None)
     if len(messages) != len(pairs) or len(messages) < 2:
@@ -314,7 +170,7 @@ def _messages(where: str, value: Any) -> tuple[tuple[str, str], ...]:
     if messages[-1][0] != "assistant" or not messages[-1][1].strip():
         raise DataError(f"{where}: the last message must come from the assistant and not be empty")
     for role, content in messages:
-        _checked(where, role + content)
+        checked(where, role + content)
     return messages
 
 

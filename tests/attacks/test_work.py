@@ -149,7 +149,7 @@ def test_a_leak_that_was_found_before_the_stop_is_a_leak(make_run, monkeypatch):
         answer = solve(view, seconds)
         return replace(answer, work=Work(5, None, is_stopped=True)) if isinstance(answer, Guess) else answer
 
-    monkeypatch.setitem(ATTACKS, "sparse-recovery", replace(ATTACKS["sparse-recovery"], solve=late))
+    monkeypatch.setitem(ATTACKS._objects, "sparse-recovery", replace(ATTACKS["sparse-recovery"], solve=late))
     report = audit_suite.audit(make_run(LORA, batch=1), ["sparse-recovery"])
     assert {finding.verdict for finding in report.findings} == {"leaks"}
     assert all(finding.work.stopped for finding in report.findings)

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from fedpeft import flower
 from fedpeft.aggregation.global_state import initial_state
-from fedpeft.aggregation.robust import RobustMean
+from fedpeft.aggregation.robust import rule_of
 from fedpeft.config import build_config
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Layout, Update, seal
 from fedpeft.protocol.messages import (
@@ -188,7 +188,7 @@ def deploy(tmp_path, monkeypatch):
 def setup_of(run, config):
     zeros, identity = np.zeros(LAYOUT.size, np.float32), run_id(config)
     agreed = Agreed(identity, "ba5e", lambda name: LAYOUT.digest, state_digest(LAYOUT, zeros), OWNER.public)
-    state = initial_state(config, None, LAYOUT, zeros, RobustMean.of(config))
+    state = initial_state(config, None, LAYOUT, zeros, rule_of(config))
     kept = Broadcasts(run / "broadcasts", 5)
     plan = RunPlan.from_config(config, LAYOUT.size)
     return Setup(run, config, identity, OWNER, agreed, state, kept, plan)

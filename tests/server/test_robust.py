@@ -5,11 +5,21 @@ import pytest
 from scipy.stats import trim_mean
 
 from fedpeft.aggregation import robust
-from fedpeft.aggregation.robust import RobustMean, norm_of, too_long
+from fedpeft.aggregation.base import AggregationRule, PlainMean
+from fedpeft.aggregation.robust import (
+    GeometricMedian,
+    Median,
+    NormClip,
+    TrimmedMean,
+    norm_of,
+    rule_of,
+    too_long,
+)
 from fedpeft.config import build_config
 from fedpeft.config.models import FederationConfig
 from fedpeft.errors import ConfigError, ExchangeError
 from fedpeft.exchange import Decoded, Layout
+from fedpeft.plugins import AGGREGATION_RULES
 
 LAYOUT = Layout.of({"w": np.zeros((11, 13))})
 SIZE = LAYOUT.size
@@ -39,7 +49,7 @@ def block(request, monkeypatch):
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
 def test_the_median_is_numpys(block, count, density):
     values, matrix = updates(count, count, density)
-    mean, _, _ = RobustMean("median").mean(SIZE, named(values))
+    mean, _, _ = Median().mean(SIZE, named(values))
     np.testing.assert_allclose(mean, np.median(matrix.astype(np.float64), axis=0), atol=1e-12)
 
 
@@ -48,7 +58,7 @@ def test_the_median_is_numpys(block, count, density):
 @pytest.mark.parametrize("count", [1, 3, 8, 10])
 def test_the_trimmed_mean_is_scipys(block, count, trim, density):
     values, matrix = updates(count, count, density)
-    mean, _, facts = RobustMean("trimmed-mean", trim).mean(SIZE, named(values))
+    mean, _, facts = TrimmedMean(trim).mean(SIZE, named(values))
     np.testing.assert_allclose(mean, trim_mean(matrix.astype(np.float64), trim, axis=0), atol=1e-12)
     assert facts == {"trimmed": 2 * int(trim * count)}
 
@@ -61,7 +71,7 @@ def test_norm_clip_is_the_mean_of_what_is_cut_one_by_one(bound, density):
     lengths = np.linalg.norm(wide, axis=1)
     most = bound or np.median(lengths)
     naive = np.mean([row * min(1.0, most / norm) for row, norm in zip(wide, lengths, strict=True)], axis=0)
-    mean, _, facts = RobustMean("norm-clip", bound=bound).mean(SIZE, named(values))
+    mean, _, facts = NormClip(bound).mean(SIZE, named(values))
     np.testing.assert_allclose(mean, naive, atol=1e-7)
     assert facts["clipped"] == (lengths > most).sum()
 
@@ -73,7 +83,7 @@ def test_no_point_is_nearer_to_all_updates_than_their_geometric_median(block, co
     wide, rng = matrix.astype(np.float64), np.random.default_rng(1)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
     wide *= np.minimum(1.0, np.median(norms) / norms)
-    mean, _, facts = RobustMean("geometric-median").mean(SIZE, named(values))
+    mean, _, facts = GeometricMedian().mean(SIZE, named(values))
 
     def far(point):
         return float(np.linalg.norm(wide - point, axis=1).sum())
@@ -92,7 +102,7 @@ def test_one_of_three_cannot_turn_a_geometric_median_round(factor):
     wanted, unit = (honest[0] + honest[1]) / 2, np.linalg.norm(honest[0])
     liar = (-factor * unit * wanted / np.linalg.norm(wanted)).astype(np.float32)
     given = [Decoded(LAYOUT, one) for one in (*honest, liar)]
-    mean, _, _ = RobustMean("geometric-median").mean(SIZE, named(given))
+    mean, _, _ = GeometricMedian().mean(SIZE, named(given))
     progress = float(mean @ wanted) / float(wanted @ wanted)
     assert progress > 0.5
     assert float(np.mean([*honest, liar], axis=0) @ wanted) < progress * float(wanted @ wanted)
@@ -101,7 +111,7 @@ def test_one_of_three_cannot_turn_a_geometric_median_round(factor):
 def test_a_geometric_median_of_equal_or_empty_updates_is_theirs():
     same = np.full(SIZE, 0.5, np.float32)
     for row in (same, np.zeros(SIZE, np.float32)):
-        mean, _, _ = RobustMean("geometric-median").mean(SIZE, named([Decoded(LAYOUT, row)] * 3))
+        mean, _, _ = GeometricMedian().mean(SIZE, named([Decoded(LAYOUT, row)] * 3))
         np.testing.assert_allclose(mean, row, rtol=1e-6)
 
 
@@ -109,13 +119,15 @@ def test_a_geometric_median_of_equal_or_empty_updates_is_theirs():
 def test_two_of_ten_liars_move_a_robust_mean_by_no_more_than_honest_nodes_differ(kind):
     values, matrix = updates(10)
     liars = [Decoded(LAYOUT, np.full(SIZE, 1e6, np.float32)), Decoded(LAYOUT, -matrix[1])]
-    mean, _, _ = RobustMean(kind, 0.2).mean(SIZE, named([*liars, *values[2:]]))
+    mean, _, _ = (
+        AGGREGATION_RULES[kind].configured(FederationConfig()).mean(SIZE, named([*liars, *values[2:]]))
+    )
     assert abs(mean).max() <= abs(matrix).max()
 
 
 def test_updates_come_once_in_order_and_fit():
     values, _ = updates(2)
-    law = RobustMean("median")
+    law = Median()
     for given in ([], [("b", 1.0, values[0]), ("a", 1.0, values[1])], [("a", 1.0, values[0])] * 2):
         with pytest.raises(ExchangeError):
             law.mean(SIZE, iter(given))
@@ -185,23 +197,54 @@ def test_what_cannot_hold_is_refused_in_one_line(settings, federation, cause):
 
 def test_what_can_hold_is_not_refused():
     build_config({**TERNARY, "federation": {"robust": "norm-clip", "norm_bound": 3.0}})
-    for kind in ("median", "trimmed-mean"):
+    for kind, rule in (("median", Median()), ("trimmed-mean", TrimmedMean(0.3))):
         config = build_config({**INT8, "federation": {"robust": kind, "trim": 0.3}})
-        assert RobustMean.of(config) == RobustMean(kind, 0.3)
-    assert RobustMean.of(build_config({"federation": {"robust": "none"}})) is None
+        assert rule_of(config) == rule
+    assert isinstance(rule_of(build_config({"federation": {"robust": "none"}})), PlainMean)
 
 
 @pytest.mark.parametrize(
     ("settings", "nodes", "law"),
     [
-        ({}, 3, "geometric-median"),
-        (TERNARY, 100, "geometric-median"),
-        ({}, 2, None),
-        ({}, 101, None),
-        (STACK, 4, None),
-        (CENTRAL, 4, None),
+        ({}, 3, GeometricMedian),
+        (TERNARY, 100, GeometricMedian),
+        ({}, 2, PlainMean),
+        ({}, 101, PlainMean),
+        (STACK, 4, PlainMean),
+        (CENTRAL, 4, PlainMean),
     ],
 )
 def test_by_default_one_of_three_is_withstood_where_updates_may_be_compared(settings, nodes, law):
-    found = RobustMean.of(build_config({**settings, "federation": {"nodes": nodes}}))
-    assert (found and found.kind) == law
+    found = rule_of(build_config({**settings, "federation": {"nodes": nodes}}))
+    assert type(found) is law
+
+
+class Undeclared(AggregationRule):
+    """A rule of another package that says nothing of itself."""
+
+    def mean(self, size, contributions):
+        return np.zeros(size), self, {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "cause"),
+    [
+        ({"exchange": {"secure": {"enabled": True}}}, "exchange.secure hides"),
+        (CENTRAL, "must not"),
+        (STACK, "factors do not have"),
+        (TERNARY, "loses"),
+    ],
+)
+def test_a_rule_that_declares_nothing_is_refused_where_it_could_do_harm(settings, cause):
+    AGGREGATION_RULES.register("mine", Undeclared)
+    try:
+        with pytest.raises(ConfigError, match=cause):
+            build_config({**settings, "federation": {"robust": "mine"}})
+        assert isinstance(rule_of(build_config({**INT8, "federation": {"robust": "mine"}})), Undeclared)
+    finally:
+        AGGREGATION_RULES.forget("mine")
+
+
+def test_an_unknown_rule_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"federation\.robust' cannot be 'medain'.*is 'median'"):
+        build_config({"federation": {"robust": "medain"}})

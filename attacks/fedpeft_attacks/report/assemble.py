@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from fedpeft.config import config_hash
 from fedpeft.epsilons import shown, written
+from fedpeft.plugins import ATTACKS
 from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, write_atomic
 from fedpeft_attacks.evidence.collect_views import Evidence
 from fedpeft_attacks.evidence.taps import Tap
-from fedpeft_attacks.registry import ATTACKS
 from fedpeft_attacks.report.exchange_facts import envelopes_of, exchange_of
 from fedpeft_attacks.report.html import render
 from fedpeft_attacks.report.limits import LIMITS, not_tested
@@ -115,8 +115,8 @@ def write_report(report: Report, folder: Path, sign_with: Path | None = None) ->
 
 def _methods(results: Results) -> dict[str, str]:
     """What each attack of the findings does."""
-    known = {name: attack.text for name, attack in ATTACKS.items()} | dict(results.methods)
     names = dict.fromkeys(finding.attack for finding in results.findings)
+    known = {name: ATTACKS[name].text for name in names if name in ATTACKS} | dict(results.methods)
     return {name: known[name] for name in names if name in known}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedpeft.adapters import attach
 from fedpeft.aggregation.central_dp import CentralNoise
 from fedpeft.aggregation.global_state import GlobalState, digest, initial_state
-from fedpeft.aggregation.robust import RobustMean
+from fedpeft.aggregation.robust import rule_of
 from fedpeft.bases import load_base
 from fedpeft.config import Config
 from fedpeft.errors import RunError
@@ -81,7 +81,7 @@ def prepare(run: Path, config: Config, signer: Signer | None = None) -> Setup:
     attached = attach(base, config.adapter, config.run.seed)
     plan = RunPlan.from_config(config, attached.layout.size).checked()
     noise = CentralNoise.of(plan.central, config.run.seed) if plan.central else None
-    mean = noise or RobustMean.of(config)
+    mean = noise or rule_of(config)
     state = initial_state(config, attached.law, attached.layout, attached.initial(), mean)
     start = digest(state) if attached.law else state_digest(attached.layout, attached.initial())
     signer, identity = signer or Signer.load_or_create(run / KEY_FILE), run_id(config)
