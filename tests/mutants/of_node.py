@@ -22,7 +22,7 @@ EXAMPLES, STEP, TOKENS = (
     "fedpeft.training.dp.dpsgd",
     "fedpeft.data.tokens",
 )
-READ = "fedpeft.data.read"
+READ = "fedpeft.data.readers"
 
 ORDERS, SILENCE = "clients/test_orders.py::", "clients/test_silence.py::"
 BINDING, OFFERS = "clients/test_binding.py::", "clients/test_terms.py::"
