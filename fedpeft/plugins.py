@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fedpeft.aggregation.base import AggregationRule
     from fedpeft.data.readers import Reader
     from fedpeft.exchange.codecs.base import Codec
+    from fedpeft.tracking.tracker import Tracker
+
 FOREIGN_WIRE_IDS = range(64, 255)
 """Numbers in an envelope's header that codecs of other packages may have; the rest are fedpeft's."""
 
@@ -117,6 +119,20 @@ AUTO = "auto"
 """In place of the name of a reader or of an aggregation rule: whatever fits."""
 AUDIT_PARTS = ("released", "epsilon")
 """What ``audit.attacks`` may name beside attacks on updates: those on the adapter, audits of the claim."""
+
+_TRACKING = "fedpeft.tracking"
+TRACKERS: Registry[type[Tracker]] = Registry(
+    kind="trackers",
+    noun="tracker",
+    error=ConfigError,
+    expects=f"{_TRACKING}.tracker:Tracker",
+    shipped={
+        "tensorboard": f"{_TRACKING}.tensorboard_tracker:TensorBoard",
+        "mlflow": f"{_TRACKING}.mlflow_tracker:MLflow",
+        "wandb": f"{_TRACKING}.wandb_tracker:WeightsAndBiases",
+    },
+)
+"""Of ``fedpeft simulate --track``."""
 
 
 def known(noun: str, names: Callable[[], Iterable[str]]) -> Callable[[str], str]:

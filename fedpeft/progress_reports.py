@@ -38,6 +38,11 @@ class Work:
     first: int
     started: float
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all is done, or nothing is counted: then other work takes its place."""
+        return self.done >= self.total
+
     def __str__(self) -> str:
         return f"{self.name} {self.done + 1} of {self.total}" if self.total else self.name
 
@@ -68,19 +73,21 @@ class Estimate:
     def report(self, name: str, done: int, total: int) -> None:
         """Take a report, as `at` gives it."""
         works = list(self._works)  # a copy: another thread reads the text
-        while works and not works[-1].total:
+        while works and works[-1].is_over and works[-1].name != name:
             works.pop()
         names = [work.name for work in works]
         known = works[names.index(name)] if name in names else Work(name, done, total, done, self._clock())
         outer = works[: names.index(name)] if name in names else works
-        is_over = bool(total) and done >= total
-        self._works = outer if is_over else [*outer, replace(known, done=done, total=total)]
+        work = replace(known, done=done, total=total)
+        # A part that is done counts until the whole that it belongs to is reported again.
+        self._works = [*outer, work] if outer or not (total and work.is_over) else []
 
     @property
     def text(self) -> str:
         """One line: what is done now, and how long until the outermost is; empty before the first report."""
         works = tuple(self._works)
-        line, left = " · ".join(map(str, works)), self._seconds_left(works)
+        shown = [str(work) for work in works if not (work.total and work.is_over)]
+        line, left = " · ".join(shown), self._seconds_left(works)
         if left is None:
             return line
         return f"{line} · about {duration(left)} until the last {_counted(works)[0].name} is done"

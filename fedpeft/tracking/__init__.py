@@ -1,6 +1,7 @@
 """Where the figures of a run go besides ``metrics.jsonl``: to trackers, which are plug-ins."""
 
 from fedpeft.tracking.event_figures import figures
-from fedpeft.tracking.trackers import GROUP, Tracker, open_trackers, tracker_names, tracking
+from fedpeft.tracking.tracker import Tracked, Tracker
+from fedpeft.tracking.trackers import check_trackers, open_trackers, tracking
 
-__all__ = ["GROUP", "Tracker", "figures", "open_trackers", "tracker_names", "tracking"]
+__all__ = ["Tracked", "Tracker", "check_trackers", "figures", "open_trackers", "tracking"]

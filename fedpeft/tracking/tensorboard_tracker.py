@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from fedpeft.extras import needs
-from fedpeft.tracking.trackers import Tracked, Tracker
+from fedpeft.tracking.tracker import Tracked, Tracker
 
 
-def open_tracker(run: Tracked) -> Tracker:
-    """A tracker that writes event files.
-
-    Raises:
-        ConfigError: the package ``tensorboard`` is not installed.
-    """
-    with needs("tensorboard", "tracker 'tensorboard'"):
-        from torch.utils.tensorboard import SummaryWriter
-    writer = SummaryWriter(str(run.folder / "tensorboard"))
-    writer.add_text("settings", "\n".join(f"    {key} = {value}" for key, value in run.settings.items()))
-    return TensorBoard(writer)
-
-
-class TensorBoard:
+class TensorBoard(Tracker):
     """Scalars by name and round."""
 
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    def __init__(self, run: Tracked) -> None:
+        with needs("tensorboard", "tracker 'tensorboard'"):
+            from torch.utils.tensorboard import SummaryWriter
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"))
+        settings = "\n".join(f"    {key} = {value}" for key, value in run.settings.items())
+        self._writer.add_text("settings", settings)
 
     def log(self, figures: Mapping[str, float], step: int, seconds: float) -> None:
         """Write the figures, at once."""

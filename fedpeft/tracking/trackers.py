@@ -1,75 +1,32 @@
-"""Trackers by name: those that come along, and those that other packages register."""
+"""Trackers that follow a run."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fedpeft.config import Config
-from fedpeft.errors import ConfigError
+from fedpeft.plugins import TRACKERS
 from fedpeft.tracking.event_figures import figures
+from fedpeft.tracking.tracker import Tracked, Tracker
 
 LOG = logging.getLogger("fedpeft.tracking")
-GROUP = "fedpeft.trackers"
-"""Entry points by which other packages add trackers; each is an `Open`."""
-
-BUILT_IN = {
-    "mlflow": "fedpeft.tracking.mlflow_tracker:open_tracker",
-    "tensorboard": "fedpeft.tracking.tensorboard_tracker:open_tracker",
-    "wandb": "fedpeft.tracking.wandb_tracker:open_tracker",
-}
 SETTINGS = ("adapter", "federation", "exchange", "privacy")
 """Sections of the config that a tracker is told; not where records or bases lie."""
 
 
-class Tracker(Protocol):
-    """Receives the figures of one run."""
+def check_trackers(names: Sequence[str]) -> None:
+    """Make sure that there are trackers of these names, before a run writes anything.
 
-    def log(self, figures: Mapping[str, float], step: int, seconds: float) -> None:
-        """Take figures by name.
-
-        Args:
-            figures: such as ``{"federated/loss": 2.1}``; finite or not.
-            step: the 1-based round; 0 before the first.
-            seconds: when that was, in seconds of Unix time.
-        """
-        ...
-
-    def close(self) -> None:
-        """Write what is left; the run has ended or was interrupted."""
-        ...
-
-
-@dataclass(frozen=True)
-class Tracked:
-    """What a tracker is told of the run that it will follow.
-
-    Attributes:
-        name: of the run.
-        folder: the run directory; a tracker that writes files does so in a folder of its own in it.
-        settings: hyperparameters as flat texts and numbers, by ``section.key``.
+    Raises:
+        ConfigError: there is none of a name; the nearest is named.
     """
-
-    name: str
-    folder: Path
-    settings: Mapping[str, Any]
-
-
-Open = Callable[[Tracked], Tracker]
-"""Makes a tracker; raises `ConfigError` where its package is not installed."""
-
-
-def tracker_names() -> list[str]:
-    """Names of all trackers."""
-    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
+    for name in names:
+        _ = TRACKERS[name]
 
 
 def open_trackers(names: Sequence[str], run: Path, config: Config) -> list[Tracker]:
@@ -85,7 +42,7 @@ def open_trackers(names: Sequence[str], run: Path, config: Config) -> list[Track
     }
     run = run.resolve()
     tracked = Tracked(config.run.name, run, {"run.seed": config.run.seed, **settings})
-    return [_opener(name)(tracked) for name in dict.fromkeys(names)]
+    return [TRACKERS[name](tracked) for name in dict.fromkeys(names)]
 
 
 @contextmanager
@@ -123,17 +80,6 @@ def _safely(live: list[Tracker], tracker: Tracker, act: Callable[..., None], *ar
     except Exception as error:
         live.remove(tracker)
         LOG.warning("%s fails and is left out: %s", type(tracker).__name__, error)
-
-
-def _opener(name: str) -> Open:
-    for point in entry_points(group=GROUP, name=name):
-        return point.load()
-    if name not in BUILT_IN:
-        near = difflib.get_close_matches(name, tracker_names(), 1)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
-        raise ConfigError(f"unknown tracker {name!r}{hint}; there are {', '.join(tracker_names())}")
-    module, _, function = BUILT_IN[name].partition(":")
-    return getattr(import_module(module), function)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from fedpeft.extras import needs
-from fedpeft.tracking.trackers import Tracked, Tracker
+from fedpeft.tracking.tracker import Tracked, Tracker
 
 PROJECT = "fedpeft"
 
 
-def open_tracker(run: Tracked) -> Tracker:
-    """A tracker with a W&B run of its own.
-
-    Raises:
-        ConfigError: the package ``wandb`` is not installed.
-    """
-    with needs("wandb", "tracker 'wandb'"):
-        import wandb  # pyright: ignore[reportMissingImports]
-    return WeightsAndBiases(
-        wandb.init(project=PROJECT, name=run.name, config=dict(run.settings), dir=str(run.folder))
-    )
-
-
-class WeightsAndBiases:
+class WeightsAndBiases(Tracker):
     """Figures over the round: W&B's own step only grows, and held-out figures come a round later."""
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
-        run.define_metric("*", step_metric="round")
+    def __init__(self, run: Tracked) -> None:
+        with needs("wandb", "tracker 'wandb'"):
+            import wandb  # pyright: ignore[reportMissingImports]
+        settings = dict(run.settings)
+        self._run = wandb.init(project=PROJECT, name=run.name, config=settings, dir=str(run.folder))
+        self._run.define_metric("*", step_metric="round")
 
     def log(self, figures: Mapping[str, float], step: int, seconds: float) -> None:
         """Send the figures."""

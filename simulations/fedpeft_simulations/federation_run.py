@@ -23,7 +23,7 @@ from fedpeft.progress_reports import at
 from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, check_free, create_run, write_json
 from fedpeft.runstore.summary import AuditFacts, RunSummary
-from fedpeft.tracking import tracking
+from fedpeft.tracking import check_trackers, tracking
 from fedpeft_attacks.audit_suite import audit
 from fedpeft_attacks.memory.canaries import write_canaries
 from fedpeft_clients.rounds.run_home import Simulated, create_home
@@ -62,6 +62,7 @@ def run(config: Config, out: Path, mode: Mode, report: Progress, trackers: Seque
         FedPeftError: bad settings, data or base; too few valid replies; a directory that is taken.
     """
     started = time.monotonic()
+    check_trackers(trackers)
     store = RunStore.open(out) if mode == "resume" else _prepare(config, out, mode == "overwrite", report)
     if (out / "run.json").exists():
         return store

@@ -35,6 +35,7 @@ def test_nested_work_is_one_line_with_the_time_that_is_left(clock):
         at("step", 2, 5)
         assert estimate.text.startswith("round 1 of 4 · node 1 of 2 · step 3 of 5 · about 3 min 10 s until")
         at("step", 5, 5)
+        assert estimate.text == "round 1 of 4 · node 1 of 2 · about 1 min 10 s until the last round is done"
         at("node", 1, 2)
         at("comparing")
         assert estimate.text.startswith("round 1 of 4 · node 2 of 2 · comparing · about 1 min 10 s until")

@@ -8,7 +8,8 @@ import pytest
 
 from fedpeft.config import load_config
 from fedpeft.errors import ConfigError
-from fedpeft.tracking import figures, open_trackers, trackers, tracking
+from fedpeft.plugins import TRACKERS
+from fedpeft.tracking import Tracker, figures, open_trackers, tracking
 
 ROUND = {
     "event": "round",
@@ -25,36 +26,39 @@ TRAINING = {"event": "training", "round": 2, "loss": 3.5, "nodes": {"a": 3.0, "b
 PRIVATE = ["privacy.unit=record", "privacy.epsilon=8"]
 
 
-class Notes:
+class Notes(Tracker):
     """A tracker that writes down what it is sent."""
 
-    def __init__(self, fails=False):
-        self.fails, self.seen, self.is_closed = fails, [], False
+    def __init__(self, run):
+        self.seen, self.is_closed = [], False
+        MADE.append(self)
 
     def log(self, figures, step, seconds):
-        if self.fails:
-            raise OSError("the server is gone")
         self.seen.append((dict(figures), step, seconds))
 
     def close(self):
         self.is_closed = True
 
 
+class Broken(Notes):
+    """A tracker whose server is gone."""
+
+    def log(self, figures, step, seconds):
+        raise OSError("the server is gone")
+
+
+MADE: list[Notes] = []
+
+
 @pytest.fixture
-def installed(monkeypatch):
-    """A function that installs trackers of another package, by name, as entry points."""
-
-    def install(**made):
-        def points(group, name=None):
-            return [
-                SimpleNamespace(name=known, load=lambda tracker=tracker: lambda run: tracker)
-                for known, tracker in made.items()
-                if group == "fedpeft.trackers" and name in (None, known)
-            ]
-
-        monkeypatch.setattr(trackers, "entry_points", points)
-
-    return install
+def made():
+    """The trackers ``notes`` and ``broken`` are known; those that a run has opened, in their order."""
+    MADE.clear()
+    TRACKERS.register("notes", Notes)
+    TRACKERS.register("broken", Broken)
+    yield MADE
+    TRACKERS.forget("notes")
+    TRACKERS.forget("broken")
 
 
 def test_numbers_become_figures_by_name():
@@ -77,12 +81,11 @@ def test_under_privacy_only_what_the_released_adapter_says_is_sent():
     assert figures(EVALUATION, private=True) == {"federated/loss": 2.5}
 
 
-def test_a_tracker_of_another_package_follows_a_run(installed, tmp_path):
-    notes = Notes()
-    installed(notes=notes)
+def test_a_registered_tracker_follows_a_run(made, tmp_path):
     with tracking(["notes"], tmp_path, load_config()) as pass_on:
         for event in (ROUND, TRAINING, {"event": "done"}, EVALUATION | {"time": "2026-01-01T00:00:10+00:00"}):
             pass_on(event)
+    (notes,) = made
     assert [(sorted(seen), step) for seen, step, _ in notes.seen][1:] == [
         (["training/loss"], 2),
         (["federated/loss"], 2),
@@ -90,29 +93,29 @@ def test_a_tracker_of_another_package_follows_a_run(installed, tmp_path):
     assert notes.seen[-1][2] == 1767225610.0 and notes.is_closed
 
 
-def test_a_private_run_sends_its_tracker_no_losses_of_records(installed, tmp_path):
-    notes = Notes()
-    installed(notes=notes)
+def test_a_private_run_sends_its_tracker_no_losses_of_records(made, tmp_path):
     with tracking(["notes"], tmp_path, load_config(overrides=PRIVATE)) as pass_on:
         pass_on(TRAINING)
         pass_on(ROUND)
+    (notes,) = made
     assert [seen for seen, _, _ in notes.seen] == [{"round/epsilon": 1.5}]
 
 
-def test_a_tracker_that_fails_ends_no_run(installed, tmp_path, caplog):
-    broken, notes = Notes(fails=True), Notes()
-    installed(broken=broken, notes=notes)
+def test_a_tracker_that_fails_ends_no_run(made, tmp_path, caplog):
     with tracking(["broken", "notes"], tmp_path, load_config()) as pass_on:
         pass_on(EVALUATION)
         pass_on(EVALUATION)
+    _, notes = made
     assert len(notes.seen) == 2
     assert [record.message for record in caplog.records] == [
-        "Notes fails and is left out: the server is gone"
+        "Broken fails and is left out: the server is gone"
     ]
 
 
 def test_an_unknown_tracker_names_the_nearest(tmp_path):
-    with pytest.raises(ConfigError, match="unknown tracker 'tensorbord'; the nearest is 'tensorboard'"):
+    with pytest.raises(
+        ConfigError, match="unknown tracker 'tensorbord'; the nearest tracker is 'tensorboard'"
+    ):
         open_trackers(["tensorbord"], tmp_path, load_config())
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from fedpeft.config import load_config
+from fedpeft.errors import ConfigError
 from fedpeft_simulations.federation_run import run
 
 SMALL = (
@@ -37,3 +38,9 @@ def test_each_round_tells_the_mean_and_each_nodes_loss(tmp_path):
 def test_where_an_update_is_to_say_nothing_else_there_is_none(tmp_path, settings):
     store = run(load_config(overrides=(*SMALL, *settings)), tmp_path / "run", "new", lambda event: None)
     assert not list(store.events("training")) and "loss" not in str(list(store.events("round")))
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match="unknown tracker 'tensorbord'"):
+        run(load_config(overrides=SMALL), tmp_path / "run", "new", lambda event: None, ["tensorbord"])
+    assert not (tmp_path / "run").exists()
