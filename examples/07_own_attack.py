@@ -8,7 +8,7 @@ import numpy as np
 
 from fedpeft import Record, attach, load_base, load_config, per_example_loss, tokenise
 from fedpeft.data import collate
-from fedpeft_attacks import Attack, Guess, NotApplicable, View, attack_gradient
+from fedpeft_attacks import Attack, Guess, NotApplicable, View, attack_gradient, register_attack
 
 
 def energy(view: View, seconds: float) -> Guess | NotApplicable:
@@ -34,6 +34,8 @@ ENERGY = Attack(
     text="Ranks tokens by the energy of the update in the direction that each leaves.",
 )
 
+register_attack("energy", ENERGY)  # a package does so by an entry point in the group `fedpeft.attacks`
+
 config = load_config(overrides={"base.threads": 1, "adapter.rank": 16, "adapter.skip_layers": []})
 base = load_base(config.base)
 attached = attach(base, config.adapter, seed=0)
@@ -44,7 +46,7 @@ per_example_loss(attached.model, collate([example], base.pad_id)).mean().backwar
 gradients = {name: parameter.grad for name, parameter in attached.parameters.items()}
 gradient = attached.layout.flatten(gradients)
 
-for attack in (ENERGY, "span"):
+for attack in ("energy", "span"):
     guess = attack_gradient(attached, gradient, tokens=len(secret), attack=attack)
     assert isinstance(guess, Guess)
     hits = secret & set(guess.ranking[: len(secret)])

@@ -17,6 +17,7 @@ from fedpeft_kernels.lazy import lazy
 
 if TYPE_CHECKING:
     from fedpeft.adapters import attach
+    from fedpeft.aggregation.base import AggregationRule
     from fedpeft.bases import load_base
     from fedpeft.config import Config, load_config
     from fedpeft.data import Record, tokenise
@@ -30,12 +31,18 @@ if TYPE_CHECKING:
         open_envelope,
         seal,
     )
-    from fedpeft.plugins import register_codec
+    from fedpeft.plugins import (
+        register_adapter_method,
+        register_aggregation_rule,
+        register_codec,
+        register_reader,
+    )
     from fedpeft.privacy import Budget, Ledger, PrivacyPlan
     from fedpeft.training import Extras, LocalPlan, per_example_loss, train_local
     from fedpeft.trust import Signer, Verifier
 
 __all__ = [
+    "AggregationRule",
     "Budget",
     "Codec",
     "Config",
@@ -58,7 +65,10 @@ __all__ = [
     "load_config",
     "open_envelope",
     "per_example_loss",
+    "register_adapter_method",
+    "register_aggregation_rule",
     "register_codec",
+    "register_reader",
     "seal",
     "tokenise",
     "train_local",
@@ -73,7 +83,9 @@ __getattr__ = lazy(
         **dict.fromkeys(("Record", "tokenise"), "data"),
         **dict.fromkeys(("Codec", "Context", "ExchangePlan", "Layout", "Transform", "Update"), "exchange"),
         **dict.fromkeys(("open_envelope", "seal"), "exchange"),
-        "register_codec": "plugins",
+        "AggregationRule": "aggregation.base",
+        **dict.fromkeys(("register_adapter_method", "register_aggregation_rule"), "plugins"),
+        **dict.fromkeys(("register_codec", "register_reader"), "plugins"),
         **dict.fromkeys(("Budget", "Ledger", "PrivacyPlan"), "privacy"),
         **dict.fromkeys(("Extras", "LocalPlan", "per_example_loss", "train_local"), "training"),
         **dict.fromkeys(("Signer", "Verifier"), "trust"),

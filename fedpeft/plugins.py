@@ -171,6 +171,10 @@ AttackName = Annotated[
 register_codec = CODECS.register
 """Add a codec in this process alone, by the name that settings use; packages use entry points."""
 register_adapter_method = ADAPTER_METHODS.register
+"""Add an adapter method in this process alone; its name is ``method`` or ``method/aggregation``."""
 register_aggregation_rule = AGGREGATION_RULES.register
+"""Add an aggregation rule in this process alone."""
 register_reader = READERS.register
+"""Add a reader of files in this process alone."""
 register_attack = ATTACKS.register
+"""Add an attack in this process alone."""

@@ -19,14 +19,16 @@ HEAVY = ("torch", "transformers", "peft", "flwr", "datasets", "pandas", "numpy",
 def folder(tmp_path, monkeypatch):
     """An empty folder; afterwards what an example has attached or registered is gone."""
     from fedpeft.adapters import detach
-    from fedpeft.plugins import CODECS
+    from fedpeft.plugins import ADAPTER_METHODS, AGGREGATION_RULES, ATTACKS, CODECS, READERS
 
-    shipped = set(CODECS)
+    registries = (ADAPTER_METHODS, AGGREGATION_RULES, ATTACKS, CODECS, READERS)
+    before = [set(registry) for registry in registries]
     monkeypatch.chdir(tmp_path)
     yield
     detach()
-    for name in set(CODECS) - shipped:
-        CODECS.forget(name)
+    for registry, names in zip(registries, before, strict=True):
+        for name in set(registry) - names:
+            registry.forget(name)
 
 
 def _page(package):

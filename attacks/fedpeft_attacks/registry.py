@@ -9,6 +9,7 @@ from hashlib import sha256
 
 from fedpeft.errors import AuditError
 from fedpeft.plugins import ATTACKS, AUDIT_PARTS
+from fedpeft.plugins import register_attack as register_attack
 from fedpeft.registry import nearest
 from fedpeft_attacks.tokens.blocks import Block
 from fedpeft_attacks.tokens.observations import observations
