@@ -1,0 +1,1 @@
+"""Plug-ins for fedpeft from outside its tree."""
