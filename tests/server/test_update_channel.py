@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedpeft.aggregation.global_state import initial_state
-from fedpeft.aggregation.robust import RobustMean
+from fedpeft.aggregation.robust import rule_of
 from fedpeft.config import build_config
 from fedpeft.errors import FederationError
 from fedpeft.exchange import Decoded, Layout
@@ -32,7 +32,7 @@ KINDS = {
 
 def setup_of(tmp_path, kind):
     config = build_config({"federation": {"nodes": 3, "quorum": 2, "robust": "none"}, **KINDS[kind][0]})
-    state = initial_state(config, None, LAYOUT, np.zeros(LAYOUT.size, np.float32), RobustMean.of(config))
+    state = initial_state(config, None, LAYOUT, np.zeros(LAYOUT.size, np.float32), rule_of(config))
     plan = RunPlan.from_config(config, LAYOUT.size)
     return SimpleNamespace(config=config, plan=plan, run=tmp_path, run_id=bytes(16), initial=state)
 
