@@ -108,7 +108,7 @@ def _update_of(attached):
     return View("update", "insider", "test", attached.layout, attached.get(), known, 5)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", list(ATTACKS))
 def test_a_method_that_declares_no_token_rows_is_not_covered(trained_base, attack):
     """Never not applicable: that would say that there is nothing to read."""
     attached = attach(trained_base, AdapterConfig(skip_layers=(), method="ia3"), seed=0)

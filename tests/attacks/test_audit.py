@@ -136,7 +136,7 @@ def test_clear_errors(make_run, tmp_path):
     with pytest.raises(RunError, match="not a run directory"):
         audit(tmp_path)
     run = make_run(LORA, batch=2)
-    with pytest.raises(AuditError, match="unknown attack 'spam'; known: span, sparse-recovery"):
+    with pytest.raises(AuditError, match="unknown attack 'spam'; the nearest attack is 'span'"):
         audit(run, ["spam"])
     (run / "nodes" / "bank" / "taps" / "r01" / "gradient.npz").write_bytes(b"torn")
     with pytest.raises(AuditError, match="cannot read the tap"):

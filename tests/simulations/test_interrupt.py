@@ -9,7 +9,7 @@ from pathlib import Path
 
 FEDPEFT = str(Path(sys.executable).parent / "fedpeft")
 SMALL = (
-    "federation.rounds=3",
+    "federation.rounds=6",
     "federation.nodes=2",
     "data.samples=24",
     "data.test_samples=16",
@@ -22,12 +22,13 @@ def test_an_interrupted_run_names_the_command_that_finishes_it(tmp_path):
     out = tmp_path / "my run"
     options = [part for setting in SMALL for part in ("--set", setting)]
     command = [FEDPEFT, "simulate", "--out", out, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=_interruptible, **pipes) as running:
         while not (out / "checkpoints").exists():
             assert running.poll() is None
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=300)
+        _, errors = running.communicate(timeout=3600)
     assert running.returncode == 130
     message, _, continuation = errors.strip().partition(": ")
     assert message == "interrupted; continue with" and "\n" not in continuation
@@ -36,3 +37,8 @@ def test_an_interrupted_run_names_the_command_that_finishes_it(tmp_path):
     assert program == "fedpeft"
     subprocess.run([FEDPEFT, *arguments, "--quiet"], check=True, capture_output=True)
     assert (out / "run.json").exists()
+
+
+def _interruptible():
+    """Commands that a shell starts in the background ignore Ctrl-C, and their children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
