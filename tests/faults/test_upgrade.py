@@ -25,9 +25,8 @@ CHANGES = {
         'ADDED = (("federation", "courtesy", False),)',
     ),
     "fedpeft/config/models.py": (
-        '    nodes: int = Field(default=4, ge=1, description="number of organisations")\n',
-        '    nodes: int = Field(default=4, ge=1, description="number of organisations")\n'
-        '    courtesy: bool = Field(default=False, description="new")\n',
+        "    nodes: int = Field(",
+        '    courtesy: bool = Field(default=False, description="new")\n    nodes: int = Field(',
     ),
     "fedpeft_server/service/server_home.py": (
         "SETTINGS, STATUS = Format(), Format()",
