@@ -24,7 +24,8 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def admit(organisation: Organisation, dataset: DataSet, most: float) -> list[Ove
         if other.lineage != dataset.lineage and _kept(organisation, other.lineage) is None:
             _remember(organisation, other, _stamp(Path(other.file)), _rows(organisation, other))
     held, stamp = _kept(organisation, dataset.lineage), _stamp(Path(dataset.file))
-    fresh = changed(organisation, dataset)
+    fresh = held is None or held.stamps.get(dataset.file) != stamp
     rows = _rows(organisation, dataset) if held is None or fresh else held.rows
     found = sorted(_overlaps(organisation, dataset.lineage, rows), key=lambda one: -one.share)
     if found and found[0].share > most:
@@ -113,8 +114,11 @@ def admit(organisation: Organisation, dataset: DataSet, most: float) -> list[Ove
 
 def changed(organisation: Organisation, dataset: DataSet) -> bool:
     """Whether the file of a data set is not as it was when its records were last compared and remembered."""
-    held = _kept(organisation, dataset.lineage)
-    return held is None or held.stamps.get(dataset.file) != _stamp(Path(dataset.file))
+    path, stamp = _file(organisation, dataset.lineage), _stamp(Path(dataset.file))
+    if not path.exists():
+        return True
+    with _opened(path) as (_, facts):
+        return facts["stamps"].get(dataset.file) != stamp
 
 
 def hashes(records: Iterable[Record], key: bytes) -> Hashes:
@@ -208,13 +212,23 @@ def _read(path: Path) -> tuple[str, _Kept]:
     Raises:
         PrivacyError: the file is damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            rows = stored["rows"]
-            facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
+    with _opened(path) as (stored, facts):
+        rows = stored["rows"]
         if rows.dtype != np.uint64 or rows.ndim != 2 or rows.shape[1] != 3:
             raise ValueError("shape")
         return facts["lineage"], _Kept(rows, facts["stamps"])
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[tuple[Mapping[str, NDArray[Any]], dict[str, Any]]]:
+    """The arrays of a lineage's file, each read when it is asked for, and its facts.
+
+    Raises:
+        PrivacyError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            yield stored, json.loads(stored["facts"].tobytes())
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise PrivacyError(
             f"{path} is damaged ({type(error).__name__}): restore it, or remove it and add the data set again"
