@@ -39,6 +39,11 @@ def embedded_scenario() -> Path:
     return Path(__file__).parent / "embedded.toml"
 
 
+def scenario_file(name: str) -> Path | None:
+    """The file of a scenario that is named, or that is a file; None: the defaults, which need none."""
+    return {EMBEDDED: embedded_scenario(), DEFAULTS: None}.get(name, Path(name))
+
+
 def load_scenario(name: Path | str | None, overrides: Sequence[str] = ()) -> Scenario:
     """The settings that a scenario argument and ``--set`` options stand for.
 
@@ -56,13 +61,13 @@ def load_scenario(name: Path | str | None, overrides: Sequence[str] = ()) -> Sce
 
 def _chosen(name: str | None, overrides: Sequence[str]) -> tuple[Path | None, str]:
     if name == DEFAULTS:
-        return None, "the defaults"
+        return scenario_file(name), "the defaults"
     if name is not None and name != EMBEDDED:
-        return Path(name), f"{name}, and the defaults for what it leaves open"
+        return scenario_file(name), f"{name}, and the defaults for what it leaves open"
     own = [_key(text) for text in overrides if _key(text) in OWN and _value(text) != EMBEDDED]
     if name is None and own:
         return None, f"the defaults, because {own[0]} is given"
-    return embedded_scenario(), "the embedded scenario"
+    return scenario_file(EMBEDDED), "the embedded scenario"
 
 
 def _key(override: str) -> str:

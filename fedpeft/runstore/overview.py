@@ -39,10 +39,9 @@ def facts(store: RunStore) -> dict[str, Any]:
     rounds, losses = list(store.events("round")), dict(curve(store, "loss"))
     base = [event["loss"] for event in store.events("evaluation") if event["arm"] == "base"]
     last = max((event["round"] for event in rounds), default=0)
-    is_finished = (store.path / "run.json").is_file()
     values = (
         store.path.name,
-        "finished" if is_finished else "not finished",
+        "finished" if store.is_finished else "not finished",
         f"{last} of {config.federation.rounds}",
         losses[max(losses)] if losses else None,
         base[-1] if base else None,

@@ -66,6 +66,11 @@ class RunStore:
         return self.path / "adapter"
 
     @property
+    def is_finished(self) -> bool:
+        """Whether the run has reached its end and written ``run.json``."""
+        return (self.path / "run.json").is_file()
+
+    @property
     def summary(self) -> dict[str, Any]:
         """``run.json``.
 

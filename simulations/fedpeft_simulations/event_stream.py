@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.config import Config, load_config
-from fedpeft.config.models import EMBEDDED
-from fedpeft.config.scenarios import DEFAULTS, embedded_scenario
+from fedpeft.config.scenarios import scenario_file
 from fedpeft.errors import ConfigError, RunError
 from fedpeft_simulations.progress import Mode, Progress
 from fedpeft_simulations.run_tables import Run
@@ -43,17 +42,12 @@ def simulate(
         ConfigError: an unknown scenario or setting, or settings beside a config.
     """
     if not isinstance(scenario, Config):
-        config = load_config(_file(scenario), settings or {})
+        config = load_config(scenario_file(str(scenario)), settings or {})
     elif settings:
         raise ConfigError("settings were given beside a Config, which has all of them; give a scenario file")
     else:
         config = scenario
     return Simulation(config, Path(out) if out is not None else Path("runs") / config.run.name, mode)
-
-
-def _file(scenario: Path | str) -> Path | None:
-    named = {EMBEDDED: embedded_scenario(), DEFAULTS: None}
-    return named[str(scenario)] if str(scenario) in named else Path(scenario)
 
 
 class Simulation(Iterator[Event]):

@@ -64,7 +64,7 @@ def run(config: Config, out: Path, mode: Mode, report: Progress, trackers: Seque
     started = time.monotonic()
     check_trackers(trackers)
     store = RunStore.open(out) if mode == "resume" else _prepare(config, out, mode == "overwrite", report)
-    if (out / "run.json").exists():
+    if store.is_finished:
         return store
     if not store.labels.exists():
         _fill(store, store.config, load_federation(store.config))

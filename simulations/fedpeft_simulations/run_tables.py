@@ -38,7 +38,7 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether the run has reached its end."""
-        return (self.path / "run.json").is_file()
+        return RunStore(self.path).is_finished
 
     @property
     def summary(self) -> dict[str, Any]:
