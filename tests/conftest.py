@@ -116,3 +116,19 @@ def tiny_adapter(tiny_llama):
     from fedpeft.adapters import attach
 
     return attach(tiny_llama, AdapterConfig(skip_layers=(), rank=4), seed=0)
+
+
+@pytest.fixture
+def example_folder(tmp_path, monkeypatch):
+    """An empty folder; afterwards what an example has attached or registered is gone."""
+    from fedpeft.adapters import detach
+    from fedpeft.plugins import ADAPTER_METHODS, AGGREGATION_RULES, ATTACKS, CODECS, READERS
+
+    registries = (ADAPTER_METHODS, AGGREGATION_RULES, ATTACKS, CODECS, READERS)
+    before = [set(registry) for registry in registries]
+    monkeypatch.chdir(tmp_path)
+    yield
+    detach()
+    for registry, names in zip(registries, before, strict=True):
+        for name in set(registry) - names:
+            registry.forget(name)

@@ -9,20 +9,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty folder; afterwards what an example has attached or registered is gone."""
-    from fedpeft.adapters import detach
-    from fedpeft.plugins import ADAPTER_METHODS, AGGREGATION_RULES, ATTACKS, CODECS, READERS
-
-    registries = (ADAPTER_METHODS, AGGREGATION_RULES, ATTACKS, CODECS, READERS)
-    before = [set(registry) for registry in registries]
-    monkeypatch.chdir(tmp_path)
-    yield
-    detach()
-    for registry, names in zip(registries, before, strict=True):
-        for name in set(registry) - names:
-            registry.forget(name)
+pytestmark = pytest.mark.usefixtures("example_folder")
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

@@ -189,7 +189,7 @@ def submit(
         "--eval-data",
         "--judge",
         help="Held-out records of your own: rounds (federation.evaluate_every) and result are evaluated "
-        "on them. (--judge: its name until version 0.2)",
+        "on them. (--judge: its old name, until 0.3)",
     ),
     home: Path | None = HOME_OPTION,
     as_json: bool = JSON_OPTION,
