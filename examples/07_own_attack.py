@@ -23,7 +23,7 @@ def energy(view: View, seconds: float) -> Guess | NotApplicable:
         score += np.square(traces @ rows.T).sum(axis=1)
     if not score.any():
         return NotApplicable("no module that reads tokens carries the adapter")
-    ranking = [token for token in np.argsort(-score).tolist() if token not in known.given]
+    ranking = [token for token in np.argsort(-score).tolist() if token not in known.special]
     return Guess(ranking, claimed=0, method="energy")
 
 

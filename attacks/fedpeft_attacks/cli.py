@@ -49,7 +49,7 @@ def audit(
         None, "--key", help="With --verify: the public key that must have signed."
     ),
     compare: Path | None = typer.Option(
-        None, "--compare", help="Hold the report in RUN_DIR/audit beside the one in this folder and stop."
+        None, "--compare", help="Compare the report in RUN_DIR/audit with the one in this folder and stop."
     ),
     schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of report.json and stop."),
     fail_on_leak: bool = typer.Option(
@@ -107,19 +107,19 @@ def _compare(folder: Path, other: Path, as_json: bool) -> None:
 
     from fedpeft_attacks.report.compare import compare, read_report
 
-    found = compare(read_report(folder), read_report(other))
+    comparison = compare(read_report(folder), read_report(other))
     columns = ("about", "what", str(folder), str(other))
 
     def show() -> None:
-        table("Verdicts and work counts that differ", columns, found.differences)
-        table("Figures that differ", columns, found.figures)
+        table("Verdicts and work counts that differ", columns, comparison.differences)
+        table("Figures that differ", columns, comparison.figures)
         typer.echo(
-            f"{found.same} verdicts and work counts are the same, {len(found.differences)} differ; figures "
-            f"and powers differ by {found.largest:.4f} at most"
+            f"{comparison.same} verdicts and work counts are the same, {len(comparison.differences)} differ; "
+            f"figures and powers differ by {comparison.largest:.4f} at most"
         )
 
-    emit(asdict(found), as_json, show)
-    if found.differences:
+    emit(asdict(comparison), as_json, show)
+    if comparison.differences:
         raise typer.Exit(EXIT_DIFFERENT)
 
 

@@ -75,18 +75,18 @@ def examine(
         seconds: CPU seconds of the safety stop of each attack.
         threshold: excess over the best baseline that counts as a leak.
     """
-    found = list[QuickFinding]()
+    findings = list[QuickFinding]()
     for name in QUICK:
         started = time.process_time()
         answer = ATTACKS[name](view, seconds)
         if not isinstance(answer, Guess):
             verdict = NOT_COVERED if isinstance(answer, NotCovered) else NOT_APPLICABLE
-            found.append(QuickFinding(name, verdict, answer.reason, len(truth)))
+            findings.append(QuickFinding(name, verdict, answer.reason, len(truth)))
             continue
         known, control = view.knowledge, Control(Guess([], 0, ""), frozenset(others))
-        judged = score(answer, truth, known.prior, known.given, control)
-        found.append(_finding(name, judged, threshold, (answer.work, time.process_time() - started)))
-    return found
+        judged = score(answer, truth, known.prior, known.special, control)
+        findings.append(_finding(name, judged, threshold, (answer.work, time.process_time() - started)))
+    return findings
 
 
 def _finding(name: str, judged: Score, threshold: float, effort: tuple[Work, float]) -> QuickFinding:

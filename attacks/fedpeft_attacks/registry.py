@@ -44,7 +44,7 @@ def _span(view: View, blocks: Sequence[Block], meter: Meter) -> Ranking:
 
 
 def _sparse(view: View, blocks: Sequence[Block], meter: Meter) -> Ranking:
-    return sparse_recovery(blocks, view.knowledge, view.tokens + len(view.knowledge.given), meter)
+    return sparse_recovery(blocks, view.knowledge, view.tokens + len(view.knowledge.special), meter)
 
 
 def _records(view: View, seconds: float) -> Guess | NotApplicable:

@@ -50,9 +50,9 @@ class Start:
         """The adapter on the base, with these values loaded; whatever was attached before is taken off."""
         from fedpeft.adapters import attach
 
-        held = attach(self.attached.base, self.attached.config, self.attached.seed)
-        held.load(self.state)
-        return held
+        attached = attach(self.attached.base, self.attached.config, self.attached.seed)
+        attached.load(self.state)
+        return attached
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Knowledge:
         projections: module name to its fixed input projection, shape ``(rank, width)``: LoRA's A where it is
             agreed or still at its start, the summing matrix of MiSS.
         prior: how often each token occurs in text sampled from the base, shape ``(tokens,)``, sum 1.
-        given: ids of special tokens, which are in every batch and are no secret.
+        special: ids of special tokens, which are in every batch and are no secret.
         lr: local learning rate of the round.
         rows: which tensors show tokens, as the adapter method declares it; None: it does not, and attacks on
             tokens do not cover it.
@@ -78,7 +78,7 @@ class Knowledge:
     readers: frozenset[str]
     projections: Mapping[str, NDArray[np.floating]]
     prior: NDArray[np.float64]
-    given: frozenset[int] = frozenset()
+    special: frozenset[int] = frozenset()
     lr: float = 0.0
     rows: TokenRows | None = None
     start: Start | None = None
@@ -117,7 +117,7 @@ class View:
             "model": self.knowledge.start is not None,
             "records": self.records > 0,
         }
-        return frozenset(need for need, held in has.items() if held)
+        return frozenset(need for need, is_present in has.items() if is_present)
 
     def __post_init__(self) -> None:
         if self.values.shape != (self.layout.size,):

@@ -141,18 +141,18 @@ def test_a_crowd_tells_draws_from_fixed_batches():
     plan = replace(LOCAL, rounds=8)
     noisy = plan.noise_multiplier * rng.normal(size=(400, plan.steps))
     drawn = [
-        sampling_rate.Crowd(plan, units, rng.binomial(units, 0.2, plan.steps) + row).p_value for row in noisy
+        sampling_rate.Draws(plan, units, rng.binomial(units, 0.2, plan.steps) + row).p_value for row in noisy
     ]
     assert sum(p <= 0.05 for p in drawn) <= binom.isf(1e-6, 400, 0.05)
     assert min(drawn) > 1e-7
-    fixed = [sampling_rate.Crowd(plan, units, round(0.2 * units) + row).p_value for row in noisy]
+    fixed = [sampling_rate.Draws(plan, units, round(0.2 * units) + row).p_value for row in noisy]
     assert max(fixed) < 1e-3 and sampling_rate.power(plan, 1e-3) > 0.999
 
 
 def test_the_suites_entry_agrees_with_right_plans_and_knows_its_power():
     """Each of seven checks errs with probability 1e-3; more than two at once are the platform's fault."""
     checks = epsilon_checks(LOCAL, Effort(canaries=400, coordinates=10_000))
-    assert [one.method for one in checks][-4:] == [check.FAMILY, check.STEPS, check.RELEASE, check.CROWD]
+    assert [one.method for one in checks][-4:] == [check.FAMILY, check.STEPS, check.RELEASE, check.DRAWS]
     assert sum(one.verdict == "contradicts the claim" for one in checks) <= 2
     assert all(0 <= one.power <= 1 and one.claimed == LOCAL.epsilon() for one in checks)
     powers = {one.method: one.power for one in checks}

@@ -46,7 +46,7 @@ def _view(base, rows, adapter=None):
     wanted = list(attached.parameters.values())
     gradients = torch.autograd.grad(loss, wanted)
     values = attached.layout.flatten(dict(zip(attached.parameters, gradients, strict=True)))
-    tokens = len({token for row in rows for token in row} - known.given)
+    tokens = len({token for row in rows for token in row} - known.special)
     view = View(
         "gradient", "malicious-coordinator", "lora", attached.layout, values, known, tokens, len(rows)
     )

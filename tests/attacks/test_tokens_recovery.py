@@ -128,7 +128,7 @@ def test_full_blocks_do_not_keep_the_others_from_being_read(rng, atoms):
 
 
 def test_special_tokens_are_no_guess(rng, atoms):
-    guess = recover([_view(atoms, _rows(rng, atoms, range(6), 20), given=frozenset({0, 1}))])
+    guess = recover([_view(atoms, _rows(rng, atoms, range(6), 20), special=frozenset({0, 1}))])
     assert guess.claimed == 4
     assert not {0, 1} & set(guess.ranking)
 

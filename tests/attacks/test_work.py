@@ -116,7 +116,7 @@ def test_the_same_audit_that_ends_is_silent(make_run, command):
     facts = json.loads(answer.stdout)
     assert facts["verdict"] == "no leak detected"
     assert all(finding["work"]["steps"] > 0 for finding in facts["findings"])
-    assert "How hard was it tried" in (run / "audit" / "report.html").read_text()
+    assert "How much was tried" in (run / "audit" / "report.html").read_text()
 
 
 def test_power_that_could_not_be_measured_leaves_silence_unfinished(make_run, monkeypatch):

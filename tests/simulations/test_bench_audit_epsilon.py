@@ -14,11 +14,11 @@ from fedpeft_bench.audit.epsilon_faults import FAULTS
 
 PLAN = PrivacyPlan(0.2, 1.2, 0.25, 64, 3, 4, 1e-5)
 SEEN_BY = {
-    "noise x 0.5": {check.STEPS, check.RELEASE, check.OWN},
-    "noise x 0.7": {check.STEPS, check.RELEASE, check.OWN},
-    "clip skipped": {check.FAMILY, check.CROWD},
-    "no sampling": {check.FAMILY, check.CROWD},
-    "shuffle for Poisson": {check.CROWD},
+    "noise x 0.5": {check.STEPS, check.RELEASE, check.TAPPED},
+    "noise x 0.7": {check.STEPS, check.RELEASE, check.TAPPED},
+    "clip skipped": {check.FAMILY, check.DRAWS},
+    "no sampling": {check.FAMILY, check.DRAWS},
+    "shuffle for Poisson": {check.DRAWS},
     "one seed on two nodes": {check.SHARED},
 }
 """Audits that must see it in each run: their power is above 1 - 1e-6 here."""

@@ -127,10 +127,10 @@ def total(observed: Observed) -> Wide:
 def whitened(values: Wide, bands: int) -> Wide:
     """``C`` times the rows: noise ``C^-1 Z`` of the banded mechanism becomes independent again."""
     column = square_root(bands)
-    found = column[0] * values
+    fresh = column[0] * values
     for back in range(1, min(bands, len(values))):
-        found[back:] += column[back] * values[:-back]
-    return found
+        fresh[back:] += column[back] * values[:-back]
+    return fresh
 
 
 def coins(canaries: int, rng: np.random.Generator) -> Coins:
@@ -149,7 +149,7 @@ def simulated(plan: PrivacyPlan, members: Coins, factor: float, rng: np.random.G
 def _correlated(fresh: Wide, bands: int) -> Wide:
     """``C^-1`` times the rows: the inverse of `whitened`."""
     rows, history, column = list[Wide](), np.zeros((0, fresh.shape[1])), square_root(bands)
-    for one in fresh:
-        row, history = correlated(column, one, history)
+    for noise in fresh:
+        row, history = correlated(column, noise, history)
         rows.append(row)
     return np.stack(rows)

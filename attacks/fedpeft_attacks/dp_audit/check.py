@@ -24,8 +24,8 @@ RISK = 1e-3
 """Probability at which one check contradicts a true claim: far below that of its bound, as there are many."""
 
 STEINKE, CURVE, FAMILY = "one run, any mechanism", "one run, Gaussian trade-off", "one run, the plan's family"
-STEPS, RELEASE, CROWD = "noise within the steps", "noise of one release", "draws of a crowd"
-OWN, SHARED = "noise in tapped gradients", "noise shared by tapped gradients"
+STEPS, RELEASE, DRAWS = "noise within the steps", "noise of one release", "sampling rate of the draws"
+TAPPED, SHARED = "noise in tapped gradients", "noise shared by tapped gradients"
 HALVED = "noise halved"
 """The fault that most powers are against."""
 

@@ -42,5 +42,5 @@ def epsilon_of(separation: float, delta: float) -> float:
     return _root(brentq(excess, 0.0, 2000.0, xtol=1e-10))
 
 
-def _root(found: object) -> float:
-    return float(found)  # pyright: ignore[reportArgumentType]
+def _root(root: object) -> float:
+    return float(root)  # pyright: ignore[reportArgumentType]

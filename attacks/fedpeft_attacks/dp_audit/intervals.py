@@ -77,11 +77,11 @@ def rate_ratio(hit_rate: float, alarm_rate: float, delta: float) -> float:
     return math.log((hit_rate - delta) / alarm_rate) if hit_rate - delta > alarm_rate else 0.0
 
 
-def lowest(found: float, count: int, confidence: float) -> float:
+def lowest(hits: float, count: int, confidence: float) -> float:
     """Clopper-Pearson lower limit of a two-sided interval."""
-    return float(beta.ppf((1 - confidence) / 2, found, count - found + 1)) if found > 0 else 0.0
+    return float(beta.ppf((1 - confidence) / 2, hits, count - hits + 1)) if hits > 0 else 0.0
 
 
-def highest(found: float, count: int, confidence: float) -> float:
+def highest(hits: float, count: int, confidence: float) -> float:
     """Clopper-Pearson upper limit of a two-sided interval."""
-    return float(beta.ppf((1 + confidence) / 2, found + 1, count - found)) if found < count else 1.0
+    return float(beta.ppf((1 + confidence) / 2, hits + 1, count - hits)) if hits < count else 1.0

@@ -119,8 +119,8 @@ def curve_bound(guesses: Guesses, delta: float, confidence: float = 0.95) -> flo
 
     It holds for mechanisms whose trade-off lies above a Gaussian curve of the same epsilon at ``delta``.
     """
-    found = _largest_refuted(curve_refutes, guesses, delta, confidence, MAX_SEPARATION)
-    return epsilon_of(found, delta)
+    separation = _largest_refuted(curve_refutes, guesses, delta, confidence, MAX_SEPARATION)
+    return epsilon_of(separation, delta)
 
 
 @lru_cache(maxsize=4096)

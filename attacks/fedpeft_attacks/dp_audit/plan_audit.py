@@ -57,16 +57,16 @@ def epsilon_checks(plan: PrivacyPlan, effort: Effort | None = None) -> list[Epsi
     """
     if plan.reproducible:
         return []
-    given = effort or Effort()
-    part = rehearsed(plan, given.steps)
-    observed = rehearse(part, coins(given.canaries, stream(given.seed, 0, "", "epsilon coins")))
-    release = noise_scale.of_release(plan, given.coordinates)
+    effort = effort or Effort()
+    part = rehearsed(plan, effort.steps)
+    observed = rehearse(part, coins(effort.canaries, stream(effort.seed, 0, "", "epsilon coins")))
+    release = noise_scale.of_release(plan, effort.coordinates)
     checks = [
         *canary_checks(observed),
         _noise(check.STEPS, part, noise_scale.of_steps(observed), _SEEN[plan.trust]),
         _noise(check.RELEASE, plan, release, "one release without any unit"),
     ]
-    return [*checks, _crowd(part)] if sampling_rate.applies(plan) else checks
+    return [*checks, _draws(part)] if sampling_rate.applies(plan) else checks
 
 
 def rehearsed(plan: PrivacyPlan, most: int) -> PrivacyPlan:
@@ -79,34 +79,34 @@ def rehearsed(plan: PrivacyPlan, most: int) -> PrivacyPlan:
 
 def canary_checks(observed: Observed) -> list[EpsilonCheck]:
     """One-run audits of a rehearsal, from the likelihood ratio of all steps and from their sum."""
-    by_ratio = [one_run_check(observed, likelihood, one) for one in ONE_RUN]
+    by_ratio = [one_run_check(observed, likelihood, estimator) for estimator in ONE_RUN]
     by_sum = one_run_check(observed, total, ONE_RUN[1])
     return [*by_ratio, replace(by_sum, method=f"{by_sum.method}, sum of steps"), family_check(observed)]
 
 
-def one_run_check(observed: Observed, score: Score, one: OneRun) -> EpsilonCheck:
+def one_run_check(observed: Observed, score: Score, estimator: OneRun) -> EpsilonCheck:
     """A one-run estimator with as many guesses as promise the highest bound where the plan is kept."""
     plan, count = observed.plan, len(observed.members)
-    share = best_share(plan, score, count, one.bound)
+    share = best_share(plan, score, count, estimator.bound)
     made = guesses_of(count, share)
-    found, hits = guess(score(observed), observed.members, made), _fewest(plan, one, count, made)
+    guesses, hits = guess(score(observed), observed.members, made), _fewest(plan, estimator, count, made)
     return EpsilonCheck(
-        method=one.method,
+        method=estimator.method,
         exercises=_SEEN[plan.trust],
-        assumes=one.assumes,
+        assumes=estimator.assumes,
         claimed=plan.epsilon(),
-        bound=one.bound(found, plan.delta, CONFIDENCE),
+        bound=estimator.bound(guesses, plan.delta, CONFIDENCE),
         confidence=CONFIDENCE,
         canaries=count,
-        verdict=verdict_of(found.correct >= hits),
+        verdict=verdict_of(guesses.correct >= hits),
         fault=check.HALVED,
         power=_power(plan, score, share, (count, made, hits)),
     )
 
 
 @lru_cache(maxsize=256)
-def _fewest(plan: PrivacyPlan, one: OneRun, canaries: int, made: int) -> int:
-    return fewest_hits(partial(one.contradicts, plan), canaries, made)
+def _fewest(plan: PrivacyPlan, estimator: OneRun, canaries: int, made: int) -> int:
+    return fewest_hits(partial(estimator.contradicts, plan), canaries, made)
 
 
 def _power(plan: PrivacyPlan, score: Score, share: float, needed: tuple[int, int, int]) -> float:
@@ -119,7 +119,7 @@ def family_check(observed: Observed) -> EpsilonCheck:
     """Hits against those that this very plan lets one expect: less general than the others, and sharper."""
     plan, count = observed.plan, len(observed.members)
     made = guesses_of(count, FAMILY_SHARE)
-    found = guess(likelihood(observed), observed.members, made)
+    guesses = guess(likelihood(observed), observed.members, made)
 
     def contradicts(guesses: Guesses) -> bool:
         return family_tail(plan, likelihood, guesses, 1.0) <= RISK
@@ -130,10 +130,10 @@ def family_check(observed: Observed) -> EpsilonCheck:
         exercises=_SEEN[plan.trust],
         assumes="draws and clip as planned, independent canaries",
         claimed=plan.epsilon(),
-        bound=noise_scale.epsilon_at(plan, family_factor(plan, likelihood, found, CONFIDENCE)),
+        bound=noise_scale.epsilon_at(plan, family_factor(plan, likelihood, guesses, CONFIDENCE)),
         confidence=CONFIDENCE,
         canaries=count,
-        verdict=verdict_of(found.correct >= hits),
+        verdict=verdict_of(guesses.correct >= hits),
         fault=check.HALVED,
         power=_power(plan, likelihood, FAMILY_SHARE, (count, made, hits)),
     )
@@ -154,17 +154,17 @@ def _noise(method: str, plan: PrivacyPlan, size: noise_scale.NoiseSize, seen: st
     )
 
 
-def _crowd(plan: PrivacyPlan) -> EpsilonCheck:
-    found = sampling_rate.observe(plan)
+def _draws(plan: PrivacyPlan) -> EpsilonCheck:
+    draws = sampling_rate.observe(plan)
     return EpsilonCheck(
-        method=check.CROWD,
+        method=check.DRAWS,
         exercises=_SEEN[plan.trust],
         assumes="noise and clip as planned",
         claimed=plan.epsilon(),
         bound=None,
         confidence=CONFIDENCE,
-        canaries=found.units,
-        verdict=verdict_of(found.p_value <= RISK),
+        canaries=draws.units,
+        verdict=verdict_of(draws.p_value <= RISK),
         fault="shuffled batches instead of draws",
         power=sampling_rate.power(plan, RISK),
     )

@@ -31,7 +31,7 @@ def claim_checks(
         f"{tap.node} r{tap.round:02d}": tap.values(GRADIENT) for tap in taps if GRADIENT in tap.stages
     }
     checks = [*dp_audit.epsilon_checks(plan, effort), *dp_audit.tap_checks(gradients, plan)]
-    return [_told(check) for check in (*checks, *_of_canaries(store, plan))]
+    return [_reported(check) for check in (*checks, *_of_canaries(store, plan))]
 
 
 def _of_canaries(store: RunStore, plan: PrivacyPlan) -> list[dp_audit.EpsilonCheck]:
@@ -43,7 +43,7 @@ def _of_canaries(store: RunStore, plan: PrivacyPlan) -> list[dp_audit.EpsilonChe
     return dp_audit.score_checks(scores, coins, plan, what) if len(scores) else []
 
 
-def _told(check: dp_audit.EpsilonCheck) -> EpsilonCheck:
+def _reported(check: dp_audit.EpsilonCheck) -> EpsilonCheck:
     return epsilon_check(
         Audit(check.method, check.exercises, check.assumes),
         check.claimed,

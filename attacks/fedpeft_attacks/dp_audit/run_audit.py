@@ -35,23 +35,27 @@ def score_checks(
     Raises:
         AuditError: scores and coins do not fit.
     """
-    return [] if plan.reproducible else [_of_scores(scores, members, plan, one, what) for one in ONE_RUN]
+    return (
+        []
+        if plan.reproducible
+        else [_of_scores(scores, members, plan, estimator, what) for estimator in ONE_RUN]
+    )
 
 
 def _of_scores(
-    scores: NDArray[np.floating], members: NDArray[np.bool_], plan: PrivacyPlan, one: OneRun, what: str
+    scores: NDArray[np.floating], members: NDArray[np.bool_], plan: PrivacyPlan, estimator: OneRun, what: str
 ) -> EpsilonCheck:
     tries = [guess(scores, members, guesses_of(len(scores), share)) for share in SCORE_SHARES]
     confidence = 1 - (1 - CONFIDENCE) / len(tries)
     return EpsilonCheck(
-        method=one.method,
+        method=estimator.method,
         exercises=what,
-        assumes=one.assumes,
+        assumes=estimator.assumes,
         claimed=plan.epsilon(),
-        bound=max(one.bound(found, plan.delta, confidence) for found in tries),
+        bound=max(estimator.bound(guesses, plan.delta, confidence) for guesses in tries),
         confidence=CONFIDENCE,
         canaries=len(scores),
-        verdict=verdict_of(any(one.contradicts(plan, found, RISK / len(tries)) for found in tries)),
+        verdict=verdict_of(any(estimator.contradicts(plan, guesses, RISK / len(tries)) for guesses in tries)),
         fault=check.HALVED,
         power=None,
     )
@@ -68,18 +72,16 @@ def tap_checks(gradients: Mapping[str, FloatVector], plan: PrivacyPlan) -> list[
     if plan.reproducible or plan.trust != "local" or not gradients:
         return []
     pairs = tapped_noise.shared_noise(gradients, plan)
-    found = [_own(tapped_noise.own_noise(gradients, plan), plan)]
-    return [*found, _shared(pairs, plan)] if pairs else found
+    checks = [_each_tap(tapped_noise.own_noise(gradients, plan), plan)]
+    if pairs:
+        checks.append(_of_taps(check.SHARED, pairs, plan, ("one seed on two nodes", 0.0, None)))
+    return checks
 
 
-def _own(near: Sequence[tapped_noise.Near], plan: PrivacyPlan) -> EpsilonCheck:
+def _each_tap(near: Sequence[tapped_noise.Near], plan: PrivacyPlan) -> EpsilonCheck:
     confidence = 1 - (1 - CONFIDENCE) / len(near)
-    bound = noise_scale.epsilon_at(plan, min(one.most(confidence) for one in near))
-    return _of_taps(check.OWN, near, plan, (check.HALVED, 0.5, bound))
-
-
-def _shared(near: Sequence[tapped_noise.Near], plan: PrivacyPlan) -> EpsilonCheck:
-    return _of_taps(check.SHARED, near, plan, ("one seed on two nodes", 0.0, None))
+    bound = noise_scale.epsilon_at(plan, min(noise.most(confidence) for noise in near))
+    return _of_taps(check.TAPPED, near, plan, (check.HALVED, 0.5, bound))
 
 
 def _of_taps(
@@ -94,8 +96,8 @@ def _of_taps(
         claimed=plan.epsilon(),
         bound=bound,
         confidence=CONFIDENCE,
-        canaries=sum(one.values for one in near),
-        verdict=verdict_of(any(one.refutes(risk) for one in near)),
+        canaries=sum(noise.values for noise in near),
+        verdict=verdict_of(any(noise.refutes(risk) for noise in near)),
         fault=name,
-        power=min(one.power(factor, risk) for one in near),
+        power=min(noise.power(factor, risk) for noise in near),
     )

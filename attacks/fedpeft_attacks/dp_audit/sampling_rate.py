@@ -1,4 +1,4 @@
-"""Whether the node draws as its plan says: a crowd of records that all pull one coordinate.
+"""Whether the node draws as its plan says, seen by many records that share one coordinate.
 
 Canaries with a coordinate each cannot tell Poisson draws from shuffled epochs: each by itself is drawn as
 often. Records that share one coordinate show how many were drawn. That number is binomial under Poisson
@@ -21,12 +21,12 @@ LEAST_VARIANCE, OVER_NOISE, MOST_UNITS = 50.0, 50.0, 20_000
 
 
 @dataclass(frozen=True)
-class Crowd:
-    """What a crowd's coordinate showed.
+class Draws:
+    """How many of many like units each step drew, as their shared coordinate shows.
 
     Attributes:
         plan: of trust local.
-        units: size of the crowd.
+        units: number of units that share the coordinate.
         counts: noisy number of drawn units in each step, shape ``(steps,)``.
     """
 
@@ -38,7 +38,7 @@ class Crowd:
     def p_value(self) -> float:
         """Probability of counts as odd as these, in mean or spread, if units are drawn by independent coins.
 
-        Counts are taken as normal: the crowd is so large that their variance is at least 50.
+        Counts are taken as normal: there are so many units that their variance is at least 50.
         """
         rate, variance = self.plan.sampling_probability, spread(self.plan, self.units)
         off = (self.counts - self.units * rate) / math.sqrt(variance)
@@ -66,11 +66,11 @@ def spread(plan: PrivacyPlan, units: int) -> float:
     return units * rate * (1 - rate) + plan.noise_multiplier**2
 
 
-def observe(plan: PrivacyPlan) -> Crowd:
-    """Run the plan's steps in `fedpeft.training.train_local` on a crowd, where it `applies`."""
+def observe(plan: PrivacyPlan) -> Draws:
+    """Run the plan's steps in `fedpeft.training.train_local` on many like units, where it `applies`."""
     units = size_of(plan)
     counts = noisy_steps(plan, records(np.zeros(units, np.int64), plan), 2)[:, 0]
-    return Crowd(plan, units, counts)
+    return Draws(plan, units, counts)
 
 
 def power(plan: PrivacyPlan, risk: float) -> float:

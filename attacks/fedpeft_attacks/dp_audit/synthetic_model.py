@@ -99,7 +99,7 @@ def noisy_steps(plan: PrivacyPlan, examples: Sequence[Example], size: int) -> ND
     Each step is a whole `train_local` of one step from the table of zeros, so that every noisy gradient is
     seen and each canary's gradient is the same in all of them.
     """
-    stand_in, seen = StandIn.of(size, plan.clip), list[FloatVector]()
+    synthetic, seen = StandIn.of(size, plan.clip), list[FloatVector]()
 
     def see(gradient: FloatVector, _: Batch) -> None:
         seen.append(gradient)
@@ -107,6 +107,6 @@ def noisy_steps(plan: PrivacyPlan, examples: Sequence[Example], size: int) -> ND
     local = LocalPlan(steps=1, batch_size=plan.expected_batch_size, optimiser="sgd")
     unused: Any = stream(0, 0, "", "rehearsal")
     for _ in range(plan.steps):
-        train_local(stand_in.attached, examples, local, unused, plan, Extras(on_first_gradient=see))
-        nn.init.zeros_(stand_in.model.table.weight)
+        train_local(synthetic.attached, examples, local, unused, plan, Extras(on_first_gradient=see))
+        nn.init.zeros_(synthetic.model.table.weight)
     return np.stack(seen).astype(np.float64) * (plan.expected_batch_size / plan.clip)

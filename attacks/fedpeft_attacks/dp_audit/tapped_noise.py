@@ -42,9 +42,9 @@ class Near:
     @classmethod
     def of(cls, values: NDArray[np.floating], deviation: float) -> Near:
         """Count values whose noise should have this deviation."""
-        found = values / deviation
-        signal = max(0.0, float(np.mean(found**2)) - 1) if found.size else 0.0
-        return cls(found.size, int((np.abs(found) <= MEDIAN).sum()), signal)
+        scaled = values / deviation
+        signal = max(0.0, float(np.mean(scaled**2)) - 1) if scaled.size else 0.0
+        return cls(scaled.size, int((np.abs(scaled) <= MEDIAN).sum()), signal)
 
     def refutes(self, risk: float) -> bool:
         """Whether so many are near zero that the noise must be smaller than it should be."""
@@ -73,9 +73,9 @@ def own_noise(gradients: Mapping[str, FloatVector], plan: PrivacyPlan) -> list[N
 
 def shared_noise(gradients: Mapping[str, FloatVector], plan: PrivacyPlan) -> list[Near]:
     """The noise that is left in the difference of any two gradients, of two nodes or of two rounds."""
-    scale, found = math.sqrt(2) * deviation(plan), list[Near]()
-    for one, other in combinations(gradients.values(), 2):
-        if one.shape == other.shape:
-            both = (one != 0) & (other != 0)
-            found.append(Near.of(one[both].astype(np.float64) - other[both], scale))
-    return found
+    scale, differences = math.sqrt(2) * deviation(plan), list[Near]()
+    for gradient, other in combinations(gradients.values(), 2):
+        if gradient.shape == other.shape:
+            both = (gradient != 0) & (other != 0)
+            differences.append(Near.of(gradient[both].astype(np.float64) - other[both], scale))
+    return differences

@@ -53,8 +53,8 @@ def power_of(attack: Attack, trials: Trials) -> Strength | None:
     """
     kinds = trials.batches, trials.records, trials.layer
     solve = remembering(attack)
-    groups = [[(one, solve(one.view)) for one in group[: attack.trials]] for group in kinds]
-    read = [[(one, guess) for one, guess in group if isinstance(guess, Guess)] for group in groups]
+    groups = [[(observed, solve(observed.view)) for observed in group[: attack.trials]] for group in kinds]
+    read = [[(observed, guess) for observed, guess in group if isinstance(guess, Guess)] for group in groups]
     if not all(read):
         return None
     batches, records, layer = read
@@ -100,6 +100,6 @@ def _exact(read: Read) -> float:
     return sum(hits for hits, _ in counts) / max(sum(total for _, total in counts), 1)
 
 
-def _score(one: Observed, guess: Guess) -> Score:
-    known = one.view.knowledge
-    return score(guess, one.truth, known.prior, known.given)
+def _score(observed: Observed, guess: Guess) -> Score:
+    known = observed.view.knowledge
+    return score(guess, observed.truth, known.prior, known.special)

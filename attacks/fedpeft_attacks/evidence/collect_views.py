@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -85,7 +85,9 @@ def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
             view = View(stage, role_of(stage), name, layout, values, known, *counts)
             seen.append(Observed(tap.node, tap.round, view, truth, records))
     seen += _aggregates(store, seen)
-    stages = {stage: [one for one in seen if one.view.stage == stage] for stage in _in_order(seen)}
+    stages: dict[str, list[Observed]] = {}
+    for observed in seen:
+        stages.setdefault(observed.view.stage, []).append(observed)
     return Evidence(base, stages, prior)
 
 
@@ -100,17 +102,16 @@ def _start(attached: Attached, tap: Tap) -> Start | None:
 
 def distinct(records: TokenIds, known: Knowledge) -> frozenset[int]:
     """Distinct tokens of records without the special ones."""
-    return frozenset(token for row in records for token in row) - known.given
-
-
-def _in_order(seen: Iterable[Observed]) -> list[str]:
-    return list(dict.fromkeys(one.view.stage for one in seen))
+    return frozenset(token for row in records for token in row) - known.special
 
 
 def _aggregates(store: RunStore, seen: Sequence[Observed]) -> list[Observed]:
-    rounds = sorted({one.round for one in seen})
-    found = (_aggregate(store, number, [one for one in seen if one.round == number]) for number in rounds)
-    return [one for one in found if one is not None]
+    rounds = sorted({observed.round for observed in seen})
+    aggregates = (
+        _aggregate(store, number, [observed for observed in seen if observed.round == number])
+        for number in rounds
+    )
+    return [observed for observed in aggregates if observed is not None]
 
 
 def _aggregate(store: RunStore, number: int, group: Sequence[Observed]) -> Observed | None:
@@ -119,7 +120,7 @@ def _aggregate(store: RunStore, number: int, group: Sequence[Observed]) -> Obser
     values = None if path is None else read_values(path)
     if values is None or values.shape != (like.layout.size,):
         return None
-    truth = frozenset[int]().union(*(one.truth for one in group))
+    truth = frozenset[int]().union(*(observed.truth for observed in group))
     role = role_of(AGGREGATE)
     view = View(AGGREGATE, role, like.adapter, like.layout, values, like.knowledge, len(truth))
     return Observed(ALL_NODES, number, view, truth)

@@ -86,8 +86,8 @@ def read_values(path: Path) -> FloatVector:
         AuditError: the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return np.asarray(stored["values"], dtype=np.float32)
+        with np.load(path, allow_pickle=False) as archive:
+            return np.asarray(archive["values"], dtype=np.float32)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, error) from None
 

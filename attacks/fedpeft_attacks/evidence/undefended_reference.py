@@ -78,7 +78,7 @@ def undefended(
         readers=layer.readers,
         projections={},
         prior=prior,
-        given=special_tokens(base),
+        special=special_tokens(base),
         rows=attached.method.token_rows,
         start=Start(attached, attached.get()) if base.task == "causal-lm" else None,
         approximation=layer.approximation,

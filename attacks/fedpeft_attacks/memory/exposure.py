@@ -47,8 +47,8 @@ def exposures(model: Any, candidates: Sequence[Sequence[Span]]) -> Floats:
         model: base and adapter, or the base.
         candidates: as `candidate_spans` gives them.
     """
-    found = [read_continuations(model, spans) for spans in candidates]
-    return np.array([exposure(log_p[0], log_p[1:]) for log_p in found])
+    likelihoods = [read_continuations(model, spans) for spans in candidates]
+    return np.array([exposure(log_p[0], log_p[1:]) for log_p in likelihoods])
 
 
 def exposure(true: float, others: Floats) -> float:

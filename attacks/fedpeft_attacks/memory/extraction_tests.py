@@ -12,25 +12,25 @@ from fedpeft_attacks.memory.canaries import SPACE
 from fedpeft_attacks.memory.decoding import SAMPLES, Recovered
 from fedpeft_attacks.memory.exposure import CANDIDATES, by_chance, candidate_spans, exposures
 from fedpeft_attacks.memory.findings import MemoryFinding
-from fedpeft_attacks.memory.released_model import Room
+from fedpeft_attacks.memory.released_model import ReleasedModel
 from fedpeft_attacks.memory.span_likelihood import Span, read_spans
 from fedpeft_attacks.memory.statistics import mean, share
 from fedpeft_attacks.results.pii import spans_of
 
 
-def canaries(room: Room) -> Iterator[MemoryFinding]:
+def canaries(target: ReleasedModel) -> Iterator[MemoryFinding]:
     """Exposure, over all canaries that were trained on and by number of copies, and extraction.
 
     Nothing where no canary was trained on or none was left out, or where the model writes no text.
     """
-    trained, left_out = room.material.trained, room.material.left_out
-    if not (room.writes and trained and left_out):
+    trained, left_out = target.material.trained, target.material.left_out
+    if not (target.writes and trained and left_out):
         return
     spans, size = (
-        candidate_spans([*trained, *left_out], room.encode, room.material.config.run.seed),
+        candidate_spans([*trained, *left_out], target.encode, target.material.config.run.seed),
         len(trained),
     )
-    adapter, base = room.both(lambda model: exposures(model, spans))
+    adapter, base = target.both(lambda model: exposures(model, spans))
     for name, chosen in _by_copies([canary.times for canary in trained]).items():
         yield MemoryFinding(
             "canary-exposure",
@@ -44,18 +44,18 @@ def canaries(room: Room) -> Iterator[MemoryFinding]:
             unit="bits",
             method=f"rank among {CANDIDATES} other secrets, extrapolated where it is the first",
         )
-    own = [group[0] for group in spans]
-    yield from _recovered(room, "canaries", own[:size], own[size:])
+    secrets = [group[0] for group in spans]
+    yield from _recovered(target, "canaries", secrets[:size], secrets[size:])
 
 
-def prompts(room: Room) -> Iterator[MemoryFinding]:
+def prompts(target: ReleasedModel) -> Iterator[MemoryFinding]:
     """Extraction of what looks like personal data in records, beside records that were not trained on."""
-    if not room.writes:
+    if not target.writes:
         return
-    kinds = (room.material.members, room.material.others)
-    members, others = (_personal(room, _spread(records, room.effort.prompts)) for records in kinds)
+    kinds = (target.material.members, target.material.others)
+    members, others = (_personal(target, _spread(records, target.effort.prompts)) for records in kinds)
     if members and others:
-        yield from _recovered(room, "personal data", members, others)
+        yield from _recovered(target, "personal data", members, others)
 
 
 def _by_copies(times: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
@@ -67,9 +67,9 @@ def _by_copies(times: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
     return groups
 
 
-def _personal(room: Room, records: Sequence[Record]) -> list[Span]:
-    tokenizer = room.attached.base.tokenizer
-    pairs = zip(records, room.examples(records), strict=True)
+def _personal(target: ReleasedModel, records: Sequence[Record]) -> list[Span]:
+    tokenizer = target.attached.base.tokenizer
+    pairs = zip(records, target.examples(records), strict=True)
     return [span for record, example in pairs for span in spans_of(record, example, tokenizer)]
 
 
@@ -79,25 +79,25 @@ def _spread(records: Sequence[Record], most: int) -> Sequence[Record]:
 
 
 def _recovered(
-    room: Room, name: str, trained: Sequence[Span], held_out: Sequence[Span]
+    target: ReleasedModel, name: str, trained: Sequence[Span], held_out: Sequence[Span]
 ) -> Iterator[MemoryFinding]:
     """Shares of secrets that come out, by greedy decoding and among samples."""
     spans, size = [*trained, *held_out], len(trained)
-    adapter, base = room.both(lambda model: Recovered.of(read_spans(model, spans)))
+    adapter, base = target.both(lambda model: Recovered.of(read_spans(model, spans)))
     chance = 1 / SPACE if name == "canaries" else 0.0
     sampled = f"one of {SAMPLES} samples at temperature 1, by its exact probability"
     for kind, estimate, tries, method in (
         ("greedy", share(adapter.greedy[:size]), 1, "greedy decoding"),
         ("sampled", mean(adapter.sampled[:size]), SAMPLES, sampled),
     ):
-        found, without = getattr(adapter, kind), getattr(base, kind)
+        recovered, without = getattr(adapter, kind), getattr(base, kind)
         yield MemoryFinding(
             "prompt-extraction",
             f"{name}, {kind}",
             *estimate,
             chance=tries * chance,
             base=float(without[:size].mean()),
-            held_out=float(found[size:].mean()),
+            held_out=float(recovered[size:].mean()),
             count=size,
             others=len(held_out),
             unit="share",

@@ -65,8 +65,8 @@ class Material:
         planted = read_canaries(homes)
         secret = {_text(canary.record) for canary in planted}
         files = (home / "train.jsonl" for home in homes)
-        found = [read_written(file, config.data) for file in files if file.is_file()]
-        members = [record for part in found for record in part if _text(record) not in secret]
+        written = [read_written(file, config.data) for file in files if file.is_file()]
+        members = [record for part in written for record in part if _text(record) not in secret]
         others = _alike(read_written(store.test, config.data) if store.test.is_file() else [], members)
         labels = json.loads(store.labels.read_text()) if store.labels.is_file() else []
         rng = stream(config.run.seed, 0, "", "audit-memory")
@@ -97,8 +97,8 @@ def released(store: RunStore) -> Attached:
     labels = json.loads(store.labels.read_text()) if config.base.task != "causal-lm" else []
     attached = attach(load_base(config.base, len(labels) or None), config.adapter, config.run.seed)
     try:
-        with np.load(store.path / "state" / "final.npz", allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        with np.load(store.path / "state" / "final.npz", allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError) as error:
         raise AuditError(
             f"{str(store.path)!r} has no final state ({type(error).__name__}); finish it with --resume"

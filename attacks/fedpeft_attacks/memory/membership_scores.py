@@ -28,12 +28,12 @@ def losses(model: Any, examples: Sequence[Example]) -> Floats:
     adapter's is the score calibrated by a reference (Watson et al. 2022, arXiv:2111.08440; for fine-tuned
     language models Mireshghallah et al. 2022, arXiv:2205.12506).
     """
-    found = np.zeros(len(examples))
+    values = np.zeros(len(examples))
     order = np.argsort([len(example.ids) for example in examples], kind="stable")  # as `physical` goes
     with steady(model), torch.no_grad():
         parts = [per_example_loss(model, batch) for batch in physical(model, examples, TOKENS_AT_ONCE)]
-    found[order] = torch.cat(parts).double().cpu().numpy() if parts else 0.0
-    return found
+    values[order] = torch.cat(parts).double().cpu().numpy() if parts else 0.0
+    return values
 
 
 def confidence(loss: Floats) -> Floats:

@@ -14,7 +14,7 @@ from fedpeft.runstore import RunStore
 from fedpeft_attacks.memory.findings import MemoryFinding, Unit
 from fedpeft_attacks.memory.member_records import Material
 from fedpeft_attacks.memory.membership_scores import confidence, likelihood_ratio, losses
-from fedpeft_attacks.memory.released_model import Effort, Room
+from fedpeft_attacks.memory.released_model import Effort, ReleasedModel
 from fedpeft_attacks.memory.shadows import train_shadows
 from fedpeft_attacks.memory.statistics import Estimate, Floats, area, detected
 
@@ -53,20 +53,20 @@ class Contrast:
 
     def detected(self, alarms: float) -> MemoryFinding | None:
         """Members that are found at a rate of false alarms; None with too few non-members."""
-        found = detected(self.members, self.others, alarms)
+        adapter = detected(self.members, self.others, alarms)
         base = detected(self.base_members, self.base_others, alarms)
-        if found is None or base is None:
+        if adapter is None or base is None:
             return None
-        return self._finding(f" at {alarms:.0%} false alarms", found, (alarms, base), "share")
+        return self._finding(f" at {alarms:.0%} false alarms", adapter, (alarms, base), "share")
 
     def _finding(
-        self, suffix: str, found: Estimate, baselines: tuple[float, Estimate], unit: Unit
+        self, suffix: str, estimate: Estimate, baselines: tuple[float, Estimate], unit: Unit
     ) -> MemoryFinding:
         chance, base = baselines
         return MemoryFinding(
             "membership",
             f"{self.title}{suffix}",
-            *found,
+            *estimate,
             chance=chance,
             base=base[0],
             held_out=None,
@@ -77,18 +77,18 @@ class Contrast:
         )
 
 
-def membership(room: Room) -> Iterator[MemoryFinding]:
+def membership(target: ReleasedModel) -> Iterator[MemoryFinding]:
     """Every score on plain records, and its area on canaries."""
-    given = room.material
-    kept, left_out = ([canary.record for canary in part] for part in (given.trained, given.left_out))
-    parts = (given.members, given.others, kept, left_out)
-    examples = room.examples([record for part in parts for record in part])
+    material = target.material
+    trained, left_out = ([canary.record for canary in part] for part in (material.trained, material.left_out))
+    parts = (material.members, material.others, trained, left_out)
+    examples = target.examples([record for part in parts for record in part])
     ends = np.cumsum([len(part) for part in parts])[:-1]
-    adapter, base = room.both(lambda model: losses(model, examples))
-    for name, score in _scores(room, examples, base).items():
-        own, without = np.split(score(adapter), ends), np.split(score(base), ends)
-        plain = Contrast(name, name, *own[:2], *without[:2])
-        planted = Contrast(name, f"{name}, canaries", *own[2:], *without[2:])
+    adapter, base = target.both(lambda model: losses(model, examples))
+    for name, score in _scores(target, examples, base).items():
+        groups, without = np.split(score(adapter), ends), np.split(score(base), ends)
+        plain = Contrast(name, name, *groups[:2], *without[:2])
+        planted = Contrast(name, f"{name}, canaries", *groups[2:], *without[2:])
         findings = (plain.area(), *(plain.detected(alarms) for alarms in ALARMS), planted.area())
         yield from (finding for finding in findings if finding is not None)
 
@@ -106,25 +106,25 @@ def canary_scores(store: RunStore, attached: Attached) -> tuple[Floats, NDArray[
         The base's loss less the adapter's, float64, and whether it was trained on; both of shape
         ``(canaries,)``.
     """
-    given = Material.of(store, records=0, canaries=sys.maxsize)
-    single = [canary for canary in (*given.trained, *given.left_out) if canary.times == 1]
-    room = Room(given, attached, Effort())
-    examples = room.examples([canary.record for canary in single])
-    adapter, base = room.both(lambda model: losses(model, examples))
+    material = Material.of(store, records=0, canaries=sys.maxsize)
+    single = [canary for canary in (*material.trained, *material.left_out) if canary.times == 1]
+    target = ReleasedModel(material, attached, Effort())
+    examples = target.examples([canary.record for canary in single])
+    adapter, base = target.both(lambda model: losses(model, examples))
     return base - adapter, np.array([canary.trained for canary in single], bool)
 
 
 def _scores(
-    room: Room, examples: Sequence[Example], base: Floats
+    target: ReleasedModel, examples: Sequence[Example], base: Floats
 ) -> Mapping[str, Callable[[Floats], Floats]]:
     """From the losses of a model to scores of membership, by name; with shadows, theirs too."""
 
-    def by_shadows(found: Floats) -> Floats:
-        return likelihood_ratio(confidence(found), shadows.confidences, shadows.inside)
+    def by_shadows(values: Floats) -> Floats:
+        return likelihood_ratio(confidence(values), shadows.confidences, shadows.inside)
 
-    scores = {"loss": lambda found: -found, "reference": lambda found: base - found}
-    effort, attached = room.effort, room.attached
+    scores = {"loss": lambda values: -values, "reference": lambda values: base - values}
+    effort, attached = target.effort, target.attached
     if effort.shadows and examples and attached.law is None:
-        shadows = train_shadows(attached, room.material.config, examples, effort.shadows, effort.cache)
+        shadows = train_shadows(attached, target.material.config, examples, effort.shadows, effort.cache)
         scores["shadows"] = by_shadows
     return scores

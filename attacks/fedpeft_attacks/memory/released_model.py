@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fedpeft.adapters import Attached
     from fedpeft.data import Example
 
-_Found = TypeVar("_Found")
+_Reading = TypeVar("_Reading")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Effort:
         prompts: of these, the most whose personal data are asked for.
         canaries: the most canaries that were trained on, and the most that were not.
         shadows: shadow adapters, an even number of at least 4; 0 leaves that attack out.
-        cache: folder that keeps what shadows said; None: nothing is kept.
+        cache: folder that holds the confidences of the shadows; None: no cache.
     """
 
     records: int = 384
@@ -37,7 +37,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Room:
+class ReleasedModel:
     """A run's material, the base with the released adapter, and how much to try."""
 
     material: Material
@@ -57,12 +57,12 @@ class Room:
         """Their token ids."""
         return [example.ids.tolist() for example in self.examples(records)]
 
-    def both(self, read: Callable[[Any], _Found]) -> tuple[_Found, _Found]:
+    def both(self, read: Callable[[Any], _Reading]) -> tuple[_Reading, _Reading]:
         """What a reader finds in the model with the adapter, and in the base without it."""
-        found = read(self.attached.model)
+        reading = read(self.attached.model)
         trained = [(tensor, tensor.requires_grad) for tensor in self.attached.model.parameters()]
         with self.attached.model.disable_adapter():
             without = read(self.attached.model)
         for tensor, required in trained:
             tensor.requires_grad_(required)  # peft makes frozen factors trainable when it turns adapters on
-        return found, without
+        return reading, without

@@ -42,30 +42,27 @@ def released_findings(
     if not (store.path / "state" / "final.npz").is_file():
         return []
     attached = released(store)
-    found = memory_findings(store, attached, effort, progress)
+    findings = memory_findings(store, attached, effort, progress)
     adapter = attached.method.name
     return [
-        _finding(name, [f for f in found if f.attack == name], adapter, threshold) for name in _names(found)
+        _finding(name, [f for f in findings if f.attack == name], adapter, threshold)
+        for name in dict.fromkeys(finding.attack for finding in findings)
     ]
 
 
-def _names(found: list[MemoryFinding]) -> list[str]:
-    return list(dict.fromkeys(finding.attack for finding in found))
-
-
-def _finding(name: str, found: list[MemoryFinding], adapter: str, threshold: float) -> Finding:
+def _finding(name: str, findings: list[MemoryFinding], adapter: str, threshold: float) -> Finding:
     kind = "membership" if name == "membership" else "memorisation"
     subject = Subject(name, kind, STAGE, "outsider", adapter)
-    return finding_of(subject, [_measure(one) for one in found], threshold)
+    return finding_of(subject, [_measure(finding) for finding in findings], threshold)
 
 
-def _measure(found: MemoryFinding) -> Measure:
-    baselines = Baselines(chance=found.chance, prior=found.base, control=found.held_out)
+def _measure(finding: MemoryFinding) -> Measure:
+    baselines = Baselines(chance=finding.chance, prior=finding.base, control=finding.held_out)
     return Measure(
-        name=found.name,
-        unit=_UNITS[found.unit],
-        value=found.value,
-        interval=found.interval,
+        name=finding.name,
+        unit=_UNITS[finding.unit],
+        value=finding.value,
+        interval=finding.interval,
         baselines=baselines,
-        count=found.count,
+        count=finding.count,
     )

@@ -77,15 +77,15 @@ def train_shadows(
     file = None if cache is None else cache / f"shadows-{_key(config, candidates, shadows)}.json"
     if file is not None and file.is_file():
         return Shadows(np.array(json.loads(file.read_text()), np.float64), inside)
-    held = attached.get()
+    initial = attached.get()
     try:
         rows = [_confidences(attached, config, candidates, row, place) for place, row in enumerate(inside)]
     finally:
-        attached.load(held)
-    found = np.stack(rows)
+        attached.load(initial)
+    confidences = np.stack(rows)
     if file is not None:
-        write_json(file, found.tolist())
-    return Shadows(found, inside)
+        write_json(file, confidences.tolist())
+    return Shadows(confidences, inside)
 
 
 def _confidences(
@@ -97,12 +97,12 @@ def _confidences(
 ) -> Floats:
     from fedpeft.training import Extras, LocalPlan, train_local
 
-    own, privacy = [candidates[int(index)] for index in np.flatnonzero(inside)], _privacy(config)
+    examples, privacy = [candidates[int(index)] for index in np.flatnonzero(inside)], _privacy(config)
     extras = Extras(longest=config.data.max_length)
     attached.reset()
     for round_ in range(1, config.federation.rounds + 1):
         batches = stream(config.run.seed, round_, f"shadow-{place}", "batches")
-        train_local(attached, own, LocalPlan.of(config.federation, round_), batches, privacy, extras)
+        train_local(attached, examples, LocalPlan.of(config.federation, round_), batches, privacy, extras)
     return confidence(losses(attached.model, candidates))
 
 

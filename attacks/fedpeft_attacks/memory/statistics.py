@@ -25,11 +25,11 @@ def mean(values: Sequence[float] | Floats) -> Estimate:
     Args:
         values: at least one.
     """
-    given = np.asarray(values, np.float64)
+    sample = np.asarray(values, np.float64)
     rng = np.random.Generator(np.random.PCG64(0))
-    means = given[rng.integers(len(given), size=(_DRAWS, len(given)))].mean(axis=1)
+    means = sample[rng.integers(len(sample), size=(_DRAWS, len(sample)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return float(given.mean()), (float(low), float(high))
+    return float(sample.mean()), (float(low), float(high))
 
 
 def share(hits: Sequence[bool] | NDArray[np.bool_]) -> Estimate:

@@ -11,7 +11,7 @@ from fedpeft_attacks.memory.extraction_tests import canaries, prompts
 from fedpeft_attacks.memory.findings import MemoryFinding
 from fedpeft_attacks.memory.member_records import Material
 from fedpeft_attacks.memory.membership_tests import membership
-from fedpeft_attacks.memory.released_model import Effort, Room
+from fedpeft_attacks.memory.released_model import Effort, ReleasedModel
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -38,12 +38,12 @@ def memory_findings(
         AuditError: a damaged file of canaries, or a number of shadows that cannot be used.
         DataError: records that cannot be read.
     """
-    given = effort or Effort()
-    room = Room(Material.of(store, given.records, given.canaries), attached, given)
-    found: list[MemoryFinding] = []
+    effort = effort or Effort()
+    target = ReleasedModel(Material.of(store, effort.records, effort.canaries), attached, effort)
+    findings: list[MemoryFinding] = []
     attacks = (("canaries", canaries), ("prompts", prompts), ("membership", membership))
     for name, attack in each(attacks, "attack on the adapter"):
         if progress is not None:
             progress(f"audit: the released adapter, {name}")
-        found += attack(room)
-    return found
+        findings += attack(target)
+    return findings

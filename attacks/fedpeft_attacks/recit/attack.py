@@ -35,13 +35,13 @@ def recit(view: View, budget: Budget | None = None) -> Guess | NotApplicable:
     if view.layout.digest != start.attached.layout.digest:
         return NotApplicable("it needs the values of the whole adapter")
     tokens = _filter(view)
-    found = assemble_from(view, Bag(tuple(tokens), len(tokens)), budget)
-    said = list(dict.fromkeys(token for row in found.sequences for token in row))
-    ranking = [token for token in dict.fromkeys([*tokens, *said]) if token not in view.knowledge.given]
-    claimed = sum(token not in view.knowledge.given for token in tokens)
+    assembled = assemble_from(view, Bag(tuple(tokens), len(tokens)), budget)
+    written = list(dict.fromkeys(token for row in assembled.sequences for token in row))
+    ranking = [token for token in dict.fromkeys([*tokens, *written]) if token not in view.knowledge.special]
+    claimed = sum(token not in view.knowledge.special for token in tokens)
     filtered = "filtered" if tokens else "no filter"
-    method = f"completion and pairing, {filtered}, unexplained {found.unexplained:.2f}"
-    return Guess(ranking, claimed, method, found.sequences, found.certain, found.work)
+    method = f"completion and pairing, {filtered}, unexplained {assembled.unexplained:.2f}"
+    return Guess(ranking, claimed, method, assembled.sequences, assembled.certain, assembled.work)
 
 
 def _filter(view: View) -> list[int]:
@@ -49,5 +49,5 @@ def _filter(view: View) -> list[int]:
     blocks = observations(view)
     if isinstance(blocks, NotApplicable) or view.knowledge.approximation is not None:
         return []
-    pursuit = matching_pursuit(blocks, view.tokens + len(view.knowledge.given))
+    pursuit = matching_pursuit(blocks, view.tokens + len(view.knowledge.special))
     return pursuit.chosen if pursuit.unexplained < _EXPLAINED else []

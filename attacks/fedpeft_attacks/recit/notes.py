@@ -87,17 +87,17 @@ def strengthen(
     if not samples:
         raise AuditError("strengthening needs auxiliary texts; none were given; pass at least one sample")
     base = load_apart(BaseConfig(model=str(folder), device="cpu"))
-    texts = [text for sample in samples for text in _kinds(sample, recipe)]
+    texts = [
+        text
+        for sample in samples
+        for text in (sample.text, with_note(sample) if recipe.notes else sample.text)
+    ]
     rows = [_row(base.tokenizer, text) for text in texts]
     _train(base.model, rows, recipe, progress)
     with quiet():
         base.model.requires_grad_(False).to(_dtype(folder)).save_pretrained(out)
     base.tokenizer.save_pretrained(out)
     return content_hash(out, "none")
-
-
-def _kinds(sample: Sample, recipe: Recipe) -> tuple[str, str]:
-    return sample.text, with_note(sample) if recipe.notes else sample.text
 
 
 def _row(tokenizer: Any, text: str) -> list[int]:
@@ -107,8 +107,8 @@ def _row(tokenizer: Any, text: str) -> list[int]:
 
 def _dtype(folder: Path) -> torch.dtype:
     config = read_model_config(folder)
-    stored: object = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
-    return stored if isinstance(stored, torch.dtype) else torch.float32
+    dtype: object = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _train(model: Any, rows: Sequence[Sequence[int]], recipe: Recipe, progress: Progress | None) -> None:

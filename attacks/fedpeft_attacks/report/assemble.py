@@ -126,11 +126,11 @@ def _short(name: str) -> str:
 
 
 def _command(findings: Sequence[Finding], checks: Sequence[EpsilonCheck], delivery: Delivery) -> str:
-    names = [one.attack if one.attack in ATTACKS else "released" for one in findings]
+    names = [finding.attack if finding.attack in ATTACKS else "released" for finding in findings]
     attacks = ",".join(dict.fromkeys([*names, *(["epsilon"] if checks else [])]))
-    own = " --own-copy" if delivery.own_copy else ""
+    own_copy = " --own-copy" if delivery.own_copy else ""
     sign = " --sign-with HOME" if delivery.sign_with is not None else ""
-    return f"fedpeft audit RUN --attacks {attacks}{own}{sign}"
+    return f"fedpeft audit RUN --attacks {attacks}{own_copy}{sign}"
 
 
 def _claim(plan: PrivacyPlan | None) -> Claim:

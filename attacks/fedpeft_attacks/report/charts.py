@@ -121,8 +121,8 @@ def _description(steps: Sequence[Step], names: Sequence[str]) -> str:
     loud = [
         f"{rung.attack} at {step.stage}" for step in steps for rung in step.rungs if rung.verdict == "leaks"
     ]
-    told = f"Counted as leaks: {', '.join(loud)}." if loud else "Nothing counts as a leak."
-    return f"Share recovered at each stage, of: {', '.join(names)}. {told} The table below has all figures."
+    leaks = f"Counted as leaks: {', '.join(loud)}." if loud else "Nothing counts as a leak."
+    return f"Share recovered at each stage, of: {', '.join(names)}. {leaks} The table below has all figures."
 
 
 def _inline(svg: str, name: str, title: str, description: str) -> str:

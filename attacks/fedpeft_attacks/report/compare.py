@@ -54,10 +54,10 @@ def read_report(folder: Path) -> Report:
         ) from None
 
 
-def compare(one: Report, other: Report) -> Comparison:
+def compare(first: Report, second: Report) -> Comparison:
     """Hold two reports beside each other; what only one of them has counts as a difference."""
-    firm = list(_beside(_firm(one), _firm(other)))
-    loose = list(_beside(_loose(one), _loose(other)))
+    firm = list(_beside(_firm(first), _firm(second)))
+    loose = list(_beside(_loose(first), _loose(second)))
     gaps = [abs(float(a) - float(b)) for *_, a, b in loose if "–" not in (a, b)]
     return Comparison(
         same=sum(row[2] == row[3] for row in firm),
@@ -73,23 +73,23 @@ Facts = dict[tuple[str, str], str]
 
 def _firm(report: Report) -> Facts:
     """What may not depend on the machine."""
-    found: Facts = {("report", "verdict"): report.verdict}
+    facts: Facts = {("report", "verdict"): report.verdict}
     for finding in report.findings:
-        found[_name(finding), "verdict"] = finding.verdict
-        found[_name(finding), "work"] = _work(finding.work)
+        facts[_name(finding), "verdict"] = finding.verdict
+        facts[_name(finding), "work"] = _work(finding.work)
         for share, done in ({} if finding.power is None else finding.power.work).items():
-            found[finding.attack, f"work for its power: {share}"] = _work(done)
-    return found | {(check.method, "verdict"): check.verdict for check in report.epsilon}
+            facts[finding.attack, f"work for its power: {share}"] = _work(done)
+    return facts | {(check.method, "verdict"): check.verdict for check in report.epsilon}
 
 
 def _loose(report: Report) -> Facts:
     """Recovered shares, powers and bounds."""
-    found: Facts = {}
+    facts: Facts = {}
     for finding in report.findings:
-        found |= {(_name(finding), one.name): f"{one.value:.4f}" for one in finding.measures}
+        facts |= {(_name(finding), measure.name): f"{measure.value:.4f}" for measure in finding.measures}
         for share, value in ({} if finding.power is None else finding.power.shares).items():
-            found[finding.attack, f"power: {share}"] = "–" if value is None else f"{value:.4f}"
-    return found
+            facts[finding.attack, f"power: {share}"] = "–" if value is None else f"{value:.4f}"
+    return facts
 
 
 def _name(finding: Finding) -> str:
@@ -102,6 +102,6 @@ def _work(done: WorkDone | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in done.model_dump().items())
 
 
-def _beside(one: Facts, other: Facts) -> Iterator[Row]:
-    for key in dict.fromkeys([*one, *other]):
-        yield (*key, one.get(key, "–"), other.get(key, "–"))
+def _beside(first: Facts, second: Facts) -> Iterator[Row]:
+    for key in dict.fromkeys([*first, *second]):
+        yield (*key, first.get(key, "–"), second.get(key, "–"))

@@ -32,15 +32,15 @@ def exchange_of(store: RunStore, plan: RunPlan, stages: Sequence[str]) -> Exchan
 
 def envelopes_of(store: RunStore, taps: Sequence[Tap]) -> list[AuditedEnvelope]:
     """Files of bytes of the audited rounds: those of the audited nodes and the coordinator's broadcasts."""
-    found: list[AuditedEnvelope] = []
+    envelopes: list[AuditedEnvelope] = []
     for number in sorted({tap.round for tap in taps}):
         names = [tap.node for tap in taps if tap.round == number] + ["broadcast"]
         for path in (store.path / "updates" / f"r{number:02d}" / f"{name}.fpd" for name in names):
             if path.is_file():
                 data, file = path.read_bytes(), path.relative_to(store.path).as_posix()
                 digest = hashlib.sha256(data).hexdigest()
-                found.append(AuditedEnvelope(file=file, sha256=digest, bytes=len(data)))
-    return found
+                envelopes.append(AuditedEnvelope(file=file, sha256=digest, bytes=len(data)))
+    return envelopes
 
 
 def _direction(name: Any, plan: ExchangePlan, values: int, length: int) -> Direction:

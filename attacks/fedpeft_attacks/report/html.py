@@ -63,7 +63,7 @@ def render(report: Report) -> str:
         columns=COLUMNS,
         picture=_safe(ladder_picture(steps)),
         measured=epsilon_words(report.epsilon),
-        groups={kind: [one for one in report.findings if one.kind == kind] for kind in KINDS},
+        groups={kind: [finding for finding in report.findings if finding.kind == kind] for kind in KINDS},
         kinds=KINDS,
         harms=HARMS,
         tried={finding.kind for finding in report.findings},
@@ -96,8 +96,8 @@ def _works(findings: Iterable[Finding]) -> list[tuple[str, list[str], WorkDone]]
 
 def _other_thresholds(report: Report) -> str:
     units = {figure.unit for finding in report.findings for figure in finding.measures}
-    told = {"auc": "{:.2f} of an area under the curve", "bits": "{:.1f} bits of exposure"}
-    return ", ".join(told[unit].format(report.thresholds[unit]) for unit in told if unit in units)
+    formats = {"auc": "{:.2f} of an area under the curve", "bits": "{:.1f} bits of exposure"}
+    return ", ".join(formats[unit].format(report.thresholds[unit]) for unit in formats if unit in units)
 
 
 def _sentence(text: str) -> str:

@@ -27,7 +27,9 @@ def model_card(report: Report) -> str:
 
 
 def _threats(report: Report) -> str:
-    rows = [f"| {role_in_words(one.role)} | {one.verdict or 'not tried'} |" for one in report.threats]
+    rows = [
+        f"| {role_in_words(threat.role)} | {threat.verdict or 'not tried'} |" for threat in report.threats
+    ]
     return "\n".join(["| adversary | verdict |", "|---|---|", *rows])
 
 

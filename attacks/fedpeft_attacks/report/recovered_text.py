@@ -35,37 +35,37 @@ def example_of(
         group: views of one stage, with the records behind them.
         tokenizer: of the base.
     """
-    found: list[tuple[float, Example]] = []
-    for one in group:
-        answer = attack(one.view)
+    examples: list[tuple[float, Example]] = []
+    for observed in group:
+        answer = attack(observed.view)
         if isinstance(answer, Guess):
-            found += [_beside(name, one, answer, record, tokenizer) for record in one.records]
-    return max(found, key=lambda item: item[0])[1] if found else None
+            examples += [_beside(name, observed, answer, record, tokenizer) for record in observed.records]
+    return max(examples, key=lambda item: item[0])[1] if examples else None
 
 
 def _beside(
-    name: str, one: Observed, answer: Guess, record: Sequence[int], tokenizer: PreTrainedTokenizerBase
+    name: str, observed: Observed, answer: Guess, record: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[float, Example]:
     """Share recovered of a record beyond what the base would guess, and the example of it."""
-    known = one.view.knowledge
-    truth = [token for token in record if token not in known.given]
-    facts = {"stage": one.view.stage, "attack": name, "truth": _text(truth, tokenizer)}
+    known = observed.view.knowledge
+    truth = [token for token in record if token not in known.special]
+    facts = {"stage": observed.view.stage, "attack": name, "truth": _text(truth, tokenizer)}
     if answer.sequences:
         share, best = max((_likeness(truth, sequence), sequence) for sequence in answer.sequences)
         return share, Example(**facts, recovered=_text(best, tokenizer))
-    read = set(answer.ranking[: one.view.tokens])
+    read = set(answer.ranking[: observed.view.tokens])
     common = [
-        int(token) for token in np.argsort(-known.prior, kind="stable") if int(token) not in known.given
+        int(token) for token in np.argsort(-known.prior, kind="stable") if int(token) not in known.special
     ]
-    guessed = set(common[: one.view.tokens])
-    shown, without = (_masked(truth, held, tokenizer) for held in (read, guessed))
+    guessed = set(common[: observed.view.tokens])
+    shown, without = (_masked(truth, tokens, tokenizer) for tokens in (read, guessed))
     share = sum((token in read) - (token in guessed) for token in truth) / max(len(truth), 1)
     return share, Example(**facts, recovered=shown, without=without)
 
 
-def _masked(truth: Sequence[int], held: Collection[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def _masked(truth: Sequence[int], recovered: Collection[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """The record with every run of tokens hidden that are not held."""
-    runs = ((known, list(run)) for known, run in groupby(truth, key=lambda token: token in held))
+    runs = ((known, list(run)) for known, run in groupby(truth, key=lambda token: token in recovered))
     return " ".join(_text(run, tokenizer).strip() if known else HIDDEN for known, run in runs)
 
 

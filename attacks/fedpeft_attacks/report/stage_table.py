@@ -42,9 +42,11 @@ def ladder(findings: Sequence[Finding], stages: Sequence[str]) -> tuple[Step, ..
         findings: of the report.
         stages: in the order in which an update passes them; others follow in the order of the findings.
     """
-    shown = [one for one in findings if _belongs(one)]
-    order = dict.fromkeys([*stages, *(one.stage for one in shown)])
-    steps = (Step(stage, tuple(_rung(one) for one in shown if one.stage == stage)) for stage in order)
+    shown = [finding for finding in findings if _belongs(finding)]
+    order = dict.fromkeys([*stages, *(finding.stage for finding in shown)])
+    steps = (
+        Step(stage, tuple(_rung(finding) for finding in shown if finding.stage == stage)) for stage in order
+    )
     return tuple(step for step in steps if step.rungs)
 
 

@@ -38,11 +38,11 @@ def overall(findings: Sequence[Finding], checks: Sequence[EpsilonCheck]) -> Verd
 def summary(findings: Sequence[Finding], checks: Sequence[EpsilonCheck]) -> str:
     """What was found of what leaves the nodes, and what contradicts the claim, in a few plain sentences."""
     broken = [check for check in checks if check.verdict == LEAKS]
-    told = f"The privacy claim does not hold. {epsilon_words(broken)} " if broken else ""
-    return told + _found(leaving(findings))
+    claim = f"The privacy claim does not hold. {epsilon_words(broken)} " if broken else ""
+    return claim + _in_sentences(leaving(findings))
 
 
-def _found(seen: Sequence[Finding]) -> str:
+def _in_sentences(seen: Sequence[Finding]) -> str:
     judged = [finding for finding in seen if finding.headline is not None]
     loud = [finding for finding in judged if finding.verdict == LEAKS]
     if (uncovered := [finding for finding in seen if finding.verdict == NOT_COVERED]) and not loud:
@@ -62,8 +62,8 @@ def _found(seen: Sequence[Finding]) -> str:
         return f"No leak was detected in what leaves the nodes. {figures(worst)} {strength(worst)}"
     readers = ", ".join(dict.fromkeys(role_in_words(finding.role) for finding in loud))
     return (
-        f"What leaves the nodes gives something of the training data away to: {readers}. "
-        f"The most at {worst.stage}: {worst.reason}. {figures(worst)}"
+        f"What leaves the nodes reveals training data to: {readers}. "
+        f"Most is revealed at {worst.stage}: {worst.reason}. {figures(worst)}"
     )
 
 
@@ -79,13 +79,15 @@ def work_in_words(done: WorkDone) -> str:
     most = "" if done.allowed is None else f", at most {done.allowed} in each"
     ends = {"cut by this budget": done.cut, "ended by the safety stop": done.stopped}
     ends["searched to the end"] = done.views - done.cut - done.stopped
-    told = ", ".join(f"{count} {how}" for how, count in ends.items() if count)
-    return f"{done.steps} steps in {views}{most}: {told}"
+    endings = ", ".join(f"{count} {how}" for how, count in ends.items() if count)
+    return f"{done.steps} steps in {views}{most}: {endings}"
 
 
 def threats(findings: Sequence[Finding]) -> tuple[Threat, ...]:
     """One row per adversary, those that nobody simulated included."""
-    return tuple(_threat(role, [one for one in findings if one.role == role]) for role in get_args(Role))
+    return tuple(
+        _threat(role, [finding for finding in findings if finding.role == role]) for role in get_args(Role)
+    )
 
 
 def figures(finding: Finding) -> str:
@@ -122,7 +124,7 @@ def epsilon_words(checks: Sequence[EpsilonCheck]) -> str:
 
 def _ended(findings: Sequence[Finding]) -> str:
     """Which attacks did not finish, and why."""
-    return "; ".join(f"{one.attack} at {one.stage}, {one.reason}" for one in findings)
+    return "; ".join(f"{finding.attack} at {finding.stage}, {finding.reason}" for finding in findings)
 
 
 def _recovers(measure: Measure) -> str:
@@ -134,24 +136,24 @@ def _recovers(measure: Measure) -> str:
 
 
 def _threat(role: Role, findings: Sequence[Finding]) -> Threat:
-    judged = [one for one in findings if one.headline is not None]
-    leak = max((one for one in judged if one.verdict == LEAKS), key=_closeness, default=None)
+    judged = [finding for finding in findings if finding.headline is not None]
+    leak = max((finding for finding in judged if finding.verdict == LEAKS), key=_closeness, default=None)
     if not findings:
         reason = "not simulated in this audit"
     elif leak is not None:
         reason = f"At {leak.stage}: {leak.reason}. {figures(leak)}"
-    elif open_ := [one for one in judged if one.verdict == UNFINISHED]:
+    elif open_ := [finding for finding in judged if finding.verdict == UNFINISHED]:
         reason = f"Not finished: {_ended(open_)}"
-    elif uncovered := [one for one in findings if one.verdict == NOT_COVERED]:
+    elif uncovered := [finding for finding in findings if finding.verdict == NOT_COVERED]:
         reason = f"Not covered: {uncovered[0].reason}"
     else:
         reason = figures(max(judged, key=_closeness)) if judged else findings[0].reason
     return Threat(
         role=role,
         who=WHO[role],
-        sees=tuple(dict.fromkeys(one.stage for one in findings)),
-        attacks=tuple(dict.fromkeys(one.attack for one in findings)),
-        verdict=_worst([one.verdict for one in findings]) if findings else None,
+        sees=tuple(dict.fromkeys(finding.stage for finding in findings)),
+        attacks=tuple(dict.fromkeys(finding.attack for finding in findings)),
+        verdict=_worst([finding.verdict for finding in findings]) if findings else None,
         reason=reason,
     )
 

@@ -15,7 +15,7 @@ STAGES: Mapping[str, str] = {
     "ternarise": "each value only plus, minus or nothing",
     "stochastic_ternarise": "each value drawn as plus, minus or nothing",
     "quantise": "rounded to what the envelope carries",
-    "choose": "rounded in the way that says most per bit",
+    "choose": "rounded in the way that keeps most of the update per bit",
     "keep_residual": "error feedback stored: what was not sent stays in the node",
     "envelope": "decoded from the bytes that leave",
     "aggregate": "mean of all nodes",
@@ -60,7 +60,7 @@ STEPS: Mapping[str, str] = {
     "Ternarise": "Each value becomes plus, minus or nothing; one size per tensor is sent.",
     "StochasticTernarise": "Each value is drawn as plus, minus or nothing, right on average.",
     "Quantise": "Values are rounded to what the envelope can carry.",
-    "Choose": "The rounding that says most per bit is chosen for this message.",
+    "Choose": "The rounding that keeps most of the update per bit is chosen for this message.",
     "KeepResidual": "Error feedback: what was not sent stays in the organisation for later rounds.",
     "codec:": "The result is packed, checksummed and signed.",
 }

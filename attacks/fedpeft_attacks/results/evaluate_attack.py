@@ -10,7 +10,7 @@ from fedpeft_attacks.evidence.collect_views import Observed
 from fedpeft_attacks.registry import Solver
 from fedpeft_attacks.results.findings import Finding, ViewScore
 from fedpeft_attacks.results.measures import RARE, Strength
-from fedpeft_attacks.results.record_scores import wholes
+from fedpeft_attacks.results.record_scores import record_measures
 from fedpeft_attacks.results.token_scores import Control, Score, measure, recall, score, verdict_of
 from fedpeft_attacks.results.verdicts import (
     LEAKS,
@@ -55,24 +55,24 @@ def find(trial: Trial, group: Sequence[Observed]) -> Finding:
     name, attack, threshold = trial.name, trial.attack, trial.threshold
     view = group[0].view
     subject = Subject(name, "inversion", view.stage, view.role, view.adapter)
-    answers = {(one.node, one.round): attack(one.view) for one in group}
+    answers = {(observed.node, observed.round): attack(observed.view) for observed in group}
     guesses = {place: answer for place, answer in answers.items() if isinstance(answer, Guess)}
     if not guesses:
         return _without_guess(subject, list(answers.values()), threshold)
-    read = [one for one in group if (one.node, one.round) in guesses]
-    scores = [_score(one, read, guesses) for one in read]
+    read = [observed for observed in group if (observed.node, observed.round) in guesses]
+    scores = [_score(observed, read, guesses) for observed in read]
     written = sorted(
-        wholes(read, guesses, trial.tokenizer), key=lambda one: not is_leak(one, threshold)
+        record_measures(read, guesses, trial.tokenizer), key=lambda observed: not is_leak(observed, threshold)
     )  # what leaks is the headline
     figures = measure([part.all for part in scores]), measure([part.rare for part in scores], RARE)
     measures = [*written, *(figure for figure in figures if figure is not None)]
-    found = finding_of(subject, measures, threshold, trial.power)
+    finding = finding_of(subject, measures, threshold, trial.power)
     details = _details(read, scores, guesses, threshold)
-    if written and found.verdict == LEAKS:
-        details |= {"verdict": found.verdict, "reason": found.reason}
-    found = found.model_copy(update=details)
-    reason = _unfinished(found)
-    return found.model_copy(update={"verdict": UNFINISHED, "reason": reason}) if reason else found
+    if written and finding.verdict == LEAKS:
+        details |= {"verdict": finding.verdict, "reason": finding.reason}
+    finding = finding.model_copy(update=details)
+    reason = _unfinished(finding)
+    return finding.model_copy(update={"verdict": UNFINISHED, "reason": reason}) if reason else finding
 
 
 def _without_guess(subject: Subject, answers: Sequence[Guess | NotApplicable], threshold: float) -> Finding:
@@ -83,13 +83,13 @@ def _without_guess(subject: Subject, answers: Sequence[Guess | NotApplicable], t
     return finding.model_copy(update={"verdict": NOT_COVERED}) if uncovered else finding
 
 
-def _unfinished(found: Finding) -> str:
+def _unfinished(finding: Finding) -> str:
     """Why the silence of a finding says nothing; empty where it does."""
-    if found.verdict != SILENT:
+    if finding.verdict != SILENT:
         return ""
-    if found.work is not None and found.work.stopped:
-        return f"the safety stop ended {found.work.stopped} of {found.work.views} searches"
-    if found.power is not None and not found.power.is_finished:
+    if finding.work is not None and finding.work.stopped:
+        return f"the safety stop ended {finding.work.stopped} of {finding.work.views} searches"
+    if finding.power is not None and not finding.power.is_finished:
         return "the safety stop ended the trials of its power"
     return ""
 
@@ -107,23 +107,27 @@ def _details(
         "reason": reason,
         "work": worked([guess.work for guess in guesses.values()]),
         "note": read[0].view.knowledge.approximation,
-        "views": tuple(_row(one, part, guesses[one.node, one.round]) for one, part in rows),
+        "views": tuple(
+            _row(observed, part, guesses[observed.node, observed.round]) for observed, part in rows
+        ),
     }
 
 
-def _score(one: Observed, group: Sequence[Observed], guesses: Mapping[Place, Guess]) -> Score:
+def _score(observed: Observed, group: Sequence[Observed], guesses: Mapping[Place, Guess]) -> Score:
     """Compare with the truth; the control is the same attack on the next other node of the same round."""
-    others = sorted((x for x in group if x.round == one.round and x.node != one.node), key=lambda x: x.node)
-    later = [other for other in others if other.node > one.node] + others
-    control = Control(guesses[later[0].node, one.round], frozenset(later[0].truth)) if later else None
-    known = one.view.knowledge
-    return score(guesses[one.node, one.round], one.truth, known.prior, known.given, control)
+    others = sorted(
+        (x for x in group if x.round == observed.round and x.node != observed.node), key=lambda x: x.node
+    )
+    later = [other for other in others if other.node > observed.node] + others
+    control = Control(guesses[later[0].node, observed.round], frozenset(later[0].truth)) if later else None
+    known = observed.view.knowledge
+    return score(guesses[observed.node, observed.round], observed.truth, known.prior, known.special, control)
 
 
-def _row(one: Observed, part: Score, guess: Guess) -> ViewScore:
+def _row(observed: Observed, part: Score, guess: Guess) -> ViewScore:
     return ViewScore(
-        node=one.node,
-        round=one.round,
+        node=observed.node,
+        round=observed.round,
         tokens=part.all.tokens,
         recall=recall([part.all]) or 0.0,
         precision=part.claimed_hits / part.claimed if part.claimed else None,

@@ -60,8 +60,8 @@ class Finding(Facts):
     @model_validator(mode="after")
     def _repeats_its_headline(self) -> Finding:
         head = self.headline
-        told = (head.value, head.interval, head.baselines) if head else (None, None, None)
-        if (self.value, self.interval, self.baselines) != told:
+        expected = (head.value, head.interval, head.baselines) if head else (None, None, None)
+        if (self.value, self.interval, self.baselines) != expected:
             raise ValueError("value, interval and baselines must be those of the first measure")
         return self
 

@@ -22,9 +22,9 @@ _PATTERN = re.compile(
 def secrets_of(record: Record) -> list[str]:
     """E-mail addresses, numbers and dates of at least six digits, and the person's name, as they occur."""
     text = _text(record)
-    found = [match.group() for match in _PATTERN.finditer(text) if _is_secret(match.group())]
+    matches = [match.group() for match in _PATTERN.finditer(text) if _is_secret(match.group())]
     named = [record.person] if record.person and record.person in text else []
-    return list(dict.fromkeys([*found, *named]))
+    return list(dict.fromkeys([*matches, *named]))
 
 
 def spans_of(record: Record, example: Example, tokenizer: Any) -> Iterator[Span]:
@@ -58,7 +58,7 @@ def _text(record: Record) -> str:
 
 
 def _is_secret(text: str) -> bool:
-    return "@" in text or sum(letter.isdigit() for letter in text) >= _LEAST_DIGITS
+    return "@" in text or sum(character.isdigit() for character in text) >= _LEAST_DIGITS
 
 
 def _ends(ids: Sequence[int], tokenizer: Any) -> list[int]:

@@ -76,7 +76,7 @@ def score(
     guess: Guess,
     truth: Collection[int],
     prior: NDArray[np.float64],
-    given: Collection[int],
+    special: Collection[int],
     control: Control | None = None,
 ) -> Score:
     """Count hits of a guess and of its baselines against the true token set.
@@ -85,11 +85,11 @@ def score(
         guess: what the attack read from the update of these data.
         truth: distinct true tokens without the given ones.
         prior: shape ``(tokens,)``, how often the base writes each token.
-        given: special tokens, which nobody has to guess.
+        special: special tokens, which nobody has to guess.
         control: the same attack on other data.
     """
-    size, rare = len(truth), rare_tokens(prior) - set(given)
-    ranked = [int(token) for token in np.argsort(-prior, kind="stable") if int(token) not in given]
+    size, rare = len(truth), rare_tokens(prior) - set(special)
+    ranked = [int(token) for token in np.argsort(-prior, kind="stable") if int(token) not in special]
     top, common = set(guess.ranking[:size]), set(ranked[:size])
     share = size / max(len(ranked), 1)
 

@@ -94,7 +94,7 @@ def finding_of(
         reason: why the attack does not apply; else the rule gives the reason.
     """
     head = measures[0] if measures else None
-    verdict, told = (NOT_APPLICABLE, reason) if head is None else _judge(head, threshold)
+    verdict, explanation = (NOT_APPLICABLE, reason) if head is None else _compare(head, threshold)
     return Finding(
         attack=subject.attack,
         kind=subject.kind,
@@ -109,7 +109,7 @@ def finding_of(
         precision=None,
         power=power,
         verdict=verdict,
-        reason=told,
+        reason=explanation,
     )
 
 
@@ -151,7 +151,7 @@ def epsilon_check(
     )
 
 
-def _judge(head: Measure, threshold: float) -> tuple[Verdict, str]:
+def _compare(head: Measure, threshold: float) -> tuple[Verdict, str]:
     if is_leak(head, threshold):
         return LEAKS, f"{head.name}: beyond every baseline by more than the threshold and the uncertainty"
     best, value = written(head.baselines.best, head.unit), written(head.value, head.unit)

@@ -60,12 +60,18 @@ def assemble(view: View, budget: Budget | None = None) -> Guess | NotApplicable:
         return NotApplicable("it needs the values of the whole adapter")
     budget = budget or Budget()
     bag, is_stopped = token_bag(view, budget.seconds)
-    found = assemble_from(view, bag, budget)
-    work = replace(found.work, is_stopped=is_stopped or found.work.is_stopped)
-    given = view.knowledge.given
-    said = [t for record in found.sequences for t in record if t not in given] if all(found.certain) else []
-    ranking = list(dict.fromkeys([*said, *(token for token in bag.ranking if token not in given)]))
-    return Guess(ranking, len(set(said)), "sequence assembly", found.sequences, found.certain, work)
+    assembled = assemble_from(view, bag, budget)
+    work = replace(assembled.work, is_stopped=is_stopped or assembled.work.is_stopped)
+    special = view.knowledge.special
+    written = (
+        [t for record in assembled.sequences for t in record if t not in special]
+        if all(assembled.certain)
+        else []
+    )
+    ranking = list(dict.fromkeys([*written, *(token for token in bag.ranking if token not in special)]))
+    return Guess(
+        ranking, len(set(written)), "sequence assembly", assembled.sequences, assembled.certain, work
+    )
 
 
 def token_bag(view: View, seconds: float = SAFETY) -> tuple[Bag, bool]:
@@ -82,7 +88,7 @@ def token_bag(view: View, seconds: float = SAFETY) -> tuple[Bag, bool]:
 
 
 def _bag(view: View, blocks: Sequence[Block], meter: Meter) -> Bag:
-    tokens, known = view.tokens + len(view.knowledge.given), view.knowledge
+    tokens, known = view.tokens + len(view.knowledge.special), view.knowledge
     usable = known.approximation is None and not all(block.is_full for block in blocks)
     if usable and tokens < blocks[0].width:
         pursuit = matching_pursuit(blocks, tokens, meter)
@@ -103,10 +109,10 @@ def assemble_from(view: View, bag: Bag, budget: Budget | None = None) -> Assembl
     if start is None:
         raise AuditError("this view holds no model; give a view whose knowledge has a start")
     work = _Work.of(view, bag, budget or Budget(), start)
-    found = work.cancel()
-    left = work.left(found)
-    certain = (left < CERTAIN,) * len(found)
-    return Assembled(tuple(found), certain, left, work.meter.work)
+    records = work.cancel()
+    left = work.left(records)
+    certain = (left < CERTAIN,) * len(records)
+    return Assembled(tuple(records), certain, left, work.meter.work)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,18 +139,18 @@ class _Work:
 
     def cancel(self) -> list[Record]:
         """Decode records one after the other, each from what the others leave; then again while it helps."""
-        found: list[Record] = []
-        while len(found) < self.records and not (found and self.meter.is_over):
-            found.append(self.decode(found))
-        for place in range(len(found)):
-            left = self.left(found)
+        records: list[Record] = []
+        while len(records) < self.records and not (records and self.meter.is_over):
+            records.append(self.decode(records))
+        for place in range(len(records)):
+            left = self.left(records)
             if self.meter.is_over or left < CERTAIN:
                 break
-            others = [record for index, record in enumerate(found) if index != place]
-            again = self.polish(self.decode(others) if others else found[place], others)
+            others = [record for index, record in enumerate(records) if index != place]
+            again = self.polish(self.decode(others) if others else records[place], others)
             if self.left([*others, again]) < left:
-                found[place] = again
-        return found
+                records[place] = again
+        return records
 
     def decode(self, others: Sequence[Record]) -> Record:
         """The record that best explains what the others leave; first without the filter, which is cheaper."""
@@ -172,9 +178,9 @@ class _Work:
         scaled = np.asarray(residual * scale, np.float32)
         return Filter.of(self.probe, self.null, scaled, 1 / (self.records * _USUAL))
 
-    def total(self, found: Sequence[Record]) -> FloatVector:
+    def total(self, records: Sequence[Record]) -> FloatVector:
         """What records contribute to the gradient of the batch."""
-        parts = [np.zeros_like(self.observed), *(self.probe.gradient([record]) for record in found)]
+        parts = [np.zeros_like(self.observed), *(self.probe.gradient([record]) for record in records)]
         return np.asarray(np.sum(parts, axis=0) / self.records, np.float32)
 
     def off(self, total: FloatVector) -> FloatVector:
@@ -184,12 +190,12 @@ class _Work:
         length = max(float(self.observed @ total), 0.0) / max(float(total @ total), _TINY)
         return np.asarray(self.observed - total * length, np.float32)
 
-    def residual(self, found: Sequence[Record]) -> FloatVector:
-        return self.off(self.total(found))
+    def residual(self, records: Sequence[Record]) -> FloatVector:
+        return self.off(self.total(records))
 
-    def left(self, found: Sequence[Record]) -> float:
+    def left(self, records: Sequence[Record]) -> float:
         """Share of the observed energy that records leave."""
-        return self._share(self.total(found))
+        return self._share(self.total(records))
 
     def lefts(self, others: Sequence[Record]) -> Callable[[Path], float]:
         """What is left by these records and a path."""

@@ -60,20 +60,17 @@ class Search:
             meter: counts one step for each token by which the partial records grow.
         """
         alive, best = [Path((self.probe.begin,), 0.0)], (Path((self.probe.begin,), 0.0), 1.0)
-        logits = self.probe.logits(torch.tensor([[self.probe.begin]]))[:, -1]
+        logits, end = self.probe.logits(torch.tensor([[self.probe.begin]]))[:, -1], self.probe.end
         for length in range(2, self.longest):
             if not meter.step():
                 break
             alive, logits = self._step(alive, logits)
-            ended = self._ended(alive[0])
+            ended = alive[0] if end is None else Path((*alive[0].tokens, end), alive[0].score)
             if (share := left(ended)) < best[1] or length == 2:
                 best = ended, share
             if best[1] < CERTAIN or length > len(best[0].tokens) + _PATIENCE:
                 break
         return best
-
-    def _ended(self, path: Path) -> Path:
-        return path if self.probe.end is None else Path((*path.tokens, self.probe.end), path.score)
 
     def _step(self, paths: list[Path], logits: torch.Tensor) -> tuple[list[Path], torch.Tensor]:
         """Extend paths of one length by one token; ``logits`` are what follows each of them."""

@@ -18,7 +18,7 @@ from fedpeft_attacks.views import NotApplicable, View
 from fedpeft_attacks.work import Meter
 
 _INSIDE = 0.05
-_KEPT = 16
+_CANDIDATES = 16
 
 Paths = list[tuple[tuple[int, ...], float]]
 
@@ -40,7 +40,8 @@ def dager(view: View, budget: Budget | None = None) -> Assembled:
     if not tokens:
         return Assembled((), (), 1.0)
     ended = _search(probe, second_layer(view, probe), tokens, (limits.longest, meter))
-    records = tuple((*path, *_end(probe)) for path, _ in sorted(ended, key=lambda pair: pair[1]))
+    end = () if probe.end is None else (probe.end,)
+    records = tuple((*path, *end) for path, _ in sorted(ended, key=lambda pair: pair[1]))
     taken = records[: view.records]
     return Assembled(taken, (False,) * len(taken), 1.0, meter.work)
 
@@ -62,7 +63,7 @@ def _search(probe: Probe, spans: Spans, tokens: list[int], bounds: tuple[int, Me
         longer = _extend(probe, spans, tokens, alive)
         if not longer:
             break
-        alive = sorted(longer, key=lambda pair: pair[1])[:_KEPT]
+        alive = sorted(longer, key=lambda pair: pair[1])[:_CANDIDATES]
         ended = alive
     return ended or alive
 
@@ -80,7 +81,3 @@ def _extend(probe: Probe, spans: Spans, tokens: list[int], alive: Paths) -> Path
         for row, (path, score) in enumerate(alive)
         for column in torch.nonzero(distances[row] < _INSIDE)[:, 0].tolist()
     ]
-
-
-def _end(probe: Probe) -> tuple[int, ...]:
-    return () if probe.end is None else (probe.end,)

@@ -111,10 +111,10 @@ class _Inversion:
         """LAMP's discrete step: the best of some swaps and moves of dummies replaces the present order."""
         draws = stream(0, step, "", "lamp-orders")
         orders = [list(range(len(x))), *(_changed(len(x), draws) for _ in range(_CHANGES))]
-        scores = [self.judge(x.detach()[order]) for order in orders]
+        scores = [self.score(x.detach()[order]) for order in orders]
         x.data = x.data[orders[int(np.argmin(scores))]]
 
-    def judge(self, x: torch.Tensor) -> float:
+    def score(self, x: torch.Tensor) -> float:
         ids = torch.tensor([self.tokens(x)])
         logits = self.probe.logits(ids)[0, :-1]
         return float(self.mismatch(x).detach()) + _PERPLEXITY * float(

@@ -199,5 +199,5 @@ def _padded(weights: Sequence[Sequence[float]], ids: torch.Tensor) -> torch.Tens
     return torch.from_numpy(table)
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, atol=_SAME)
+def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.shape == second.shape and torch.allclose(first, second, atol=_SAME)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
+def common(first: Sequence[int], second: Sequence[int]) -> int:
     """Length of the longest common subsequence.
 
     >>> common([1, 2, 3, 4], [2, 9, 4])
     2
     """
-    above = [0] * (len(other) + 1)
-    for token in one:
+    above = [0] * (len(second) + 1)
+    for token in first:
         row = [0]
-        for place, known in enumerate(other):
+        for place, known in enumerate(second):
             row.append(above[place] + 1 if token == known else max(above[place + 1], row[-1]))
         above = row
     return above[-1]
@@ -32,10 +32,10 @@ def pair_up(guesses: Sequence[Sequence[int]], truths: Sequence[Sequence[int]]) -
     scores = [
         (rouge_l(guess, truth), i, j) for i, guess in enumerate(guesses) for j, truth in enumerate(truths)
     ]
-    found, used, done = [0.0] * len(truths), set[int](), set[int]()
+    paired, used, done = [0.0] * len(truths), set[int](), set[int]()
     for score, i, j in sorted(scores, key=lambda entry: -entry[0]):
         if i not in used and j not in done:
-            found[j] = score
+            paired[j] = score
             used.add(i)
             done.add(j)
-    return found
+    return paired

@@ -104,8 +104,8 @@ def _inputs_of(model: Any, named: Mapping[str, Any], ids: torch.Tensor) -> dict[
     return {name: value[0] for name, value in seen.items() if value.ndim == 3}
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, atol=_SAME)
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.shape == second.shape and torch.allclose(first, second, atol=_SAME)
 
 
 def _depends_on_token(inputs: torch.Tensor) -> bool:

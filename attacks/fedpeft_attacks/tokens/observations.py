@@ -37,8 +37,8 @@ def observations(view: View) -> list[Block] | NotApplicable:
         return [Block(np.concatenate(direct), known.inputs)]
     projected = [(module, tensor) for module, part, tensor in rows if part == known.rows.projected]
     blocks = [_projected(view, module, tensor) for module, tensor in projected]
-    found = [block for block in blocks if block is not None]
-    return found or NotApplicable("the first layer is zero in this update, or its projection is not known")
+    usable = [block for block in blocks if block is not None]
+    return usable or NotApplicable("the first layer is zero in this update, or its projection is not known")
 
 
 def _projected(view: View, module: str, tensor: Matrix) -> Block | None:

@@ -20,7 +20,7 @@ from fedpeft_attacks.tokens.blocks import Block, Matrix, Vector, unit_rows
 from fedpeft_attacks.work import Meter
 
 _TINY = 1e-30
-_LEVELS = (1e-4, 1e-2, 1e-1, 0.5, 1.0)
+_NOISE_LEVELS = (1e-4, 1e-2, 1e-1, 0.5, 1.0)
 _DEFAULT = 1e-1
 _START = 0.1
 _ITERATIONS, _TRIALS = 30, 12
@@ -57,10 +57,10 @@ def _noise_level(
     """
     if min(len(part) for part in rows) < 2:
         return _DEFAULT
-    seen = _pairs(atoms, [part[0::2] for part in rows])
-    held = _pairs(atoms, [part[1::2] for part in rows])
-    fits = [_likelihood(held, _fit(seen, start, (level, _TRIALS), meter), level) for level in _LEVELS]
-    return _LEVELS[int(np.argmax(fits))]
+    even = _pairs(atoms, [part[0::2] for part in rows])
+    odd = _pairs(atoms, [part[1::2] for part in rows])
+    fits = [_likelihood(odd, _fit(even, start, (level, _TRIALS), meter), level) for level in _NOISE_LEVELS]
+    return _NOISE_LEVELS[int(np.argmax(fits))]
 
 
 def _fit(

@@ -62,7 +62,7 @@ def _with_the_rest(
     pursuit: Pursuit, blocks: Sequence[Block], telling: Sequence[Block], how: tuple[Knowledge, Meter]
 ) -> list[int]:
     """The chosen tokens, then what the blocks without a say hold: such as B rows of a first round."""
-    others = [block for block in blocks if not any(block is one for one in telling)]
+    others = [block for block in blocks if not any(block is informative for informative in telling)]
     if not others:
         return pursuit.ranking
     known, meter = how
@@ -80,25 +80,25 @@ def recover(views: Sequence[View]) -> Guess | NotApplicable:
     if isinstance(blocks, NotApplicable):
         return blocks
     known, meter = views[-1].knowledge, Meter()
-    ranking = sparse_recovery(blocks, known, views[-1].tokens + len(known.given), meter)
+    ranking = sparse_recovery(blocks, known, views[-1].tokens + len(known.special), meter)
     return guess_of(ranking, known, meter)
 
 
-def guess_of(found: Ranking, known: Knowledge, meter: Meter) -> Guess:
+def guess_of(recovered: Ranking, known: Knowledge, meter: Meter) -> Guess:
     """A ranking as a guess: without the special tokens, and with the work behind it."""
-    ranking, claimed, method = found
-    certain = sum(token not in known.given for token in ranking[:claimed])
+    ranking, claimed, method = recovered
+    certain = sum(token not in known.special for token in ranking[:claimed])
     near = "" if known.approximation is None else ", approximate atoms"
-    left = [token for token in ranking if token not in known.given]
+    left = [token for token in ranking if token not in known.special]
     return Guess(left, certain, method + near, work=meter.work)
 
 
 def joined(views: Sequence[View]) -> list[Block] | NotApplicable:
     """The blocks of several views; rows over the same dictionary become one block."""
-    found = [observations(view) for view in views]
-    parts = [part for part in found if not isinstance(part, NotApplicable)]
+    observed = [observations(view) for view in views]
+    parts = [part for part in observed if not isinstance(part, NotApplicable)]
     if not parts:
-        return next(part for part in found if isinstance(part, NotApplicable))
+        return next(part for part in observed if isinstance(part, NotApplicable))
     merged: list[Block] = []
     for block in (block for part in parts for block in part):
         same = next((i for i, old in enumerate(merged) if _share_atoms(old, block)), None)
@@ -109,5 +109,5 @@ def joined(views: Sequence[View]) -> list[Block] | NotApplicable:
     return merged
 
 
-def _share_atoms(one: Block, other: Block) -> bool:
-    return one.atoms is other.atoms or np.array_equal(one.atoms, other.atoms)
+def _share_atoms(first: Block, second: Block) -> bool:
+    return first.atoms is second.atoms or np.array_equal(first.atoms, second.atoms)

@@ -83,7 +83,7 @@ def _examined(
 
     attached, audit = node.attached, node.home.audit
     known = knowledge_of(attached, _prior(node), (node.home.name, round), lr)
-    behind, own = (_tokens(given) - known.given for given in examples)
+    behind, own = (_tokens(given) - known.special for given in examples)
     stage, counts = "envelope", (len(behind), len(examples[0]))
     view = View(stage, role_of(stage), attached.method.name, attached.layout, values, known, *counts)
     return examine(view, behind, own - behind, audit.outbox_seconds, audit.threshold)

@@ -239,7 +239,7 @@ def view_of(base: Base, case: Case, notes: Sequence[Note], seed: int) -> tuple[V
     known: Knowledge = replace(knowledge_of(attached, prior, ("node", 2), _LR), start=Start(attached, state))
     truth = [tuple(int(token) for token in example.ids) for example in examples]
     values = _left(attached, case, examples, seed)
-    tokens = len({token for row in truth for token in row} - known.given)
+    tokens = len({token for row in truth for token in row} - known.special)
     role = "malicious-coordinator"
     view = View(
         "update" if case.steps else "gradient",

@@ -137,7 +137,7 @@ def _case(attached: Attached, knowledge: Knowledge, batch: int, place: tuple[int
     rows: Rows = [[int(token) for token in example.ids] for example in examples]
     assert knowledge.start is not None
     values = Probe.of(knowledge.start).gradient(rows)
-    truth = {token for row in rows for token in row} - knowledge.given
+    truth = {token for row in rows for token in row} - knowledge.special
     return Case(
         notes,
         rows,

@@ -104,7 +104,7 @@ class Bench:
 
     def truth(self, examples: Sequence[Example]) -> frozenset[int]:
         """Distinct tokens without the special ones."""
-        return frozenset(int(token) for one in examples for token in one.ids) - self.known.given
+        return frozenset(int(token) for one in examples for token in one.ids) - self.known.special
 
     def view(self, values: FloatVector, tokens: int) -> View:
         """The values as whoever opens the envelope sees them."""
@@ -209,7 +209,7 @@ def trial(attack: Attack, bench: Bench, own: Sequence[View], control: Sequence[V
     guess = _guess(attack(own))
     seconds = time.process_time() - begun
     crossed = Control(_guess(attack(control)), other) if control else None
-    found = score(guess, truth, bench.known.prior, bench.known.given, crossed)
+    found = score(guess, truth, bench.known.prior, bench.known.special, crossed)
     rare = rare_tokens(bench.known.prior) & set(guess.ranking[: len(truth)])
     return Trial(found, found.rare.hits / max(len(rare), 1), seconds, guess.method)
 

@@ -37,7 +37,7 @@ def scale_attack(views: Sequence[View], model: Any, kind: Kind) -> Guess:
     scores = (
         _correlation(atoms, squares) if kind == "correlation" else _variances(atoms, squares, known.prior)
     )
-    ranking = [int(token) for token in np.argsort(-scores, kind="stable") if int(token) not in known.given]
+    ranking = [int(token) for token in np.argsort(-scores, kind="stable") if int(token) not in known.special]
     return Guess(ranking, 0, kind)
 
 

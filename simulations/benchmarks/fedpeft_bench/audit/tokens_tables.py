@@ -124,9 +124,9 @@ def _completed(views: Sequence[View]) -> Guess | NotApplicable:
     if isinstance(blocks, NotApplicable):
         return blocks
     known = view.knowledge
-    tokens = view.tokens + len(known.given)
+    tokens = view.tokens + len(known.special)
     ranking, claimed, method = sparse_recovery([completed(block) for block in blocks], known, tokens)
-    return Guess([token for token in ranking if token not in known.given], claimed, method)
+    return Guess([token for token in ranking if token not in known.special], claimed, method)
 
 
 def against_dager(lab: Lab, seeds: Seeds) -> Iterator[Row]:
