@@ -13,7 +13,7 @@ settings = {
     "data.samples": 32,
     "data.test_samples": 16,
     "adapter.rank": 8,
-    "run.arms": [],  # no comparison with local and pooled training
+    "run.baselines": [],  # no comparison with local and pooled training
     "audit.attacks": ["span"],
 }
 

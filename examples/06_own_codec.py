@@ -62,7 +62,7 @@ settings = {
     "data.samples": 16,
     "data.test_samples": 8,
     "adapter.rank": 4,
-    "run.arms": [],
+    "run.baselines": [],
     "audit.enabled": False,
 }
 run = simulate("embedded", settings, out="runs/own-codec", mode="overwrite").result()

@@ -48,9 +48,9 @@ class Cohort:
             )
         if self.quorum > self.nodes:
             raise ConfigError(
-                f"exchange.secure: a sum needs {self.quorum} nodes (threshold {self.threshold}; least_nodes "
+                f"exchange.secure: a sum needs {self.quorum} nodes (threshold {self.threshold}; min_nodes "
                 f"= {self.least_nodes} beside colluders = {self.colluders}), but a round has {self.nodes}: "
-                "ask more nodes, or lower exchange.secure.least_nodes or colluders"
+                "ask more nodes, or lower exchange.secure.min_nodes or colluders"
             )
 
     @property
@@ -86,7 +86,7 @@ class Cohort:
         secure, federation = config.exchange.secure, config.federation
         nodes, colluders = share_of(federation.participation, federation.nodes), secure.colluders
         threshold = max(share_of(secure.threshold, nodes), (nodes + colluders) // 2 + 1)
-        return cls(nodes, threshold, secure.least_nodes, colluders)
+        return cls(nodes, threshold, secure.min_nodes, colluders)
 
 
 def share_of(share: float, nodes: int) -> int:

@@ -27,10 +27,10 @@ def is_epsilon(value: object) -> bool:
 
 def worst(epsilons: Iterable[Epsilon | None]) -> Epsilon | None:
     """The largest, of which one without a bound is; None where there is none, or None alone."""
-    given = [epsilon for epsilon in epsilons if epsilon is not None]
-    if UNBOUNDED in given:
+    known = [epsilon for epsilon in epsilons if epsilon is not None]
+    if UNBOUNDED in known:
         return UNBOUNDED
-    return max((epsilon for epsilon in given if not isinstance(epsilon, str)), default=None)
+    return max((epsilon for epsilon in known if not isinstance(epsilon, str)), default=None)
 
 
 def spent_in(event: Mapping[str, Any]) -> Epsilon | None:

@@ -14,14 +14,14 @@ _PREFIX = 64
 def network_of(address: str) -> str:
     """Whom an address counts for: an IPv4 address for itself, an IPv6 address for its /64."""
     try:
-        given = ip_address(address.partition("%")[0])
+        ip = ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    if not isinstance(given, IPv6Address):
-        return str(given)
-    if given.ipv4_mapped is not None:
-        return str(given.ipv4_mapped)
-    return str(ip_network((int(given), _PREFIX), strict=False))
+    if not isinstance(ip, IPv6Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ip_network((int(ip), _PREFIX), strict=False))
 
 
 @dataclass

@@ -121,7 +121,7 @@ class Registry(Generic[T]):
     def _foreign(self, name: str) -> T:
         """The plug-in of a name, checked beside all others where they must differ in more than names."""
         item = self._imported(name)
-        others = {other: found for other, found in self._others() if other != name} if self.problem else {}
+        others = {other: plugin for other, plugin in self._others() if other != name} if self.problem else {}
         self._check(name, item, _package(self._points()[name]), others)
         return item
 

@@ -72,10 +72,10 @@ class RunPlan:
         """This plan, if its noise leaves a signal to learn from.
 
         Raises:
-            PrivacyError: over the whole run the noise is above ``privacy.most_noise`` times the signal.
+            PrivacyError: the whole run's noise is above ``privacy.max_noise_to_signal`` times the signal.
         """
         if self.privacy is not None:
-            nodes, most = self.config.federation.nodes, self.config.privacy.most_noise
+            nodes, most = self.config.federation.nodes, self.config.privacy.max_noise_to_signal
             check_signal(self.privacy, self.noisy_values, nodes, most)
         return self
 

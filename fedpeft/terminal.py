@@ -82,5 +82,5 @@ class _Door(io.TextIOWrapper):
             self.detach()
 
 
-def _seen(letter: str) -> str:
-    return "?" if unicodedata.category(letter) in _ACTS else letter
+def _seen(character: str) -> str:
+    return "?" if unicodedata.category(character) in _ACTS else character

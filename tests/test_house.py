@@ -84,6 +84,10 @@ RIDDLES = {
     "--judge ": "--eval-data",
     "most_epsilon": "max_epsilon",
     "least_quorum": "min_quorum",
+    "privacy.most_noise": "privacy.max_noise_to_signal",
+    "secure.least_nodes": "secure.min_nodes",
+    "run.arms": "run.baselines",
+    "comparison arm": "baseline",
 }
 
 
@@ -92,9 +96,42 @@ def test_code_and_docs_say_it_in_plain_words():
     docs = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/kit/*.md"), *ROOT.rglob("*.j2")]
     pages = [page for page in docs if page.name != "CHANGELOG.md" and ".venv" not in page.parts]
     wrong = []
-    for path in [*SOURCES, *pages]:
+    sources = [path for path in SOURCES if path.name != "renamed.py"]  # which maps the old names to the new
+    for path in [*sources, *pages]:
         text = " ".join(path.read_text().lower().split())
-        wrong += [f"{path.name}: {word!r} -> {plain!r}" for word, plain in RIDDLES.items() if word in text]
+        wrong += [
+            f"{path.name}: {riddle!r} -> {plain!r}" for riddle, plain in RIDDLES.items() if riddle in text
+        ]
+    assert not wrong
+
+
+VAGUE = (
+    "law desk post offer stored run_terms letter word tell told judge marks levels crowd stand_in room "
+    "wholes found given held kept one own said"
+)
+"""Names that say nothing of the thing they stand for, or that only this project gave a meaning."""
+PLAIN_FOLDERS = ("fedpeft", "kernels")
+
+
+def _defined_names(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+
+
+def test_names_are_nouns_of_what_they_stand_for():
+    vague = {*VAGUE.split(), "runterms", "standin"}
+    sources = [path for folder in PLAIN_FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources
+        for name in _defined_names(path)
+        if name.strip("_").lower() in vague
+    ]
     assert not wrong
 
 
@@ -133,13 +170,13 @@ def _grows(value):
 
 def test_no_module_holds_a_cache_that_is_not_on_the_list():
     """State of a module is state of every run, adapter and node in a process at once."""
-    found = set()
+    caches = set()
     for path in SOURCES:
         for node in ast.parse(path.read_text()).body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and _grows(node.value):
-                found |= {f"{path.parent.name}/{path.name}:{ast.unparse(target)}" for target in targets}
-    assert found == CACHES
+                caches |= {f"{path.parent.name}/{path.name}:{ast.unparse(target)}" for target in targets}
+    assert caches == CACHES
 
 
 def test_the_command_line_imports_nothing_heavy():

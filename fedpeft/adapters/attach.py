@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedpeft.adapters.methods.base import AdapterMethod, Spec, method_of, rank_of, scaling_of
-from fedpeft.aggregation.lora_factors import FactorLaw, FactorState
+from fedpeft.aggregation.lora_factors import FactorAggregator, FactorState
 from fedpeft.bases.load import Base
 from fedpeft.config.models import AdapterConfig
 from fedpeft.exchange.layout import FloatVector, Layout
@@ -62,13 +62,15 @@ class Attached:
         return Layout.of(self.parameters)
 
     @cached_property
-    def law(self) -> FactorLaw | None:
-        """How factors are aggregated (stack, reproject); None where the plain mean is the law."""
-        if self.method.law == "mean":
+    def aggregator(self) -> FactorAggregator | None:
+        """How factors are aggregated (stack, reproject); None where updates are averaged."""
+        if self.method.aggregation == "mean":
             return None
         ranks = tuple(sorted(self.config.ranks.items()))
         scaling = scaling_of(self.config)
-        return FactorLaw(self.method.law, self.seed, self.spec.shapes, self.config.rank, ranks, scaling)
+        return FactorAggregator(
+            self.method.aggregation, self.seed, self.spec.shapes, self.config.rank, ranks, scaling
+        )
 
     def get(self) -> FloatVector:
         """A copy of the trainable values, float32, shape ``(layout.size,)``."""
@@ -101,7 +103,7 @@ class Attached:
         self.load(self.initial())
         shapes = {name: tuple(tensor.shape) for name, tensor in self.frozen.items()}
         _copy(self.frozen, {name: self.method.initial(name, shapes[name], self.seed) for name in self.frozen})
-        if self.method.law == "stack":
+        if self.method.aggregation == "stack":
             _set_global(self, None)
 
     def begin(self, state: FloatVector | FactorState, round: int = 0, node: str = "") -> FloatVector:
@@ -111,12 +113,12 @@ class Attached:
         a state is evaluated.
         """
         if isinstance(state, FactorState):
-            law = self.law
-            if law is None:
+            aggregator = self.aggregator
+            if aggregator is None:
                 raise TypeError(f"{self.method.name} has no factors")
-            if self.method.law == "stack":
+            if self.method.aggregation == "stack":
                 _set_global(self, state)
-            state = law.start_values(state, round, node)
+            state = aggregator.start_values(state, round, node)
         self.load(state)
         return self.get()
 
@@ -136,10 +138,14 @@ def attach(base: Base, cfg: AdapterConfig, seed: int, node: str | None = None) -
     """
     method, rank = method_of(cfg), rank_of(cfg, node)
     if _current:
-        held = _current[0]
-        if held.base.model is base.model and (held.config, held.rank, held.seed) == (cfg, rank, seed):
-            held.reset()
-            return held
+        current = _current[0]
+        if current.base.model is base.model and (current.config, current.rank, current.seed) == (
+            cfg,
+            rank,
+            seed,
+        ):
+            current.reset()
+            return current
     detach()
     attached = _wrap(base, method, Spec.of(base, cfg, rank), seed)
     attached.reset()
@@ -166,8 +172,8 @@ def linear_modules_under(model: Any) -> dict[str, Any]:
     """The adapted modules of a peft model by their name in the base."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    found = ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
-    return {name.removeprefix(_PREFIX): module for name, module in found}
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return {name.removeprefix(_PREFIX): module for name, module in layers}
 
 
 def exchanged_name(name: str) -> str:

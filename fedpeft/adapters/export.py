@@ -56,8 +56,8 @@ def _content(
     """Tensors by exchanged name and a fresh peft configuration."""
     if state is not None:
         return _factors(attached.spec, state)
-    held = {**attached.parameters, **attached.frozen}
-    tensors = {name: held[name].detach().float().cpu().numpy() for name in sorted(held)}
+    parameters = {**attached.parameters, **attached.frozen}
+    tensors = {name: parameters[name].detach().float().cpu().numpy() for name in sorted(parameters)}
     config = attached.method.build(attached.spec)
     exported = None if as_lora else attached.method.exported
     return (exported and exported(attached.spec, tensors)) or (tensors, config)
@@ -89,9 +89,11 @@ def _heads(attached: Attached) -> dict[str, FloatVector]:
     if attached.base.task != "sequence-classification":
         return {}
     fresh = {_head_of(name) for name in attached.base.fresh}
-    kept = {"classifier", "score"} | {head for head in fresh if head}
+    heads = {"classifier", "score"} | {head for head in fresh if head}
     tensors = attached.base.model.named_parameters()
-    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors if _head_of(name) in kept}
+    return {
+        name: tensor.detach().float().cpu().numpy() for name, tensor in tensors if _head_of(name) in heads
+    }
 
 
 def _head_of(name: str) -> str | None:

@@ -43,13 +43,13 @@ def find_targets(base: Base, cfg: AdapterConfig, default: tuple[str, ...] = ()) 
         if not any(fits(name, suffix) for name in names):
             raise ConfigError(_unknown(suffix, names))
     chosen = [name for name in names if not wanted or any(fits(name, suffix) for suffix in wanted)]
-    kept = [name for name in chosen if layer_of(name) not in cfg.skip_layers]
-    if not kept:
+    targets = [name for name in chosen if layer_of(name) not in cfg.skip_layers]
+    if not targets:
         raise ConfigError(
             f"no module of {base.name!r} is left for an adapter; "
             f"{len(names)} are linear: change adapter.target_modules or adapter.skip_layers"
         )
-    return tuple(sorted(kept))
+    return tuple(sorted(targets))
 
 
 def layer_of(name: str) -> int | None:
@@ -58,8 +58,8 @@ def layer_of(name: str) -> int | None:
     >>> layer_of("model.layers.12.mlp.up_proj")
     12
     """
-    found = _LAYER.search(name)
-    return int(found.group(1)) if found else None
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else None
 
 
 def fits(name: str, suffix: str) -> bool:

@@ -14,8 +14,10 @@ MOST_PATTERNS = 4096
 _LONGEST = 400
 _MATCHED = re.compile(r"modules|pattern|parameters")
 """Settings whose strings peft matches as regular expressions, or may in another method."""
-_WORD = r"[\w\-/:.]"
-_SAFE = re.compile(rf"\^?(?:{_WORD}|\\\.|\\d\+?|\.\*|\((?:\?:)?{_WORD}+(?:\|{_WORD}+)*\))*\$?", re.ASCII)
+_CHARACTER = r"[\w\-/:.]"
+_SAFE = re.compile(
+    rf"\^?(?:{_CHARACTER}|\\\.|\\d\+?|\.\*|\((?:\?:)?{_CHARACTER}+(?:\|{_CHARACTER}+)*\))*\$?", re.ASCII
+)
 _CODE = ("megatron_config", "auto_mapping", "runtime_config")
 _START = re.compile(r"init_(?:lora_)?weights")
 _WORDS = ("gaussian", "orthogonal", "eva", "bat", "mini", "normal", "kaiming_uniform", "xavier_uniform")

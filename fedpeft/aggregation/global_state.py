@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedpeft.aggregation import Contribution, FactorLaw, FactorState
+from fedpeft.aggregation import Contribution, FactorAggregator, FactorState
 from fedpeft.aggregation.base import AggregationRule, PlainMean
 from fedpeft.aggregation.server_optimisers import Moments, Vector, step
 from fedpeft.config.models import Config, ServerOptimiserConfig
@@ -46,7 +46,7 @@ class GlobalState(Protocol):
         ...
 
     @property
-    def held(self) -> FloatVector:
+    def node_values(self) -> FloatVector:
         """What nodes hold, float32, shape ``(layout.size,)``."""
         ...
 
@@ -57,7 +57,7 @@ class GlobalState(Protocol):
 
     @property
     def method(self) -> str:
-        """Law of aggregation: mean, stack or reproject."""
+        """Kind of aggregation: mean, stack or reproject."""
         ...
 
     def node_layout(self, node: str) -> Layout:
@@ -87,33 +87,33 @@ class GlobalState(Protocol):
 
 def digest(state: GlobalState) -> bytes:
     """Digest of what nodes hold, 32 bytes."""
-    return state_digest(state.layout, state.held)
+    return state_digest(state.layout, state.node_values)
 
 
 @dataclass(frozen=True)
 class VectorState:
     """Values that are averaged: the exact ones and those that nodes hold.
 
-    The broadcast is what the plan carries of ``exact - held``; what it does not carry stays in the
+    The broadcast is what the plan carries of ``exact - node_values``; what it does not carry stays in the
     difference and is sent later: error feedback without a residual of its own. Without feedback it is lost.
 
     Attributes:
         layout: the exchanged tensors.
         optimiser: the server's step.
         exact: float64, shape ``(layout.size,)``.
-        held: float32, same shape.
+        node_values: float32, same shape.
         moments: what the optimiser remembers.
         feedback: whether what a broadcast does not carry is sent later.
-        law: how updates become the mean.
+        rule: how updates become the mean.
     """
 
     layout: Layout
     optimiser: ServerOptimiserConfig
     exact: Vector
-    held: FloatVector
+    node_values: FloatVector
     moments: Moments = field(default_factory=Moments)
     feedback: bool = True
-    law: AggregationRule = field(default_factory=PlainMean)
+    rule: AggregationRule = field(default_factory=PlainMean)
 
     @property
     def ranks(self) -> list[int]:
@@ -134,27 +134,27 @@ class VectorState:
         before = digest(self)
         if round == 1:
             return self, Release("none", None, plan, before)
-        missing = (self.exact - self.held).astype(np.float32)
+        missing = (self.exact - self.node_values).astype(np.float32)
         update, _ = plan.run(Update(self.layout, missing, round, 0), {})
-        held = self.held + update.values
-        exact = self.exact if self.feedback else held.astype(np.float64)
-        return replace(self, held=held, exact=exact), Release("delta", update, plan, before)
+        node_values = self.node_values + update.values
+        exact = self.exact if self.feedback else node_values.astype(np.float64)
+        return replace(self, node_values=node_values, exact=exact), Release("delta", update, plan, before)
 
     def absorb(self, round: int, contributions: Iterable[Contribution]) -> tuple[VectorState, dict[str, Any]]:
-        """The optimiser's step along the law's mean."""
-        mean, law, facts = self.law.mean(self.layout.size, contributions)
+        """The optimiser's step along the rule's mean."""
+        mean, rule, facts = self.rule.mean(self.layout.size, contributions)
         change, moments = step(self.optimiser, mean, self.moments)
-        return replace(self, exact=self.exact + change, moments=moments, law=law), {"mean": mean, **facts}
+        return replace(self, exact=self.exact + change, moments=moments, rule=rule), {"mean": mean, **facts}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Exact, held, moments and what the law remembers."""
-        moments, law = _under("moment", self.moments), _under("law", self.law.arrays())
-        return {"exact": self.exact, "held": self.held, **moments, **law}
+        """Exact and sent values, moments and the state of the rule."""
+        moments, rule = _under("moment", self.moments), _under("law", self.rule.arrays())
+        return {"exact": self.exact, "held": self.node_values, **moments, **rule}
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> VectorState:
         """The inverse of `arrays`."""
-        moments, law = _part(arrays, "moment"), self.law.restored(_part(arrays, "law"))
-        return replace(self, exact=arrays["exact"], held=arrays["held"], moments=moments, law=law)
+        moments, rule = _part(arrays, "moment"), self.rule.restored(_part(arrays, "law"))
+        return replace(self, exact=arrays["exact"], node_values=arrays["held"], moments=moments, rule=rule)
 
     def result(self) -> dict[str, np.ndarray]:
         """The exact values as float32."""
@@ -166,12 +166,12 @@ class FactorsState:
     """Low-rank factors (stack, reproject), sent whole in each round.
 
     Attributes:
-        law: shapes, ranks and aggregation.
+        aggregator: shapes, ranks and aggregation.
         state: the factors.
         lr: server learning rate.
     """
 
-    law: FactorLaw
+    aggregator: FactorAggregator
     state: FactorState
     lr: float
 
@@ -181,35 +181,35 @@ class FactorsState:
         return self.state.layout
 
     @property
-    def held(self) -> FloatVector:
+    def node_values(self) -> FloatVector:
         """The factors themselves: nothing is lost on the way down."""
         return self.state.values
 
     @property
     def ranks(self) -> list[int]:
         """Rank of each module in order of name."""
-        return [self.state.factors[module][0].shape[0] for module, _ in self.law.shapes]
+        return [self.state.factors[module][0].shape[0] for module, _ in self.aggregator.shapes]
 
     @property
     def method(self) -> str:
         """Stack or reproject."""
-        return self.law.kind
+        return self.aggregator.kind
 
     def node_layout(self, node: str) -> Layout:
         """Layout at the node's own rank."""
-        return self.law.layout(node)
+        return self.aggregator.layout(node)
 
     def publish(self, plan: ExchangePlan, round: int) -> tuple[FactorsState, Release]:
         """The factors as they are, once there are some."""
         if not any(self.ranks):
             return self, Release("none", None, plan, digest(self))
-        return self, Release("full", Update(self.layout, self.held, round, 0), plan, digest(self))
+        return self, Release("full", Update(self.layout, self.node_values, round, 0), plan, digest(self))
 
     def absorb(
         self, round: int, contributions: Iterable[Contribution]
     ) -> tuple[FactorsState, dict[str, Any]]:
-        """The law's step."""
-        state = self.law.step(self.state, round, contributions, self.lr)
+        """The aggregator's step."""
+        state = self.aggregator.step(self.state, round, contributions, self.lr)
         return replace(self, state=state), {"rank": state.rank, "discarded": state.discarded}
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -218,7 +218,7 @@ class FactorsState:
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> FactorsState:
         """The inverse of `arrays`."""
-        return replace(self, state=self.law.from_tensors(arrays))
+        return replace(self, state=self.aggregator.from_tensors(arrays))
 
     def result(self) -> dict[str, np.ndarray]:
         """The factors by name."""
@@ -236,7 +236,7 @@ def _part(arrays: Mapping[str, np.ndarray], folder: str) -> dict[str, np.ndarray
 
 def initial_state(
     config: Config,
-    law: FactorLaw | None,
+    aggregator: FactorAggregator | None,
     layout: Layout,
     values: FloatVector,
     mean: AggregationRule | None = None,
@@ -245,7 +245,7 @@ def initial_state(
 
     Args:
         config: optimiser and feedback.
-        law: of methods that exchange factors; None: a flat vector.
+        aggregator: of methods that exchange factors; None: a flat vector.
         layout: the exchanged tensors.
         values: the agreed starting values.
         mean: how a flat vector's updates are averaged; default: plainly.
@@ -254,12 +254,12 @@ def initial_state(
         ConfigError: an optimiser with moments was asked for factors, which have no fixed coordinates.
     """
     optimiser, feedback = config.federation.server, config.exchange.down.error_feedback
-    if law is None:
+    if aggregator is None:
         exact, averaged = values.astype(np.float64), mean or PlainMean()
-        return VectorState(layout, optimiser, exact, values, feedback=feedback, law=averaged)
+        return VectorState(layout, optimiser, exact, values, feedback=feedback, rule=averaged)
     if optimiser.name != "mean":
         raise ConfigError(
             f"federation.server.name = {optimiser.name!r} needs a fixed vector; with adapter.aggregation = "
-            f"{law.kind!r} only 'mean' is possible"
+            f"{aggregator.kind!r} only 'mean' is possible"
         )
-    return FactorsState(law, law.initial(), optimiser.lr)
+    return FactorsState(aggregator, aggregator.initial(), optimiser.lr)

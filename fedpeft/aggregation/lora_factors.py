@@ -45,11 +45,11 @@ class FactorState:
 
     def tensors(self) -> dict[str, FloatVector]:
         """Flat names to arrays, without modules of rank 0; `from_tensors` reads them back."""
-        found: dict[str, FloatVector] = {}
+        tensors: dict[str, FloatVector] = {}
         for module, (a, b) in self.factors.items():
             if a.shape[0]:
-                found |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
-        return found
+                tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+        return tensors
 
     @property
     def layout(self) -> Layout:
@@ -68,7 +68,7 @@ class FactorState:
 
 
 @dataclass(frozen=True)
-class FactorLaw:
+class FactorAggregator:
     """How factors are started from, aggregated and named; both ends compute the same from the same state.
 
     Attributes:

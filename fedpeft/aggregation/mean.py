@@ -1,4 +1,4 @@
-"""The law of methods that send one flat vector: a weighted mean in a fixed order.
+"""Aggregation of methods that send one flat vector: a weighted mean in a fixed order.
 
 For methods whose trait ``linear`` holds the mean of the vectors is exactly the mean of the effective
 weights. For ``lora/naive`` it is not, and `product_error` measures by how much.
@@ -51,14 +51,14 @@ def mean_step(size: int, contributions: Iterable[Contribution]) -> Wide:
 
 def normalised(contributions: Iterable[Contribution]) -> list[Contribution]:
     """The contributions with weights that sum to 1, checked as in `mean_step`."""
-    given = list(contributions)
-    if not given:
+    checked = list(contributions)
+    if not checked:
         raise ExchangeError("there is nothing to aggregate: no node contributed")
     last: str | None = None
-    for node, weight, _ in given:
+    for node, weight, _ in checked:
         last = _checked(node, weight, last)
-    total = sum(weight for _, weight, _ in given)
-    return [(node, weight / total, values) for node, weight, values in given]
+    total = sum(weight for _, weight, _ in checked)
+    return [(node, weight / total, values) for node, weight, values in checked]
 
 
 def product_error(layout: Layout, start: FloatVector, contributions: Iterable[Contribution]) -> float:

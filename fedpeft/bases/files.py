@@ -65,14 +65,14 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 def stored_quantisation(config: dict[str, Any]) -> str:
     """How the weights in a folder are quantised: none, int8, nf4, or the name of a foreign method."""
-    stored: dict[str, Any] = config.get("quantization_config") or {}
-    if not stored:
+    settings: dict[str, Any] = config.get("quantization_config") or {}
+    if not settings:
         return "none"
-    if stored.get("load_in_8bit"):
+    if settings.get("load_in_8bit"):
         return "int8"
-    if stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4":
+    if settings.get("load_in_4bit") and settings.get("bnb_4bit_quant_type") == "nf4":
         return "nf4"
-    return str(stored.get("quant_method", "unknown"))
+    return str(settings.get("quant_method", "unknown"))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -130,26 +130,26 @@ def view(folder: Path) -> Generator[Path]:
 def _parts(folder: Path) -> dict[str, bytes | Path]:
     """What a base is: bytes of the settings as they are loaded, places of the files that are taken whole."""
     read_model_config(folder)
-    found: dict[str, bytes | Path] = {file.name: file for file in weight_files(folder)}
+    parts: dict[str, bytes | Path] = {file.name: file for file in weight_files(folder)}
     indices = (f"{name}.index.json" for name in _WEIGHTS)
-    if not found.keys() & set(_WEIGHTS):
-        found |= {name: folder / name for name in indices if (folder / name).is_file()}
-    found |= {name: folder / name for name in _TOKENIZER if (folder / name).is_file()}
+    if not parts.keys() & set(_WEIGHTS):
+        parts |= {name: folder / name for name in indices if (folder / name).is_file()}
+    parts |= {name: folder / name for name in _TOKENIZER if (folder / name).is_file()}
     for name in (*_SETTINGS, _TOKENIZER_SETTINGS):
         if (folder / name).is_file():
-            found[name] = _settings(folder / name)
-    return found
+            parts[name] = _settings(folder / name)
+    return parts
 
 
 def _settings(file: Path) -> bytes:
     """Settings without what the hash leaves out, in a fixed form; a tokenizer's keep their order."""
     ordered = file.name == _TOKENIZER_SETTINGS
-    kept = {
+    settings = {
         key: _without_pointers(value)
         for key, value in _read(file).items()
         if not (key.endswith("_file") if ordered else key in _VOLATILE) and key not in _POINTERS
     }
-    return json.dumps(kept, sort_keys=not ordered, separators=(",", ":")).encode()
+    return json.dumps(settings, sort_keys=not ordered, separators=(",", ":")).encode()
 
 
 def _without_pointers(value: Any) -> Any:

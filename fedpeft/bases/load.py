@@ -99,11 +99,11 @@ def load_apart(cfg: BaseConfig, num_labels: int | None = None) -> Base:
     """
     prepare()
     folder = base_folder(cfg)
-    stored = stored_quantisation(read_model_config(folder))
-    _check_quantisation(cfg, stored)
+    quantisation = stored_quantisation(read_model_config(folder))
+    _check_quantisation(cfg, quantisation)
     sha256 = content_hash(folder, cfg.quantisation)
     _check_hash(cfg, sha256)
-    return _load(cfg, folder, sha256, stored, num_labels)
+    return _load(cfg, folder, sha256, quantisation, num_labels)
 
 
 def forget_base() -> None:
@@ -125,16 +125,18 @@ def _check_hash(cfg: BaseConfig, sha256: str) -> None:
         )
 
 
-def _check_quantisation(cfg: BaseConfig, stored: str) -> None:
-    if stored not in ("none", "int8", "nf4"):
+def _check_quantisation(cfg: BaseConfig, quantisation: str) -> None:
+    if quantisation not in ("none", "int8", "nf4"):
         raise BaseModelError(
-            f"{cfg.model!r} is quantised with {stored}; supported are none, int8 and nf4 (bitsandbytes)"
+            f"{cfg.model!r} is quantised with {quantisation}; supported are none, int8 and nf4 (bitsandbytes)"
         )
-    if stored not in ("none", cfg.quantisation):
-        raise BaseModelError(f"{cfg.model!r} holds {stored} weights; set base.quantisation = {stored!r}")
+    if quantisation not in ("none", cfg.quantisation):
+        raise BaseModelError(
+            f"{cfg.model!r} holds {quantisation} weights; set base.quantisation = {quantisation!r}"
+        )
 
 
-def _load(cfg: BaseConfig, folder: Path, sha256: str, stored: str, num_labels: int | None) -> Base:
+def _load(cfg: BaseConfig, folder: Path, sha256: str, quantisation: str, num_labels: int | None) -> Base:
     import torch
 
     if cfg.threads:
@@ -142,7 +144,7 @@ def _load(cfg: BaseConfig, folder: Path, sha256: str, stored: str, num_labels: i
     device = choose_device(cfg.device)
     dtype = choose_dtype(cfg.dtype, device)
     with view(folder) as shown, offline():
-        model, missing = _model(cfg, shown, _placement(cfg, device, dtype, stored), num_labels)
+        model, missing = _model(cfg, shown, _placement(cfg, device, dtype, quantisation), num_labels)
         tokenizer = _tokenizer(shown, cfg)
         _rename(model, tokenizer, shown, folder)
     _fill_head(cfg, model, missing)
@@ -163,7 +165,9 @@ def _load(cfg: BaseConfig, folder: Path, sha256: str, stored: str, num_labels: i
     )
 
 
-def _placement(cfg: BaseConfig, device: torch.device, dtype: torch.dtype, stored: str) -> dict[str, Any]:
+def _placement(
+    cfg: BaseConfig, device: torch.device, dtype: torch.dtype, quantisation: str
+) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` that say how weights are read and where they go."""
     import torch
     from transformers import BitsAndBytesConfig
@@ -175,7 +179,7 @@ def _placement(cfg: BaseConfig, device: torch.device, dtype: torch.dtype, stored
         return place
     place["dtype"] = torch.float32
     skip = list(HEAD_MODULES) if cfg.task == "sequence-classification" else None
-    if stored == "none" and cfg.quantisation == "nf4":
+    if quantisation == "none" and cfg.quantisation == "nf4":
         place["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -183,7 +187,7 @@ def _placement(cfg: BaseConfig, device: torch.device, dtype: torch.dtype, stored
             bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=skip,
         )
-    elif stored == "none":
+    elif quantisation == "none":
         place["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=skip
         )
@@ -216,10 +220,10 @@ def _model(
 def _rename(model: Any, tokenizer: Any, shown: Path, folder: Path) -> None:
     """Let model and tokenizer name the base's own folder, not the view that is gone after loading."""
     model.name_or_path = model.config._name_or_path = str(folder)
-    for held in (vars(tokenizer), tokenizer.init_kwargs):
-        for key, value in held.items():
+    for attributes in (vars(tokenizer), tokenizer.init_kwargs):
+        for key, value in attributes.items():
             if isinstance(value, str) and value.startswith(str(shown)):
-                held[key] = str(folder) + value.removeprefix(str(shown))
+                attributes[key] = str(folder) + value.removeprefix(str(shown))
 
 
 def _fill_head(cfg: BaseConfig, model: Any, missing: list[str]) -> None:

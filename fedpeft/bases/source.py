@@ -52,12 +52,12 @@ def held_base(name: str) -> str:
 
 
 def _embedded() -> Path:
-    found = list(entry_points(group="fedpeft.bases", name=EMBEDDED))
-    if not found:
+    points = list(entry_points(group="fedpeft.bases", name=EMBEDDED))
+    if not points:
         raise BaseModelError(
             "the embedded base is not installed; install the fedpeft package or set base.model"
         )
-    return Path(found[0].load()())
+    return Path(points[0].load()())
 
 
 def _snapshot(cfg: BaseConfig) -> Path:
@@ -89,12 +89,12 @@ def _download(name: str, revision: str | None, local_files_only: bool = False) -
     )
 
 
-def _checked(folder: Path, given: str) -> Path:
+def _checked(folder: Path, model: str) -> Path:
     if not (folder / "config.json").is_file():
         hint = "; it is an adapter: give its base" if (folder / "adapter_config.json").exists() else ""
-        raise BaseModelError(f"base.model {given!r} is not a model folder: it holds no config.json{hint}")
+        raise BaseModelError(f"base.model {model!r} is not a model folder: it holds no config.json{hint}")
     if not weight_files(folder):
         raise BaseModelError(
-            f"base.model {given!r} holds no weights: *.safetensors or pytorch_model.bin is missing"
+            f"base.model {model!r} holds no weights: *.safetensors or pytorch_model.bin is missing"
         )
     return folder

@@ -71,7 +71,7 @@ def pack(
     if out is not None:
         _fresh(out)
     held_out = HeldOut(records, prompt, completion, base)
-    prepared = prepare(adapter, recipe, held_out, judged=goal.judged)
+    prepared = prepare(adapter, recipe, held_out, evaluated=goal.evaluated)
     rows = _table(prepared, as_json) if show_table else None
     facts = prepared.pack(goal, density, out) if out is not None else None
     _report(rows, facts, as_json)
@@ -82,9 +82,9 @@ def _table(prepared: Prepared, as_json: bool) -> list[dict[str, Any]]:
     from fedpeft.cli.packing_tables import show_points
     from fedpeft.packing.search import table
 
-    points = list(table(prepared.files, prepared.recipe, prepared.judge))
+    points = list(table(prepared.files, prepared.recipe, prepared.evaluator))
     if not as_json:
-        show_points(points, judged=prepared.judge is not None)
+        show_points(points, evaluated=prepared.evaluator is not None)
     return [asdict(point) for point in points]
 
 
@@ -142,9 +142,11 @@ def diff(
     from fedpeft.cli.packing_tables import show_difference
     from fedpeft.packing.diff import difference
 
-    found = difference(first, second)
-    emit(asdict(found) | {"same": found.same}, as_json, lambda: show_difference(found, rows))
-    if exit_code and not found.same:
+    differences = difference(first, second)
+    emit(
+        asdict(differences) | {"same": differences.same}, as_json, lambda: show_difference(differences, rows)
+    )
+    if exit_code and not differences.same:
         raise typer.Exit(1)
 
 

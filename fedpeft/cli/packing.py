@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from fedpeft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedpeft.evaluation.exported import Judge
+    from fedpeft.evaluation.exported import AdapterEvaluator
     from fedpeft.packing.pack import PackInfo
     from fedpeft.packing.peft_folder import AdapterFiles
     from fedpeft.packing.recipe import Recipe
@@ -36,7 +36,7 @@ class Goal:
     alphas: bool = False
 
     @property
-    def judged(self) -> bool:
+    def evaluated(self) -> bool:
         """Whether it needs held-out records."""
         return self.loss_change is not None or self.alphas
 
@@ -65,41 +65,41 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An adapter that was read, how it is to be coded, and who judges it."""
+    """An adapter that was read, how it is to be coded, and its evaluator."""
 
     files: AdapterFiles
     recipe: Recipe
-    judge: Judge | None
+    evaluator: AdapterEvaluator | None
 
     def pack(self, goal: Goal, density: float | None, out: Path) -> PackInfo:
-        """Find the recipe for the goal and write the file, with the measured loss if there is a judge."""
+        """Find the recipe for the goal and write the file, and its loss if there is an evaluator."""
         from fedpeft.packing.file_format import parse
         from fedpeft.packing.pack import compress, save, tensors_of
 
         recipe = self._find(goal, density)
         data = compress(self.files, recipe)
-        if self.judge is not None:
-            claim = self.judge.claim(tensors_of(parse(data, str(out))))
+        if self.evaluator is not None:
+            claim = self.evaluator.claim(tensors_of(parse(data, str(out))))
             data = compress(self.files, recipe, claim)
         return save(data, out)
 
     def _find(self, goal: Goal, density: float | None) -> Recipe:
         from fedpeft.packing import search
 
-        if self.judge is not None and goal.alphas:
+        if self.evaluator is not None and goal.alphas:
             densities = search.DENSITIES if density is None else [density]
-            return search.over_alphas(self.files, self.recipe, self.judge, densities)
-        if self.judge is not None and goal.loss_change is not None:
-            return search.to_loss(self.files, self.recipe, parse_share(goal.loss_change), self.judge)
+            return search.over_alphas(self.files, self.recipe, self.evaluator, densities)
+        if self.evaluator is not None and goal.loss_change is not None:
+            return search.to_loss(self.files, self.recipe, parse_share(goal.loss_change), self.evaluator)
         if goal.size is None and goal.ratio is None:
             return self.recipe
         limit = parse_size(goal.size) if goal.size is not None else _limit(self.files.bytes, goal.ratio or 0)
-        spare = search.CLAIM_BYTES if self.judge is not None else 0
+        spare = search.CLAIM_BYTES if self.evaluator is not None else 0
         return search.to_size(self.files, self.recipe, limit - spare)
 
 
-def prepare(adapter: Path, recipe: Recipe, held_out: HeldOut, judged: bool) -> Prepared:
-    """Read an adapter, and load its judge if records are given or needed.
+def prepare(adapter: Path, recipe: Recipe, held_out: HeldOut, evaluated: bool) -> Prepared:
+    """Read an adapter, and load its evaluator if records are given or needed.
 
     The seed of a run, if the adapter belongs to one, is tried for its frozen factors.
 
@@ -114,8 +114,8 @@ def prepare(adapter: Path, recipe: Recipe, held_out: HeldOut, judged: bool) -> P
     files = read_adapter(folder)
     if run is not None and recipe.seed is None:
         recipe = replace(recipe, seed=RunStore.open(run).config.run.seed)
-    judge = _judge(folder, run, held_out) if judged or held_out.path is not None else None
-    return Prepared(files, recipe, judge)
+    evaluator = _evaluator(folder, run, held_out) if evaluated or held_out.path is not None else None
+    return Prepared(files, recipe, evaluator)
 
 
 def recipe_of(
@@ -155,11 +155,11 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: it is none.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    unit = _UNITS.get(found[2].lower()) if found else None
-    if found is None or unit is None:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
         raise ConfigError(f"{text!r} is no size; write a number and B, kB, MB or GB, such as 300kB")
-    return int(float(found[1]) * unit)
+    return int(float(match[1]) * unit)
 
 
 def parse_share(text: str) -> float:
@@ -178,18 +178,18 @@ def parse_share(text: str) -> float:
     return value
 
 
-def _judge(folder: Path, run: Path | None, held_out: HeldOut) -> Judge:
-    """The judge on the given records, else on those of the adapter's own run."""
+def _evaluator(folder: Path, run: Path | None, held_out: HeldOut) -> AdapterEvaluator:
+    """The evaluator on the given records, else on those of the adapter's own run."""
     from fedpeft.config.models import DataConfig
-    from fedpeft.evaluation.exported import judge_of_records, judge_of_run
+    from fedpeft.evaluation.exported import evaluator_of_records, evaluator_of_run
 
     path = held_out.path if held_out.path is not None else run
     if path is None:
         raise ConfigError("a loss needs held-out records: give --eval FILE, or --eval RUN for a run's own")
     if (path / "config.toml").is_file():
-        return judge_of_run(path, folder)
+        return evaluator_of_run(path, folder)
     columns = DataConfig(prompt=held_out.prompt, completion=held_out.completion)
-    return judge_of_records(folder, path, held_out.base, columns)
+    return evaluator_of_records(folder, path, held_out.base, columns)
 
 
 def _limit(size: int, ratio: float) -> int:

@@ -73,9 +73,9 @@ def point_row(point: Point) -> tuple[str, ...]:
     return (words, str(point.bytes), f"{point.ratio:.1f}x", f"{point.error:.3f}", *measured)
 
 
-def show_points(points: Iterable[Point], judged: bool) -> None:
+def show_points(points: Iterable[Point], evaluated: bool) -> None:
     """Print the table of size against quality."""
-    columns = ["packed as", "bytes", "ratio", "L2 error", *(["held-out loss", "change"] if judged else [])]
+    columns = ["packed as", "bytes", "ratio", "L2 error", *(["held-out loss", "change"] if evaluated else [])]
     table("size against quality", columns, [point_row(point) for point in points])
 
 
@@ -113,23 +113,23 @@ def library_json(library: Library) -> dict[str, Any]:
     return {"adapters": adapters, "refused": refused}
 
 
-def show_difference(found: Difference, rows: int) -> None:
+def show_difference(differences: Difference, rows: int) -> None:
     """Print what two adapters differ in, the tensors that differ most first."""
-    cosine = "n/a" if found.total.cosine is None else f"{found.total.cosine:.6f}"
-    change = "n/a" if found.weight_change is None else f"{found.weight_change:.3%}"
+    cosine = "n/a" if differences.total.cosine is None else f"{differences.total.cosine:.6f}"
+    change = "n/a" if differences.weight_change is None else f"{differences.weight_change:.3%}"
     facts = [
-        ("all values: L2 difference", f"{found.total.relative:.3%}"),
+        ("all values: L2 difference", f"{differences.total.relative:.3%}"),
         ("all values: cosine", cosine),
-        ("values that differ", f"{found.total.changed:.1%}"),
+        ("values that differ", f"{differences.total.changed:.1%}"),
         ("weight change B A: difference", change),
-        ("tensors of the first alone", str(len(found.only_a))),
-        ("tensors of the second alone", str(len(found.only_b))),
+        ("tensors of the first alone", str(len(differences.only_a))),
+        ("tensors of the second alone", str(len(differences.only_b))),
     ]
     table("difference", ("what", "value"), facts)
-    if found.settings:
-        pairs = [(plain(key), plain(a), plain(b)) for key, (a, b) in found.settings.items()]
+    if differences.settings:
+        pairs = [(plain(key), plain(a), plain(b)) for key, (a, b) in differences.settings.items()]
         table("settings that differ", ("setting", "first", "second"), pairs)
-    far = sorted(found.tensors.items(), key=lambda item: -item[1].relative)
+    far = sorted(differences.tensors.items(), key=lambda item: -item[1].relative)
     changed = [item for item in far if item[1].changed][:rows]
     if changed:
         cells = [

@@ -73,7 +73,7 @@ def _facts(plan: RunPlan) -> dict[str, Any]:
 
     config, privacy, figures = plan.config, plan.privacy, plan.signal
     assert privacy is not None and figures is not None
-    nodes, most = config.federation.nodes, config.privacy.most_noise
+    nodes, most = config.federation.nodes, config.privacy.max_noise_to_signal
     allowed = figures.whole_run <= most
     advice = [] if allowed else remedies(privacy, plan.noisy_values, nodes)
     return {
@@ -131,8 +131,8 @@ def _rdp_epsilon(plan: PrivacyPlan) -> float | None:
     from dp_accounting.rdp import RdpAccountant
 
     orders = [2 + tenth / 10 for tenth in range(80)] + [*range(10, 65), 128, 256, 512]
-    one = PoissonSampledDpEvent(event.sampling_probability, GaussianDpEvent(event.noise_multiplier))
-    accountant = RdpAccountant(orders).compose(SelfComposedDpEvent(one, event.repeats))
+    step = PoissonSampledDpEvent(event.sampling_probability, GaussianDpEvent(event.noise_multiplier))
+    accountant = RdpAccountant(orders).compose(SelfComposedDpEvent(step, event.repeats))
     return float(accountant.get_epsilon(plan.delta))
 
 
@@ -162,7 +162,10 @@ def _show(facts: dict[str, Any]) -> None:
         ("values with noise", facts["values"]),
         ("noise / signal, one release", f"{facts['noise_over_signal_per_release']:.3g}"),
         ("noise / signal, whole run", f"{whole:.3g}"),
-        ("verdict", f"{'within' if facts['allowed'] else 'REFUSED: above'} privacy.most_noise = {most:g}"),
+        (
+            "verdict",
+            f"{'within' if facts['allowed'] else 'REFUSED: above'} privacy.max_noise_to_signal = {most:g}",
+        ),
     ]
     table("privacy plan", ("what", "value"), rows)
     if facts["remedies"]:

@@ -56,12 +56,12 @@ def _lines(estimate: Estimate, to_stderr: bool) -> Generator[Say]:
     def say(line: str) -> None:
         typer.echo(line, err=to_stderr)
 
-    def tell() -> None:
+    def print_estimates() -> None:
         while not over.wait(LINE_SECONDS):
             if estimate.text:
                 say(f"  [{duration(time.monotonic() - started)}] {estimate.text}")
 
-    teller = threading.Thread(target=tell, name="fedpeft-progress", daemon=True)
+    teller = threading.Thread(target=print_estimates, name="fedpeft-progress", daemon=True)
     teller.start()
     try:
         yield say

@@ -140,6 +140,6 @@ def _require_known(known: str | None, lines: list[bytes]) -> None:
     number, _, digest = known.partition(":")
     if not number.isdecimal() or int(number) < 1:
         raise ConfigError(f"--known {known!r} must be SEQ:HASH, as `verify` prints it")
-    held = entries_of(lines[int(number) - 1 : int(number)])
-    if not held or held[0]["hash"] != digest:
+    entries = entries_of(lines[int(number) - 1 : int(number)])
+    if not entries or entries[0]["hash"] != digest:
         raise RunError(f"the log does not hold the known entry {number}: it was put back or replaced")

@@ -33,8 +33,8 @@ def _problems(config: Config) -> Iterator[str]:
 
 def _adapter(config: Config) -> Iterator[str]:
     adapter, up, down = config.adapter, config.exchange.up, config.exchange.down
-    law = ADAPTER_METHODS[adapter.key].law
-    factors = law != "mean"
+    aggregation = ADAPTER_METHODS[adapter.key].aggregation
+    factors = aggregation != "mean"
     if adapter.ranks and not factors:
         yield (
             "adapter.ranks needs adapter.aggregation = 'stack' or 'reproject'; "
@@ -45,7 +45,7 @@ def _adapter(config: Config) -> Iterator[str]:
             f"adapter.aggregation = {adapter.aggregation!r} sends whole factors down: "
             f"set exchange.down.codec = 'dense-fp32' (given: {down.codec!r})"
         )
-    if law == "stack" and up.error_feedback:
+    if aggregation == "stack" and up.error_feedback:
         yield (
             "adapter.aggregation = 'stack' starts new factors each round, so a residual has no meaning: "
             "set exchange.up.error_feedback = false"
@@ -79,25 +79,25 @@ def _robust(config: Config) -> Iterator[str]:
     federation, asked = config.federation, config.federation.robust
     rule = None if asked == AUTO else AGGREGATION_RULES[asked]
     reads = rule is not None and rule.reads_singles
-    given = f"federation.robust = {asked!r}" if reads else "federation.norm_bound"
+    setting = f"federation.robust = {asked!r}" if reads else "federation.norm_bound"
     if reads or federation.norm_bound:
-        yield from _looks_at_singles(config, given)
+        yield from _looks_at_singles(config, setting)
     if rule is None:
         return
-    if rule.compares_values and ADAPTER_METHODS[config.adapter.key].law != "mean":
+    if rule.compares_values and ADAPTER_METHODS[config.adapter.key].aggregation != "mean":
         yield (
-            f"{given} compares values of one meaning, which factors do not have: set adapter.aggregation = "
+            f"{setting} compares values of one meaning, which factors do not have: set adapter.aggregation = "
             f"'frozen_a' (given: {config.adapter.aggregation!r})"
         )
     yield from _dense_enough(config, rule.needs_dense)
 
 
-def _looks_at_singles(config: Config, given: str) -> Iterator[str]:
+def _looks_at_singles(config: Config, setting: str) -> Iterator[str]:
     if config.exchange.secure.enabled:
-        yield f"{given} looks at single updates, which exchange.secure hides: leave one of them out"
+        yield f"{setting} looks at single updates, which exchange.secure hides: leave one of them out"
     if config.privacy.unit == "node" and config.privacy.trust == "central":
         yield (
-            f"{given} weighs nodes against one another, which privacy.trust = 'central' must not; it cuts "
+            f"{setting} weighs nodes against one another, which privacy.trust = 'central' must not; it cuts "
             "every update to privacy.clip already: leave it out"
         )
 
@@ -174,7 +174,7 @@ def _nodes_unit(config: Config) -> Iterator[str]:
             "privacy.unit = 'node' needs privacy.trust = 'central' or 'distributed': noise that hides a node "
             "by itself also hides what it learned"
         )
-    if ADAPTER_METHODS[config.adapter.key].law != "mean":
+    if ADAPTER_METHODS[config.adapter.key].aggregation != "mean":
         yield (
             f"privacy.unit = 'node' needs a plain mean: adapter.aggregation = "
             f"{config.adapter.aggregation!r} mixes factors; set 'frozen_a'"
@@ -221,7 +221,7 @@ def _secure(config: Config) -> Iterator[str]:
             f"exchange.secure works for 2 to {MOST_SECURE_NODES} nodes; federation.nodes = {federation.nodes}"
         )
     method = ADAPTER_METHODS[config.adapter.key]
-    if method.law != "mean" or not method.traits.linear:
+    if method.aggregation != "mean" or not method.traits.linear:
         yield (
             "exchange.secure shows the sum alone, which has to be exact: set adapter.aggregation = "
             f"'frozen_a' (given: {method.name!r})"

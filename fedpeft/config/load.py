@@ -17,13 +17,15 @@ from pydantic import BaseModel, ValidationError
 from fedpeft.config.checks import check
 from fedpeft.config.models import Config
 from fedpeft.config.profiles import PROFILES, default_profile
+from fedpeft.config.renamed import current_name, with_current_names, with_old_names
 from fedpeft.errors import ConfigError
 
 
 def load_config(path: Path | None = None, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
     """Read a scenario file and apply overrides, in that order over the defaults.
 
-    A profile among the overrides is applied before the other overrides.
+    A profile among the overrides is applied before the other overrides. Settings may have the names that they
+    had before version 0.2.
 
     Args:
         path: a TOML file; None: the defaults alone.
@@ -33,13 +35,13 @@ def load_config(path: Path | None = None, overrides: Iterable[str] | Mapping[str
         ConfigError: the file is missing or no TOML, a key is unknown (the nearest valid one is named),
             a value is out of range, or two settings contradict each other.
     """
-    settings = _read(path) if path else {}
+    settings = with_current_names(read_settings(path)) if path else {}
     pairs = list(overrides.items() if isinstance(overrides, Mapping) else map(_pair, overrides))
     for name in (value for key, value in pairs if key == "exchange.profile"):
         for key, value in _profile(name).items():
             _put(settings, key.split("."), value)
     for key, value in pairs:
-        _apply(settings, key, value)
+        _apply(settings, current_name(key), value)
     return build_config(settings)
 
 
@@ -49,12 +51,13 @@ def build_config(settings: dict[str, Any]) -> Config:
     Raises:
         ConfigError: as `load_config`.
     """
+    settings = with_current_names(settings)
     for key in _unknown_keys(settings, Config):
         raise ConfigError(_unknown_message(key))
     try:
         config = Config.model_validate(settings)
-        given = "profile" in config.exchange.model_fields_set
-        name = config.exchange.profile if given else default_profile(config)
+        chosen = "profile" in config.exchange.model_fields_set
+        name = config.exchange.profile if chosen else default_profile(config)
         config = Config.model_validate(_filled(settings, {"exchange.profile": name, **_profile(name)}))
     except ValidationError as error:
         raise ConfigError(_validation_message(error)) from None
@@ -82,16 +85,22 @@ def canonical(config: Config) -> bytes:
     """The one JSON form of a config, by which parties name a run.
 
     A setting in `ADDED` that has its neutral value is left out, so that a version that does not know it
-    finds the same run; with another value such a version refuses the run.
+    finds the same run; with another value such a version refuses the run. Renamed settings have their old
+    names here.
     """
-    settings = config.model_dump(mode="json")
+    settings = with_old_names(config.model_dump(mode="json"))
     for section, name, neutral in ADDED:
         if settings[section][name] == neutral:
             del settings[section][name]
     return json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a file as it names them, unchecked.
+
+    Raises:
+        ConfigError: the file is missing, cannot be read, or is no TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

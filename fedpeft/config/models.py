@@ -19,7 +19,7 @@ Selection = Literal["seeded", "poisson", "cyclic"]
 Unit = Literal["none", "record", "person", "node"]
 Trust = Literal["local", "central", "distributed"]
 Engine = Literal["auto", "batched", "loop"]
-Arm = Literal["local_only", "centralised", "private"]
+Baseline = Literal["local_only", "centralised", "private"]
 
 
 class Section(BaseModel):
@@ -198,7 +198,7 @@ class SecureConfig(Section):
         le=1,
         description="share of the roster that must survive and unmask; raised where colluders call for more",
     )
-    least_nodes: int = Field(
+    min_nodes: int = Field(
         default=2, ge=2, description="nodes beside the colluders in every sum that is ever opened, at least"
     )
     colluders: int = Field(
@@ -258,7 +258,7 @@ class PrivacyConfig(Section):
         default=0.5, gt=0, lt=1, description="quantile that an adaptive clip follows"
     )
     clip_lr: float = Field(default=0.2, gt=0, description="step of an adaptive clip, in the logarithm")
-    most_noise: float = Field(
+    max_noise_to_signal: float = Field(
         default=1.0,
         gt=0,
         description="refuse a plan whose noise over the run exceeds this multiple of the largest signal",
@@ -318,11 +318,12 @@ class RunConfig(Section):
     seed: int = Field(
         default=0, ge=0, description="seed of every reproducible stream; never of privacy noise"
     )
-    arms: tuple[Arm, ...] = Field(
-        default=(), description="comparison arms that are run beside the federation"
+    baselines: tuple[Baseline, ...] = Field(
+        default=(), description="baselines that are trained beside the federation"
     )
     private: dict[str, Any] = Field(
-        default_factory=dict, description="settings that the private arm changes, as 'section.key' = value"
+        default_factory=dict,
+        description="settings that the private baseline changes, as 'section.key' = value",
     )
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
     engine: Engine = Field(

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpeft.config.load import load_config
+from fedpeft.config.load import load_config, read_settings
 from fedpeft.config.models import EMBEDDED, Config
+from fedpeft.config.renamed import names_of, note
 
 DEFAULTS = "defaults"
-OWN = ("base.model", "data.source")
+_BASE_OR_DATA = ("base.model", "data.source")
 """Settings that put other than the embedded base or data in place."""
 
 
@@ -56,7 +57,14 @@ def load_scenario(name: Path | str | None, overrides: Sequence[str] = ()) -> Sce
     """
     path, origin = _chosen(None if name is None else str(name), overrides)
     changes = f"; --set changes {', '.join(_key(text) for text in overrides)}" if overrides else ""
-    return Scenario(load_config(path, overrides), f"settings: {origin}{changes}")
+    config, renamed = load_config(path, overrides), old_names(path, overrides)
+    return Scenario(config, f"settings: {origin}{changes}{f'; {renamed}' if renamed else ''}")
+
+
+def old_names(path: Path | None, overrides: Sequence[str]) -> str:
+    """One line about settings under their old names, in a valid file or overrides; empty without any."""
+    settings = [] if path is None else names_of(read_settings(path))
+    return note([*settings, *map(_key, overrides)])
 
 
 def _chosen(name: str | None, overrides: Sequence[str]) -> tuple[Path | None, str]:
@@ -64,9 +72,9 @@ def _chosen(name: str | None, overrides: Sequence[str]) -> tuple[Path | None, st
         return scenario_file(name), "the defaults"
     if name is not None and name != EMBEDDED:
         return scenario_file(name), f"{name}, and the defaults for what it leaves open"
-    own = [_key(text) for text in overrides if _key(text) in OWN and _value(text) != EMBEDDED]
-    if name is None and own:
-        return None, f"the defaults, because {own[0]} is given"
+    replaced = [_key(text) for text in overrides if _key(text) in _BASE_OR_DATA and _value(text) != EMBEDDED]
+    if name is None and replaced:
+        return None, f"the defaults, because {replaced[0]} is given"
     return scenario_file(EMBEDDED), "the embedded scenario"
 
 

@@ -70,20 +70,20 @@ def read_folder(path: Path, cfg: DataConfig) -> dict[str, list[Record]]:
     Raises:
         DataError: the folder holds no data files, two of one name, or a file that cannot be read.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     test = Path(cfg.test).resolve() if cfg.test else None
     for entry in sorted(path.iterdir()) if path.is_dir() else []:
         if entry.resolve() == test:
             continue
         if _fitting(entry) is not None:
-            if entry.stem in found:
+            if entry.stem in files:
                 raise DataError(
                     f"{path} holds two data files named {entry.stem!r}; names are the organisations'"
                 )
-            found[entry.stem] = entry
-    if not found:
+            files[entry.stem] = entry
+    if not files:
         raise DataError(f"{path} is not a folder of data files; allowed are {_suffixes()}")
-    return {name: read_records(file, cfg) for name, file in found.items()}
+    return {name: read_records(file, cfg) for name, file in files.items()}
 
 
 def is_record_source(path: Path) -> bool:

@@ -29,17 +29,17 @@ class Reader:
         rows: the rows of a file or folder, from its path. What is wrong with the whole raises `DataError`,
             what is wrong with one row stands in its place; neither carries text of the data.
         suffixes: endings of file names, in lower case, by which ``data.format = "auto"`` knows the format.
-        marks: names of files that a folder of this format holds one of.
+        inner_files: names of files that a folder of this format holds one of.
     """
 
     rows: Callable[[Path], Rows]
     suffixes: tuple[str, ...] = ()
-    marks: tuple[str, ...] = ()
+    inner_files: tuple[str, ...] = ()
 
     def fits(self, path: Path) -> bool:
         """Whether a path has the form of the format."""
         if path.is_dir():
-            return any((path / name).exists() for name in self.marks)
+            return any((path / name).exists() for name in self.inner_files)
         return path.suffix.lower() in self.suffixes
 
 
@@ -168,4 +168,4 @@ def checked(where: str, text: str) -> str:
 JSONL = Reader(_read_jsonl, (".jsonl", ".ndjson"))
 CSV = Reader(_read_csv, (".csv",))
 PARQUET = Reader(_read_parquet, (".parquet", ".pq"))
-DATASETS = Reader(_read_dataset, marks=("dataset_info.json", "dataset_dict.json"))
+DATASETS = Reader(_read_dataset, inner_files=("dataset_info.json", "dataset_dict.json"))

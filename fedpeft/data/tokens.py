@@ -223,10 +223,10 @@ def _chat_parts(messages: Messages, frame: _Frame) -> tuple[list[int], list[int]
     return prompt[:start], prompt[start:], completion
 
 
-def _cut(head: list[int], prompt: list[int], room: int) -> list[int]:
-    """The head and the rightmost prompt tokens, at most ``room`` in all."""
-    keep = max(0, room - len(head))
-    return (head + (prompt[-keep:] if keep else []))[:room]
+def _cut(head: list[int], prompt: list[int], most: int) -> list[int]:
+    """The head and the rightmost prompt tokens, at most ``most`` in all."""
+    keep = max(0, most - len(head))
+    return (head + (prompt[-keep:] if keep else []))[:most]
 
 
 def _checked(example: Example, number: int, needs_target: bool = False) -> Example:

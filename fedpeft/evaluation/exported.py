@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Judge:
+class AdapterEvaluator:
     """Held-out records, and a model into which adapters of one configuration are put in turn.
 
     Attributes:
@@ -59,12 +59,12 @@ class Judge:
         )
 
 
-def judge_of_run(run: Path, folder: Path | None = None) -> Judge:
-    """A judge that holds the test records of a finished run, and evaluates as the run did.
+def evaluator_of_run(run: Path, folder: Path | None = None) -> AdapterEvaluator:
+    """An evaluator on the test records of a finished run, with the run's own metrics.
 
     Args:
         run: the run directory.
-        folder: the adapter to judge; None: the run's own.
+        folder: the adapter to evaluate; None: the run's own.
 
     Raises:
         RunError: no run, or one without its test records.
@@ -73,11 +73,11 @@ def judge_of_run(run: Path, folder: Path | None = None) -> Judge:
     store = RunStore.open(run)
     config, labels = store.config, json.loads(store.labels.read_text())
     rows = read_written(store.test, config.data)
-    return _judge(folder or store.adapter, (store.test, rows), config.base, config.data, labels)
+    return _evaluator(folder or store.adapter, (store.test, rows), config.base, config.data, labels)
 
 
-def judge_of_records(folder: Path, records: Path, base: str | None, data: DataConfig) -> Judge:
-    """A judge for an adapter folder.
+def evaluator_of_records(folder: Path, records: Path, base: str | None, data: DataConfig) -> AdapterEvaluator:
+    """An evaluator for an adapter folder.
 
     Args:
         folder: the adapter folder.
@@ -92,18 +92,18 @@ def judge_of_records(folder: Path, records: Path, base: str | None, data: DataCo
     if not records.is_file():
         raise DataError(f"no records at {str(records)!r}; give one file")
     chosen, rows = base_of(folder, base), read_records(records, data)
-    return _judge(folder, (records, rows), chosen, data, classes(rows, chosen.task))
+    return _evaluator(folder, (records, rows), chosen, data, classes(rows, chosen.task))
 
 
-def _judge(
+def _evaluator(
     folder: Path, source: tuple[Path, Sequence[Record]], base: BaseConfig, data: DataConfig, labels: list[str]
-) -> Judge:
+) -> AdapterEvaluator:
     path, rows = source
     loaded = load_apart(base, num_classes(base, labels))
     examples = tokenise(rows, loaded.tokenizer, data, base.task, labels or None)
     model = load_adapter(loaded.model, folder)
     before = _figures(model, examples, labels or None, loaded.tokenizer)
-    return Judge(model, loaded.tokenizer, examples, labels or None, digest_of(path), before)
+    return AdapterEvaluator(model, loaded.tokenizer, examples, labels or None, digest_of(path), before)
 
 
 def _figures(

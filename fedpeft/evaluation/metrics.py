@@ -128,16 +128,16 @@ def _passes(model: Any, examples: Sequence[Example]) -> Iterator[Batch]:
 
 def spellings(examples: Sequence[Example], labels: Sequence[str], tokenizer: Any) -> list[Completion]:
     """Token ids of each label: as its completion is most often spelled, else as the tokenizer spells it."""
-    found = [Counter[Completion]() for _ in labels]
+    counters = [Counter[Completion]() for _ in labels]
     for example in examples:
-        found[example.label_index][completion(example)] += 1
-    ends = {spelling[-1] for counter in found for spelling in counter}
+        counters[example.label_index][completion(example)] += 1
+    ends = {spelling[-1] for counter in counters for spelling in counter}
     end = tuple(ends) if ends == {tokenizer.eos_token_id} else ()
     return [
         max(sorted(counter), key=lambda spelling: counter[spelling])
         if counter
         else (*tokenizer(label, add_special_tokens=False)["input_ids"], *end)
-        for counter, label in zip(found, labels, strict=True)
+        for counter, label in zip(counters, labels, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the entropy of a vector allows, to judge an envelope's size by."""
+"""The entropy bound of a vector, to compare an envelope's size with."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ class Layout:
         Raises:
             ExchangeError: a tensor is missing, unexpected or of another shape.
         """
-        if (given := Layout.of(tensors)).digest != self.digest:
-            raise ExchangeError(f"tensors do not fit the agreed layout: {_difference(self, given)}")
+        if (offered := Layout.of(tensors)).digest != self.digest:
+            raise ExchangeError(f"tensors do not fit the agreed layout: {_difference(self, offered)}")
         parts = [_numpy(tensors[name]).reshape(-1) for name in self.names]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
@@ -98,11 +98,11 @@ def _numpy(tensor: Any) -> FloatVector:
     return np.asarray(tensor, dtype=np.float32)
 
 
-def _difference(agreed: Layout, given: Layout) -> str:
-    if missing := sorted(set(agreed.names) - set(given.names)):
+def _difference(agreed: Layout, offered: Layout) -> str:
+    if missing := sorted(set(agreed.names) - set(offered.names)):
         return f"{missing[0]!r} is missing"
-    if extra := sorted(set(given.names) - set(agreed.names)):
+    if extra := sorted(set(offered.names) - set(agreed.names)):
         return f"{extra[0]!r} is not part of it"
-    pairs = zip(agreed.names, agreed.shapes, given.shapes, strict=True)
+    pairs = zip(agreed.names, agreed.shapes, offered.shapes, strict=True)
     name, want, got = next((n, a, b) for n, a, b in pairs if a != b)
     return f"{name!r} has shape {got}, agreed is {want}"

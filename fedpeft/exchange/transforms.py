@@ -148,7 +148,7 @@ class Sparsify(Transform):
         if self.density == 1:
             return update, {"density": np.count_nonzero(update.values) / max(1, size)}
         support = largest(update.values, min(size, max(1, round(self.density * size))))
-        values, support = _kept(update.values, support)
+        values, support = _on_support(update.values, support)
         return update.with_values(values, support), {"density": support.size / max(1, size)}
 
 
@@ -185,7 +185,7 @@ def l2(values: NDArray[np.float32]) -> float:
     return float(np.sqrt(np.einsum("i,i", values, values, dtype=np.float64)))
 
 
-def _kept(values: FloatVector, support: Positions) -> tuple[FloatVector, Positions]:
+def _on_support(values: FloatVector, support: Positions) -> tuple[FloatVector, Positions]:
     """Values outside of the support set to zero, and the support without zeros."""
     numbers = values[support]
     if not numbers.all():

@@ -235,8 +235,8 @@ class Fleet:
             object_content=item[1],
         )
         with plain(self._address):
-            stored = self._client.PushObject(request).stored
-        if not stored:
+            accepted = self._client.PushObject(request).stored
+        if not accepted:
             raise Fault(f"{self._address} did not store a part of a reply")
 
     def _confirm(self, arrival: Arrival) -> None:

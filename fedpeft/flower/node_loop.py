@@ -26,11 +26,11 @@ _BEAT_SECONDS = 10.0
 
 
 class Around(TypedDict, total=False):
-    """What `serve_node` may be given besides: the gate, an event that ends it, who hears its lines."""
+    """What `serve_node` may be given besides: the gate, an event that ends it, where its lines go."""
 
     gate: Gate | None
     stop: threading.Event | None
-    tell: Callable[[str], None]
+    emit: Callable[[str], None]
 
 
 def serve_node(
@@ -43,7 +43,7 @@ def serve_node(
     """Answer a SuperLink's messages with this process' own ClientApp until ``stop`` is set.
 
     No fault of the network or of the SuperLink ends it: it connects again after a pause of at most 20 s and
-    tells each change of state in one plain line. A reply that is ready is kept and sent again, the same
+    emits each change of state as one line. A reply that is ready is kept and sent again, the same
     bytes, until the SuperLink has it or the run is over. The app bundle of a run is never downloaded: its
     hash is compared with ``allowed``. Errors leave as the name of their class only.
 
@@ -57,11 +57,11 @@ def serve_node(
         ConfigError: the key or the certificates cannot be read.
     """
     fleet = Fleet(connection)
-    desk = _Desk(fleet, app, node_config, allowed, around.get("gate") or _open)
-    stop, tell = around.get("stop") or threading.Event(), _Teller(around.get("tell", _say))
+    work = _MessageInProgress(fleet, app, node_config, allowed, around.get("gate") or _open)
+    stop, emit = around.get("stop") or threading.Event(), _Changes(around.get("emit", _print))
     pulse = Pulse(fleet.beat, _BEAT_SECONDS)
     try:
-        _serve(desk, connection, stop, tell)
+        _serve(work, connection, stop, emit)
     finally:
         pulse.end()
         fleet.close()
@@ -71,40 +71,40 @@ def _open(asked: Message, reply: Message) -> Message:
     return reply
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(f"fedpeft node: {line}", file=sys.stderr, flush=True)
 
 
-class _Teller:
+class _Changes:
     """Passes on a line that differs from the one before."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell, self._last = tell, ""
+    def __init__(self, emit: Callable[[str], None]) -> None:
+        self._emit, self._last = emit, ""
 
     def __call__(self, line: str) -> None:
         if line != self._last:
             self._last = line
-            self._tell(line)
+            self._emit(line)
 
 
-def _serve(desk: _Desk, connection: Connection, stop: threading.Event, tell: _Teller) -> None:
+def _serve(work: _MessageInProgress, connection: Connection, stop: threading.Event, emit: _Changes) -> None:
     pause = _FIRST_PAUSE
     while not stop.is_set():
         try:
-            desk.fleet.open()
+            work.fleet.open()
             while not stop.is_set():
-                worked = desk.step(connection.longest_step, tell)
-                tell(f"connected to {connection.address}")
+                worked = work.step(connection.longest_step, emit)
+                emit(f"connected to {connection.address}")
                 pause = _FIRST_PAUSE
                 if not worked:
                     stop.wait(connection.poll)
         except Fault as fault:
-            tell(str(fault))
+            emit(str(fault))
             stop.wait(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
-class _Desk:
+class _MessageInProgress:
     """What one node has in hand: at most one message, then its reply. A fault leaves it where it was."""
 
     def __init__(
@@ -120,7 +120,7 @@ class _Desk:
         self._arrival: Arrival | None = None
         self._reply: Outgoing | None = None
 
-    def step(self, longest: float | None, tell: Callable[[str], None]) -> bool:
+    def step(self, longest: float | None, emit: Callable[[str], None]) -> bool:
         """Go on with what is in hand, or take the next message; whether there was any.
 
         Raises:
@@ -130,7 +130,7 @@ class _Desk:
         if self._arrival is None:
             return False
         try:
-            self._reply = self._reply or self._answer(self._arrival, longest, tell)
+            self._reply = self._reply or self._answer(self._arrival, longest, emit)
             if self._reply is not None:
                 self.fleet.push(self._reply)
         except RunEnded:
@@ -139,14 +139,14 @@ class _Desk:
         return True
 
     def _answer(
-        self, arrival: Arrival, longest: float | None, tell: Callable[[str], None]
+        self, arrival: Arrival, longest: float | None, emit: Callable[[str], None]
     ) -> Outgoing | None:
         digest = self.fleet.app_hash(arrival.run_id)
         objects = self.fleet.fetch(arrival)
         started = time.monotonic()
         identify(arrival.run_id, self.fleet.node_id)
-        with watched(longest, lambda: self._give_up(longest, tell)):
-            reply = self._passed(*self._worked(arrival, objects, digest), tell)
+        with watched(longest, lambda: self._give_up(longest, emit)):
+            reply = self._passed(*self._worked(arrival, objects, digest), emit)
             return None if reply is None else _packed(arrival, reply, time.monotonic() - started)
 
     def _worked(self, arrival: Arrival, objects: dict[str, bytes], digest: str) -> tuple[Message, Message]:
@@ -162,21 +162,21 @@ class _Desk:
         context = Context(arrival.run_id, self.fleet.node_id, self._node_config, RecordDict(), {})
         return asked, guarded(self._app, asked, context)
 
-    def _passed(self, asked: Message, reply: Message, tell: Callable[[str], None]) -> Message | None:
+    def _passed(self, asked: Message, reply: Message, emit: Callable[[str], None]) -> Message | None:
         """What the gate lets out of a reply; if it fails, of an error that says so; then nothing."""
         try:
             return self._gate(asked, reply)
         except Exception as error:
             why = str(error) if isinstance(error, FedPeftError | OSError) else ""
-            tell(f"a reply was held back ({type(error).__name__}): {why}".rstrip(": "))
+            emit(f"a reply was held back ({type(error).__name__}): {why}".rstrip(": "))
             plain = error_reply(asked, APP_FAILED, type(error).__name__)
         try:
             return self._gate(asked, plain)
         except Exception:
             return None
 
-    def _give_up(self, longest: float | None, tell: Callable[[str], None]) -> None:
-        tell(f"a step took longer than {longest} s; this process ends so that it can be started again")
+    def _give_up(self, longest: float | None, emit: Callable[[str], None]) -> None:
+        emit(f"a step took longer than {longest} s; this process ends so that it can be started again")
         self.fleet.close()
 
 

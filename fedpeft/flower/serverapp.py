@@ -80,9 +80,9 @@ def _task(grid: PatientGrid, address: str) -> Generator[tuple[int, Any]]:
     from flwr.common.serde import context_from_proto, run_from_proto
     from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest, SendTaskHeartbeatRequest
 
-    given = grid.client.PullTaskInput(PullTaskInputRequest())
-    run, context = run_from_proto(given.run), context_from_proto(given.context)
-    identify(run.run_id, context.node_id, given.task_id)
+    inputs = grid.client.PullTaskInput(PullTaskInputRequest())
+    run, context = run_from_proto(inputs.run), context_from_proto(inputs.context)
+    identify(run.run_id, context.node_id, inputs.task_id)
     grid.set_run(run)
     with grid.impatient() as beating:
         pulse = Pulse(lambda: beating.SendTaskHeartbeat(SendTaskHeartbeatRequest()), _BEAT_SECONDS)

@@ -13,7 +13,7 @@ from fedpeft.exchange.codecs.base import codec_named
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.transforms import Sparsify, l2
 from fedpeft.exchange.update import Update
-from fedpeft.packing import levels
+from fedpeft.packing import uniform_quantiser
 from fedpeft.packing.file_format import Part
 from fedpeft.packing.peft_folder import EXACT_TYPES, AdapterFiles, Tensors
 from fedpeft.packing.recipe import Recipe, codec_of, seeded
@@ -49,7 +49,7 @@ def decode(part: Part, payload: bytes) -> Tensors:
     if part.codec == "seed":
         return _from_seed(part, payload)
     if part.codec == "levels":
-        return _moved(layout.split(levels.decode(payload, layout).values()), 1)
+        return _moved(layout.split(uniform_quantiser.decode(payload, layout).values()), 1)
     tensors = layout.split(codec_named(part.codec).decode(payload, layout).dense())
     return _moved(tensors, 1) if part.codec == "ternary" else tensors
 
@@ -66,35 +66,41 @@ def _code_levels(tensors: Tensors, recipe: Recipe) -> tuple[Part, bytes]:
     changes = _moved(tensors, -1)
     layout = Layout.of(changes)
     values = layout.flatten(changes)
-    coded = levels.quantise(values, layout, recipe.step)
-    return _part("levels", layout, levels.encode(coded), _error(values, coded.values()), step=recipe.step)
+    coded = uniform_quantiser.quantise(values, layout, recipe.step)
+    return _part(
+        "levels", layout, uniform_quantiser.encode(coded), _error(values, coded.values()), step=recipe.step
+    )
 
 
 def _code_ternary(tensors: Tensors, recipe: Recipe) -> tuple[Part, bytes]:
     changes = _moved(tensors, -1)
     layout = Layout.of(changes)
     values = layout.flatten(changes)
-    kept = _as_compeft(values, layout, recipe) if recipe.alpha is not None else _kept(values, layout, recipe)
+    sparse = (
+        _as_compeft(values, layout, recipe)
+        if recipe.alpha is not None
+        else _projected(values, layout, recipe)
+    )
     codec = codec_named("ternary")
-    fitted = codec.fit(kept, layout)
+    fitted = codec.fit(sparse, layout)
     payload = codec.encode(fitted, layout)
     error = _error(values, fitted)
     return _part("ternary", layout, payload, error, density=recipe.density, alpha=recipe.alpha)
 
 
-def _kept(values: FloatVector, layout: Layout, recipe: Recipe) -> FloatVector:
+def _projected(values: FloatVector, layout: Layout, recipe: Recipe) -> FloatVector:
     """The same share of each tensor, with the magnitude that keeps its projection on the original.
 
     The magnitude ``sum x^2 / sum |x kept|`` is larger than the mean, which is optimal in L2 but shrinks the
-    adapter: see `fedpeft.packing.levels`.
+    adapter: see `fedpeft.packing.uniform_quantiser`.
     """
     result = np.zeros_like(values)
     for start, end in zip(layout.offsets[:-1], layout.offsets[1:], strict=True):
         part = values[start:end]
-        kept = _largest(part, recipe.density)
-        total = float(np.abs(kept).sum(dtype=np.float64))
+        sparse = _largest(part, recipe.density)
+        total = float(np.abs(sparse).sum(dtype=np.float64))
         scale = l2(part) ** 2 / total if total else 0.0
-        result[start:end] = np.sign(kept) * np.float32(scale)
+        result[start:end] = np.sign(sparse) * np.float32(scale)
     return result
 
 
@@ -131,8 +137,8 @@ def _from_seed(part: Part, payload: bytes) -> Tensors:
         raise EnvelopeError("tensors of a seed are matrices and need no bytes")
     pairs = zip(part.layout.names, part.layout.shapes, strict=True)
     tensors = {name: seeded(name, shape, part.seed) for name, shape in pairs}
-    found = hashlib.sha256(part.layout.flatten(tensors).astype("<f4").tobytes()).hexdigest()
-    if found != part.sha256:
+    digest = hashlib.sha256(part.layout.flatten(tensors).astype("<f4").tobytes()).hexdigest()
+    if digest != part.sha256:
         raise ExchangeError("the seed gives other values here than where it was packed; pack without a seed")
     return tensors
 

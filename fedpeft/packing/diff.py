@@ -155,7 +155,7 @@ def _factors(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Pair] | N
     """A and ``scaling * B`` by module, float64; None where the adapter is not plain LoRA on matrices."""
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         return None
-    found: dict[str, Pair] = {}
+    pairs: dict[str, Pair] = {}
     for name, value in tensors.items():
         module, _, end = name.rpartition(".lora_A.")
         partner = tensors.get(f"{module}.lora_B.{end}")
@@ -166,8 +166,8 @@ def _factors(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Pair] | N
         scaling = _scaling(config, module, value.shape[0])
         if scaling is None:
             return None
-        found[module] = value.astype(np.float64), scaling * partner.astype(np.float64)
-    return found or None
+        pairs[module] = value.astype(np.float64), scaling * partner.astype(np.float64)
+    return pairs or None
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float | None:

@@ -1,6 +1,6 @@
 """Adapter files: any peft adapter folder as one small file, and back; without torch.
 
-By default factors and changes become a few levels per tensor (`fedpeft.packing.levels`), about
+By default factors and changes become a few levels per tensor (`fedpeft.packing.uniform_quantiser`), about
 three bits a value.
 Changes can be ternarised instead, as ComPEFT does (Yadav et al., arXiv 2311.13171); what that costs
 and what it does to the loss is measured in docs/adapter-files.md.
@@ -152,10 +152,10 @@ def tensors_of(packed: Packed) -> Tensors:
     Raises:
         ExchangeError: a payload is not one of its part.
     """
-    found: Tensors = {}
+    tensors: Tensors = {}
     for part, payload in zip(packed.header.parts, packed.payloads, strict=True):
-        found |= decode(part, payload)
-    return found
+        tensors |= decode(part, payload)
+    return tensors
 
 
 def info(file: Path) -> PackInfo:

@@ -109,7 +109,7 @@ def safetensors_bytes(tensors: Tensors, dtype: FloatType = "F32") -> bytes:
     end = 0
     # safetensors wants every tensor aligned to its type: the widest come first
     for name in sorted(tensors, key=lambda name: (-_width(tensors[name], dtype), name)):
-        kind, data = _stored(tensors[name], dtype)
+        kind, data = _encoded(tensors[name], dtype)
         entries[name] = {
             "dtype": kind,
             "shape": list(tensors[name].shape),
@@ -143,7 +143,7 @@ def _width(value: Array, dtype: FloatType) -> int:
     return value.itemsize if value.dtype != np.float32 else 4 if dtype == "F32" else 2
 
 
-def _stored(value: Array, dtype: FloatType) -> tuple[str, bytes]:
+def _encoded(value: Array, dtype: FloatType) -> tuple[str, bytes]:
     """Type and bytes of one tensor on disk."""
     if value.dtype != np.float32:
         kind = next(kind for kind, name in EXACT_TYPES.items() if np.dtype(name) == value.dtype)

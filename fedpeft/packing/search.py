@@ -15,7 +15,7 @@ from fedpeft.packing.peft_folder import AdapterFiles, Tensors
 from fedpeft.packing.recipe import Recipe
 
 if TYPE_CHECKING:
-    from fedpeft.evaluation.exported import Judge
+    from fedpeft.evaluation.exported import AdapterEvaluator
 
 ALPHAS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -51,23 +51,23 @@ class Point:
     change: float | None
 
 
-def table(files: AdapterFiles, recipe: Recipe, judge: Judge | None = None) -> Iterator[Point]:
+def table(files: AdapterFiles, recipe: Recipe, evaluator: AdapterEvaluator | None = None) -> Iterator[Point]:
     """Size against quality: levels, ternary changes, and ComPEFT with alpha 1."""
     for step in _STEPS:
-        yield measure(files, replace(recipe, codec="levels", step=step, alpha=None), judge)
+        yield measure(files, replace(recipe, codec="levels", step=step, alpha=None), evaluator)
     for alpha in (None, 1.0):
         for density in DENSITIES:
-            yield measure(files, replace(recipe, codec="ternary", density=density, alpha=alpha), judge)
+            yield measure(files, replace(recipe, codec="ternary", density=density, alpha=alpha), evaluator)
 
 
-def measure(files: AdapterFiles, recipe: Recipe, judge: Judge | None = None) -> Point:
-    """Pack, decode and judge."""
+def measure(files: AdapterFiles, recipe: Recipe, evaluator: AdapterEvaluator | None = None) -> Point:
+    """Pack, decode and evaluate."""
     data = compress(files, recipe)
     decoded = tensors_of(parse(data, "the packed adapter"))
-    loss = judge.measure(decoded).loss if judge is not None else None
+    loss = evaluator.measure(decoded).loss if evaluator is not None else None
     change = None
-    if judge is not None and loss is not None:
-        change = loss / judge.before.loss - 1 if judge.before.loss else 0.0
+    if evaluator is not None and loss is not None:
+        change = loss / evaluator.before.loss - 1 if evaluator.before.loss else 0.0
     return Point(recipe, len(data), files.bytes / len(data), _error(files.tensors, decoded), loss, change)
 
 
@@ -78,17 +78,17 @@ def to_size(files: AdapterFiles, recipe: Recipe, limit: int) -> Recipe:
         ExchangeError: even the coarsest is longer.
     """
     rungs = _rungs(recipe)
-    found = _last(rungs, lambda rung: len(compress(files, rung)) <= limit)
-    if found is None:
+    finest = _last(rungs, lambda rung: len(compress(files, rung)) <= limit)
+    if finest is None:
         least = len(compress(files, rungs[0]))
         raise ExchangeError(
             f"{limit} bytes are too few: {recipe.codec} needs at least {least}; ask for more, or for another "
             "codec"
         )
-    return found
+    return finest
 
 
-def to_loss(files: AdapterFiles, recipe: Recipe, limit: float, judge: Judge) -> Recipe:
+def to_loss(files: AdapterFiles, recipe: Recipe, limit: float, evaluator: AdapterEvaluator) -> Recipe:
     """The coarsest recipe of this codec that raises the held-out loss by at most the share ``limit``.
 
     The loss is taken to rise with coarseness, which it does but for noise: what is returned has been measured
@@ -100,21 +100,21 @@ def to_loss(files: AdapterFiles, recipe: Recipe, limit: float, judge: Judge) -> 
     rungs = _rungs(recipe)[::-1]
 
     def keeps(rung: Recipe) -> bool:
-        change = measure(files, rung, judge).change
+        change = measure(files, rung, evaluator).change
         return change is not None and change <= limit
 
-    found = _last(rungs, keeps)
-    if found is None:
-        change = measure(files, rungs[0], judge).change
+    coarsest = _last(rungs, keeps)
+    if coarsest is None:
+        change = measure(files, rungs[0], evaluator).change
         raise ExchangeError(
             f"{recipe.codec} cannot keep the loss within {limit:.2%}: its finest changes it by {change:.2%}; "
             "allow more, or take --codec levels"
         )
-    return found
+    return coarsest
 
 
 def over_alphas(
-    files: AdapterFiles, recipe: Recipe, judge: Judge, densities: Sequence[float] = DENSITIES
+    files: AdapterFiles, recipe: Recipe, evaluator: AdapterEvaluator, densities: Sequence[float] = DENSITIES
 ) -> Recipe:
     """The recipe of least held-out loss on ComPEFT's grid of densities and alphas."""
     grid = [
@@ -122,7 +122,7 @@ def over_alphas(
         for density in densities
         for alpha in ALPHAS
     ]
-    losses = [measure(files, rung, judge).loss for rung in grid]
+    losses = [measure(files, rung, evaluator).loss for rung in grid]
     return grid[int(np.argmin([np.inf if loss is None else loss for loss in losses]))]
 
 

@@ -88,8 +88,8 @@ def epsilon(events: Iterable[Event], delta: float, interval: float = FINE) -> fl
     for event in events:
         _check(event)
         merged[event._replace(repeats=0)] += event.repeats
-    found = [event._replace(repeats=repeats) for event, repeats in merged.items() if repeats > 0]
-    return _epsilon(tuple(sorted(found)), delta, interval)
+    merged_events = [event._replace(repeats=repeats) for event, repeats in merged.items() if repeats > 0]
+    return _epsilon(tuple(sorted(merged_events)), delta, interval)
 
 
 def renyi_epsilon(events: Iterable[Event], delta: float) -> float:
@@ -158,8 +158,10 @@ def _curve(event: Event) -> renyi.Curve:
 
 def composed(event: Steps | Pure, interval: float) -> PrivacyLossDistribution:
     """The loss distribution of all repeats of an event; single releases are cached."""
-    one = _one_step(*event[:-1], interval) if isinstance(event, Steps) else _one_pure(event.epsilon, interval)
-    return one.self_compose(event.repeats)
+    step = (
+        _one_step(*event[:-1], interval) if isinstance(event, Steps) else _one_pure(event.epsilon, interval)
+    )
+    return step.self_compose(event.repeats)
 
 
 @lru_cache(maxsize=128)

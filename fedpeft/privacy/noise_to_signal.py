@@ -62,9 +62,9 @@ def signal(plan: PrivacyPlan, size: int, nodes: int) -> Signal:
     noise = plan.noise_multiplier * math.sqrt(size) / plan.expected_batch_size
     if plan.grid is not None:
         noise *= math.sqrt(max(1.0, nodes / plan.grid.least_nodes))
-    one, run = _growth(plan.bands, plan.steps)
+    release, run = _growth(plan.bands, plan.steps)
     averaged = math.sqrt(nodes) if plan.trust == "local" else 1.0
-    return Signal(noise * one, noise * run / plan.steps / averaged)
+    return Signal(noise * release, noise * run / plan.steps / averaged)
 
 
 def _growth(bands: int, steps: int) -> tuple[float, float]:
@@ -82,10 +82,10 @@ def check_signal(plan: PrivacyPlan, size: int, nodes: int, most: float) -> Signa
     """Refuse a plan whose noise over the whole run is more than ``most`` times the largest signal.
 
     Args:
-        plan: the plan to judge.
+        plan: the plan to check.
         size: number of values that get noise.
         nodes: nodes of the federation.
-        most: the limit, ``privacy.most_noise``.
+        most: the limit, ``privacy.max_noise_to_signal``.
 
     Returns:
         The figures, where they are within the limit.
@@ -96,13 +96,13 @@ def check_signal(plan: PrivacyPlan, size: int, nodes: int, most: float) -> Signa
     figures = signal(plan, size, nodes)
     if figures.whole_run <= most:
         return figures
-    found = remedies(plan, size, nodes)
-    enough = [remedy for remedy in found if remedy.whole_run <= most]
-    listed = ", ".join(f"{each.change} ({each.whole_run:.2g})" for each in enough or found[:3])
+    options = remedies(plan, size, nodes)
+    enough = [remedy for remedy in options if remedy.whole_run <= most]
+    listed = ", ".join(f"{each.change} ({each.whole_run:.2g})" for each in enough or options[:3])
     advice = f"enough is any of: {listed}" if enough else f"none alone is enough; best are: {listed}"
     raise PrivacyError(
         f"over the whole run the noise is {figures.whole_run:.2g} times the largest possible signal, and "
-        f"privacy.most_noise = {most:g} allows no more than that; {advice}"
+        f"privacy.max_noise_to_signal = {most:g} allows no more than that; {advice}"
     )
 
 
@@ -111,12 +111,12 @@ def remedies(plan: PrivacyPlan, size: int, nodes: int) -> list[Remedy]:
 
     Takes some seconds: one calibration for each changed plan.
     """
-    found = [
+    options = [
         Remedy("half the adapter.rank", signal(plan, max(1, size // 2), nodes).whole_run),
         Remedy("noise on 25 % of the values", signal(plan, max(1, size // 4), nodes).whole_run),
         *_other_plans(plan, size, nodes),
     ]
-    return sorted(found, key=lambda remedy: remedy.whole_run)
+    return sorted(options, key=lambda remedy: remedy.whole_run)
 
 
 def _other_plans(plan: PrivacyPlan, size: int, nodes: int) -> Iterator[Remedy]:
@@ -134,7 +134,7 @@ def _other_plans(plan: PrivacyPlan, size: int, nodes: int) -> Iterator[Remedy]:
     more_nodes = f"federation.nodes = {4 * nodes}"
     if plan.grid is not None and plan.grid.least_nodes < (honest := _honest(plan.grid, nodes)):
         shared = replace(plan, grid=replace(plan.grid, least_nodes=honest))
-        yield Remedy(f"exchange.secure.least_nodes = {honest}", signal(shared, size, nodes).whole_run)
+        yield Remedy(f"exchange.secure.min_nodes = {honest}", signal(shared, size, nodes).whole_run)
     if plan.unit == "node":
         yield remedy(more_nodes, _more_nodes(plan), count=4 * nodes)
         return

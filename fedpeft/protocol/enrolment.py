@@ -70,13 +70,13 @@ class Token:
         Raises:
             FederationError: the text is no token; it is not repeated, as it may hold most of one.
         """
-        found = _TOKEN.fullmatch(text.strip())
-        if found is None or int(found[2]) > 65535:
+        match = _TOKEN.fullmatch(text.strip())
+        if match is None or int(match[2]) > 65535:
             raise FederationError(
                 "a token looks like fp1-<32 hex>-<port>-<32 hex>; copy the whole line of 'server enroll'"
             )
-        ca = "-".join(found[1][start : start + 4] for start in range(0, 32, 4))
-        return cls(ca, int(found[2]), found[3])
+        ca = "-".join(match[1][start : start + 4] for start in range(0, 32, 4))
+        return cls(ca, int(match[2]), match[3])
 
     def __str__(self) -> str:
         return f"fp1-{self.ca.replace('-', '')}-{self.port}-{self.secret}"
@@ -120,7 +120,7 @@ def _table(kind: type[_Wire], data: bytes) -> dict[str, Any]:
         table = json.loads(data)
     except (ValueError, RecursionError):
         raise FederationError(f"{kind.what} is no JSON") from None
-    wanted = {one.name: int if str(one.type) == "int" else str for one in fields(kind)}
+    wanted = {entry.name: int if str(entry.type) == "int" else str for entry in fields(kind)}
     if not isinstance(table, dict) or set(cast("dict[str, Any]", table)) != set(wanted):
         raise FederationError(f"{kind.what} must have the keys {', '.join(sorted(wanted))} and no others")
     for name, declared in wanted.items():

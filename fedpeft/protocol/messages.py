@@ -1,6 +1,6 @@
 """What coordinator and node say to each other: four messages, each one packed blob and one table of facts.
 
-``query.terms`` lets a deployed node read, judge and accept a run. ``hello`` (QUERY) lets both sides compare
+``query.terms`` lets a deployed node read, check and accept a run. ``hello`` (QUERY) lets both sides compare
 base, layout, starting state and config by hash before round 1. ``train`` (TRAIN) carries the broadcast
 envelope down and the update's up, ``query.secure`` the phases of secure aggregation around it. Nothing that
 arrives is trusted: facts are checked for presence, type and range; an unexpected record is an error.
@@ -49,7 +49,7 @@ _CAUSE = re.compile(r"[A-Za-z]{1,60}")
 
 @dataclass(frozen=True)
 class Terms:
-    """What a deployed node is asked to agree to before anything else of a run; the blob is `RunTerms`.
+    """What a deployed node is asked to agree to before anything else of a run; the blob is `RunProposal`.
 
     Attributes:
         protocol: newest version that the coordinator speaks.
@@ -80,7 +80,7 @@ class TermsReply:
 
 
 @dataclass(frozen=True)
-class RunTerms:
+class RunProposal:
     """A run as its coordinator announces and signs it.
 
     Attributes:
@@ -106,7 +106,7 @@ class RunTerms:
         return pack_table({"config": self.config, "labels": labels, "roster": keys, "sign": self.signature})
 
     @classmethod
-    def decode(cls, blob: bytes) -> RunTerms:
+    def decode(cls, blob: bytes) -> RunProposal:
         """The inverse of `encode`; says nothing of the signature.
 
         Raises:
@@ -369,7 +369,7 @@ def _large(record: Any) -> bytes:
 
 
 def _fill(kind: type[_T], facts: Mapping[str, Any]) -> _T:
-    wanted = {one.name: one.type for one in fields(cast(Any, kind))}
+    wanted = {entry.name: entry.type for entry in fields(cast(Any, kind))}
     if set(facts) - set(wanted):
         raise FederationError("an unexpected fact in a message")
     return kind(**{name: _fact(name, str(declared), facts.get(name)) for name, declared in wanted.items()})

@@ -51,14 +51,14 @@ def read_json(path: Path, missing: Any) -> Any:
         ConfigError: the file holds no JSON object.
     """
     try:
-        found = json.loads(path.read_bytes())
+        facts = json.loads(path.read_bytes())
     except FileNotFoundError:
         return missing
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        facts = None
+    if not isinstance(facts, dict):
         raise ConfigError(f"{path} is damaged: it holds no JSON object; restore it from a backup")
-    return found
+    return facts
 
 
 def append_whole(path: Path, line: bytes, mode: int = 0o644) -> None:
@@ -82,8 +82,8 @@ def append_whole(path: Path, line: bytes, mode: int = 0o644) -> None:
 
 def state_root() -> Path:
     """Folder of all roles on this machine: ``$FEDPEFT_HOME``, or the platform's."""
-    if given := os.environ.get("FEDPEFT_HOME"):
-        return Path(given).expanduser()
+    if folder := os.environ.get("FEDPEFT_HOME"):
+        return Path(folder).expanduser()
     from platformdirs import user_state_dir
 
     return Path(user_state_dir("fedpeft"))

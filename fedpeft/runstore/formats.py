@@ -16,10 +16,10 @@ KEY = "_format"
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def newer(path: object, found: int, known: int) -> str:
+def newer(path: object, number: int, known: int) -> str:
     """The line for state that a later version wrote."""
     return (
-        f"{path} has format {found}, this fedpeft reads up to {known}: a newer version wrote it; "
+        f"{path} has format {number}, this fedpeft reads up to {known}: a newer version wrote it; "
         "upgrade fedpeft on this machine; nothing was changed"
     )
 
@@ -53,11 +53,11 @@ class Format:
         facts = read_json(path, None)
         if facts is None:
             return missing
-        found = facts.get(KEY, 1)
+        number = facts.get(KEY, 1)
         today = self.migrated(path, facts)
-        if found == self.number:
+        if number == self.number:
             return today
-        backup = path.with_name(f"{path.name}.format{found}")
+        backup = path.with_name(f"{path.name}.format{number}")
         if not backup.exists():
             write_atomic(backup, path.read_bytes())
             sync_folder(path.parent)
@@ -70,11 +70,11 @@ class Format:
         Raises:
             RunError: a newer version wrote them.
         """
-        found = facts.get(KEY, 1)
-        if type(found) is not int or not 1 <= found <= self.number:
-            raise RunError(newer(path, found, self.number))
+        number = facts.get(KEY, 1)
+        if type(number) is not int or not 1 <= number <= self.number:
+            raise RunError(newer(path, number, self.number))
         today = {key: value for key, value in facts.items() if key != KEY}
-        for step in self.steps[found - 1 :]:
+        for step in self.steps[number - 1 :]:
             today = step(today)
         return today
 

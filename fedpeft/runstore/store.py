@@ -52,7 +52,7 @@ class RunStore:
 
     @property
     def test(self) -> Path:
-        """Records on which the global adapter is judged."""
+        """Records on which the global adapter is evaluated."""
         return self.path / "data" / "test.jsonl"
 
     @property

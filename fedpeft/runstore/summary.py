@@ -84,7 +84,7 @@ class TimeFacts(Facts):
     train_s: float = Field(description="local training, over all rounds and nodes")
     overhead_s: float = Field(description="everything else of the federation")
     total_s: float = Field(description="the federation: train_s + overhead_s")
-    command_s: float = Field(description="the last command, with arms, judging and audit")
+    command_s: float = Field(description="the last command, with baselines, evaluation and audit")
 
 
 class AuditFacts(Facts):
@@ -110,7 +110,7 @@ class RunSummary(Facts):
     privacy: PrivacyFacts
     time: TimeFacts
     audit: AuditFacts | None
-    arms: dict[str, dict[str, Any]] = Field(description="each comparison arm as it left its result")
+    arms: dict[str, dict[str, Any]] = Field(description="each baseline as it left its result")
     updates: list[str] = Field(
         description="SHA-256 of each envelope up, in order of round and node; none where the coordinator "
         "adds the noise, as they are hashes of what has none"

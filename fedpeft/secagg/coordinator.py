@@ -179,8 +179,8 @@ class CoordinatorRound:
 
     def _check_share(self, dealer: str, holder: str, share: bytes) -> None:
         start, dealt = (0 if dealer in self._receipts else 32), self._dealt[dealer][holder]
-        found = commit_shares(self.context, dealer, holder, share + share)[start : start + 32]
-        if found != dealt[start : start + 32]:
+        commitment = commit_shares(self.context, dealer, holder, share + share)[start : start + 32]
+        if commitment != dealt[start : start + 32]:
             raise SecureAggregationError(
                 f"reveal of {holder!r}: the share of {dealer!r} is not the one dealt"
             )

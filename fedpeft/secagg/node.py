@@ -109,10 +109,10 @@ def check_inbox(secrets: NodeSecrets, inbox: Mapping[str, bytes]) -> dict[str, b
 
     secrets.context.require_quorum(inbox, "dealt shares")
     _require_own(secrets.name, "share", inbox, secrets.messages.get(secrets.name, b""))
-    held = {dealer: _open(secrets, dealer, message) for dealer, message in inbox.items()}
-    for dealer in held:
+    shares = {dealer: _open(secrets, dealer, message) for dealer, message in inbox.items()}
+    for dealer in shares:
         check_key(secrets.peers[dealer][:32], dealer)
-    return held
+    return shares
 
 
 def mask(
@@ -140,12 +140,12 @@ def mask(
         raise SecureAggregationError(
             f"values are {values.dtype} of shape {values.shape}, the round sums {wanted}"
         )
-    held = check_inbox(secrets, inbox)
-    masked = _masked(secrets, values, held)
+    shares = check_inbox(secrets, inbox)
+    masked = _masked(secrets, values, shares)
     digest = hashlib.sha256(masked.data).digest()
-    receipt = digest + sign(member.signer, "receipt", context, secrets.name, digest, encoded_names(held))
+    receipt = digest + sign(member.signer, "receipt", context, secrets.name, digest, encoded_names(shares))
     member.store.once(context, "masked", receipt)
-    return replace(secrets, held=held, receipt=receipt), masked, receipt
+    return replace(secrets, shares=shares, receipt=receipt), masked, receipt
 
 
 def agree(secrets: NodeSecrets, member: Member, receipts: Mapping[str, bytes]) -> tuple[NodeSecrets, bytes]:
@@ -167,7 +167,7 @@ def agree(secrets: NodeSecrets, member: Member, receipts: Mapping[str, bytes]) -
     context.require_quorum(receipts, "survived")
     _require_own(secrets.name, "receipt", receipts, secrets.receipt)
     for name, receipt in receipts.items():
-        if name not in secrets.held:
+        if name not in secrets.shares:
             raise SecureAggregationError(f"survivor {name!r} dealt no share to this node; leave it out")
         digest, signature = split_signed(receipt, RECEIPT_BYTES, "receipt", name)
         check(signature, "receipt", context, name, digest, participants)
@@ -208,16 +208,16 @@ def reveal(secrets: NodeSecrets, member: Member, signatures: Mapping[str, bytes]
             f"{len(agreed)} survivors signed the set, {context.threshold} are needed"
         )
     shares = b"".join(
-        held[:SECRET_BYTES] if name in survivors else held[SECRET_BYTES:]
-        for name, held in sorted(secrets.held.items())
+        pair[:SECRET_BYTES] if name in survivors else pair[SECRET_BYTES:]
+        for name, pair in sorted(secrets.shares.items())
     )
     message = shares + sign(member.signer, "reveal", context, secrets.name, *sets, shares)
     member.store.once(context, "revealed", message)
     return message
 
 
-def _require_own(name: str, what: str, given: Mapping[str, bytes], own: bytes) -> None:
-    if not own or given.get(name) != own:
+def _require_own(name: str, what: str, inbox: Mapping[str, bytes], message: bytes) -> None:
+    if not message or inbox.get(name) != message:
         raise SecureAggregationError(f"the {what} given as that of {name!r} is not its own; start anew")
 
 

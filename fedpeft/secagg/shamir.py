@@ -45,11 +45,11 @@ def _evaluate(constant: int, coefficients: list[int], point: int) -> bytes:
 @lru_cache(maxsize=8)
 def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
     """Lagrange's weights at zero."""
-    found: list[int] = []
+    weights: list[int] = []
     for point in points:
         above = below = 1
         for other in points:
             if other != point:
                 above, below = above * other % PRIME, below * (other - point) % PRIME
-        found.append(above * pow(below, -1, PRIME) % PRIME)
-    return tuple(found)
+        weights.append(above * pow(below, -1, PRIME) % PRIME)
+    return tuple(weights)

@@ -14,7 +14,8 @@ from fedpeft.secagg.release_store import ReleaseStore
 from fedpeft.trust import Signer
 
 SECRETS = ("mask_key", "share_key", "seed", "advertisement", "receipt")
-MAPPINGS = ("peers", "messages", "held")
+MAPPINGS = {"peers": "peers", "messages": "messages", "shares": "held"}
+"""Attributes, and their keys on disk."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class NodeSecrets:
         advertisement: what the node has sent first.
         peers: verified advertisements by name, this node's included; empty before `share`.
         messages: the shares that this node has dealt, encrypted, by holder.
-        held: the shares that this node holds, 64 bytes by dealer; empty before `mask`.
+        shares: the shares that this node holds, 64 bytes by dealer; empty before `mask`.
         receipt: what was sent along with the masked vector.
         survivors: the set that this node has signed; empty before `agree`.
     """
@@ -62,20 +63,20 @@ class NodeSecrets:
     advertisement: bytes = field(repr=False)
     peers: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
     messages: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
-    held: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
+    shares: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
     receipt: bytes = field(default=b"", repr=False)
     survivors: tuple[str, ...] = ()
 
     @property
     def participants(self) -> tuple[str, ...]:
         """The nodes against which this node has masked, itself included, in the order of the names."""
-        return tuple(sorted(self.held))
+        return tuple(sorted(self.shares))
 
     def to_bytes(self) -> bytes:
         """JSON; keep it where only the owner can read it."""
         fields: dict[str, Any] = {name: getattr(self, name).hex() for name in SECRETS}
-        for name in MAPPINGS:
-            fields[name] = {key: value.hex() for key, value in getattr(self, name).items()}
+        for name, stored_name in MAPPINGS.items():
+            fields[stored_name] = {key: value.hex() for key, value in getattr(self, name).items()}
         fields |= {
             "context": self.context.to_bytes().decode(),
             "name": self.name,
@@ -93,8 +94,8 @@ class NodeSecrets:
         try:
             fields = json.loads(data)
             fields |= {name: bytes.fromhex(fields[name]) for name in SECRETS}
-            for name in MAPPINGS:
-                fields[name] = {key: bytes.fromhex(value) for key, value in fields[name].items()}
+            for name, stored_name in MAPPINGS.items():
+                fields[name] = {key: bytes.fromhex(value) for key, value in fields.pop(stored_name).items()}
             fields["context"] = SecureContext.from_bytes(fields["context"].encode())
             fields["survivors"] = tuple(fields["survivors"])
             return cls(**fields)

@@ -104,10 +104,10 @@ def train_local(
         PrivacyError: more steps than the privacy plan accounts for, a unit that no node draws, or the
             batched engine where it is wrong.
     """
-    given = extras or Extras()
+    hooks = extras or Extras()
     if privacy is not None:
         return _train_private(
-            attached, examples, plan, _mechanism(attached, plan, rng, privacy, given), given
+            attached, examples, plan, _mechanism(attached, plan, rng, privacy, hooks), hooks
         )
     if not examples:
         raise DataError("a node has no training examples; add records, or leave it out of the federation")
@@ -118,9 +118,9 @@ def train_local(
         for step, indices in enumerate(islice(epochs(len(examples), plan.batch_size, rng), plan.steps)):
             at("step", step, plan.steps)
             chosen = [examples[index] for index in indices]
-            loss, gradient = _mean_gradient(attached, chosen, given)
-            if not losses and given.on_first_gradient is not None:
-                given.on_first_gradient(gradient.cpu().numpy(), gather(attached.model, chosen))
+            loss, gradient = _mean_gradient(attached, chosen, hooks)
+            if not losses and hooks.on_first_gradient is not None:
+                hooks.on_first_gradient(gradient.cpu().numpy(), gather(attached.model, chosen))
             rule.step(values, gradient * _shrink(gradient, plan.max_grad_norm))
             _store(attached, values)
             losses.append(loss)

@@ -17,7 +17,7 @@ _TORCH = frozenset(vars(nn.Module()))
 """What torch keeps in each module; everything else there is the model's own."""
 _CONTAINERS = frozenset((list, tuple, dict, OrderedDict, set, np.ndarray))
 
-_steady: WeakKeyDictionary[nn.Module, list[_Kept]] = WeakKeyDictionary()
+_steady: WeakKeyDictionary[nn.Module, list[_ModuleState]] = WeakKeyDictionary()
 """The models that are steady now, and what they were at the outermost entry."""
 
 
@@ -32,7 +32,7 @@ def steady(model: Any) -> Generator[None]:
     changed = [module for module in model.modules() if module.training != _stays_in_training(module)]
     outermost = model not in _steady
     if outermost:
-        _steady[model] = [_Kept(module) for module in model.modules()]
+        _steady[model] = [_ModuleState(module) for module in model.modules()]
     try:
         for module in changed:
             module.training = not module.training
@@ -58,15 +58,15 @@ def forget(model: Any) -> None:
             module.put_back()
 
 
-class _Kept:
+class _ModuleState:
     """The state of one module besides its parameters and children."""
 
     def __init__(self, module: nn.Module) -> None:
-        own: dict[str, Any] = vars(module)
-        self.places = [(place, place.copy()) for place in (own, own["_buffers"])]
+        attributes: dict[str, Any] = vars(module)
+        self.places = [(place, place.copy()) for place in (attributes, attributes["_buffers"])]
         self.values = [
             _Value(value)
-            for place in (own, own["_buffers"])
+            for place in (attributes, attributes["_buffers"])
             for key, value in place.items()
             if _may_change(value) and key not in _TORCH
         ]
@@ -74,42 +74,42 @@ class _Kept:
     def put_back(self) -> None:
         for value in self.values:
             value.put_back()
-        for place, kept in self.places:
-            if len(place) != len(kept) or not all(map(is_, place.values(), kept.values())):
-                for key in (place.keys() | kept.keys()) - _TORCH:
-                    if key in kept:
-                        place[key] = kept[key]
+        for place, before in self.places:
+            if len(place) != len(before) or not all(map(is_, place.values(), before.values())):
+                for key in (place.keys() | before.keys()) - _TORCH:
+                    if key in before:
+                        place[key] = before[key]
                     else:
                         del place[key]
 
 
 class _Value:
-    """A tensor or container: the object itself, what it held, and what it held that could change, too."""
+    """A tensor or container, its content before, and the parts of it that could change too."""
 
-    __slots__ = ("content", "held", "inner")
+    __slots__ = ("content", "inner", "target")
 
-    def __init__(self, held: Any) -> None:
-        self.held, self.inner = held, ()
-        if isinstance(held, torch.Tensor):
-            self.content = (_version(held), held.detach().clone())
+    def __init__(self, target: Any) -> None:
+        self.target, self.inner = target, ()
+        if isinstance(target, torch.Tensor):
+            self.content = (_version(target), target.detach().clone())
             return
-        self.content = held if type(held) is tuple else held.copy()
-        if type(held) is not np.ndarray:
-            items: Any = held.values() if isinstance(held, dict) else held
+        self.content = target if type(target) is tuple else target.copy()
+        if type(target) is not np.ndarray:
+            items: Any = target.values() if isinstance(target, dict) else target
             self.inner = tuple([_Value(item) for item in items if _may_change(item)])
 
     def put_back(self) -> None:
-        held, content = self.held, self.content
+        target, content = self.target, self.content
         for value in self.inner:
             value.put_back()
-        if isinstance(held, torch.Tensor):
-            if _version(held) != content[0]:
-                held.copy_(content[1])
-        elif type(held) in (list, np.ndarray):
-            held[:] = content
-        elif type(held) is not tuple:
-            held.clear()
-            held.update(content)
+        if isinstance(target, torch.Tensor):
+            if _version(target) != content[0]:
+                target.copy_(content[1])
+        elif type(target) in (list, np.ndarray):
+            target[:] = content
+        elif type(target) is not tuple:
+            target.clear()
+            target.update(content)
 
 
 def _may_change(value: Any) -> bool:

@@ -18,8 +18,8 @@ def squared_rows(matrix: Tensor) -> Tensor:
         [matrix[:, :whole].unflatten(1, (-1, BLOCK)), matrix[:, None, whole:]] if whole else [matrix[:, None]]
     )
     norms = [torch.linalg.vector_norm(part, dim=2).double() for part in parts if part.shape[2]]
-    found = [part.square().sum(1) for part in norms]
-    return torch.stack(found).sum(0) if found else matrix.new_zeros(len(matrix), dtype=torch.float64)
+    sums = [part.square().sum(1) for part in norms]
+    return torch.stack(sums).sum(0) if sums else matrix.new_zeros(len(matrix), dtype=torch.float64)
 
 
 def squared_norms(inputs: Tensor, outputs: Tensor) -> Tensor:
@@ -42,10 +42,10 @@ def squared_norms(inputs: Tensor, outputs: Tensor) -> Tensor:
     """
     check_pair(inputs, outputs)
     tokens, columns, rows = inputs.shape[1], inputs.shape[2], outputs.shape[2]
-    one = _by_products if tokens * (columns + rows) < columns * rows else _by_gradient
+    squared_norm = _by_products if tokens * (columns + rows) < columns * rows else _by_gradient
     norms = inputs.new_zeros(len(inputs), dtype=torch.float32)
-    for example, (given, gradient) in enumerate(zip(inputs.float(), outputs.float(), strict=True)):
-        norms[example] = one(given, gradient)
+    for example, (activation, gradient) in enumerate(zip(inputs.float(), outputs.float(), strict=True)):
+        norms[example] = squared_norm(activation, gradient)
     return norms
 
 
@@ -54,8 +54,8 @@ def _by_gradient(inputs: Tensor, outputs: Tensor) -> Tensor:
 
 
 def _by_products(inputs: Tensor, outputs: Tensor) -> Tensor:
-    given, gradient = (torch.einsum("ti,si->ts", x, x) for x in (inputs, outputs))
-    return (given * gradient).sum()
+    input_products, gradient = (torch.einsum("ti,si->ts", x, x) for x in (inputs, outputs))
+    return (input_products * gradient).sum()
 
 
 def check_pair(inputs: Tensor, outputs: Tensor) -> None:

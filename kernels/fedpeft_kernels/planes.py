@@ -71,11 +71,11 @@ def threshold(values: NDArray[np.float32], count: int) -> Threshold:
     Raises:
         ValueError: the count is outside the range.
     """
-    kept = np.abs(values[largest(values, count)])
+    largest_values = np.abs(values[largest(values, count)])
     if count == 0:
         return Threshold(INFINITY, 0)
-    smallest = kept.min()
-    return Threshold(int(smallest.view(np.int32)), int(np.count_nonzero(kept == smallest)))
+    smallest = largest_values.min()
+    return Threshold(int(smallest.view(np.int32)), int(np.count_nonzero(largest_values == smallest)))
 
 
 def pack(values: NDArray[np.float32], offsets: NDArray[np.int64], cut: Threshold) -> Planes:

@@ -46,10 +46,10 @@ def _narrowed(chosen: Positions, magnitudes: NDArray[np.float32], count: int, hi
     if near.size <= (surplus := chosen.size - count):
         near = magnitudes
     threshold = np.partition(near, surplus)[surplus]
-    kept = magnitudes >= threshold
-    if surplus := int(np.count_nonzero(kept)) - count:
-        kept[np.flatnonzero(magnitudes == threshold)[-surplus:]] = False
-    return chosen[kept]
+    above = magnitudes >= threshold
+    if surplus := int(np.count_nonzero(above)) - count:
+        above[np.flatnonzero(magnitudes == threshold)[-surplus:]] = False
+    return chosen[above]
 
 
 def _bracket(magnitudes: NDArray[np.float32], count: int) -> tuple[np.float32, np.float32]:

@@ -1,4 +1,4 @@
-"""Whole federations on one machine: organisations, runner, comparison arms.
+"""Whole federations on one machine: organisations, runner, baselines.
 
 The names of `__all__` are the public interface of the package and are loaded when they are first used;
 `docs/api` has an example of each.

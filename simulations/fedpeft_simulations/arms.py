@@ -1,4 +1,4 @@
-"""The comparison arms of a run as it sees them: a child process beside it, and their results."""
+"""The baselines of a run as it sees them: a child process beside it, and their results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedpeft.runstore import RunStore
 @contextmanager
 def companion(store: RunStore) -> Generator[subprocess.Popen[bytes] | None]:
     """Run the arms of a run in a child process while the body runs; they end with the body on an error."""
-    if not [arm for arm in store.config.run.arms if not result_file(store, arm).exists()]:
+    if not [arm for arm in store.config.run.baselines if not result_file(store, arm).exists()]:
         yield None
         return
     log = store.path / "arms" / "log.txt"
@@ -41,7 +41,7 @@ def results(store: RunStore) -> dict[str, dict[str, Any]]:
         RunError: an arm has not finished; its log is named.
     """
     found: dict[str, dict[str, Any]] = {}
-    for arm in store.config.run.arms:
+    for arm in store.config.run.baselines:
         if not (file := result_file(store, arm)).exists():
             raise RunError(f"arm {arm!r} has failed; see {store.path / 'arms' / 'log.txt'}")
         found[arm] = json.loads(file.read_text())

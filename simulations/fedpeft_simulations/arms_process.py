@@ -1,4 +1,4 @@
-"""Comparison arms: what each organisation reaches alone, all data in one place, and the same under DP.
+"""Baselines: what each organisation reaches alone, all data in one place, and the same under DP.
 
 Each arm trains with the same steps, batches and learning rates as the federation, and is judged on the same
 records. The module is the process beside the federation: ``python -m fedpeft_simulations.arms_process RUN``.
@@ -17,6 +17,7 @@ from typing import Any
 
 from fedpeft.adapters import attach
 from fedpeft.config import Config, build_config
+from fedpeft.config.renamed import current_name
 from fedpeft.data import Example, read_written
 from fedpeft.errors import FedPeftError
 from fedpeft.evaluation.held_out import HeldOut, tokens
@@ -31,17 +32,17 @@ from fedpeft_simulations.federation_run import run
 def run_arms(store: RunStore) -> None:
     """Run the arms that have no result yet, one after the other."""
     arms = {"local_only": _local_only, "centralised": _centralised, "private": _private}
-    for arm in store.config.run.arms:
+    for arm in store.config.run.baselines:
         if not (file := result_file(store, arm)).exists():
             write_json(file, arms[arm](store))
 
 
 def private_config(config: Config) -> Config:
-    """The settings of the private arm: the run's, changed by ``run.private``, without arms of its own."""
+    """Settings of the private baseline: the run's, changed by ``run.private``, and no baselines."""
     settings = config.model_dump(mode="json", exclude_none=True)
-    settings["run"] |= {"arms": [], "private": {}, "name": f"{config.run.name}-private"}
+    settings["run"] |= {"baselines": [], "private": {}, "name": f"{config.run.name}-private"}
     for path, value in config.run.private.items():
-        section, _, key = path.rpartition(".")
+        section, _, key = current_name(path).rpartition(".")
         table = settings
         for part in section.split("."):
             table = table.setdefault(part, {})

@@ -95,7 +95,7 @@ class FederationLab:
         labels = classes([*records, *federation.test], config.base.task)
         base = load_run_base(config, labels)
         attached = attach(base, config.adapter, config.run.seed)
-        if attached.law is not None:
+        if attached.aggregator is not None:
             raise ConfigError(f"aggregation {config.adapter.aggregation!r} has no one vector; use 'frozen_a'")
         nodes = {part.name: tokens(part.train, base, config, labels) for part in federation.organisations}
         judge = HeldOut(base, config, tokens(federation.test, base, config, labels), labels)
@@ -114,10 +114,10 @@ class FederationLab:
         received: list[int] = []
         for round in range(1, federation.rounds + 1):
             if round > 1:
-                broadcast = down(state.exact, state.held)
-                state = replace(state, exact=broadcast.exact, held=broadcast.held)
+                broadcast = down(state.exact, state.node_values)
+                state = replace(state, exact=broadcast.exact, node_values=broadcast.held)
                 received.append(broadcast.size)
-            state, _ = state.absorb(round, self._contributions(round, state.held, up, sent))
+            state, _ = state.absorb(round, self._contributions(round, state.node_values, up, sent))
         values = state.result()["values"]
         return Result(values, self.score(values), float(np.mean(sent)), float(np.mean(received or [0])))
 

@@ -125,7 +125,12 @@ def test_an_adapter_without_token_rows_is_not_covered_and_still_has_a_report(mak
 
 
 def test_the_privacy_claim_is_printed(make_run):
-    privacy = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.1, "most_noise": 99}
+    privacy = {
+        "unit": "record",
+        "noise_multiplier": 1.0,
+        "sampling_probability": 0.1,
+        "max_noise_to_signal": 99,
+    }
     report = audit(make_run(LORA, batch=2, privacy=privacy), ["span"])
     assert report.claim.epsilon > 0
     assert "epsilon" in report.claim.text

@@ -112,7 +112,7 @@ PRIVATE_RUN = {
     "unit": "record",
     "noise_multiplier": 1.0,
     "sampling_probability": 0.3,
-    "most_noise": 99.0,
+    "max_noise_to_signal": 99.0,
 }
 
 
@@ -170,11 +170,11 @@ class Joined:
     def terms(self, config, signer=None, **changes):
         from dataclasses import replace
 
-        from fedpeft.protocol.messages import PROTOCOL, RunTerms, Terms, run_id
+        from fedpeft.protocol.messages import PROTOCOL, RunProposal, Terms, run_id
 
         canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()
         run, key = run_id(config), (signer or self.signer)
-        bare = RunTerms(canonical, **changes)
+        bare = RunProposal(canonical, **changes)
         signed = replace(bare, signature=key.sign(bare.message(run)))
         return Terms(PROTOCOL, run, key.public), signed.encode()
 

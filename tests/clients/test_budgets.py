@@ -74,7 +74,12 @@ def test_a_round_without_privacy_under_a_leapt_clock_empties_nobodys_year(joined
 
     joined.policy(privacy={**VAST, "units": ["none"]})
     plan = PrivacyPlan(0.1, 3.0, 1.0, 4, 2, 3, 1e-5)
-    open_ = {"unit": "none", "noise_multiplier": None, "sampling_probability": None, "most_noise": 1.0}
+    open_ = {
+        "unit": "none",
+        "noise_multiplier": None,
+        "sampling_probability": None,
+        "max_noise_to_signal": 1.0,
+    }
     config = joined.config(privacy=open_)
     assert joined.offer(config) == ("agreed", "")
     home = open_home(joined.post.folder(run_id(config)))

@@ -25,7 +25,7 @@ PRIVACY = {
     "noise_multiplier": 1.0,
     "sampling_probability": 0.2,
     "clip": CLIP,
-    "most_noise": 99.0,
+    "max_noise_to_signal": 99.0,
 }
 SIGN = {"exchange": {"up": {"codec": "sign", "error_feedback": False}}}
 TERNARY = {"exchange": {"up": {"codec": "ternary", "density": 0.1}}}
@@ -135,7 +135,7 @@ def test_a_person_with_many_records_moves_the_sum_by_one_clip(world):
 
 def test_nodes_with_one_configured_seed_have_independent_noise(organisation):
     """The update is noise nearly alone; two nodes of one seed must not share it (bug 16)."""
-    privacy = {**PRIVACY, "noise_multiplier": 1e4, "most_noise": 1e9}
+    privacy = {**PRIVACY, "noise_multiplier": 1e4, "max_noise_to_signal": 1e9}
     changes = [signs(*organisation(name, privacy=privacy, **SIGN, **SGD)) for name in ("clinic", "bank")]
     agreement = float(np.mean(changes[0] == changes[1]))
     assert abs(agreement - 0.5) < 6 * 0.5 / changes[0].size ** 0.5

@@ -25,8 +25,13 @@ from fedpeft_clients.rounds.node_state import held_rounds
 from tests.clients.conftest import deal
 
 SECURE = {"exchange": {"up": {"density": 1.0}, "secure": {"enabled": True}}, "federation": {"nodes": 3}}
-PRIVATE = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.3, "most_noise": 99.0}
-OPEN = {"unit": "none", "noise_multiplier": None, "sampling_probability": None, "most_noise": 1.0}
+PRIVATE = {
+    "unit": "record",
+    "noise_multiplier": 1.0,
+    "sampling_probability": 0.3,
+    "max_noise_to_signal": 99.0,
+}
+OPEN = {"unit": "none", "noise_multiplier": None, "sampling_probability": None, "max_noise_to_signal": 1.0}
 
 
 def rule(home, task, blob=b""):

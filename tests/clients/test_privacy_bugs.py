@@ -25,11 +25,11 @@ PRIVATE = {
         "unit": "record",
         "noise_multiplier": NOISE,
         "sampling_probability": RATE,
-        "most_noise": 99.0,
+        "max_noise_to_signal": 99.0,
     }
 }
 CENTRAL = {
-    "privacy": {"unit": "node", "trust": "central", "noise_multiplier": 2.0, "most_noise": 1e9},
+    "privacy": {"unit": "node", "trust": "central", "noise_multiplier": 2.0, "max_noise_to_signal": 1e9},
     "federation": {"nodes": 4, "selection": "poisson", "participation": 0.5},
     "exchange": {"up": {"error_feedback": False}},
 }
@@ -152,7 +152,7 @@ def test_against_an_untrusted_coordinator_the_seconds_stay_at_home(organisation)
     from fedpeft_clients.rounds.local_round import _reply
 
     home, coordinator = organisation(
-        privacy={"unit": "node", "trust": "distributed", "noise_multiplier": 2.0, "most_noise": 1e9},
+        privacy={"unit": "node", "trust": "distributed", "noise_multiplier": 2.0, "max_noise_to_signal": 1e9},
         exchange={"up": {"error_feedback": False}, "secure": {"enabled": True, "bits": 32}},
         federation={"nodes": 3},
     )

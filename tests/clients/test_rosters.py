@@ -63,7 +63,12 @@ class Federation:
                     "up": {"codec": "ternary", "error_feedback": False},
                     "secure": {"enabled": True, "bits": 32},
                 },
-                "privacy": {"unit": "node", "trust": "distributed", "epsilon": 8.0, "most_noise": 1e9},
+                "privacy": {
+                    "unit": "node",
+                    "trust": "distributed",
+                    "epsilon": 8.0,
+                    "max_noise_to_signal": 1e9,
+                },
             }
         )
         self.homes = {

@@ -9,7 +9,7 @@ from fedpeft_clients.process_cache import ProcessCache
 from fedpeft_clients.rounds.handlers import greet, train
 from fedpeft_clients.rounds.node_context import NodeContext
 
-SEEDED = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.3, "most_noise": 99.0}
+SEEDED = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.3, "max_noise_to_signal": 99.0}
 RUNS = {
     "clinic": {"privacy": {**SEEDED, "randomness": "seeded"}},
     "bank": {

@@ -29,8 +29,13 @@ from fedpeft_clients.rounds.run_home import open_home
 from tests.clients.conftest import deal
 
 LABELS = ("green", "red")
-CENTRAL = {"unit": "node", "noise_multiplier": 2.0, "sampling_probability": None, "most_noise": 1e9}
-PRIVATE = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.3, "most_noise": 99.0}
+CENTRAL = {"unit": "node", "noise_multiplier": 2.0, "sampling_probability": None, "max_noise_to_signal": 1e9}
+PRIVATE = {
+    "unit": "record",
+    "noise_multiplier": 1.0,
+    "sampling_probability": 0.3,
+    "max_noise_to_signal": 99.0,
+}
 PRIVATE |= {"randomness": "seeded"}
 NONE = {"unit": "none", "noise_multiplier": None, "sampling_probability": None, "randomness": "system"}
 ROWS = [{"q": f"note {n} is", "a": LABELS[n % 2], "p": f"p{n}"} for n in range(12)]

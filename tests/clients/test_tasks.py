@@ -20,7 +20,7 @@ PRIVATE = {
         "noise_multiplier": 1.0,
         "sampling_probability": 0.3,
         "budget": 9.0,
-        "most_noise": 99.0,
+        "max_noise_to_signal": 99.0,
     }
 }
 

@@ -165,11 +165,11 @@ def test_terms_that_are_not_the_coordinators_are_refused_and_leave_nothing(joine
 
 
 def test_signed_terms_with_an_unknown_setting_are_refused(joined):
-    from fedpeft.protocol.messages import RunTerms, Terms
+    from fedpeft.protocol.messages import RunProposal, Terms
 
     config = joined.config()
     facts = config.model_dump(mode="json") | {"backdoor": {}}
-    bare = RunTerms(json.dumps(facts).encode())
+    bare = RunProposal(json.dumps(facts).encode())
     run = run_id(config)
     blob = replace(bare, signature=joined.signer.sign(bare.message(run))).encode()
     reply, _ = unpack(joined.say(TERMS, Terms(PROTOCOL, run, joined.signer.public), blob)[1], TermsReply, 0)
@@ -177,10 +177,10 @@ def test_signed_terms_with_an_unknown_setting_are_refused(joined):
 
 
 def test_a_run_id_that_is_not_its_configs_is_refused(joined):
-    from fedpeft.protocol.messages import RunTerms, Terms
+    from fedpeft.protocol.messages import RunProposal, Terms
 
     canonical = json.dumps(joined.config().model_dump(mode="json")).encode()
-    bare = RunTerms(canonical)
+    bare = RunProposal(canonical)
     blob = replace(bare, signature=joined.signer.sign(bare.message(bytes(16)))).encode()
     asked = Terms(PROTOCOL, bytes(16), joined.signer.public)
     reply, _ = unpack(joined.say(TERMS, asked, blob)[1], TermsReply, 0)

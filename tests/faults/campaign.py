@@ -45,7 +45,7 @@ PRIVATE = {
     "privacy.unit": "record",
     "privacy.epsilon": 1.0,
     "privacy.public_records": 40,
-    "privacy.most_noise": 1e9,
+    "privacy.max_noise_to_signal": 1e9,
     "federation.quorum": 1,
     "federation.norm_bound": 1000.0,
     "federation.robust": "median",

@@ -282,7 +282,7 @@ def _node(folder, name, options):
     allowed = frozenset([flower.thin_app()[1]])
     app, gate = client_app(folder, name, options.get("sleep", 0)), _gate(folder, name, options.get("gate"))
     tell = partial(print, flush=True)
-    flower.serve_node(connection, app, {}, allowed, gate=gate, stop=stop, tell=tell)
+    flower.serve_node(connection, app, {}, allowed, gate=gate, stop=stop, emit=tell)
     print("ended", threading.active_count(), flush=True)
 
 

@@ -114,7 +114,7 @@ def test_targets(tiny_llama):
 @pytest.mark.parametrize("aggregation", ["stack", "reproject"])
 def test_nodes_of_another_rank_start_from_the_same_function(tiny_llama, aggregation):
     cfg = AdapterConfig(skip_layers=(), aggregation=aggregation, rank=4, ranks={"small": 2, "big": 6})
-    law = attach(tiny_llama, cfg, 0).law
+    law = attach(tiny_llama, cfg, 0).aggregator
     state = law.initial()
     layouts = [(node, law.layout(node)) for node in ("big", "small")]
     deltas = [(node, 1.0, Decoded(at, _noise(at, seed))) for seed, (node, at) in enumerate(layouts)]
@@ -164,7 +164,7 @@ def test_architectures(tiny_base, tmp_path, architecture, key):
     attached.model(input_ids=IDS).logits.logsumexp(-1).mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in attached.parameters.values())
     state = None
-    if (law := attached.law) is not None:
+    if (law := attached.aggregator) is not None:
         state = law.step(law.initial(), 1, [("a", 1.0, Decoded(law.layout("a"), _noise(law.layout("a"))))])
         attached.begin(state)
     expected = _logits(attached.model)
@@ -181,7 +181,7 @@ def test_adapters_stay_float32_on_a_bfloat16_base(tiny_base, tmp_path, aggregati
     assert base.dtype == "bfloat16" and base.model.lm_head.weight.dtype == torch.bfloat16
     attached = attach(base, AdapterConfig(skip_layers=(), rank=4, aggregation=aggregation), 0)
     state = None
-    if (law := attached.law) is not None:
+    if (law := attached.aggregator) is not None:
         state = law.step(law.initial(), 1, [("a", 1.0, Decoded(law.layout("a"), _noise(law.layout("a"))))])
         attached.begin(state)
     held = [p for name, p in attached.model.named_parameters() if "lora_" in name]

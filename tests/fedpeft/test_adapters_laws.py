@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedpeft.aggregation import FactorLaw, mean_step, naive_warning, product_error
+from fedpeft.aggregation import FactorAggregator, mean_step, naive_warning, product_error
 from fedpeft.aggregation.lora_factors import compact
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange import Decoded, Layout
@@ -12,7 +12,7 @@ RNG_SEED = 5
 
 
 def _law(kind, **more):
-    return FactorLaw(kind, seed=3, shapes=SHAPES, rank=4, **more)
+    return FactorAggregator(kind, seed=3, shapes=SHAPES, rank=4, **more)
 
 
 def _deltas(law, nodes, round):

@@ -53,7 +53,7 @@ def trained(attached, start, node):
 
 def aggregate(attached):
     """The mean of four nodes' effective weights, and the effective weights of their aggregate."""
-    law = attached.law
+    law = attached.aggregator
     state = attached.initial() if law is None else law.initial()
     mean, contributions = {}, []
     for node, weight in zip(NODES, WEIGHTS, strict=True):
@@ -131,7 +131,7 @@ def test_per_example_gradients_equal_one_backward_each(tiny_llama, key):
 
 def _exported(attached, folder, as_lora=False):
     """Give the adapter trained values, export it, and return the logits it must have."""
-    law = attached.law
+    law = attached.aggregator
     if law is None:
         attached.load(trained(attached, attached.get(), "a"))
         export(attached, folder, as_lora=as_lora)

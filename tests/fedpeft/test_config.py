@@ -1,6 +1,10 @@
+import json
+
 import pytest
 
-from fedpeft.config import Config, build_config, config_hash, dump_config, load_config
+from fedpeft.config import Config, build_config, canonical, config_hash, dump_config, load_config
+from fedpeft.config.renamed import RENAMED
+from fedpeft.config.scenarios import load_scenario
 from fedpeft.errors import ConfigError
 
 
@@ -28,6 +32,35 @@ def test_override_of_a_table_entry():
         ]
     ).adapter.ranks
     assert ranks == {"hospital": 4}
+
+
+VALUES = {"exchange.secure.least_nodes": 3, "privacy.most_noise": 2.5, "run.arms": ["private"]}
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_old_names_of_settings_mean_the_same_run(old, new, tmp_path):
+    """In files, in overrides, and in the form that nodes and coordinators of version 0.1 hash and send."""
+    section, _, key = old.rpartition(".")
+    path = tmp_path / "scenario.toml"
+    path.write_text(f"[{section}]\n{key} = {VALUES[old]}\n")
+    config = load_config(overrides={new: VALUES[old]})
+    assert config == load_config(path) == load_config(overrides=[f"{old}={VALUES[old]}"])
+    assert canonical(config).count(f'"{key}":'.encode()) == 1
+    assert build_config(json.loads(canonical(config))) == config
+    assert f"{old} is now {new}; old names work until 0.3" in load_scenario(path).origin
+
+
+def test_an_override_of_either_name_wins_over_the_file(tmp_path):
+    path = tmp_path / "scenario.toml"
+    path.write_text("[privacy]\nmost_noise = 2.0\n")
+    assert load_config(path, ["privacy.max_noise_to_signal=3"]).privacy.max_noise_to_signal == 3
+    path.write_text("[privacy]\nmax_noise_to_signal = 2.0\n")
+    assert load_config(path, ["privacy.most_noise=3"]).privacy.max_noise_to_signal == 3
+
+
+def test_a_setting_under_both_names_is_refused():
+    with pytest.raises(ConfigError, match=r"'privacy.most_noise' and 'privacy.max_noise_to_signal'"):
+        build_config({"privacy": {"most_noise": 1.0, "max_noise_to_signal": 2.0}})
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fedpeft.exchange.codecs.bitfields import (
     write_counts,
     write_scales,
 )
-from fedpeft.exchange.codecs.sparse_positions import Marks
+from fedpeft.exchange.codecs.sparse_positions import PositionCode
 
 PATIENT = settings(max_examples=80, deadline=None, derandomize=True)
 PERCENT = (1.2, 2, 3, 5, 10, 20, 30, 33.9, 34, 38, 42.9, 43, 50, 57, 60, 66, 80, 97, 99)
@@ -27,7 +27,7 @@ SEGMENTS = st.lists(arrays(np.bool_, st.integers(0, 60)), max_size=8)
 def marks_of(segments):
     sizes = np.array([flags.size for flags in segments], np.int64)
     counts = np.array([np.count_nonzero(flags) for flags in segments], np.int64)
-    return Marks(sizes, counts), np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *segments]))
+    return PositionCode(sizes, counts), np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *segments]))
 
 
 def read_back(marks, bits):
@@ -76,13 +76,13 @@ def test_marks_and_signs_cost_at_most_one_and_a_half_percent_over_the_entropy(pe
     size = 400_000
     count = round(size * percent / 100)
     positions = np.sort(rng.choice(size, count, replace=False))
-    streams, unary = Marks(np.array([size]), np.array([count])).write(positions)
+    streams, unary = PositionCode(np.array([size]), np.array([count])).write(positions)
     bits = sum(stream.size for stream in streams) + unary.size + count
     assert 0.999 < bits / (size * entropy(count / size)) < 1.015
 
 
 def test_a_gap_may_not_jump_into_the_next_tensor():
-    marks = Marks(np.array([4, 4]), np.array([1, 1]))
+    marks = PositionCode(np.array([4, 4]), np.array([1, 1]))
     read = marks.read(BitReader(np.array([0, 0, 0, 0], np.uint8)))
     assert marks.positions(read, np.array([0, 1], np.int32)).tolist() == [0, 4]
     with pytest.raises(EnvelopeError, match="outside its tensor"):
@@ -93,7 +93,7 @@ def test_a_gap_may_not_jump_into_the_next_tensor():
 
 def test_positions_in_the_largest_layouts_survive():
     size = 1 << 28
-    marks = Marks(np.array([size] * 3), np.array([1, 2, 1]))
+    marks = PositionCode(np.array([size] * 3), np.array([1, 2, 1]))
     positions = np.array([size - 1, size, 2 * size - 1, 3 * size - 1])
     streams, unary = marks.write(positions)
     assert read_back(marks, np.concatenate([*streams, unary])).tolist() == positions.tolist()
@@ -101,7 +101,7 @@ def test_positions_in_the_largest_layouts_survive():
 
 @pytest.mark.parametrize(("size", "count", "place"), [(5, 2, 5), (11, 4, 11), (2, 1, 1), (4, 2, 0)])
 def test_triples_and_bitmaps_need_the_claimed_number_and_empty_padding(size, count, place):
-    marks = Marks(np.array([size]), np.array([count]))
+    marks = PositionCode(np.array([size]), np.array([count]))
     flags = np.zeros(size, np.bool_)
     flags[:count] = True
     streams, unary = marks.write(np.flatnonzero(flags))

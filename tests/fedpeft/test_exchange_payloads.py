@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedpeft.exchange import Context, DeadZone, Layout, MaskedSign, Sign, Ternary
-from fedpeft.exchange.codecs.sparse_positions import Marks
+from fedpeft.exchange.codecs.sparse_positions import PositionCode
 from fedpeft.exchange.support import PublicSupport
 
 LAYOUTS = {
@@ -188,7 +188,7 @@ def test_streams_of_marks_equal_the_naive_coder(share):
     sizes = np.array([1000, 0, 1, 2, 3, 4, 5, 500], np.int64)
     counts = np.array([round(share * size) for size in sizes], np.int64)
     segments = [rng.permutation(np.arange(size) < n).tolist() for size, n in zip(sizes, counts, strict=True)]
-    streams, unary = Marks(sizes, counts).write(np.flatnonzero(np.concatenate(segments)))
+    streams, unary = PositionCode(sizes, counts).write(np.flatnonzero(np.concatenate(segments)))
     expected, expected_unary = naive_marks(segments)
     assert "".join(map(str, np.concatenate(streams))) == expected
     assert "".join(map(str, unary)) == expected_unary

@@ -82,7 +82,7 @@ def test_a_plan_without_scales_and_a_scale_out_of_range_are_refused():
 
 def test_the_residual_brings_back_what_rounding_lost():
     """A constant update arrives in the sum over rounds although each round rounds it."""
-    secure = {"enabled": True, "least_nodes": 2}
+    secure = {"enabled": True, "min_nodes": 2}
     config = build_config({"exchange": {"up": {"codec": "ternary"}, "secure": secure}})
     plan, state = up_plan(config.exchange), {}
     total = np.zeros(LAYOUT.size)

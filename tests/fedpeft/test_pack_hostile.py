@@ -190,13 +190,13 @@ ONE = deflated(bytes([2 + 3 * 0 + 9 * 1 + 27 * 1 + 81 * 1]))  # levels 1, -1, 0,
 )
 def test_hostile_levels_are_refused_in_little_memory(payload):
     from fedpeft.exchange.layout import Layout
-    from fedpeft.packing import levels
+    from fedpeft.packing import uniform_quantiser
 
     layout = Layout(("a",), ((3,),))
-    assert levels.decode(level_payload(ONE), layout).values().tolist() == [1.0, -1.0, 0.0]
+    assert uniform_quantiser.decode(level_payload(ONE), layout).values().tolist() == [1.0, -1.0, 0.0]
     tracemalloc.start()
     with pytest.raises(EnvelopeError):
-        levels.decode(payload, layout)
+        uniform_quantiser.decode(payload, layout)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < len(payload) + 200_000

@@ -5,7 +5,7 @@ import pytest
 
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange.layout import Layout
-from fedpeft.packing import levels
+from fedpeft.packing import uniform_quantiser
 
 
 def vector(sizes=(1000, 37, 1, 640), seed=0, heavy=False):
@@ -30,7 +30,7 @@ def naive(values, step):
 @pytest.mark.parametrize("heavy", [False, True])
 def test_values_are_those_of_the_naive_twin(step, heavy):
     values, layout = vector(heavy=heavy)
-    coded = levels.quantise(values, layout, step)
+    coded = uniform_quantiser.quantise(values, layout, step)
     for name, part in layout.split(coded.values()).items():
         wanted = naive(layout.split(values)[name], step)
         assert np.allclose(part, wanted, rtol=2**-8, atol=0)
@@ -40,42 +40,42 @@ def test_values_are_those_of_the_naive_twin(step, heavy):
 def test_bytes_round_trip(step):
     values, layout = vector()
     values[1000:1037] = 0
-    coded = levels.quantise(values, layout, step)
-    payload = levels.encode(coded)
-    back = levels.decode(payload, layout)
+    coded = uniform_quantiser.quantise(values, layout, step)
+    payload = uniform_quantiser.encode(coded)
+    back = uniform_quantiser.decode(payload, layout)
     assert np.array_equal(back.codes, coded.codes)
     assert np.array_equal(back.scales.view(np.uint32), coded.scales.view(np.uint32))
-    assert levels.encode(back) == payload
+    assert uniform_quantiser.encode(back) == payload
 
 
 def test_every_alphabet_round_trips():
     layout = Layout(("a", "b", "c", "d"), ((11,), (7,), (5,), (3,)))
     codes = np.concatenate([np.resize([-p, p, 0], n) for p, n in ((1, 11), (2, 7), (7, 5), (127, 3))])
-    coded = levels.Levels(layout, codes.astype(np.int8), np.array([1, 2, 0.5, 3], np.float32))
-    assert np.array_equal(levels.decode(levels.encode(coded), layout).codes, codes)
+    coded = uniform_quantiser.Quantised(layout, codes.astype(np.int8), np.array([1, 2, 0.5, 3], np.float32))
+    assert np.array_equal(uniform_quantiser.decode(uniform_quantiser.encode(coded), layout).codes, codes)
 
 
 @pytest.mark.parametrize("step", [0.25, 0.5, 1.0, 1.5])
 def test_the_projection_on_the_original_is_kept(step):
     values, layout = vector(sizes=(20_000,))
-    found = levels.quantise(values, layout, step).values().astype(np.float64)
+    found = uniform_quantiser.quantise(values, layout, step).values().astype(np.float64)
     assert values @ found / (values.astype(np.float64) @ values) == pytest.approx(1, abs=2**-8)
 
 
 @pytest.mark.parametrize(("step", "excess"), [(0.25, 0.03), (0.5, 0.04), (1.0, 0.03), (1.5, 0.05)])
 def test_bytes_are_near_the_entropy_of_the_levels(step, excess):
     values, layout = vector(sizes=(200_000, 100_000))
-    coded = levels.quantise(values, layout, step)
+    coded = uniform_quantiser.quantise(values, layout, step)
     bits = 0.0
     for part in np.split(coded.codes, [200_000]):
         _, counts = np.unique(part, return_counts=True)
         bits += float(-(counts * np.log2(counts / part.size)).sum())
-    assert bits / 8 <= len(levels.encode(coded)) <= (1 + excess) * bits / 8
+    assert bits / 8 <= len(uniform_quantiser.encode(coded)) <= (1 + excess) * bits / 8
 
 
 def test_a_uniform_error_is_a_step_over_root_twelve():
     values, layout = vector(sizes=(100_000,))
-    found = levels.quantise(values, layout, 0.5).values()
+    found = uniform_quantiser.quantise(values, layout, 0.5).values()
     error = np.linalg.norm(found - values) / np.linalg.norm(values)
     assert error == pytest.approx(0.5 / 12**0.5, rel=0.02)
 
@@ -84,8 +84,8 @@ def test_a_uniform_error_is_a_step_over_root_twelve():
 def test_extreme_magnitudes_stay_finite(scale):
     layout = Layout(("a",), ((100,),))
     values = (np.linspace(-1, 1, 100) * scale).astype(np.float32)
-    coded = levels.quantise(values, layout, 0.5)
-    back = levels.decode(levels.encode(coded), layout).values()
+    coded = uniform_quantiser.quantise(values, layout, 0.5)
+    back = uniform_quantiser.decode(uniform_quantiser.encode(coded), layout).values()
     assert np.isfinite(back).all()
     assert scale == 1e-45 or np.abs(back).max() == pytest.approx(scale, rel=0.2)
 
@@ -94,10 +94,10 @@ def test_extreme_magnitudes_stay_finite(scale):
 def test_a_step_must_be_positive(step):
     values, layout = vector()
     with pytest.raises(ExchangeError, match="step"):
-        levels.quantise(values, layout, step)
+        uniform_quantiser.quantise(values, layout, step)
 
 
 def test_nothing_is_nothing():
     layout = Layout((), ())
-    coded = levels.quantise(np.zeros(0, np.float32), layout, 0.5)
-    assert levels.encode(coded) == b"" and levels.decode(b"", layout).values().size == 0
+    coded = uniform_quantiser.quantise(np.zeros(0, np.float32), layout, 0.5)
+    assert uniform_quantiser.encode(coded) == b"" and uniform_quantiser.decode(b"", layout).values().size == 0

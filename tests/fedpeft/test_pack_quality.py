@@ -8,7 +8,7 @@ import pytest
 
 from fedpeft.config.models import DataConfig
 from fedpeft.errors import DataError, ExchangeError
-from fedpeft.evaluation.exported import judge_of_records
+from fedpeft.evaluation.exported import evaluator_of_records
 from fedpeft.packing import search
 from fedpeft.packing.pack import compress, info, pack, unpack
 from fedpeft.packing.peft_folder import read_adapter
@@ -77,7 +77,7 @@ def trained(request, tiny_model_folder, tmp_path_factory):
         train(tiny_model_folder(request.param), request.param, folder / "adapter")
         records = folder / "held-out.jsonl"
         records.write_text("".join(json.dumps(row) + "\n" for row in rows(96, 1)))
-        judge = judge_of_records(folder / "adapter", records, None, DataConfig())
+        judge = evaluator_of_records(folder / "adapter", records, None, DataConfig())
     return folder / "adapter", judge, records
 
 
@@ -206,7 +206,7 @@ def test_a_claim_is_what_was_measured(trained, tmp_path):
     plain = pack(folder, tmp_path / "b")
     assert info(tmp_path / "a").bytes_total <= plain.bytes_total + search.CLAIM_BYTES
     with pytest.raises(DataError, match="no records"):
-        judge_of_records(folder, records.parent / "absent", None, DataConfig())
+        evaluator_of_records(folder, records.parent / "absent", None, DataConfig())
 
 
 def test_a_classifier_is_judged_as_one(tiny_base, tmp_path):
@@ -220,7 +220,7 @@ def test_a_classifier_is_judged_as_one(tiny_base, tmp_path):
     export(attached, tmp_path / "adapter")
     records = tmp_path / "held-out.jsonl"
     records.write_text("".join(json.dumps(row) + "\n" for row in rows(32, 1)))
-    judge = judge_of_records(tmp_path / "adapter", records, None, DataConfig())
+    judge = evaluator_of_records(tmp_path / "adapter", records, None, DataConfig())
     files = read_adapter(tmp_path / "adapter")
     assert judge.labels == sorted(ANSWERS.values()) and judge.measure(files.tensors) == judge.before
     point = search.measure(files, Recipe(seed=0), judge)

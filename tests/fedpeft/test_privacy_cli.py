@@ -46,7 +46,7 @@ def test_the_plan_is_printed_with_unit_adjacency_and_trust(invoke):
         "0.08",
         "PLD",
         "epsilon by RDP",
-        "within privacy.most_noise",
+        "within privacy.max_noise_to_signal",
     ):
         assert part in done.stdout
 
@@ -73,7 +73,7 @@ SUMS = (
     "privacy.unit=node",
     "privacy.trust=distributed",
     "privacy.epsilon=8",
-    "privacy.most_noise=1000000",
+    "privacy.max_noise_to_signal=1000000",
     "federation.nodes=10",
     "exchange.up.error_feedback=false",
     "exchange.secure.enabled=true",

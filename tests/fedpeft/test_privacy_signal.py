@@ -78,7 +78,7 @@ def test_a_refusal_names_what_helps_best_first():
         check_signal(plan, 30_720, 4, 0.75 * figure)
     message = str(refused.value)
     assert "\n" not in message and "enough is any of" in message
-    assert f"noise is {figure:.2g} times" in message and f"most_noise = {0.75 * figure:g}" in message
+    assert f"noise is {figure:.2g} times" in message and f"max_noise_to_signal = {0.75 * figure:g}" in message
     found = remedies(plan, 30_720, 4)
     enough = [each.change for each in found if each.whole_run <= 0.75 * figure]
     assert all((each.change in message) == (each.change in enough) for each in found)
@@ -108,7 +108,7 @@ def test_asking_for_more_survivors_lessens_distributed_noise():
     plan = replace(DISTRIBUTED, grid=Grid(10_000, 1600.0, 3))
     found = {remedy.change: remedy.whole_run for remedy in remedies(plan, 10_000, 20)}
     before = signal(plan, 10_000, 20).whole_run
-    assert found["exchange.secure.least_nodes = 14"] == pytest.approx(before * math.sqrt(3 / 14))
+    assert found["exchange.secure.min_nodes = 14"] == pytest.approx(before * math.sqrt(3 / 14))
 
 
 def test_a_plan_without_guarantee_still_gets_advice():

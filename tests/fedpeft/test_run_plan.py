@@ -10,9 +10,9 @@ from fedpeft.privacy.noise_to_signal import signal
 from fedpeft.run_plan import RunPlan, num_classes, quorum
 
 SIZE = 4096
-RECORD = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.1, "most_noise": 1e6}
-NODES = {"unit": "node", "noise_multiplier": 1.0, "clip": 0.5, "most_noise": 1e6}
-SUM = {"enabled": True, "bits": 32, "share": 0.5, "least_nodes": 2}
+RECORD = {"unit": "record", "noise_multiplier": 1.0, "sampling_probability": 0.1, "max_noise_to_signal": 1e6}
+NODES = {"unit": "node", "noise_multiplier": 1.0, "clip": 0.5, "max_noise_to_signal": 1e6}
+SUM = {"enabled": True, "bits": 32, "share": 0.5, "min_nodes": 2}
 
 
 PLAIN = {"error_feedback": False}
@@ -62,8 +62,10 @@ def test_an_adaptive_clip_is_the_coordinators():
 
 
 def test_noise_that_leaves_no_signal_is_refused_when_the_plan_is_checked():
-    plan = RunPlan.from_config(config(privacy={**RECORD, "noise_multiplier": 50.0, "most_noise": 1.0}), SIZE)
-    with pytest.raises(PrivacyError, match="most_noise"):
+    plan = RunPlan.from_config(
+        config(privacy={**RECORD, "noise_multiplier": 50.0, "max_noise_to_signal": 1.0}), SIZE
+    )
+    with pytest.raises(PrivacyError, match="max_noise_to_signal"):
         plan.checked()
 
 

@@ -244,8 +244,8 @@ MUTANTS = (
         31,
         "a node lets both shares of another go",
         NODE,
-        "held[:SECRET_BYTES] if name in survivors else held[SECRET_BYTES:]",
-        "held if name in survivors else held[SECRET_BYTES:]",
+        "pair[:SECRET_BYTES] if name in survivors else pair[SECRET_BYTES:]",
+        "pair if name in survivors else pair[SECRET_BYTES:]",
         (HOSTILE + "test_no_reveal_holds_both_shares",),
     ),
     Mutant(

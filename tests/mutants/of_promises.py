@@ -53,8 +53,8 @@ MUTANTS = (
         19,
         "a base whose gradients are no numbers goes to the loop, where all of them count as zero",
         GATES,
-        "if not bool(torch.isfinite(found).all()):",
-        "if not bool(torch.isfinite(found).all()):\n            continue\n        if False:",
+        "if not bool(torch.isfinite(gradient).all()):",
+        "if not bool(torch.isfinite(gradient).all()):\n            continue\n        if False:",
         (COUPLED + "test_a_base_that_is_not_finite_is_refused",),
     ),
     Mutant(

@@ -25,7 +25,7 @@ SETTINGS = {
     "federation.nodes": 3,
     "federation.robust": "midrange",
     "federation.rounds": 2,
-    "run.arms": [],
+    "run.baselines": [],
 }
 
 

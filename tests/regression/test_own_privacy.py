@@ -15,7 +15,7 @@ from fedpeft.config.scenarios import embedded_scenario
 from fedpeft_simulations.federation_run import run
 
 SMALL = (
-    "run.arms=[]",
+    "run.baselines=[]",
     "data.samples=48",
     "data.test_samples=16",
     "federation.nodes=2",

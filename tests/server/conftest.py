@@ -16,7 +16,7 @@ from fedpeft.config import build_config
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Layout, Update, seal
 from fedpeft.protocol.messages import (
     HelloReply,
-    RunTerms,
+    RunProposal,
     Terms,
     TermsReply,
     TrainReply,
@@ -79,7 +79,7 @@ class Deployed:
     offline: set = field(default_factory=set)
     enrolled: dict = field(default_factory=dict)
     asked: list = field(default_factory=list)
-    run_terms: RunTerms | None = None
+    run_terms: RunProposal | None = None
     events: list = field(default_factory=list)
     watch: object = lambda event: None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -132,7 +132,7 @@ class Deployed:
             index = context.node_config["index"]
             self.asked.append(("terms", index, 0))
             _, blob = unpack(message, Terms, 1 << 20)
-            self.terms = RunTerms.decode(blob)
+            self.terms = RunProposal.decode(blob)
             given = self.answers.get(index, ["agreed"])
             counts[index] = counts.get(index, -1) + 1
             answer = given[min(counts[index], len(given) - 1)]

@@ -21,7 +21,7 @@ from fedpeft_server.rounds.update_channel import (
 
 LAYOUT = Layout.of({"w": np.zeros(6)})
 DENSE = {"codec": "dense-fp32", "error_feedback": False}
-NOISE = {"unit": "node", "trust": "central", "noise_multiplier": 1.5, "clip": 2.0, "most_noise": 1e9}
+NOISE = {"unit": "node", "trust": "central", "noise_multiplier": 1.5, "clip": 2.0, "max_noise_to_signal": 1e9}
 SECURE = {"up": {"error_feedback": False}, "secure": {"enabled": True}}
 KINDS = {
     "plain": ({"exchange": {"up": DENSE}}, PlainChannel),

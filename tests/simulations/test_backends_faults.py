@@ -96,7 +96,7 @@ def test_nobody_ever_answers(federation):
 
 
 def test_privacy_is_spent_and_reported(federation):
-    privacy = {"unit": "record", "epsilon": 8.0, "public_records": 16, "most_noise": 99.0}
+    privacy = {"unit": "record", "epsilon": 8.0, "public_records": 16, "max_noise_to_signal": 99.0}
     events = [event for event in federation("dp", privacy=privacy).go() if event["event"] == "round"]
     first, last = events[0]["epsilon"], events[-1]["epsilon"]
     assert all(0 < first[name] < last[name] <= 8.0 for name in first)

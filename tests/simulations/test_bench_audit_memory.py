@@ -54,7 +54,7 @@ def test_the_private_arms_claim_what_they_are_called_and_the_others_nothing():
 def test_every_arm_plants_canaries_and_none_is_audited_twice():
     for arm in memory.arms():
         config = config_of(arm)
-        assert config.audit.canaries >= 12 and not config.audit.enabled and not config.run.arms
+        assert config.audit.canaries >= 12 and not config.audit.enabled and not config.run.baselines
 
 
 def test_means_are_over_seeds_and_follow_the_untrained_adapter():

@@ -22,7 +22,7 @@ from fedpeft_simulations.federation_lab import (
 )
 from fedpeft_simulations.federation_run import run
 
-QUIET = ("run.arms=[]", "audit.enabled=false")
+QUIET = ("run.baselines=[]", "audit.enabled=false")
 SMALL = (
     *QUIET,
     "base.device=cpu",

@@ -22,7 +22,7 @@ SMALL = (
     "data.test_samples=16",
     "base.threads=1",
     "base.device=cpu",
-    "run.arms=[]",
+    "run.baselines=[]",
     "audit.enabled=false",
 )
 

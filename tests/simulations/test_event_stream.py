@@ -18,7 +18,7 @@ SMALL = {
     "data.samples": 16,
     "data.test_samples": 8,
     "adapter.rank": 4,
-    "run.arms": [],
+    "run.baselines": [],
     "audit.enabled": False,
 }
 

@@ -13,7 +13,7 @@ SMALL = (
     "federation.nodes=2",
     "data.samples=24",
     "data.test_samples=16",
-    "run.arms=[]",
+    "run.baselines=[]",
     "audit.enabled=false",
 )
 

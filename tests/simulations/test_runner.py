@@ -19,12 +19,12 @@ SMALL = (
     "adapter.rank=4",
     "base.threads=1",
     "base.device=cpu",
-    "run.arms=[]",
+    "run.baselines=[]",
 )
 QUIET = (*SMALL, "audit.enabled=false")
 COLOURS = ("red", "green", "blue")
 
-NOISY = "privacy.most_noise=99"
+NOISY = "privacy.max_noise_to_signal=99"
 """These federations are far too small to learn under noise."""
 
 
@@ -64,7 +64,12 @@ def _own(tmp_path, model, suffix=".jsonl"):
 @pytest.fixture(scope="module")
 def embedded_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "embedded"
-    settings = ("federation.nodes=2", "data.samples=24", "data.test_samples=24", "run.arms=['local_only']")
+    settings = (
+        "federation.nodes=2",
+        "data.samples=24",
+        "data.test_samples=24",
+        "run.baselines=['local_only']",
+    )
     return _simulate(out, *SMALL, *settings)
 
 

@@ -18,7 +18,7 @@ from fedpeft.secagg.messages import RECEIPT_BYTES
 SECURE = {"up": {"density": 1.0}, "secure": {"enabled": True}}
 FOUR = {"nodes": 4, "rounds": 3, "quorum": 2}
 DISTRIBUTED = {
-    "privacy": {"unit": "node", "trust": "distributed", "noise_multiplier": 0.01, "most_noise": 1e9},
+    "privacy": {"unit": "node", "trust": "distributed", "noise_multiplier": 0.01, "max_noise_to_signal": 1e9},
     "exchange": {"up": {"error_feedback": False}, "secure": {"enabled": True, "bits": 32}},
 }
 
@@ -243,7 +243,7 @@ def test_another_attempt_hides_the_same_integers_and_spends_nothing(federation, 
     from fedpeft.privacy import Ledger
     from fedpeft_server.rounds.secure_aggregation import SecureSums
 
-    privacy = {"unit": "record", "noise_multiplier": 1.0, "public_records": 16, "most_noise": 99.0}
+    privacy = {"unit": "record", "noise_multiplier": 1.0, "public_records": 16, "max_noise_to_signal": 99.0}
     prepared = federation("again", federation={**FOUR, "rounds": 1}, exchange=SECURE, privacy=privacy)
 
     def killed(self, opened, orders):

@@ -16,11 +16,11 @@ SMALL = (
     "adapter.rank=2",
     "base.threads=1",
     "base.device=cpu",
-    "run.arms=[]",
+    "run.baselines=[]",
     "audit.enabled=false",
 )
-PRIVATE = ("privacy.unit=record", "privacy.noise_multiplier=1.0", "privacy.most_noise=99")
-SECURE = ("exchange.secure.enabled=true", "exchange.secure.least_nodes=2", "exchange.secure.colluders=0")
+PRIVATE = ("privacy.unit=record", "privacy.noise_multiplier=1.0", "privacy.max_noise_to_signal=99")
+SECURE = ("exchange.secure.enabled=true", "exchange.secure.min_nodes=2", "exchange.secure.colluders=0")
 
 
 def test_each_round_tells_the_mean_and_each_nodes_loss(tmp_path):

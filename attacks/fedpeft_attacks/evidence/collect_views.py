@@ -97,7 +97,7 @@ def _start(attached: Attached, tap: Tap) -> Start | None:
     None for factors, whose global part is another adapter each round, and for a base that writes no text.
     """
     state, writes = tap.start, attached.base.task == "causal-lm"
-    return None if state is None or attached.law is not None or not writes else Start(attached, state)
+    return None if state is None or attached.aggregator is not None or not writes else Start(attached, state)
 
 
 def distinct(records: TokenIds, known: Knowledge) -> frozenset[int]:

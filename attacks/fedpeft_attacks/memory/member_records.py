@@ -103,7 +103,9 @@ def released(store: RunStore) -> Attached:
         raise AuditError(
             f"{str(store.path)!r} has no final state ({type(error).__name__}); finish it with --resume"
         ) from None
-    attached.begin(arrays["values"] if attached.law is None else attached.law.from_tensors(arrays))
+    attached.begin(
+        arrays["values"] if attached.aggregator is None else attached.aggregator.from_tensors(arrays)
+    )
     return attached
 
 

@@ -124,7 +124,7 @@ def _scores(
 
     scores = {"loss": lambda values: -values, "reference": lambda values: base - values}
     effort, attached = target.effort, target.attached
-    if effort.shadows and examples and attached.law is None:
+    if effort.shadows and examples and attached.aggregator is None:
         shadows = train_shadows(attached, target.material.config, examples, effort.shadows, effort.cache)
         scores["shadows"] = by_shadows
     return scores

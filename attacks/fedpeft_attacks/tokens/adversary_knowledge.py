@@ -73,7 +73,7 @@ def knowledge_of_gradient(attached: Attached) -> Knowledge:
     with attached.model.disable_adapter():
         prior = prior_of(base)
     tensors = {name: _array(tensor) for name, tensor in (attached.frozen | attached.parameters).items()}
-    runs = base.task == "causal-lm" and attached.law is None
+    runs = base.task == "causal-lm" and attached.aggregator is None
     return Knowledge(
         inputs=layer.inputs,
         readers=layer.readers,
@@ -90,8 +90,8 @@ def _projections(attached: Attached, place: tuple[str, int]) -> Mapping[str, NDA
     """Known input projections by module: agreed ones, fresh ones, and in round 1 the agreed start."""
     node, round_ = place
     frozen = {name: _array(tensor) for name, tensor in attached.frozen.items()}
-    if attached.law is not None and (attached.method.law == "stack" or round_ == 1):
-        start = attached.law.start(attached.law.initial(), round_, node)
+    if attached.aggregator is not None and (attached.method.aggregation == "stack" or round_ == 1):
+        start = attached.aggregator.start(attached.aggregator.initial(), round_, node)
         return {module: a for module, (a, _) in start.items()}
     if round_ == 1:
         frozen |= attached.layout.split(attached.initial())

@@ -13,7 +13,7 @@ from fedpeft.cli.output import table
 from fedpeft.cohort import Cohort
 from fedpeft.epsilons import shown, written
 from fedpeft.errors import FedPeftError
-from fedpeft.protocol.messages import RunTerms
+from fedpeft.protocol.messages import RunProposal
 from fedpeft.runstore import read_json
 from fedpeft.terminal import printable
 from fedpeft.trust.signed_log import entries_of
@@ -125,7 +125,7 @@ def _words(stored: Stored, organisation: Organisation) -> list[str]:
 def _labels(stored: Stored) -> list[str]:
     """Of the task, as the coordinator lists them."""
     try:
-        return list(RunTerms.decode(bytes.fromhex(stored.terms)).labels)
+        return list(RunProposal.decode(bytes.fromhex(stored.terms)).labels)
     except FedPeftError:
         return []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedpeft.config import Config, build_config
 from fedpeft.errors import ConfigError
-from fedpeft.protocol.messages import RunTerms
+from fedpeft.protocol.messages import RunProposal
 from fedpeft.runstore import Format
 from fedpeft_clients.governance.organisation import Organisation
 
@@ -52,12 +52,12 @@ class Stored:
     @property
     def config(self) -> Config:
         """Of the run."""
-        return build_config(json.loads(RunTerms.decode(bytes.fromhex(self.terms)).config))
+        return build_config(json.loads(RunProposal.decode(bytes.fromhex(self.terms)).config))
 
     @property
     def roster(self) -> Mapping[str, bytes]:
         """Public keys by name of all nodes that sum securely; of other runs it is empty."""
-        return RunTerms.decode(bytes.fromhex(self.terms)).roster
+        return RunProposal.decode(bytes.fromhex(self.terms)).roster
 
     def save(self) -> None:
         """Write it, atomically."""

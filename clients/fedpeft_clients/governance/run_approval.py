@@ -15,7 +15,7 @@ from typing import Any, Literal
 from fedpeft.config import Config, build_config
 from fedpeft.errors import ConfigError, DataError, FederationError, PrivacyError
 from fedpeft.privacy import Ledger, plan_from_config
-from fedpeft.protocol.messages import OLDEST, PROTOCOL, RunTerms, Terms, TermsReply, spoken
+from fedpeft.protocol.messages import OLDEST, PROTOCOL, RunProposal, Terms, TermsReply, spoken
 from fedpeft.runstore import read_json, write_json
 from fedpeft.runstore.files import sync_folder
 from fedpeft.trust import Verifier
@@ -135,7 +135,7 @@ def approve(
     return stored
 
 
-def _verified(post: Post, asked: Terms, blob: bytes) -> tuple[RunTerms, Config]:
+def _verified(post: Post, asked: Terms, blob: bytes) -> tuple[RunProposal, Config]:
     """The terms and their config, after key, signature and run id were checked."""
     _, old = spoken(asked.protocol, asked.oldest)
     if old:
@@ -147,7 +147,7 @@ def _verified(post: Post, asked: Terms, blob: bytes) -> tuple[RunTerms, Config]:
     if asked.coordinator.hex() != post.grant.coordinator:
         raise PolicyError("coordinator", "another coordinator speaks than the one that was joined")
     try:
-        terms = RunTerms.decode(blob)
+        terms = RunProposal.decode(blob)
         if not Verifier(asked.coordinator).verify(terms.signature, terms.message(asked.run)):
             raise PolicyError("signature", "the terms are not signed by the coordinator that was joined")
         offer = Offer(build_config(json.loads(terms.config)), post.organisation.name, "")
@@ -163,7 +163,7 @@ def _verified(post: Post, asked: Terms, blob: bytes) -> tuple[RunTerms, Config]:
     return terms, offer.config
 
 
-def _kept(post: Post, run: bytes, terms: RunTerms, config: Config) -> Stored:
+def _kept(post: Post, run: bytes, terms: RunProposal, config: Config) -> Stored:
     """The offer as it is remembered, written down if it is new; what was agreed on stays as it was."""
     folder, encoded = post.folder(run), terms.encode().hex()
     facts = OFFER.read(folder / FILE, {})
@@ -182,7 +182,7 @@ def _kept(post: Post, run: bytes, terms: RunTerms, config: Config) -> Stored:
     return stored
 
 
-def _require_agreed(home: Home, terms: RunTerms, config: Config) -> None:
+def _require_agreed(home: Home, terms: RunProposal, config: Config) -> None:
     """Terms are agreed on once: offered again they say the very same, down to threads and deadline."""
     roster = {name: key.hex() for name, key in terms.roster.items()}
     same = {
@@ -214,7 +214,7 @@ def _make_room(post: Post) -> None:
     shutil.rmtree(refused[-1].folder)
 
 
-def _decided(post: Post, flower_run: int, offer: Offer, terms: RunTerms, stored: Stored) -> Stored:
+def _decided(post: Post, flower_run: int, offer: Offer, terms: RunProposal, stored: Stored) -> Stored:
     """The offer with its answer, written down before it is given."""
     facts: dict[str, Any] = {"answer": "agreed", "rule": "", "sentence": ""}
     try:
@@ -251,7 +251,7 @@ def _approved(post: Post, policy: Policy, offer: Offer, stored: Stored) -> bool:
     return agreed or not policy.approval or word.get("terms") == stored.digest
 
 
-def _agree(post: Post, flower_run: int, policy: Policy, offer: Offer, terms: RunTerms) -> None:
+def _agree(post: Post, flower_run: int, policy: Policy, offer: Offer, terms: RunProposal) -> None:
     """Make or find the run's home, and remember which Flower run it is; not while ledger or log lack some."""
     try:
         ledger_witness.require(post.organisation)

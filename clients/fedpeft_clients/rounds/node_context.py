@@ -114,7 +114,7 @@ class NodeContext:
 
     def initial(self) -> Held:
         """The agreed starting state."""
-        return self.attached.law.initial() if self.attached.law else self.attached.initial()
+        return self.attached.aggregator.initial() if self.attached.aggregator else self.attached.initial()
 
     def layout_of(self, held: Held) -> Layout:
         """Layout of a state."""
@@ -155,7 +155,7 @@ class NodeContext:
         if task.broadcast == "full":
             layout = self._state_layout(task.ranks)
             values = self._open(links[0], DenseFp32(), task.round, NO_STATE, layout).dense()
-            law = self.attached.law
+            law = self.attached.aggregator
             return Received(law.from_tensors(layout.split(values)) if law else values, None)
         return self._follow(task, links)
 
@@ -170,7 +170,7 @@ class NodeContext:
 
     def _held(self, round: int) -> FloatVector:
         """The state of an earlier round: the agreed start, or what this node has trained from."""
-        if self.attached.law is not None:
+        if self.attached.aggregator is not None:
             raise FederationError("factors are sent whole; a delta does not apply")
         stored = load_state(self.home.states, round)
         if stored is not None:
@@ -185,7 +185,7 @@ class NodeContext:
         return open_envelope(data, layout, codec.at(context, None), context, verifier)
 
     def _state_layout(self, ranks: list[int]) -> Layout:
-        law = self.attached.law
+        law = self.attached.aggregator
         if law is None:
             return self.attached.layout
         if len(ranks) != len(law.shapes) or any(

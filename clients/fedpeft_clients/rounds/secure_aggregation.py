@@ -155,7 +155,7 @@ def _keys(node: NodeContext, task: SecureTask, roster: Mapping[str, bytes]) -> b
         state=task.state,
         roster=tuple(sorted(roster.items())),
         threshold=task.threshold,
-        least_nodes=secure.least_nodes,
+        least_nodes=secure.min_nodes,
         size=task.size,
         bits=secure.bits,
         public=task.public,

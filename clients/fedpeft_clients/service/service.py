@@ -52,7 +52,7 @@ def serve(organisation: Organisation, grant: Grant, poll: float) -> None:
             signal.signal(number, _leave)
         teller, gate = _Teller(grant), OrganisationGate(post)
         try:
-            flower.serve_node(connection, app, node_config, allowed_apps(policy), gate=gate, tell=teller)
+            flower.serve_node(connection, app, node_config, allowed_apps(policy), gate=gate, emit=teller)
         except SystemExit:
             teller("stopped")
 

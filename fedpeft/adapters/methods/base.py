@@ -24,7 +24,7 @@ class Traits:
     """What a method declares about itself.
 
     Attributes:
-        linear: what the method's law makes of the contributions has exactly the mean of their effective
+        linear: what aggregation makes of the contributions has exactly the mean of their effective
             weights.
         dp: which per-example gradient rule is right for it: batched hooks on linear modules, or a loop.
         exports_lora: its adapter can be written as plain LoRA without loss.
@@ -100,10 +100,10 @@ class TokenRows:
 
     def place(self, name: str) -> tuple[str, str] | None:
         """Module and part of a tensor's name; None for a tensor that has no such rows."""
-        words = name.split(".")
+        names = name.split(".")
         parts = (self.inputs, self.projected, self.projection)
-        at = next((index for index, word in enumerate(words) if index and word in parts), None)
-        return None if at is None else (".".join(words[:at]), words[at])
+        at = next((index for index, part in enumerate(names) if index and part in parts), None)
+        return None if at is None else (".".join(names[:at]), names[at])
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class AdapterMethod:
         name: in `ADAPTER_METHODS`: that of ``adapter.method``, or with several ``adapter.aggregation`` both,
             as ``lora/stack``.
         traits: what it declares.
-        law: ``mean`` of flat vectors, or ``stack`` or ``reproject`` of LoRA's factors.
+        aggregation: ``mean`` of flat vectors, or ``stack`` or ``reproject`` of LoRA's factors.
         trained: endings of the names of the trainable tensors.
         build: the peft configuration for a `Spec`.
         initial: the agreed first value of a tensor, from (name, shape, seed).
@@ -151,7 +151,7 @@ class AdapterMethod:
 
     name: str
     traits: Traits
-    law: Literal["mean", "stack", "reproject"]
+    aggregation: Literal["mean", "stack", "reproject"]
     trained: tuple[str, ...]
     build: Callable[[Spec], Any]
     initial: Callable[[str, tuple[int, ...], int], FloatVector]
@@ -165,10 +165,10 @@ def method_of(cfg: AdapterConfig) -> AdapterMethod:
     """The method that a configuration asks for.
 
     Raises:
-        ConfigError: ranks per node under a law that needs equal ones.
+        ConfigError: ranks per node under an aggregation that needs equal ones.
     """
     method = ADAPTER_METHODS[cfg.key]
-    if cfg.ranks and method.law == "mean":
+    if cfg.ranks and method.aggregation == "mean":
         raise ConfigError(
             f"adapter.ranks needs aggregation 'stack' or 'reproject'; {method.name!r} needs one rank"
         )

@@ -43,7 +43,7 @@ def _initial(name: str, shape: tuple[int, ...], seed: int) -> FloatVector:
 IA3 = AdapterMethod(
     name="ia3",
     traits=Traits(linear=True, dp="loop", exports_lora=False, trains_inputs=False),
-    law="mean",
+    aggregation="mean",
     trained=("ia3_l",),
     build=_build,
     initial=_initial,

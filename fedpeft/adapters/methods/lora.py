@@ -46,9 +46,11 @@ def _lora_initial(name: str, shape: tuple[int, ...], seed: int) -> FloatVector:
     return kaiming_a(shape, stream(seed, 0, "", f"lora-A:{name}"))
 
 
-def _mode(name: str, exact: bool, law: Any, *trained: str) -> AdapterMethod:
+def _mode(name: str, exact: bool, aggregation: Any, *trained: str) -> AdapterMethod:
     traits = Traits(linear=exact, dp="batched", exports_lora=True, trains_inputs=False)
-    return AdapterMethod(f"lora/{name}", traits, law, trained, build, _lora_initial, ROWS, packing=PACKING)
+    return AdapterMethod(
+        f"lora/{name}", traits, aggregation, trained, build, _lora_initial, ROWS, packing=PACKING
+    )
 
 
 FROZEN_A = _mode("frozen_a", True, "mean", B)

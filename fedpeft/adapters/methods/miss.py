@@ -52,7 +52,7 @@ def _exported(spec: Spec, tensors: Mapping[str, FloatVector]) -> Content | None:
 MISS = AdapterMethod(
     name="miss",
     traits=Traits(linear=True, dp="batched", exports_lora=True, trains_inputs=False),
-    law="mean",
+    aggregation="mean",
     trained=(lora.B,),
     build=_build,
     initial=_initial,

@@ -27,7 +27,7 @@ class Codec(ABC):
     ``support`` holds the positions of all values that are not zero, where the caller knows them: it saves a
     search. A negative zero is sent as zero where zeros are not sent.
 
-    What a codec does not declare has the value that promises least, so that a policy judges it strictly.
+    What a codec does not declare has the value that promises least, so that a policy treats it strictly.
 
     Attributes:
         name: in reports and messages.
@@ -119,7 +119,7 @@ def numbered(codec: Codec, number: int) -> Codec:
     Raises:
         EnvelopeError: it is another one.
     """
-    found = next((writer for writer in codec.writers if writer.wire_id == number), None)
-    if found is None:
+    match = next((writer for writer in codec.writers if writer.wire_id == number), None)
+    if match is None:
         raise EnvelopeError(f"envelope uses codec number {number}, this run agreed on {codec.name}")
-    return found
+    return match

@@ -35,14 +35,14 @@ _LOWEST = -126  # exponent of the smallest normal float32
 
 def write_counts(sizes: Integers, counts: Integers) -> Bits:
     """The fields of counts, each at most its size; a tensor without positions takes no bit."""
-    given = counts[sizes > 0]
-    order = _order(given)
-    numbers = (given >> order) + 1
+    coded = counts[sizes > 0]
+    order = _order(coded)
+    numbers = (coded >> order) + 1
     lengths = _lengths(numbers)
     unary = np.zeros(int(lengths.sum()), np.uint8)
     unary[np.cumsum(lengths) - 1] = 1
     heads = field_bits((numbers - (1 << (lengths - 1))).tolist(), (lengths - 1).tolist())
-    tails = field_bits((given & ((1 << order) - 1)).tolist(), [order] * given.size)
+    tails = field_bits((coded & ((1 << order) - 1)).tolist(), [order] * coded.size)
     return np.concatenate([field_bits([order], [_ORDER_BITS]), unary, heads, tails])
 
 
@@ -57,12 +57,12 @@ def read_counts(reader: BitReader, sizes: Integers) -> Integers:
     lengths = _read_lengths(reader, int(np.count_nonzero(some)))
     heads = reader.fields((lengths - 1).tolist())
     tails = reader.fields([order] * lengths.size)
-    given = ((np.array(heads, np.int64) + (np.int64(1) << (lengths - 1)) - 1) << order) + np.array(
+    coded = ((np.array(heads, np.int64) + (np.int64(1) << (lengths - 1)) - 1) << order) + np.array(
         tails, np.int64
     )
     counts = np.zeros(sizes.size, np.int64)
-    counts[some] = given
-    if np.any(counts > sizes) or order != _order(given):
+    counts[some] = coded
+    if np.any(counts > sizes) or order != _order(coded):
         raise EnvelopeError("a tensor claims more values than it has, or a count is not written shortest")
     return counts
 
@@ -80,8 +80,8 @@ def fitting(means: np.ndarray) -> FloatVector:
     scales = round_down(means)
     exponents = np.frexp(scales)[1] - 1
     highest = int(exponents[scales > 0].max(initial=_LOWEST))
-    kept = exponents >= max(_LOWEST, highest - _OCTAVES + 1)
-    return np.where(kept, scales, 0).astype(np.float32)
+    in_range = exponents >= max(_LOWEST, highest - _OCTAVES + 1)
+    return np.where(in_range, scales, 0).astype(np.float32)
 
 
 def write_scales(scales: FloatVector) -> Bits:

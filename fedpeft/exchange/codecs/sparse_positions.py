@@ -42,7 +42,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Marks:
+class PositionCode:
     """The code for one number of marks per segment.
 
     Attributes:
@@ -125,11 +125,11 @@ class Marks:
         Raises:
             EnvelopeError: a position lies outside its segment, or a segment has another number of marks.
         """
-        found = self._resolved(read.rest, ends)
+        positions = self._resolved(read.rest, ends)
         if self._plain:
-            return found
+            return positions
         flags = np.zeros(int(self.offsets[-1]), np.bool_)
-        flags[found] = True
+        flags[positions] = True
         for kind, bits in zip(self._bitwise, (read.triples, read.bitmap), strict=True):
             self._put_back(flags, bits, *kind)
         self._flip(flags)
@@ -188,17 +188,17 @@ class Marks:
         start = 0
         parts = zip(self._parts(kind), self._widths(kind, unit), self.events[kind], strict=True)
         for part, width, events in parts:
-            own, size = bits[start : start + width], part.stop - part.start
-            if own[size:].any() or np.count_nonzero(own) != events:
+            piece, size = bits[start : start + width], part.stop - part.start
+            if piece[size:].any() or np.count_nonzero(piece) != events:
                 raise EnvelopeError("a tensor has another number of marks than it claims")
-            flags[part] = own[:size]
+            flags[part] = piece[:size]
             start += width
 
 
 def _before(numbers: Small, places: Integers, at_start: int) -> Integers:
     """The number before each place, as int64."""
-    found = numbers[np.maximum(places - 1, 0)] if numbers.size else np.zeros(places.size)
-    return np.where(places > 0, found, at_start).astype(np.int64)
+    before = numbers[np.maximum(places - 1, 0)] if numbers.size else np.zeros(places.size)
+    return np.where(places > 0, before, at_start).astype(np.int64)
 
 
 def _huffman(bits: Bits) -> list[Bits]:

@@ -33,7 +33,7 @@ from fedpeft.exchange.codecs.bitfields import (
     write_counts,
     write_scales,
 )
-from fedpeft.exchange.codecs.sparse_positions import Marks
+from fedpeft.exchange.codecs.sparse_positions import PositionCode
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.transforms import Metrics, Quantise, Sparsify, State, Transform, fitted
@@ -89,15 +89,17 @@ class Ternary(Codec):
             raise ExchangeError(
                 "ternary carries one magnitude per tensor, a tensor has several; put Ternarise() before"
             )
-        return _written(Marks(layout.sizes, counts), [(layout.sizes, counts)], scales, support, numbers)
+        return _written(
+            PositionCode(layout.sizes, counts), [(layout.sizes, counts)], scales, support, numbers
+        )
 
     def decode(self, payload: bytes, layout: Layout) -> Decoded:
         """The values; memory is bounded by the layout, and every accepted payload is the canonical one."""
         reader = _opened(payload, self.max_bytes(layout))
         counts = read_counts(reader, layout.sizes)
         scales = _read_scales(reader, counts)
-        marks = Marks(layout.sizes, counts)
-        positions, signs = _read_streams(reader, marks, int(counts.sum()))
+        code = PositionCode(layout.sizes, counts)
+        positions, signs = _read_streams(reader, code, int(counts.sum()))
         return Decoded(layout, _signed(np.repeat(scales, counts), signs), positions)
 
     def max_bytes(self, layout: Layout) -> int:
@@ -154,14 +156,14 @@ class DeadZone(Codec):
         support, counts = _support(values, layout, support)
         numbers = values[support]
         magnitudes = np.abs(numbers)
-        scales, factors = _levels(magnitudes, counts, _least(magnitudes, counts))
-        scales, factors = _levels(magnitudes, counts, scales)
+        scales, factors = _refitted(magnitudes, counts, _least(magnitudes, counts))
+        scales, factors = _refitted(magnitudes, counts, scales)
         least = _least(factors, counts)  # the least level that is used becomes the first
         scales, factors = fitting(scales * least), factors // np.repeat(least, counts)
-        levels = np.repeat(scales, counts) * factors
-        if levels.max(initial=0) > _MAX:
+        rounded = np.repeat(scales, counts) * factors
+        if rounded.max(initial=0) > _MAX:
             raise ExchangeError("a value is too large for dead-zone; clip the update before")
-        return _placed(layout, support, np.copysign(levels, numbers))
+        return _placed(layout, support, np.copysign(rounded, numbers))
 
     def encode(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> bytes:
         """The canonical payload.
@@ -183,10 +185,10 @@ class DeadZone(Codec):
         second = group_sums((factors > 1).astype(np.int64), counts)
         third = group_sums((factors[upper] > 2).astype(np.int64), second)
         groups = [(layout.sizes, counts), (counts, second), (second, third)]
-        marks = _stacked(groups)
+        code = _stacked(groups)
         start = layout.size
         positions = np.concatenate([support, start + upper, start + support.size + top])
-        return _written(marks, groups, scales, positions, numbers)
+        return _written(code, groups, scales, positions, numbers)
 
     def decode(self, payload: bytes, layout: Layout) -> Decoded:
         """The values; memory is bounded by the layout, and every accepted payload is the canonical one."""
@@ -198,8 +200,8 @@ class DeadZone(Codec):
             raise EnvelopeError("a tensor uses no value of its first level")
         scales = _read_scales(reader, counts)
         total = int(counts.sum())
-        marks = _stacked([(layout.sizes, counts), (counts, second), (second, third)])
-        positions, signs = _read_streams(reader, marks, total)
+        code = _stacked([(layout.sizes, counts), (counts, second), (second, third)])
+        positions, signs = _read_streams(reader, code, total)
         support, upper, top = np.split(positions, np.cumsum([total, int(second.sum())]))
         factors = np.ones(total, np.float32)
         factors[upper - layout.size] = 2
@@ -252,7 +254,7 @@ def _least(numbers: np.ndarray, counts: Integers) -> np.ndarray:
     return least
 
 
-def _levels(magnitudes: FloatVector, counts: Integers, scales: FloatVector) -> tuple[FloatVector, Integers]:
+def _refitted(magnitudes: FloatVector, counts: Integers, scales: FloatVector) -> tuple[FloatVector, Integers]:
     """Each magnitude's level at these scales, and the scales that are optimal in L2 for the levels."""
     factors = _factors(magnitudes, np.repeat(scales, counts))
     weights = np.maximum(group_sums(factors * factors, counts), 1)
@@ -265,19 +267,19 @@ def _factors(magnitudes: FloatVector, scales: np.ndarray) -> Integers:
         return 1 + (magnitudes >= 1.5 * scales) + 2 * (magnitudes >= 3.0 * scales).astype(np.int64)
 
 
-def _stacked(groups: list[tuple[Integers, Integers]]) -> Marks:
+def _stacked(groups: list[tuple[Integers, Integers]]) -> PositionCode:
     sizes, counts = (np.concatenate(parts) for parts in zip(*groups, strict=True))
-    return Marks(sizes, counts)
+    return PositionCode(sizes, counts)
 
 
 def _written(
-    marks: Marks,
+    code: PositionCode,
     groups: list[tuple[Integers, Integers]],
     scales: FloatVector,
     positions: Positions,
     numbers: FloatVector,
 ) -> bytes:
-    streams, unary = marks.write(positions)
+    streams, unary = code.write(positions)
     fields = [write_counts(sizes, counts) for sizes, counts in groups]
     signs = np.signbit(numbers).view(np.uint8)
     return to_bytes([*fields, write_scales(scales[groups[0][1] > 0]), *streams, signs, unary])
@@ -295,14 +297,14 @@ def _read_scales(reader: BitReader, counts: Integers) -> FloatVector:
     return scales
 
 
-def _read_streams(reader: BitReader, marks: Marks, signs: int) -> tuple[Positions, Bits]:
-    read, bits = marks.read(reader), reader.take(signs)
-    return marks.positions(read, _read_ends(reader, marks)), bits
+def _read_streams(reader: BitReader, code: PositionCode, signs: int) -> tuple[Positions, Bits]:
+    read, bits = code.read(reader), reader.take(signs)
+    return code.positions(read, _read_ends(reader, code)), bits
 
 
-def _read_ends(reader: BitReader, marks: Marks) -> Small:
+def _read_ends(reader: BitReader, code: PositionCode) -> Small:
     """Positions of the ones in the last stream; they must be as many as announced and end the payload."""
-    bits, gaps = reader.rest, int(marks.gaps.sum())
+    bits, gaps = reader.rest, int(code.gaps.sum())
     ends = np.flatnonzero(bits)
     used = int(ends[-1]) + 1 if ends.size else 0
     if ends.size != gaps or bits.size - used > 7:

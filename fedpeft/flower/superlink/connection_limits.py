@@ -122,9 +122,9 @@ class Admission:
             return _dismiss(self._strangers[network])
         known = self._is_known(network)
         most = self.limits.known_strangers if known else self.limits.strangers
-        crowd = [peers for name, peers in self._strangers.items() if self._is_known(name) == known]
-        for _ in range(sum(map(len, crowd)) - most + 1):
-            _dismiss(max(crowd, key=len))
+        groups = [peers for name, peers in self._strangers.items() if self._is_known(name) == known]
+        for _ in range(sum(map(len, groups)) - most + 1):
+            _dismiss(max(groups, key=len))
         return None
 
     def _remember(self, network: str, key: str) -> None:

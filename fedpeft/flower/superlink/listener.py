@@ -51,7 +51,7 @@ class Listener(uvicorn.Server):
             self.should_exit = True
             return
         loop = asyncio.get_running_loop()
-        self.servers = [await loop.create_server(lambda: _Door(self), sock=one) for one in sockets or ()]
+        self.servers = [await loop.create_server(lambda: _Door(self), sock=sock) for sock in sockets or ()]
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:

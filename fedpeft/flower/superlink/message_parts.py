@@ -73,21 +73,21 @@ def places(tree: ObjectTree, most: int) -> dict[str, Place]:
     Raises:
         BadPart: more parts than ``most``, deeper than a message is, names that are none or come twice.
     """
-    found: dict[str, Place] = {}
-    _walk(tree, 0, most, found)
-    return found
+    parts: dict[str, Place] = {}
+    _walk(tree, 0, most, parts)
+    return parts
 
 
-def _walk(tree: ObjectTree, depth: int, most: int, found: dict[str, Place]) -> None:
+def _walk(tree: ObjectTree, depth: int, most: int, parts: dict[str, Place]) -> None:
     children = tuple(child.object_id for child in tree.children)
-    if depth >= len(KINDS) or len(found) + len(children) >= most:
+    if depth >= len(KINDS) or len(parts) + len(children) >= most:
         raise BadPart(f"a message has more than {most} parts or is nested too deeply")
     for child in tree.children:
-        _walk(child, depth + 1, most, found)
+        _walk(child, depth + 1, most, parts)
     name = tree.object_id
-    if not _NAME.fullmatch(name) or name in found:
+    if not _NAME.fullmatch(name) or name in parts:
         raise BadPart("a part of a message has no valid name of its own")
-    found[name] = Place(depth, children)
+    parts[name] = Place(depth, children)
 
 
 def read_part(content: bytes) -> Part:

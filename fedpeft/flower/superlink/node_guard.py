@@ -125,23 +125,23 @@ class _Counter:
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
             raise Refused(400, "one reply at a time")
         header, tree, node = request.messages_list[0], request.message_object_trees[0], request.node.node_id
-        said = header.metadata
-        nothing = PushMessagesResponse(reconnect=Reconnect(reconnect=5), results={said.message_id: 0})
-        order = self._order(said.reply_to_message_id)
-        if order is None or self._uploads.answered(node, said.reply_to_message_id):
+        metadata = header.metadata
+        nothing = PushMessagesResponse(reconnect=Reconnect(reconnect=5), results={metadata.message_id: 0})
+        order = self._order(metadata.reply_to_message_id)
+        if order is None or self._uploads.answered(node, metadata.reply_to_message_id):
             raise _Useless(nothing)
         _check_header(header, order, node)
-        if said.message_id != tree.object_id:
+        if metadata.message_id != tree.object_id:
             raise Refused(400, "a reply has the name of its first part")
         try:
-            found = places(tree, self._uploads.quota.parts)
-            upload = Upload(node, said.reply_to_message_id, header, tree, found, Path())
+            parts = places(tree, self._uploads.quota.parts)
+            upload = Upload(node, metadata.reply_to_message_id, header, tree, parts, Path())
             session = self._uploads.begin(upload)
         except BadPart as error:
             raise Refused(400, str(error)) from None
         except OverQuota as error:
             raise Refused(413, str(error)) from None
-        nothing.objects_to_push.extend(found)
+        nothing.objects_to_push.extend(parts)
         nothing.session_id = session
         return nothing
 
@@ -187,18 +187,18 @@ class _Counter:
         """Give a whole reply to Flower: every name that gets into its store comes with what it stands for."""
         from flwr.common.serde import message_from_proto
 
-        stored = False
+        complete = False
         try:
             _check_first(upload)
             message, run = message_from_proto(upload.header), upload.header.metadata.run_id
             session = self._state.start_session(run)
-            kept, missing = self._state.store_message_and_object_tree(message, upload.tree, session)
+            accepted, missing = self._state.store_message_and_object_tree(message, upload.tree, session)
             for name in missing:
                 if not self._state.store_object(run, session, name, upload.part(name)):
                     raise Refused(503, "a part of the reply could not be stored; send it again")
-            stored = kept  # only now: a node whose reply is half stored must be asked for it again
+            complete = accepted  # only now: a node whose reply is half stored must be asked for it again
         finally:
-            self._uploads.end(upload, stored)
+            self._uploads.end(upload, complete)
 
     def _order(self, name: str) -> dict[str, Any] | None:
         """A message that waits for its reply."""
@@ -245,7 +245,7 @@ def _check_header(header: Any, order: dict[str, Any], node: int) -> None:
     """See that a reply is the caller's own, to a message that it was handed, and says nothing at odds."""
     from flwr.supercore.utils import int64_to_uint64
 
-    said = header.metadata
+    metadata = header.metadata
     expected = (
         int64_to_uint64(order["run_id"]),
         int64_to_uint64(order["dst_node_id"]),
@@ -256,7 +256,7 @@ def _check_header(header: Any, order: dict[str, Any], node: int) -> None:
     )
     if node != expected[1] or not order["delivered_at"]:
         raise Refused(403, "a node answers only what it was asked")
-    if tuple(getattr(said, name) for name in _COPIED) != expected:
+    if tuple(getattr(metadata, name) for name in _COPIED) != expected:
         raise Refused(403, "a reply speaks for its sender and for the message that it answers only")
     if header.content.ByteSize():
         raise Refused(400, "a reply's content comes in parts, not with its header")
@@ -274,8 +274,8 @@ def _check_first(upload: Upload) -> None:
         inside = Header.FromString(content[read_part(content).body :]).metadata
     except DecodeError:
         raise Refused(400, "the first part of a reply cannot be read") from None
-    said = upload.header.metadata
-    if any(getattr(inside, name) != getattr(said, name) for name in _COPIED):
+    outside = upload.header.metadata
+    if any(getattr(inside, name) != getattr(outside, name) for name in _COPIED):
         raise Refused(403, "a reply says another thing inside than in its header")
 
 

@@ -71,8 +71,8 @@ async def _hand_out(
         answer.append(message)
 
     await application(scope, again, keep)
-    given = answer and answer[0]["status"] == 200
-    if given and not await asyncio.to_thread(handout, *_who(scope, body)):
+    succeeded = answer and answer[0]["status"] == 200
+    if succeeded and not await asyncio.to_thread(handout, *_who(scope, body)):
         return await _answer(send, 403, b"this run is for nodes that bring their own code\n")
     for message in answer:
         await send(message)

@@ -68,22 +68,22 @@ class Entrance:
         length = body_length(scope)
         if length is None or length > self.largest:
             return await answer(send, Refusal(413, "too large\n"))
-        found = await asyncio.to_thread(self.proof, scope)
-        if isinstance(found, Refusal):
-            return await answer(send, found)
+        result = await asyncio.to_thread(self.proof, scope)
+        if isinstance(result, Refusal):
+            return await answer(send, result)
         guest: Guest | None = scope.get("state", {}).get(GUEST)
         if guest is not None:
-            guest.prove(found.who)
-        if self._under_way[found.who] + length > self.most_under_way:
+            guest.prove(result.who)
+        if self._under_way[result.who] + length > self.most_under_way:
             return await answer(send, Refusal(429, "too much at once\n"))
-        self._under_way[found.who] += length
+        self._under_way[result.who] += length
         try:
             body = await _whole(receive, length)
-            if body is None or (found.digest is not None and await _digest(body) != found.digest):
+            if body is None or (result.digest is not None and await _digest(body) != result.digest):
                 return await answer(send, Refusal(401, "this body is not the one that was signed\n"))
             await self.application(scope, _again(body, receive), send)
         finally:
-            self._under_way[found.who] -= length
+            self._under_way[result.who] -= length
             self._under_way += Counter()  # drops who has nothing under way
         return None
 
@@ -135,13 +135,15 @@ class OpenCall:
 
 def body_length(scope: Scope) -> int | None:
     """The announced length of a body; None: it is not announced, or not once."""
-    given = [value for name, value in scope["headers"] if name == b"content-length"]
-    return int(given[0]) if len(given) == 1 and given[0].isdigit() else None
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    return int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() else None
 
 
-async def answer(send: Send, said: Refusal | bytes) -> None:
+async def answer(send: Send, response: Refusal | bytes) -> None:
     """Answer a request, with JSON or a refusal, and end its connection."""
-    status, kind, body = (200, "application/json", said) if isinstance(said, bytes) else _parts(said)
+    status, kind, body = (
+        (200, "application/json", response) if isinstance(response, bytes) else _parts(response)
+    )
     headers = [
         (b"content-type", kind.encode()),
         (b"content-length", str(len(body)).encode()),

@@ -83,7 +83,7 @@ class Shelf:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _Uncollected:
     """A reply that Flower has and the coordinator has not collected yet."""
 
     root: str
@@ -102,7 +102,7 @@ class Uploads:
         shutil.rmtree(folder, ignore_errors=True)
         self._folder, self._shelf, self.quota = folder, shelf, quota
         self._open: dict[str, Upload] = {}
-        self._stored: dict[int, dict[str, _Stored]] = {}
+        self._uncollected: dict[int, dict[str, _Uncollected]] = {}
         self._lock = threading.RLock()
 
     def begin(self, upload: Upload) -> str:
@@ -148,18 +148,18 @@ class Uploads:
             upload.written.add(name)
             return self._open.pop(session, None) if len(upload.written) == len(upload.places) else None
 
-    def end(self, upload: Upload, stored: bool) -> None:
+    def end(self, upload: Upload, complete: bool) -> None:
         """A whole reply has been handed on, or could not be."""
-        if stored:
+        if complete:
             with self._lock:
-                mine = self._stored.setdefault(upload.node, {})
-                mine[upload.order] = _Stored(upload.tree.object_id, upload.bytes)
+                mine = self._uncollected.setdefault(upload.node, {})
+                mine[upload.order] = _Uncollected(upload.tree.object_id, upload.bytes)
         shutil.rmtree(upload.folder, ignore_errors=True)
 
     def answered(self, node: int, order: str) -> bool:
         """Whether a whole reply of the node to this message has been handed on."""
         with self._lock:
-            return order in self._stored.get(node, {})
+            return order in self._uncollected.get(node, {})
 
     def _reserved(self, session: str, upload: Upload, name: str, size: int) -> bool:
         """Count a part before it is written; False if it is here already."""
@@ -175,21 +175,23 @@ class Uploads:
             return True
 
     def _of(self, node: int) -> list[tuple[str, Upload]]:
-        return [(session, one) for session, one in self._open.items() if one.node == node]
+        return [(session, upload) for session, upload in self._open.items() if upload.node == node]
 
     def _replies(self, node: int) -> int:
-        return len(self._of(node)) + len(self._stored.get(node, {}))
+        return len(self._of(node)) + len(self._uncollected.get(node, {}))
 
     def _bytes(self, node: int) -> int:
-        waiting = self._stored.get(node, {}).values()
-        return sum(one.bytes for _, one in self._of(node)) + sum(one.bytes for one in waiting)
+        waiting = self._uncollected.get(node, {}).values()
+        return sum(reply.bytes for _, reply in self._of(node)) + sum(reply.bytes for reply in waiting)
 
     def _tidy(self, node: int, again: str = "") -> None:
         """Forget replies that were collected and drop those that nobody waits for or that begin again."""
         left = {
-            order: one for order, one in self._stored.get(node, {}).items() if self._shelf.keeps(one.root)
+            order: reply
+            for order, reply in self._uncollected.get(node, {}).items()
+            if self._shelf.keeps(reply.root)
         }
-        self._stored[node] = left
+        self._uncollected[node] = left
         for session, upload in self._of(node):
             if upload.order == again or (again and not self._shelf.asks(upload.order)):
                 self._drop(session)

@@ -124,9 +124,9 @@ def charges(entries: Iterable[Entry], lineage: str) -> list[Charge]:
     """
     listed = list(entries)
     opened = {e.body.get("reservation"): e.time for e in listed if e.kind == "started"}
-    found = [_charge(entry, opened.get(entry.seq, 0.0)) for entry in listed if entry.concerns(lineage)]
+    charged = [_charge(entry, opened.get(entry.seq, 0.0)) for entry in listed if entry.concerns(lineage)]
     set_anew = [(entry.seq, entry.time) for entry in listed if entry.kind == "clock"]
-    return [one._replace(moment=_not_after(one, set_anew)) for one in found]
+    return [charge._replace(moment=_not_after(charge, set_anew)) for charge in charged]
 
 
 def _not_after(charge: Charge, set_anew: list[tuple[int, float]]) -> float:
@@ -148,8 +148,8 @@ def claim_of(spent: Iterable[Charge]) -> Claim:
 
 def promised(spent: Iterable[Charge]) -> list[Claim]:
     """All promises that were made of a lineage; without any, what is read by default."""
-    found = [charge.claim for charge in spent if charge.claim is not None]
-    return list(dict.fromkeys(found)) or [claim_of([])]
+    claims = [charge.claim for charge in spent if charge.claim is not None]
+    return list(dict.fromkeys(claims)) or [claim_of([])]
 
 
 def delta_of(spent: Iterable[Charge]) -> float:
@@ -217,8 +217,8 @@ def allowed(lineage: str, spent: list[Charge], budget: Budget, now: float) -> fl
     for claim in others if (budget.total, budget.yearly) != (None, None) else []:
         _within_all(lineage, spent, budget, now, (delta, claim))
     reached = _within_all(lineage, spent, budget, now, (delta, newest))
-    own = delta_of(spent)
-    return reached if own == delta else joint(spent, own, newest, None)
+    last_delta = delta_of(spent)
+    return reached if last_delta == delta else joint(spent, last_delta, newest, None)
 
 
 def _within_all(

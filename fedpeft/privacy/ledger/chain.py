@@ -54,8 +54,8 @@ class Entry:
     @property
     def time(self) -> float:
         """When it was written, seconds since 1970, UTC; 0 where it does not say."""
-        found = self.body.get("time")
-        return float(found) if isinstance(found, int | float) else 0.0
+        moment = self.body.get("time")
+        return float(moment) if isinstance(moment, int | float) else 0.0
 
     def concerns(self, lineage: str) -> bool:
         """Whether this entry spends privacy of a lineage."""
@@ -123,8 +123,10 @@ class Chain:
             PrivacyError: it was rolled back or replaced, or it is signed by another key or not at all.
         """
         if key is not None and key != self.key:
-            held = f"signed by key {self.key.hex()}" if self.key else "not signed"
-            raise PrivacyError(f"the ledger is {held}, expected key {key.hex()}: it is not this node's own")
+            signature = f"signed by key {self.key.hex()}" if self.key else "not signed"
+            raise PrivacyError(
+                f"the ledger is {signature}, expected key {key.hex()}: it is another node's ledger"
+            )
         if known is not None and known not in (Head(0, GENESIS), self.at(known.seq)):
             raise rolled_back(known.seq)
         return self.head

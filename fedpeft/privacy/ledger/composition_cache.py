@@ -14,7 +14,7 @@ from fedpeft.privacy.accounting import COARSE, VAST, Event, Pure, Skellam, Steps
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-KEPT = 16
+CACHED = 16
 """Compositions that are kept, those that were used last; each some hundred kilobytes."""
 
 Bag = frozenset[tuple[Event, int]]
@@ -59,18 +59,18 @@ def _total(counts: Counter[Event]) -> PrivacyLossDistribution:
     assert part is not None
     _known[bag] = part
     _known.move_to_end(bag)
-    while len(_known) > KEPT:
+    while len(_known) > CACHED:
         _known.popitem(last=False)
     return part
 
 
 def _largest_part(counts: Counter[Event]) -> tuple[Counter[Event], PrivacyLossDistribution | None]:
-    best, found = Counter[Event](), None
+    best, distribution = Counter[Event](), None
     for bag, composed in list(_known.items()):
-        held = Counter(dict(bag))
-        if held <= counts and held.total() >= best.total():
-            best, found = held, composed
-    return best, found
+        part = Counter(dict(bag))
+        if part <= counts and part.total() >= best.total():
+            best, distribution = part, composed
+    return best, distribution
 
 
 @lru_cache(maxsize=128)

@@ -54,7 +54,7 @@ class Reservation:
 
 
 @dataclass(frozen=True)
-class _Offer:
+class _Quote:
     """What a charge would cost, worked out on one state of the chain."""
 
     body: Body
@@ -72,19 +72,19 @@ class _Page:
     signer: Signer | None
     now: float
 
-    def take(self, offer: _Offer) -> Head:
+    def take(self, quote: _Quote) -> Head:
         """Write a charge, unless it was written before."""
-        if offer.again is not None:
-            return Head(offer.again.seq, offer.again.hash)
-        return self.append(offer.body)
+        if quote.again is not None:
+            return Head(quote.again.seq, quote.again.hash)
+        return self.append(quote.body)
 
     def append(self, body: Body) -> Head:
         """Write an entry; the first that is signed comes after one that names the key."""
         public = self.signer.public if self.signer else None
         if self.chain.key != public:
             if self.chain.key is not None or public is None:
-                held = (self.chain.key or b"").hex()
-                raise PrivacyError(f"the ledger is signed by key {held}: open it with that key to write")
+                signer = (self.chain.key or b"").hex()
+                raise PrivacyError(f"the ledger is signed by key {signer}: open it with that key to write")
             self._put(entry_bodies.key(public))
         return self._put(body)
 
@@ -161,10 +161,10 @@ class Ledger:
                 full (nothing is spent then), the lineage holds an entry that this version does not know, or
                 the ledger is damaged.
         """
-        offer, head = self._charge(
+        quote, head = self._charge(
             entry_bodies.reserve(lineage, run, round, plan, steps) | {"content": content}
         )
-        return Reservation(head, offer.body["attempt"], offer.epsilon, offer.delta)
+        return Reservation(head, quote.body["attempt"], quote.epsilon, quote.delta)
 
     def spend(
         self,
@@ -190,7 +190,7 @@ class Ledger:
         """
         seq = reservation.head.seq
         with store.session(self.path) as db, self._page(db) as page:
-            _own(page.chain, reservation)
+            _require_reservation(page.chain, reservation)
             if any(_about(entry, seq) for entry in page.chain.entries[seq:]):
                 raise PrivacyError(
                     f"reservation {seq} was started before: its data may not be opened again; reserve anew"
@@ -207,7 +207,7 @@ class Ledger:
         """
         seq, body = reservation.head.seq, entry_bodies.released(reservation.head.seq, digest)
         with store.session(self.path) as db, self._page(db) as page:
-            _own(page.chain, reservation)
+            _require_reservation(page.chain, reservation)
             for entry in page.chain.entries[seq:]:
                 if _about(entry, seq) and entry.kind == "released":
                     if entry.body["sha256"] == digest:
@@ -319,20 +319,20 @@ class Ledger:
         self._chain = store.read(db, self._chain)
         return self._chain
 
-    def _charge(self, body: Body) -> tuple[_Offer, Head]:
+    def _charge(self, body: Body) -> tuple[_Quote, Head]:
         """Work out the price without the write lock, and write it if the ledger did not move meanwhile."""
         with store.session(self.path) as db:
             for _ in range(TRIES):
                 chain = self._seen(db)
-                offer = self._offer(chain, body)
+                quote = self._quote(chain, body)
                 with self._page(db) as page:
                     if page.chain.head == chain.head:
-                        return offer, page.take(offer)
+                        return quote, page.take(quote)
             with self._page(db) as page:
-                offer = self._offer(page.chain, body)
-                return offer, page.take(offer)
+                quote = self._quote(page.chain, body)
+                return quote, page.take(quote)
 
-    def _offer(self, chain: Chain, body: Body) -> _Offer:
+    def _quote(self, chain: Chain, body: Body) -> _Quote:
         """The price of a charge; an open reservation of the same round costs nothing more."""
         now, training = self._now(chain), body["kind"] == "reserve"
         attempts = [e for e in chain.entries if _same(e, body, ROUND)] if training else []
@@ -347,11 +347,11 @@ class Ledger:
             spent = [c._replace(moment=now) if c.seq == again.seq else c for c in spent]
         reached = allowed(body["lineage"], spent, self.budget, now)
         if again is not None:
-            return _Offer(again.body, again, reached, delta_of(spent))
+            return _Quote(again.body, again, reached, delta_of(spent))
         written = body | {"epsilon": reached if math.isfinite(reached) else None}
         if training:
             written["attempt"] = 1 + len(attempts)
-        return _Offer(written, None, reached, delta_of(spent))
+        return _Quote(written, None, reached, delta_of(spent))
 
     def _now(self, chain: Chain) -> float:
         """The time of the next entry; where a year counts, for whomever, it does not leap."""
@@ -380,7 +380,7 @@ def _same(entry: Entry, body: Body, names: tuple[str, ...]) -> bool:
     return all(entry.body.get(name) == body[name] for name in names)
 
 
-def _own(chain: Chain, reservation: Reservation) -> None:
+def _require_reservation(chain: Chain, reservation: Reservation) -> None:
     head = reservation.head
     if chain.at(head.seq) != head or chain.entries[head.seq - 1].kind != "reserve":
         raise PrivacyError(

@@ -60,9 +60,9 @@ def connect(path: Path, mode: str = "rw") -> Generator[sqlite3.Connection]:
     db = sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)
     try:
         db.execute("PRAGMA synchronous=FULL")
-        found = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if found > FORMAT:
-            raise PrivacyError(newer(path, found, FORMAT))
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if version > FORMAT:
+            raise PrivacyError(newer(path, version, FORMAT))
         yield db
     finally:
         db.close()
@@ -102,10 +102,10 @@ def read(db: sqlite3.Connection, known: Chain) -> Chain:
     Raises:
         PrivacyError: the ledger was changed, or lost entries that are known.
     """
-    found, count = _raw(db), len(known.rows)
-    if tuple(found[:count]) == known.rows:
-        return known.extended(list(map(Row._make, found[count:])))
-    Chain().extended(list(map(Row._make, found)))
+    rows, count = _raw(db), len(known.rows)
+    if tuple(rows[:count]) == known.rows:
+        return known.extended(list(map(Row._make, rows[count:])))
+    Chain().extended(list(map(Row._make, rows)))
     raise rolled_back(count)
 
 

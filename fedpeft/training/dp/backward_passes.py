@@ -50,7 +50,9 @@ def batched_rows(attached: Attached, batch: Batch, bounds: NDArray[np.int64]) ->
         _backward(per_example_loss(attached.model, batch) * shares)
         forget(attached.model)
     owners = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    return [_joined(recorder.found.pop(name, None), owners, len(counts)) for name in attached.layout.names]
+    return [
+        _joined(recorder.gradients.pop(name, None), owners, len(counts)) for name in attached.layout.names
+    ]
 
 
 def _joined(gradients: Tensor | None, owners: Tensor, units: int) -> Tensor | None:

@@ -156,10 +156,10 @@ def _alone(attached: Attached, probe: Batch) -> Tensor:
     singles = [probe.part(row, row + 1) for row in range(len(probe))]
     first = [_matrix(attached, unit_row(attached, single), 1) for single in singles]
     tolerance = REPEATED.get(attached.model.dtype, REPEATED_ROUGHLY)
-    for single, found in zip(reversed(singles), reversed(first), strict=True):
-        if not bool(torch.isfinite(found).all()):
+    for single, gradient in zip(reversed(singles), reversed(first), strict=True):
+        if not bool(torch.isfinite(gradient).all()):
             raise PrivacyError("gradients on made-up tokens are not finite; set base.dtype = 'float32'")
-        if not _close(_matrix(attached, unit_row(attached, single), 1), found, tolerance):
+        if not _close(_matrix(attached, unit_row(attached, single), 1), gradient, tolerance):
             raise PrivacyError(CARRIES)
     return torch.cat(first)
 
@@ -195,8 +195,8 @@ def _gradient_of_sum(attached: Attached, probe: Batch) -> Tensor:
     forget(attached.model)
     rows: Rows = []
     for name in attached.layout.names:
-        found = attached.parameters[name].grad
-        rows.append(None if found is None else found.float().reshape(1, -1))
+        gradient = attached.parameters[name].grad
+        rows.append(None if gradient is None else gradient.float().reshape(1, -1))
     clear(attached)
     return _matrix(attached, rows, 1)
 
@@ -206,8 +206,8 @@ def _reaches_all(attached: Attached, gradients: Tensor) -> bool:
     return all(bool(part.any()) for part in parts)
 
 
-def _close(given: Tensor, wanted: Tensor, tolerance: float) -> bool:
-    errors, scale = (given - wanted).norm(dim=1), wanted.norm(dim=1)
+def _close(computed: Tensor, wanted: Tensor, tolerance: float) -> bool:
+    errors, scale = (computed - wanted).norm(dim=1), wanted.norm(dim=1)
     return bool((errors <= tolerance * scale + 1e-12).all())
 
 
@@ -227,16 +227,16 @@ def _probe(attached: Attached, lengths: Sequence[int], seed: int) -> Batch:
 @contextmanager
 def _perturbed(attached: Attached) -> Generator[None]:
     """Made-up values in the trainables, as zeros (lora_B at the start) would hide an error; restored."""
-    kept = {name: parameter.detach().clone() for name, parameter in attached.parameters.items()}
+    originals = {name: parameter.detach().clone() for name, parameter in attached.parameters.items()}
     generator = torch.Generator().manual_seed(0)
     try:
-        for name in sorted(kept):
-            noise = torch.randn(kept[name].shape, generator=generator) * PROBE_SPREAD
-            attached.parameters[name].data.add_(noise.to(kept[name]))
+        for name in sorted(originals):
+            noise = torch.randn(originals[name].shape, generator=generator) * PROBE_SPREAD
+            attached.parameters[name].data.add_(noise.to(originals[name]))
         yield
     finally:
         for name, parameter in attached.parameters.items():
-            parameter.data.copy_(kept[name])
+            parameter.data.copy_(originals[name])
 
 
 def _refuse_unplaced(model: Any, longest: int) -> None:

@@ -60,7 +60,7 @@ class Recorder:
         self.parameters = parameters
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.batch_size = batch_size
-        self.found: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
         self.handles: list[Any] = []
 
     def __enter__(self) -> None:
@@ -105,4 +105,4 @@ class Recorder:
 
     def _add(self, name: str, gradient: Tensor) -> None:
         gradient = gradient.float()
-        self.found[name] = self.found[name] + gradient if name in self.found else gradient
+        self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient

@@ -135,9 +135,9 @@ class _Total:
 
     def add(self, rows: Rows, count: int) -> None:
         """Clip the gradients of ``count`` units over all tensors together and add them up."""
-        given = zip(self.places, rows, strict=True)
+        pairs = zip(self.places, rows, strict=True)
         parts = [
-            (place, place.cut(row)) for place, row in given if row is not None and place.end > place.start
+            (place, place.cut(row)) for place, row in pairs if row is not None and place.end > place.start
         ]
         squares = torch.zeros(count, dtype=torch.float64, device=self.device)
         for _, part in parts:

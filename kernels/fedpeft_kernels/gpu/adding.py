@@ -46,9 +46,9 @@ def _add(
     bit = tl.arange(0, 8)
     place = row[:, None] * 8 + bit[None, :]
     inside = row * 8 < size - start
-    marks = tl.load(mask + start // 8 + row, mask=inside, other=0).to(tl.int32)
+    mask_bytes = tl.load(mask + start // 8 + row, mask=inside, other=0).to(tl.int32)
     signs = tl.load(sign + start // 8 + row, mask=inside, other=0).to(tl.int32)
-    touched = (marks != 0)[:, None] & (place < size - start)
+    touched = (mask_bytes != 0)[:, None] & (place < size - start)
     values = tl.load(total + start + place, mask=touched, other=0.0)
     scale = tl.zeros([BLOCK // 8, 8], tl.float32)
     tensor = tl.load(first + block)
@@ -59,6 +59,6 @@ def _add(
         scale = tl.where((place >= lower) & (place < upper), tl.load(scales + tensor), scale)
         tensor += 1
     negative = (signs[:, None] >> bit[None, :]) & 1
-    marked = (marks[:, None] >> bit[None, :]) & 1
+    marked = (mask_bytes[:, None] >> bit[None, :]) & 1
     moved = tl.where(negative != 0, values - scale, values + scale)
     tl.store(total + start + place, tl.where(marked != 0, moved, values), mask=touched)

@@ -122,8 +122,8 @@ def _pack(
     block = tl.program_id(0).to(tl.int64)
     start = block * BLOCK
     place = tl.arange(0, BLOCK)
-    word = tl.load(raw + start + place, mask=place < size - start, other=0)
-    bits = word & _MAGNITUDE
+    pattern = tl.load(raw + start + place, mask=place < size - start, other=0)
+    bits = pattern & _MAGNITUDE
     marked = bits >= floor
     if RANKED:
         tie = bits == floor
@@ -132,14 +132,14 @@ def _pack(
     row = block * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
     inside = row * 8 < size
     tl.store(mask + row, _bytes(marked, BLOCK), mask=inside)
-    tl.store(sign + row, _bytes(marked & (word < 0), BLOCK), mask=inside)
+    tl.store(sign + row, _bytes(marked & (pattern < 0), BLOCK), mask=inside)
     tensor = tl.load(first + block)
     end = tl.load(last + block)
     while tensor < end:
         lower = tl.maximum(tl.load(offsets + tensor) - start, 0).to(tl.int32)
         upper = tl.minimum(tl.load(offsets + tensor + 1) - start, BLOCK).to(tl.int32)
-        own = marked & (place >= lower) & (place < upper)
-        term = tl.where(own, _fixed(bits, shift), 0)
-        tl.atomic_add(counts + tensor, tl.sum(own.to(tl.int32), 0).to(tl.int64))
+        inside_tensor = marked & (place >= lower) & (place < upper)
+        term = tl.where(inside_tensor, _fixed(bits, shift), 0)
+        tl.atomic_add(counts + tensor, tl.sum(inside_tensor.to(tl.int32), 0).to(tl.int64))
         tl.atomic_add(sums + tensor, tl.sum(term.to(tl.int64), 0))
         tensor += 1

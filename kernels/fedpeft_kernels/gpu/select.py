@@ -88,7 +88,7 @@ def _choose(bins: tl.tensor, state: tl.tensor, LOW: tl.constexpr, BINS: tl.const
     counts = tl.where(digit == 0, tl.load(state + _EQUAL) - others, counts)
     rank = tl.load(state + _RANK)
     skipped = tl.sum((tl.cumsum(counts, 0) < rank).to(tl.int32), 0)
-    found = (BINS - 1 - skipped).to(tl.int64) << LOW
-    tl.store(state + _PREFIX, tl.load(state + _PREFIX) | found)
+    digit_bits = (BINS - 1 - skipped).to(tl.int64) << LOW
+    tl.store(state + _PREFIX, tl.load(state + _PREFIX) | digit_bits)
     tl.store(state + _RANK, rank - tl.sum(tl.where(place < skipped, counts, 0), 0))
     tl.store(state + _EQUAL, tl.sum(tl.where(place == skipped, counts, 0), 0))

@@ -195,10 +195,13 @@ def submit(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Check a run and hand it to the service, which starts it now or when it is up again."""
+    from fedpeft.config.scenarios import old_names
     from fedpeft_server.cli.submit import Files
     from fedpeft_server.cli.submit import submit as hand_over
 
     facts = hand_over(_open(home), config, set_, name, Files(labels, eval_data))
+    if renamed := old_names(config, set_):
+        typer.echo(renamed, err=True)
     text = f"submitted {facts['run']}: {facts['rounds']} rounds, {facts['nodes']} nodes"
     claim = f", {facts['privacy']}" if facts["privacy"] else ""
     evaluated = f"\nevaluated on {facts['judged']} records of your own" if facts["judged"] else ""

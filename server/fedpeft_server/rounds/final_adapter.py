@@ -23,7 +23,7 @@ def load_final(store: RunStore, attached: Attached) -> FloatVector | FactorState
         RunError: the federation has not finished.
     """
     arrays, _ = load_arrays(store.path / "state" / "final.npz")
-    return arrays["values"] if attached.law is None else attached.law.from_tensors(arrays)
+    return arrays["values"] if attached.aggregator is None else attached.aggregator.from_tensors(arrays)
 
 
 def load_checkpoint(store: RunStore, attached: Attached) -> FloatVector | FactorState:
@@ -34,9 +34,9 @@ def load_checkpoint(store: RunStore, attached: Attached) -> FloatVector | Factor
     """
     if (found := latest(store.path)) is None:
         raise RunError(f"{str(store.path)!r} has no checkpoint yet")
-    if attached.law is None:
+    if attached.aggregator is None:
         return found.arrays["exact"].astype("float32")
-    return attached.law.from_tensors(found.arrays)
+    return attached.aggregator.from_tensors(found.arrays)
 
 
 def export_adapter(run: Path) -> Path:

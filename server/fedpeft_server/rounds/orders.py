@@ -123,7 +123,7 @@ class Orders:
         )
 
     def _whole(self) -> bytes:
-        update = Update(self.state.layout, self.state.held, self.round, 0)
+        update = Update(self.state.layout, self.state.node_values, self.round, 0)
         data = seal(update, WHOLE, self.setup.down_context(self.round, NO_STATE), self.setup.signer)
         write_atomic(self.setup.broadcasts.whole(self.round), data)
         return data

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from fedpeft import flower
 from fedpeft.config import Config, canonical
 from fedpeft.errors import FederationError
-from fedpeft.protocol.messages import PROTOCOL, TERMS, RunTerms, Terms, TermsReply, pack, unpack
+from fedpeft.protocol.messages import PROTOCOL, TERMS, RunProposal, Terms, TermsReply, pack, unpack
 from fedpeft.runstore import RunStore
 from fedpeft.trust import Signer
 from fedpeft_server.rounds.ask_nodes import Question, ask, cause_of
@@ -171,9 +171,9 @@ class TermsRound:
         self._pauses[node] = min(2 * pause, LONGEST_SECONDS)
         return pause
 
-    def _terms(self, roster: Mapping[str, bytes]) -> RunTerms:
+    def _terms(self, roster: Mapping[str, bytes]) -> RunProposal:
         """The run as it is announced, signed."""
-        terms = RunTerms(canonical(self.config), _labels(self.run), roster)
+        terms = RunProposal(canonical(self.config), _labels(self.run), roster)
         return replace(terms, signature=self.enrolled.signer.sign(terms.message(self.run_id)))
 
     def _roster(self, enrolled: Mapping[str, EnrolledNode]) -> dict[str, bytes] | None:

@@ -229,7 +229,7 @@ class SecureSums:
             state=task.state,
             roster=tuple((name, keys[name]) for name in asked),
             threshold=task.threshold,
-            least_nodes=secure.least_nodes,
+            least_nodes=secure.min_nodes,
             size=task.size,
             bits=secure.bits,
             public=task.public,

@@ -144,7 +144,7 @@ class PlainChannel:
         adapter, warning = self.setup.config.adapter, dict[str, Any]()
         if adapter.method == "lora" and adapter.aggregation == "naive":
             updates = list(updates)
-            error = product_error(state.layout, state.held, updates)
+            error = product_error(state.layout, state.node_values, updates)
             warning = {"naive_error": error, "warning": naive_warning(error)}
         after, measured = state.absorb(inbox.round, updates)
         if len(inbox.accepted) < needed:

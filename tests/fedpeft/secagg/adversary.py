@@ -132,7 +132,7 @@ class Game:
                     message = reveal(secrets[name], members[name], signatures)
                 except (SecureAggregationError, KeyError):
                     continue
-                dealers = sorted(attempt.secrets[name].held)
+                dealers = sorted(attempt.secrets[name].shares)
                 shares[name] = {
                     d: {d in survivors[at]: message[32 * i :][:32]} for i, d in enumerate(dealers)
                 }
@@ -158,7 +158,7 @@ class Game:
     @staticmethod
     def _shares(secrets):
         """Both shares of everybody, which a colluder holds: by dealer and by whether it is the seed's."""
-        return {dealer: {True: both[:32], False: both[32:]} for dealer, both in secrets.held.items()}
+        return {dealer: {True: both[:32], False: both[32:]} for dealer, both in secrets.shares.items()}
 
     def _sum(self, attempt, survivors, shares):
         """The sum over the survivors if enough shares are known to lay it open, checked; else None."""

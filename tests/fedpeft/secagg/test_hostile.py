@@ -111,7 +111,7 @@ def test_no_reveal_holds_both_shares(federation):
     fewer = {name: receipt for name, receipt in receipts.items() if name != "org-004"}
     signatures = {name: nodes.agree(name, fewer) for name in fewer}
     message = nodes.reveal("org-000", signatures)
-    for name, held in nodes.secrets["org-000"].held.items():
+    for name, held in nodes.secrets["org-000"].shares.items():
         seed_share, key_share = held[:32], held[32:]
         assert (seed_share in message) == (name != "org-004")
         assert (key_share in message) == (name == "org-004")

@@ -46,11 +46,16 @@ def _plan(nodes, threshold, least_nodes, colluders, rounds=3):
     return plan_from_config(
         build_config(
             {
-                "privacy": {"unit": "node", "trust": "distributed", "epsilon": 8.0, "most_noise": 1e9},
+                "privacy": {
+                    "unit": "node",
+                    "trust": "distributed",
+                    "epsilon": 8.0,
+                    "max_noise_to_signal": 1e9,
+                },
                 "federation": {"nodes": nodes, "rounds": rounds},
                 "exchange": {
                     "up": {"codec": "ternary", "error_feedback": False},
-                    "secure": {**secure, "least_nodes": least_nodes, "colluders": colluders},
+                    "secure": {**secure, "min_nodes": least_nodes, "colluders": colluders},
                 },
             }
         ),

@@ -53,7 +53,7 @@ LOADS: Mapping[str, Settings] = {
 }
 """What goes into an update: batches of 12 over six steps of AdamW, or the least there is."""
 SMALL: Settings = {
-    "run.arms": [],
+    "run.baselines": [],
     "federation.nodes": 2,
     "federation.rounds": 2,
     "federation.evaluate_every": 0,
@@ -90,7 +90,7 @@ def _private(epsilon: float) -> Settings:
         **kept,
         **UTILITY[epsilon],
         "privacy.noise_multiplier": NOISE[epsilon],
-        "privacy.most_noise": 10.0,
+        "privacy.max_noise_to_signal": 10.0,
     }
 
 

@@ -41,7 +41,7 @@ COMMON: Mapping[str, Any] = {
     "federation.server.lr": 1.0,
     "data.test_samples": 448,
     "audit.canaries": 24,
-    "privacy.most_noise": 99.0,
+    "privacy.max_noise_to_signal": 99.0,
 }
 BY_HEART: Mapping[str, Any] = {
     "federation.rounds": 8,

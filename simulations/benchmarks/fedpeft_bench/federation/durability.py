@@ -15,7 +15,7 @@ from typing import Any
 from fedpeft_bench.harness.command import COMMAND, peak_memory, simulate
 
 SMALL = (
-    "run.arms=[]",
+    "run.baselines=[]",
     "audit.enabled=false",
     "federation.local_steps=2",
     "data.samples=32",

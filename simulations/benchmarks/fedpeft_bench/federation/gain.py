@@ -60,7 +60,7 @@ def platform(settings: Iterable[str]) -> Figures:
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        summary = simulate(out, ["run.arms=[]", "audit.enabled=false", *settings])
+        summary = simulate(out, ["run.baselines=[]", "audit.enabled=false", *settings])
         rounds = list(RunStore.open(out).events("round"))
     reached = sum(event["replies"] + len(event["refused"]) for event in rounds if event["bytes_down"])
     loss, accuracy = summary["loss"], summary["accuracy"]

@@ -16,9 +16,9 @@ DENSE = (
     "exchange.up.error_feedback=false",
     "exchange.down.error_feedback=false",
     "audit.enabled=false",
-    "run.arms=[]",
+    "run.baselines=[]",
 )
-ARMS = "run.arms=['local_only','centralised']"
+ARMS = "run.baselines=['local_only','centralised']"
 COLUMNS = (
     "seed",
     "local-only",

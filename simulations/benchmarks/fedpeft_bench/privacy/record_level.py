@@ -36,7 +36,7 @@ OPEN: Settings = {"exchange.profile": "drop-in", **DENSE}
 """The scenario without privacy and without compression."""
 
 NO_NOISE = 1e-9
-QUIET: Settings = {"run.arms": [], "audit.enabled": False, "federation.evaluate_every": 0}
+QUIET: Settings = {"run.baselines": [], "audit.enabled": False, "federation.evaluate_every": 0}
 TITLES = {
     "utility": "record-level privacy, and the same without noise",
     "exchange": "epsilon 8: what may move against what is sent",

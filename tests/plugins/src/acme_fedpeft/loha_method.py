@@ -25,7 +25,7 @@ def initial(name, shape, seed):
 LOHA = AdapterMethod(
     name="loha",
     traits=Traits(linear=False, dp="loop", exports_lora=False, trains_inputs=False),
-    law="mean",
+    aggregation="mean",
     trained=PARTS,
     build=build,
     initial=initial,

@@ -36,7 +36,7 @@ _TINY, _MAX = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class Levels:
+class Quantised:
     """Values as levels.
 
     Attributes:
@@ -54,7 +54,7 @@ class Levels:
         return self.codes.astype(np.float32) * np.repeat(self.scales, self.layout.sizes)
 
 
-def quantise(values: FloatVector, layout: Layout, step: float) -> Levels:
+def quantise(values: FloatVector, layout: Layout, step: float) -> Quantised:
     """Round values to levels.
 
     Args:
@@ -73,15 +73,15 @@ def quantise(values: FloatVector, layout: Layout, step: float) -> Levels:
     scales = np.zeros(len(layout.names), np.float32)
     for index, tensor in enumerate(_slices(layout)):
         codes[tensor], scales[index] = _quantised(values[tensor].astype(np.float64), step)
-    return Levels(layout, codes, scales)
+    return Quantised(layout, codes, scales)
 
 
-def encode(levels: Levels) -> bytes:
+def encode(quantised: Quantised) -> bytes:
     """The payload; the same levels give the same bytes with the same zlib."""
-    peaks = _peaks(levels.codes, levels.layout)
-    parts = [peaks.tobytes(), (levels.scales.view(np.uint32) >> 16).astype("<u2").tobytes()]
-    for radix, tensors in _groups(peaks, levels.layout):
-        packed = _to_bytes(np.concatenate([levels.codes[tensor] for tensor in tensors]), radix)
+    peaks = _peaks(quantised.codes, quantised.layout)
+    parts = [peaks.tobytes(), (quantised.scales.view(np.uint32) >> 16).astype("<u2").tobytes()]
+    for radix, tensors in _groups(peaks, quantised.layout):
+        packed = _to_bytes(np.concatenate([quantised.codes[tensor] for tensor in tensors]), radix)
         # Huffman codes only: levels repeat too little for matches, and are coded four times faster without
         deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
         stream = deflate.compress(packed) + deflate.flush()
@@ -89,7 +89,7 @@ def encode(levels: Levels) -> bytes:
     return b"".join(parts)
 
 
-def decode(payload: bytes, layout: Layout) -> Levels:
+def decode(payload: bytes, layout: Layout) -> Quantised:
     """The levels; memory is bounded by the layout.
 
     Raises:
@@ -106,14 +106,14 @@ def decode(payload: bytes, layout: Layout) -> Levels:
     for radix, tensors in _groups(peaks, layout):
         stream, position = _stream(payload, position)
         wanted = sum(tensor.stop - tensor.start for tensor in tensors)
-        found, start = _from_bytes(_inflated(stream, -(-wanted // _PER_BYTE[radix])), radix, wanted), 0
+        digits, start = _from_bytes(_inflated(stream, -(-wanted // _PER_BYTE[radix])), radix, wanted), 0
         for tensor in tensors:
             size = tensor.stop - tensor.start
-            codes[tensor] = found[start : start + size]
+            codes[tensor] = digits[start : start + size]
             start += size
     if position != len(payload) or not np.array_equal(_peaks(codes, layout), peaks):
         raise EnvelopeError("levels end early or late, or have other peaks than announced")
-    return Levels(layout, codes, scales)
+    return Quantised(layout, codes, scales)
 
 
 def _quantised(values: NDArray[np.float64], step: float) -> tuple[Codes, float]:
