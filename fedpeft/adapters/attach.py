@@ -74,13 +74,19 @@ class Attached:
 
     def get(self) -> FloatVector:
         """A copy of the trainable values, float32, shape ``(layout.size,)``."""
-        return self.layout.flatten(self.parameters)
+        return self.flat().cpu().numpy()
+
+    def flat(self) -> torch.Tensor:
+        """A copy of the trainable values on the model's device, float32, shape ``(layout.size,)``."""
+        import torch
+
+        return torch.cat([tensor.detach().float().reshape(-1) for tensor in self.parameters.values()])
 
     def moved_from(self, start: FloatVector) -> torch.Tensor:
         """The trainable values less these, on the device, float32, shape ``(layout.size,)``."""
         import torch
 
-        values = torch.cat([tensor.detach().float().reshape(-1) for tensor in self.parameters.values()])
+        values = self.flat()
         return values - torch.from_numpy(start).to(values.device)
 
     def load(self, values: FloatVector) -> None:

@@ -1,14 +1,16 @@
 """Records of organisations: reading, partitioning and tokenising them."""
 
+from fedpeft.data.batches import Batch, collate
 from fedpeft.data.partition import partition
-from fedpeft.data.read import is_record_source, read_folder, read_records, read_written
+from fedpeft.data.readers import as_written, is_record_source, read_folder, read_records, read_written
 from fedpeft.data.records import Record, label_set, split, write_records
-from fedpeft.data.tokens import Batch, Example, collate, tokenise
+from fedpeft.data.tokens import Example, tokenise
 
 __all__ = [
     "Batch",
     "Example",
     "Record",
+    "as_written",
     "collate",
     "is_record_source",
     "label_set",

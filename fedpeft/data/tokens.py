@@ -1,10 +1,10 @@
-"""From records to token ids, loss weights and batches."""
+"""From records to token ids and loss weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from fedpeft.config.models import DataConfig, Task
 from fedpeft.data.records import Record
 from fedpeft.errors import DataError
-
-if TYPE_CHECKING:
-    import torch
 
 Messages = tuple[tuple[str, str], ...]
 
@@ -42,31 +39,6 @@ class Example:
     def target(self) -> int:
         """Class of a sequence-classification example."""
         return self.label_index
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples padded on the right; causal models need no attention mask for it.
-
-    Attributes:
-        ids: int64, shape ``(B, T)``.
-        weights: float32, shape ``(B, T)``; 0 on padding.
-        lengths: int64, shape ``(B,)``, tokens before the padding.
-        targets: int64, shape ``(B,)``, the label index or -1.
-    """
-
-    ids: torch.Tensor
-    weights: torch.Tensor
-    lengths: torch.Tensor
-    targets: torch.Tensor
-
-    def __len__(self) -> int:
-        return self.ids.shape[0]
-
-    def part(self, start: int, end: int) -> Batch:
-        """The examples ``start:end``, with their padding."""
-        rows = slice(start, end)
-        return Batch(self.ids[rows], self.weights[rows], self.lengths[rows], self.targets[rows])
 
 
 def tokenise(
@@ -111,21 +83,6 @@ def tokenise(
             known = isinstance(error, DataError)
             faults.append(str(error) if known else f"record {number}: {type(error).__name__}")
     return examples
-
-
-def collate(examples: Sequence[Example], pad_id: int, device: str | torch.device = "cpu") -> Batch:
-    """Pad examples on the right to one batch on a device."""
-    import torch
-
-    lengths = np.array([len(example.ids) for example in examples], dtype=np.int64)
-    shape = (len(examples), int(lengths.max(initial=0)))
-    ids, weights = np.full(shape, pad_id, np.int64), np.zeros(shape, np.float32)
-    for row, example in enumerate(examples):
-        ids[row, : lengths[row]] = example.ids
-        weights[row, : lengths[row]] = example.weights
-    targets = np.array([example.label_index for example in examples], dtype=np.int64)
-    parts = (torch.from_numpy(array).to(device) for array in (ids, weights, lengths, targets))
-    return Batch(*parts)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional
 
 from fedpeft.data import Batch, Example
+from fedpeft.data.batches import physical
 from fedpeft.errors import DataError
 from fedpeft.progress_reports import at
-from fedpeft.training.batches import physical
 from fedpeft.training.loss import (
     causal_loss,
     class_logits,

@@ -37,8 +37,8 @@ from fedpeft.exchange.transforms import (
     Sparsify,
     State,
     Transform,
+    Update,
 )
-from fedpeft.exchange.update import Update
 
 __all__ = [
     "OVERHEAD_BYTES",

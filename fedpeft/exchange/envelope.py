@@ -27,7 +27,7 @@ from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.layout import Layout
 from fedpeft.exchange.message_context import Context
 from fedpeft.exchange.plan import ExchangePlan
-from fedpeft.exchange.update import Update
+from fedpeft.exchange.transforms import Update
 
 if TYPE_CHECKING:
     from fedpeft.trust import Signer, Verifier

@@ -17,8 +17,7 @@ from fedpeft.exchange.codecs.ternary import Ternarise
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.plan import ExchangePlan
-from fedpeft.exchange.transforms import RESIDUAL, AddResidual, KeepResidual, Sparsify, State
-from fedpeft.exchange.update import Update
+from fedpeft.exchange.transforms import RESIDUAL, AddResidual, KeepResidual, Sparsify, State, Update
 
 if TYPE_CHECKING:
     import torch

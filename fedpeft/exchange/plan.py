@@ -27,8 +27,8 @@ from fedpeft.exchange.transforms import (
     Sparsify,
     State,
     Transform,
+    Update,
 )
-from fedpeft.exchange.update import Update
 from fedpeft.plugins import CODECS
 
 if TYPE_CHECKING:

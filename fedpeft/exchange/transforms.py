@@ -1,4 +1,4 @@
-"""The steps an update passes on its way out.
+"""An update, and the steps that it passes on its way out.
 
 A transform is a frozen dataclass with a name and ``apply(update, state) -> (update, metrics)``. It is
 deterministic: same update and state, same result. State belongs to the node (or to the coordinator, for the
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from fedpeft.errors import ExchangeError
 from fedpeft.exchange.decoded import Decoded, Positions
-from fedpeft.exchange.layout import FloatVector
+from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.message_context import Context
-from fedpeft.exchange.update import Update
 from fedpeft_kernels.threshold import largest
 
 if TYPE_CHECKING:
@@ -36,6 +35,39 @@ RESIDUAL = "residual"
 """State: what was meant to be sent and has not been, float32, shape ``(layout.size,)``."""
 INTENDED = "intended"
 """State, only while a plan runs: the update with the residual added."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """``trained - received`` of one node in one round, as a flat vector in the agreed layout.
+
+    Attributes:
+        layout: names and shapes of the tensors.
+        values: float32, shape ``(layout.size,)``.
+        round: 1-based round number.
+        steps: number of local optimiser steps.
+        weight: public weight of this node in the mean; not a sample count unless that is public.
+        support: increasing positions outside of which all values are zero, where a step has found them.
+    """
+
+    layout: Layout
+    values: FloatVector
+    round: int
+    steps: int
+    weight: float = 1.0
+    support: Positions | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.shape != (self.layout.size,):
+            raise ExchangeError(f"an update needs {self.layout.size} values, got shape {self.values.shape}")
+
+    def with_values(self, values: FloatVector, support: Positions | None = None) -> Update:
+        """The same update with other values."""
+        return replace(self, values=values, support=support)
+
+    def tensors(self) -> dict[str, FloatVector]:
+        """Views of the values by tensor name, in their shapes."""
+        return self.layout.split(self.values)
 
 
 class Transform(ABC):
@@ -152,14 +184,28 @@ class Sparsify(Transform):
         return update.with_values(values, support), {"density": support.size / max(1, size)}
 
 
-@dataclass(frozen=True)
-class Quantise(Transform):
+class Rounding(Transform):
     """Round to what a codec carries, so that the residual is taken from what the receiver decodes."""
+
+    post_processing = True
+
+    @property
+    @abstractmethod
+    def rounds_for(self) -> Codec:
+        """The codec to whose values it rounds."""
+
+    def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
+        """Measure nothing."""
+        return fitted(self.rounds_for, update), {}
+
+
+@dataclass(frozen=True)
+class Quantise(Rounding):
+    """Round to what a codec carries that has no step of its own."""
 
     codec: Codec
 
     name = "quantise"
-    post_processing = True
 
     def __post_init__(self) -> None:
         if self.codec.own_step is not None:
@@ -174,10 +220,6 @@ class Quantise(Transform):
     def at(self, context: Context, released: Decoded | None = None) -> Quantise:
         """The step with the codec of one message."""
         return Quantise(self.codec.at(context, released))
-
-    def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
-        """Measure nothing."""
-        return fitted(self.codec, update), {}
 
 
 def l2(values: NDArray[np.float32]) -> float:

@@ -11,8 +11,7 @@ import numpy as np
 from fedpeft.errors import EnvelopeError, ExchangeError
 from fedpeft.exchange.codecs.base import codec_named
 from fedpeft.exchange.layout import FloatVector, Layout
-from fedpeft.exchange.transforms import Sparsify, l2
-from fedpeft.exchange.update import Update
+from fedpeft.exchange.transforms import Sparsify, Update, l2
 from fedpeft.packing import uniform_quantiser
 from fedpeft.packing.file_format import Part
 from fedpeft.packing.peft_folder import EXACT_TYPES, AdapterFiles, Tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from fedpeft.data import Batch, Example
+from fedpeft.data.batches import epochs, gather, physical, whole_units
 from fedpeft.errors import DataError, PrivacyError
 from fedpeft.privacy.csprng import KEY_BYTES, seeded, words
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
 from fedpeft.progress_reports import at
-from fedpeft.training.batches import epochs, gather, physical, whole_units
 from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
 from fedpeft.training.dp.engine_selection import LONGEST, engine_of
 from fedpeft.training.loss import Loss, per_example_loss
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FloatVector = NDArray[np.float32]
 GradientTap = Callable[[FloatVector, Batch], None]
 """Called once, in step 1, with the gradient in layout order and the examples that made it."""
+DrawTap = Callable[[Iterable[int]], object]
+"""Called in each step with the indices of the examples that it draws; the same one may come again."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Extras:
             record is right too, but slow.
         loss: of each example; None: `per_example_loss`. Under privacy it is given one record at a time, so
             that no record can enter the gradient of another.
+        on_draw: audit tap; sees which examples are drawn, with and without privacy.
     """
 
     on_first_gradient: GradientTap | None = None
@@ -54,6 +57,7 @@ class Extras:
     support: NDArray[np.int64] | None = None
     longest: int = LONGEST
     loss: Loss | None = None
+    on_draw: DrawTap | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def train_local(
     with steady(attached.model):
         for step, indices in enumerate(islice(epochs(len(examples), plan.batch_size, rng), plan.steps)):
             at("step", step, plan.steps)
+            if given.on_draw is not None:
+                given.on_draw(indices)
             chosen = [examples[index] for index in indices]
             loss, gradient = _mean_gradient(attached, chosen, hooks)
             if not losses and hooks.on_first_gradient is not None:
@@ -151,6 +157,8 @@ def _train_private(
         for step in range(plan.steps):
             at("step", step, plan.steps)
             drawn = poisson(len(units), rate, mechanism.source)
+            if extras.on_draw is not None:
+                extras.on_draw(index for unit in drawn for index in units[unit])
             chosen = [[examples[index] for index in units[unit]] for unit in drawn]
             batches = whole_units(attached.model, chosen, extras.flags.tokens_at_once)
             gradient = noisy_gradient(attached, batches, mechanism)

@@ -12,11 +12,11 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from fedpeft.data.batches import epochs
 from fedpeft.errors import FederationError, FedPeftError
 from fedpeft.privacy import Ledger
 from fedpeft.protocol.messages import TRAIN, SecureTask, pack_table
 from fedpeft.rng import stream
-from fedpeft.training.batches import epochs
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds import local_round, secure_aggregation
 from fedpeft_clients.rounds.handlers import train

@@ -21,7 +21,7 @@ UNDEFENDED = {
 
 
 def desk_and_examples(home):
-    from fedpeft_clients.rounds.example_cache import load_examples
+    from fedpeft_clients.rounds.local_round import load_examples
 
     desk = NodeContext(home)
     return desk, list(load_examples(desk))

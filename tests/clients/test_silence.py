@@ -20,7 +20,7 @@ import torch
 from fedpeft.protocol.messages import TRAIN, SecureTask, TrainReply, pack_table, unpack
 from fedpeft.runstore import write_json
 from fedpeft_clients.process_cache import PROCESS
-from fedpeft_clients.rounds import example_cache, local_round
+from fedpeft_clients.rounds import local_round
 from fedpeft_clients.rounds.handlers import train
 from fedpeft_clients.rounds.local_round import INTEGERS
 from fedpeft_clients.rounds.node_context import NodeContext
@@ -341,4 +341,4 @@ def test_tokens_that_the_base_does_not_have_count_as_nothing():
     made = [Example(np.array(ids), np.ones(len(ids), np.float32)) for ids in ([1, 2], [1, 9], [3])]
     faults = []
     base = SimpleNamespace(model=SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(9, 2)))
-    assert example_cache._known(made, base, faults) == [made[0], made[2]] and len(faults) == 1
+    assert local_round._known(made, base, faults) == [made[0], made[2]] and len(faults) == 1

@@ -11,10 +11,10 @@ import torch
 
 from fedpeft.bases.load import quiet
 from fedpeft.data import Example, collate
+from fedpeft.data.batches import whole_units
 from fedpeft.errors import PrivacyError
 from fedpeft.evaluation.metrics import evaluate
 from fedpeft.exchange.layout import Layout
-from fedpeft.training.batches import whole_units
 from fedpeft.training.dp import engine_selection, per_example
 from fedpeft.training.dp.engine_selection import engine_of
 from fedpeft.training.dp.per_example import Engine, clipped_sum

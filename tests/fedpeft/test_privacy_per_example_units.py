@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fedpeft.data import collate
+from fedpeft.data.batches import whole_units
 from fedpeft.errors import DataError, PrivacyError
 from fedpeft.privacy.plan import PrivacyPlan
-from fedpeft.training.batches import whole_units
 from fedpeft.training.dp import per_example
 from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
 from fedpeft.training.dp.per_example import Engine, clipped_sum

@@ -11,11 +11,11 @@ import torch
 
 from fedpeft.config.models import FederationConfig
 from fedpeft.data import collate
+from fedpeft.data.batches import epochs, physical
 from fedpeft.errors import ConfigError, DataError, PrivacyError
 from fedpeft.evaluation.metrics import evaluate, spellings
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.training import LocalPlan, per_example_loss, train_local
-from fedpeft.training.batches import epochs, physical
 from fedpeft.training.dp import dpsgd
 from fedpeft.training.local import Extras
 from fedpeft.training.loss import task_of, token_logits
@@ -147,9 +147,11 @@ def test_training_is_a_function_of_its_arguments(toy, toy_examples):
 def test_training_learns_and_leaves_no_trace(toy, toy_examples):
     attached, examples = toy(), toy_examples(8)
     attached.model.train()
-    result = train_local(attached, examples, replace(PLAN, steps=30), np.random.default_rng(0))
+    drawn, plan = set(), replace(PLAN, steps=30)
+    extras = Extras(on_draw=drawn.update)
+    result = train_local(attached, examples, plan, np.random.default_rng(0), extras=extras)
     assert result.loss_last < result.loss_first
-    assert result.steps == 30 and result.seen == tuple(range(8))
+    assert result.steps == 30 and result.seen == tuple(sorted(drawn)) == tuple(range(8))
     assert all(p.grad is None for p in attached.parameters.values())
     assert attached.model.training
 

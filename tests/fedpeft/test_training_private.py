@@ -18,7 +18,6 @@ from fedpeft.training.local import Extras
 from fedpeft.training.modes import steady
 from fedpeft.training.plan import PerformanceFlags
 from fedpeft.training.privacy_units import units_of
-from fedpeft_clients.rounds.pipeline_taps import Watched
 
 PLAN = LocalPlan(steps=3, batch_size=4, lr=0.05, optimiser="sgd", momentum=0.5)
 PRIVACY = PrivacyPlan(
@@ -154,22 +153,14 @@ def test_plans_of_nodes_are_refused(toy, toy_examples):
 
 
 def test_the_tap_sees_the_noisy_gradient_and_what_was_drawn(toy, toy_examples):
-    attached, watched, seen = toy(), Watched(with_persons(toy_examples(10))), []
+    attached, examples, drawn, seen = toy(), with_persons(toy_examples(10)), set(), []
     plan = replace(PLAN, steps=1, momentum=0.0)
     before = flat(attached)
-    extras = Extras(lambda gradient, batch: seen.append((gradient, len(batch))))
-    train_local(attached, watched, plan, np.random.default_rng(0), PERSONS, extras)
+    extras = Extras(lambda gradient, batch: seen.append((gradient, len(batch))), on_draw=drawn.update)
+    train_local(attached, examples, plan, np.random.default_rng(0), PERSONS, extras)
     ((gradient, records),) = seen
     torch.testing.assert_close(flat(attached), before - 0.05 * torch.from_numpy(gradient))
-    assert records == len(watched.seen) < 10
-
-
-def test_looking_through_the_records_takes_none(toy_examples):
-    examples = toy_examples(4)
-    watched = Watched(examples)
-    assert list(watched) == examples and watched.seen == []
-    assert watched[-1] is examples[3] and watched[:2] == examples[:2]
-    assert watched.seen == [examples[0], examples[1], examples[3]]
+    assert records == len(drawn) < 10
 
 
 def test_flags_out_of_range_are_refused():

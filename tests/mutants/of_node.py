@@ -17,11 +17,7 @@ TERMS, TOLD, GATE = (
     "fedpeft_clients.rounds.ledger_view",
     "fedpeft_clients.outbox.gate",
 )
-EXAMPLES, STEP, TOKENS = (
-    "fedpeft_clients.rounds.example_cache",
-    "fedpeft.training.dp.dpsgd",
-    "fedpeft.data.tokens",
-)
+STEP, TOKENS = "fedpeft.training.dp.dpsgd", "fedpeft.data.tokens"
 READ = "fedpeft.data.readers"
 
 ORDERS, SILENCE = "clients/test_orders.py::", "clients/test_silence.py::"
@@ -113,7 +109,7 @@ MUTANTS = (
     Mutant(
         311,
         "under DP a record that cannot be used is an error that leaves",
-        EXAMPLES,
+        ROUND,
         "faults: list[str] | None = [] if home.discreet else None",
         "faults: list[str] | None = None",
         (SILENCE + "test_a_line_that_is_no_record_counts_as_nothing[a null]",),

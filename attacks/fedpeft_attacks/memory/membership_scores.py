@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedpeft.training.batches import physical
+from fedpeft.data.batches import physical
 from fedpeft.training.loss import per_example_loss
 from fedpeft.training.modes import steady
 from fedpeft_attacks.memory.span_likelihood import TOKENS_AT_ONCE

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedpeft.data import Example
-from fedpeft.training.batches import physical
+from fedpeft.data.batches import physical
 from fedpeft.training.loss import token_logits, weighted_positions
 from fedpeft.training.modes import steady
 

@@ -68,7 +68,11 @@ def train(node: NodeContext, task: TrainTask, blob: bytes) -> tuple[TrainReply, 
     _check_order(home, task)
     answer = _answered(home, task)
     if answer is None or answer.attempt != task.attempt:
-        state = _trained(node, task, blob) if answer is None else _masked_again(node, task, blob)
+        broadcast, inbox = _cut(task, blob)
+        if answer is None:
+            state = work(node, task, node.receive(task, broadcast), inbox)
+        else:
+            state = _masked_again(node, task, inbox)
         save_state(home.states, state)
         answer = state.answer
     put_out(home.outbox, task.round, answer)
@@ -89,17 +93,12 @@ def _answered(home: Home, task: TrainTask) -> Answer | None:
     return answer
 
 
-def _trained(node: NodeContext, task: TrainTask, blob: bytes) -> NodeState:
-    broadcast, inbox = _cut(task, blob)
-    return work(node, task, node.receive(task, broadcast), inbox)
-
-
-def _masked_again(node: NodeContext, task: TrainTask, blob: bytes) -> NodeState:
+def _masked_again(node: NodeContext, task: TrainTask, inbox: bytes) -> NodeState:
     """The round as it was trained, for another attempt of its secure sum."""
     state, session = load_state(node.home.states, task.round), session_of(node, task)
     if state is None or session is None:
         raise PolicyError("back", f"round {task.round}: its secure sum is over, it cannot be tried again")
-    envelope = hidden(node, task, session, state.residuals[INTEGERS], _cut(task, blob)[1])
+    envelope = hidden(node, task, session, state.residuals[INTEGERS], inbox)
     return replace(state, answer=Answer(task.state, state.answer.reply, envelope, task.attempt))
 
 

@@ -11,13 +11,16 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from fedpeft.bases import Base
+from fedpeft.data import Example, read_records, tokenise
 from fedpeft.epsilons import written
+from fedpeft.errors import DataError
 from fedpeft.exchange import (
     Context,
     Decoded,
@@ -38,11 +41,10 @@ from fedpeft.training import Extras, LocalPlan, PerformanceFlags, TrainResult, t
 from fedpeft.trust import Verifier
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds import ledger_view
-from fedpeft_clients.rounds.example_cache import load_examples
-from fedpeft_clients.rounds.leak_check import look
+from fedpeft_clients.rounds.leak_check import Behind, look
 from fedpeft_clients.rounds.node_context import Held, NodeContext, Received
 from fedpeft_clients.rounds.node_state import Answer, NodeState, held_rounds, load_state
-from fedpeft_clients.rounds.pipeline_taps import Taps, Watched
+from fedpeft_clients.rounds.pipeline_taps import Taps
 from fedpeft_clients.rounds.run_home import Home
 from fedpeft_clients.rounds.secure_aggregation import Session
 from fedpeft_clients.rounds.secure_payload import Integers, summand
@@ -70,12 +72,12 @@ def work(node: NodeContext, task: TrainTask, received: Received, inbox: bytes) -
     taps = Taps(home.taps(task.round))
     taps.start(start)
     ledger.started(reservation)
-    notes, examples = _train(node, task, taps, plan)
+    notes, examples, drawn = _train(node, task, taps, plan)
     residuals: dict[str, Any] = dict(before.residuals) if before else {}
     update = Update(node.attached.layout, start, task.round, task.steps)
     if session is None:
         envelope = content = _sealed(node, task, update, plan, residuals, taps)
-        _look(node, task, plan, envelope, examples)
+        _look(node, task, plan, envelope, (drawn, examples))
     else:
         residuals[INTEGERS] = summand(node, update, plan, residuals, taps)
         content = residuals[INTEGERS].tobytes()
@@ -171,31 +173,77 @@ def _reserve(node: NodeContext, task: TrainTask) -> Reservation:
 
 def _train(
     node: NodeContext, task: TrainTask, taps: Taps, exchange: ExchangePlan
-) -> tuple[dict[str, float], Watched]:
-    """Train in place; seconds and loss of that, and the examples, which know those that were taken.
+) -> tuple[dict[str, float], list[Example], list[Example]]:
+    """Train in place; seconds and loss of that, all examples, and those of them that batches were drawn of.
 
     Under DP in the node only a public support moves and bears noise.
     """
     home, support = node.home, public_support(exchange.codec)
-    examples = Watched(load_examples(node))
+    examples, drawn = load_examples(node), set[int]()
     plan = replace(LocalPlan.of(home.config.federation, task.round), steps=task.steps, lr=task.lr)
     extras = Extras(
         on_first_gradient=taps.gradient if taps.folder else None,
         flags=PerformanceFlags.of(home.config.run),
         support=None if support is None else np.asarray(support.positions(node.attached.layout), np.int64),
         longest=home.config.data.max_length,
+        on_draw=drawn.update,
     )
     started = time.monotonic()
     result = _trained(node, examples, plan, _batches(home, task.round), extras)
     notes = {"train_s": time.monotonic() - started}
     if result is not None and result.loss_last is not None and math.isfinite(result.loss_last):
         notes["loss"] = result.loss_last
-    taps.truth(examples.seen)
-    return notes, examples
+    seen = [examples[place] for place in sorted(drawn)]
+    taps.truth(seen)
+    return notes, examples, seen
+
+
+def load_examples(node: NodeContext) -> list[Example]:
+    """The node's tokenised training records; the files are only opened when this is called.
+
+    Kept for the next round while all nodes' examples of this process fit in 64 MiB; the least recently
+    used go first. A changed file is read again.
+
+    Where nothing but the update may tell of a record (`Home.discreet`), one that cannot be used is left out,
+    which is what a gradient of zero comes to, and the node's own log says so.
+
+    Raises:
+        DataError: a record cannot be used and nothing forbids to say so; names its line, never its text. Or
+            the file as a whole is not what it should be.
+    """
+    home, base = node.home, node.base
+    stat = home.train.stat()
+    faults: list[str] | None = [] if home.discreet else None
+    file = (home.train, stat.st_mtime_ns, stat.st_size, home.data)
+    key = (*file, home.config.data, base.sha256, home.classes, home.discreet)
+    if (cached := node.cache.examples(key)) is not None:
+        return cached
+    records = read_records(home.train, home.data, faults)
+    examples = tokenise(records, base.tokenizer, home.config.data, base.task, home.classes, faults)
+    examples = _known(examples, base, faults)
+    if faults:
+        LOG.warning(
+            "%d of %d records of %s cannot be used and count as nothing; the first: %s",
+            *(len(faults), len(examples) + len(faults), home.train.name, faults[0]),
+        )
+    node.cache.keep_examples(key, examples)
+    return examples
+
+
+def _known(examples: Sequence[Example], base: Base, faults: list[str] | None) -> list[Example]:
+    """The examples of tokens that the base has; others would end a GPU's use, not only a step."""
+    most = base.model.get_input_embeddings().weight.shape[0]
+    known = [example for example in examples if int(example.ids.max(initial=0)) < most]
+    cause = f"a record has a token beyond the base's {most}; tokenizer and base do not belong together"
+    if len(known) < len(examples):
+        if faults is None:
+            raise DataError(cause)
+        faults += [cause] * (len(examples) - len(known))
+    return known
 
 
 def _trained(
-    node: NodeContext, examples: Watched, plan: LocalPlan, rng: np.random.Generator, extras: Extras
+    node: NodeContext, examples: Sequence[Example], plan: LocalPlan, rng: np.random.Generator, extras: Extras
 ) -> TrainResult | None:
     """Train in place; what that says of itself, None where it failed unseen.
 
@@ -254,13 +302,13 @@ def _decoded(node: NodeContext, task: TrainTask, plan: ExchangePlan, envelope: b
     return open_envelope(envelope, layout, plan.codec, _context(node, task), verifier).dense()
 
 
-def _look(node: NodeContext, task: TrainTask, plan: ExchangePlan, envelope: bytes, examples: Watched) -> None:
+def _look(node: NodeContext, task: TrainTask, plan: ExchangePlan, envelope: bytes, examples: Behind) -> None:
     """The node's own audit of the very bytes, if it wants one; it may refuse to send them."""
     if node.home.audit.outbox == "off":
         return
     values = _decoded(node, task, plan, envelope)
     try:
-        look(node, task.round, task.lr, values, (examples.seen, list(examples)))
+        look(node, task.round, task.lr, values, examples)
     except Exception as error:
         if not node.home.discreet:
             raise
@@ -276,7 +324,7 @@ def _compressed(
         return run_on_device(plan, attached.moved_from(start.values), start, residuals)
     change = attached.get() - start.values
     taps.stage("update", change)
-    final, _ = plan.run(start.with_values(change), residuals, taps.update if taps.folder else None)
+    final, _ = plan.run(replace(start, values=change), residuals, taps.update if taps.folder else None)
     return final
 
 

@@ -11,10 +11,9 @@ Nothing is written unless the home says so (``tapped``, set by the simulation on
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
 
 import numpy as np
 
@@ -68,34 +67,3 @@ class Taps:
         """The order of the stages and what they mean; written last."""
         if self.folder is not None:
             write_json(self.folder / "meta.json", {"stages": self.stages, "lr": lr, "steps": steps})
-
-
-class Watched(Sequence[Example]):
-    """A node's examples that remember which of them were taken by index, with and without privacy.
-
-    Looking through all of them, as grouping by person does, takes none.
-    """
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples, self._taken = examples, set[int]()
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        self._taken.add(int(index) % len(self._examples))
-        return self._examples[index]
-
-    def __iter__(self) -> Iterator[Example]:
-        return iter(self._examples)
-
-    @property
-    def seen(self) -> list[Example]:
-        """The examples that were taken, in their order."""
-        return [self._examples[place] for place in sorted(self._taken)]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedpeft.config import Config, build_config
-from fedpeft.config.models import AuditConfig, BaseConfig
-from fedpeft.data import Record, read_records, read_written, write_records
+from fedpeft.config.models import AuditConfig, BaseConfig, DataConfig
+from fedpeft.data import Record, as_written, write_records
 from fedpeft.errors import ConfigError
 from fedpeft.privacy import Budget
 from fedpeft.protocol.enrolment import MAX_NAME, valid_name
@@ -152,15 +152,12 @@ class Home:
         target = privacy.epsilon if privacy.trust != "central" else None
         return Budget(privacy.budget or target, privacy.yearly_budget)
 
-    def records(self, faults: list[str] | None = None) -> list[Record]:
-        """The training records, from the organisation's own file; ``faults`` as in `read_records`.
-
-        Raises:
-            DataError: a record cannot be used; names its line, never its text.
-        """
+    @property
+    def data(self) -> DataConfig:
+        """How the training records are read: the run's settings with the columns of this node's own file."""
         if self.own.columns is None:
-            return read_written(self.train, self.config.data, faults)
-        return read_records(self.train, self.config.data.model_copy(update=dict(self.own.columns)), faults)
+            return as_written(self.config.data)
+        return self.config.data.model_copy(update=dict(self.own.columns))
 
     @property
     def classes(self) -> tuple[str, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def summand(
     if privacy is not None and privacy.grid is not None:
         chosen = change[plan.codec.support.positions(start.layout)]
         return noisy_grid(chosen, privacy, privacy.grid, _source(node, start.round, privacy))
-    final, _ = plan.run(start.with_values(change), residuals, taps.update if taps.folder else None)
+    final, _ = plan.run(replace(start, values=change), residuals, taps.update if taps.folder else None)
     intended = final.values + residuals[RESIDUAL] if RESIDUAL in residuals else change
     integers = plan.codec.integers(final.values, start.layout)
     votes = plan.codec.votes(intended, start.layout)

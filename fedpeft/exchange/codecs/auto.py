@@ -15,8 +15,7 @@ from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.message_context import Context
 from fedpeft.exchange.support import PublicSupport
-from fedpeft.exchange.transforms import Metrics, Sparsify, State, Transform, check_density, fitted, l2
-from fedpeft.exchange.update import Update
+from fedpeft.exchange.transforms import Metrics, Sparsify, State, Transform, Update, check_density, fitted, l2
 
 if TYPE_CHECKING:
     from fedpeft.config.models import DirectionConfig

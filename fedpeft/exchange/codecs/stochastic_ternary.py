@@ -14,8 +14,7 @@ from fedpeft.exchange.codecs.ternary import Ternary
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.message_context import Context
-from fedpeft.exchange.transforms import Metrics, State, Transform, check_density
-from fedpeft.exchange.update import Update
+from fedpeft.exchange.transforms import Metrics, State, Transform, Update, check_density
 from fedpeft_kernels.ternary import SIGNIFICAND_BITS, mean_magnitudes
 
 if TYPE_CHECKING:

@@ -36,8 +36,7 @@ from fedpeft.exchange.codecs.bitfields import (
 from fedpeft.exchange.codecs.sparse_positions import PositionCode
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.layout import FloatVector, Layout
-from fedpeft.exchange.transforms import Metrics, Quantise, Sparsify, State, Transform, fitted
-from fedpeft.exchange.update import Update
+from fedpeft.exchange.transforms import Quantise, Rounding, Sparsify, Transform
 from fedpeft_kernels.golomb import Integers, Small
 from fedpeft_kernels.ternary import group_sums, magnitude_sums, mean_magnitudes
 
@@ -109,20 +108,15 @@ class Ternary(Codec):
 
 
 @dataclass(frozen=True)
-class Ternarise(Transform):
+class Ternarise(Rounding):
     """Give every nonzero value its sign times its tensor's mean magnitude as the codec carries it."""
 
     name = "ternarise"
-    post_processing = True
 
     @property
     def rounds_for(self) -> Ternary:
         """Ternary."""
         return Ternary()
-
-    def apply(self, update: Update, state: State) -> tuple[Update, Metrics]:
-        """Measure nothing."""
-        return fitted(Ternary(), update), {}
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ import torch
 from torch import nn
 
 from fedpeft.data import Batch, Example
+from fedpeft.data.batches import gather
 from fedpeft.errors import PrivacyError
 from fedpeft.progress_reports import at
-from fedpeft.training.batches import gather
 from fedpeft.training.dp.backward_passes import Rows, batched_rows, bounds_of, clear, unit_row
 from fedpeft.training.dp.linear_hooks import NotBatchFirst, owners_of
 from fedpeft.training.loss import Loss, per_example_loss, task_of

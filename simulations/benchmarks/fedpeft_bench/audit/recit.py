@@ -265,7 +265,7 @@ def _adapter(case: Case) -> AdapterConfig:
 def _left(attached: Any, case: Case, examples: Sequence[Any], seed: int) -> FloatVector:
     """The gradient or the update of a batch, as it leaves."""
     from fedpeft.exchange import Sparsify, Ternarise
-    from fedpeft.exchange.update import Update
+    from fedpeft.exchange.transforms import Update
     from fedpeft.rng import stream
     from fedpeft.training.local import Extras, train_local
     from fedpeft.training.plan import LocalPlan

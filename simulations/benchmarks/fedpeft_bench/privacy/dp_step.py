@@ -190,7 +190,7 @@ def _opacus(attached: Attached, mode: str) -> Step:
     from opacus import PrivacyEngine
     from torch.utils.data import DataLoader
 
-    from fedpeft.training.batches import gather
+    from fedpeft.data.batches import gather
     from fedpeft.training.loss import per_example_loss
 
     model: Any = attached.model.train()
@@ -234,7 +234,7 @@ def _vmap(attached: Attached) -> Step:
     import torch
     from torch.func import functional_call, grad, vmap
 
-    from fedpeft.training.batches import gather
+    from fedpeft.data.batches import gather
 
     model: Any = attached.model.eval()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}

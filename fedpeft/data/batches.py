@@ -1,14 +1,43 @@
-"""Which examples a step sees, and how many go through the model at once."""
+"""Which examples a step sees, and how many go through the model at once, padded to one length."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data import Batch, Example, collate
+from fedpeft.data.tokens import Example
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded on the right; causal models need no attention mask for it.
+
+    Attributes:
+        ids: int64, shape ``(B, T)``.
+        weights: float32, shape ``(B, T)``; 0 on padding.
+        lengths: int64, shape ``(B,)``, tokens before the padding.
+        targets: int64, shape ``(B,)``, the label index or -1.
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    lengths: torch.Tensor
+    targets: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def part(self, start: int, end: int) -> Batch:
+        """The examples ``start:end``, with their padding."""
+        rows = slice(start, end)
+        return Batch(self.ids[rows], self.weights[rows], self.lengths[rows], self.targets[rows])
 
 
 def epochs(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -21,6 +50,21 @@ def epochs(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[ND
         order = rng.permutation(count)
         for start in range(0, count - size + 1, size):
             yield order[start : start + size]
+
+
+def collate(examples: Sequence[Example], pad_id: int, device: str | torch.device = "cpu") -> Batch:
+    """Pad examples on the right to one batch on a device."""
+    import torch
+
+    lengths = np.array([len(example.ids) for example in examples], dtype=np.int64)
+    shape = (len(examples), int(lengths.max(initial=0)))
+    ids, weights = np.full(shape, pad_id, np.int64), np.zeros(shape, np.float32)
+    for row, example in enumerate(examples):
+        ids[row, : lengths[row]] = example.ids
+        weights[row, : lengths[row]] = example.weights
+    targets = np.array([example.label_index for example in examples], dtype=np.int64)
+    parts = (torch.from_numpy(array).to(device) for array in (ids, weights, lengths, targets))
+    return Batch(*parts)
 
 
 def gather(model: Any, examples: Sequence[Example]) -> Batch:
