@@ -121,8 +121,8 @@ def train_local(
     with steady(attached.model):
         for step, indices in enumerate(islice(epochs(len(examples), plan.batch_size, rng), plan.steps)):
             at("step", step, plan.steps)
-            if given.on_draw is not None:
-                given.on_draw(indices)
+            if hooks.on_draw is not None:
+                hooks.on_draw(indices)
             chosen = [examples[index] for index in indices]
             loss, gradient = _mean_gradient(attached, chosen, hooks)
             if not losses and hooks.on_first_gradient is not None:
