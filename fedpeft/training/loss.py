@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -75,6 +76,19 @@ def token_logits(model: Any, ids: Tensor, rows: Tensor, columns: Tensor) -> Tens
     return _all_logits(model, ids)[rows, columns]
 
 
+@contextmanager
+def logits_at(model: Any, rows: Tensor, columns: Tensor) -> Generator[Callable[[Tensor], Tensor]]:
+    """Yields what takes the logits at chosen positions, ``(M, V)``, from those of a pass inside.
+
+    For passes that `token_logits` does not make; the head runs at these positions only where it may.
+    """
+    if not _may_select(model, rows.device):
+        yield lambda logits: logits[rows, columns]
+        return
+    with _head_at(model, rows, columns):
+        yield lambda logits: logits[0]
+
+
 def class_logits(model: Any, batch: Batch) -> Tensor:
     """Logits of a sequence classifier, shape ``(B, classes)``."""
     positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
@@ -94,14 +108,20 @@ def _all_logits(model: Any, ids: Tensor) -> Tensor:
 
 
 def _selected_logits(model: Any, ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Logits with the head's input cut down to the chosen positions, by a hook for this one pass."""
+    with _head_at(model, rows, columns):
+        return model(input_ids=ids, use_cache=False).logits[0]
+
+
+@contextmanager
+def _head_at(model: Any, rows: Tensor, columns: Tensor) -> Generator[None]:
+    """Cuts the head's input down to the chosen positions, by a hook: logits have the shape ``(1, M, V)``."""
 
     def choose(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0][rows, columns].unsqueeze(0),)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(choose)
     try:
-        return model(input_ids=ids, use_cache=False).logits[0]
+        yield
     finally:
         handle.remove()
 

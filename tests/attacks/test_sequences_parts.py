@@ -69,7 +69,7 @@ def test_slopes_are_the_derivative_of_the_loss(probe, sentences):
     row = sentences(1, 4)[0][:8]
     direction = np.random.default_rng(2).normal(size=probe.state.shape).astype(np.float32)
     ids = torch.tensor([row])
-    shares, slopes = probe.logits(ids)[0].softmax(-1), probe.slopes(ids, direction)[0]
+    shares, slopes = probe.logits(ids)[0].softmax(-1), probe.slopes(direction, lambda: probe.logits(ids))[0]
     at = 5
     found = float((shares[at] * slopes[at]).sum() - slopes[at, row[at + 1]])
     weights = [0.0] * (len(row) - 1)
@@ -90,13 +90,16 @@ def test_a_batch_gradient_is_the_sum_over_predicted_tokens(probe, sentences):
 def test_looking_ahead_reads_what_a_whole_pass_reads(probe, sentences):
     row, proposals = sentences(1, 4)[0][:6], torch.tensor([[5, 9, 30]])
     names = [group[0] for group in probe.groups]
-    logits, past, new = probe.ahead(torch.tensor([row]), proposals, names)
+    ids = torch.tensor([row])
+    read = probe.read(ids, names)
+    new = probe.ahead(read, proposals, names)
+    assert torch.allclose(read.logits, probe.logits(ids)[:, -1], atol=1e-4)
+    assert torch.allclose(read.logits, probe.last_logits(ids), atol=1e-4)
     for place, token in enumerate(proposals[0].tolist()):
-        whole, seen = probe.inputs(torch.tensor([[*row, token]]), names)
-        assert torch.allclose(logits[0, place], whole[0], atol=1e-4)
+        _, seen = probe.inputs(torch.tensor([[*row, token]]), names)
         for name in names:
             assert torch.allclose(new[name][0, place], seen[name][0, -1], atol=1e-4)
-            assert torch.allclose(past[name][0], seen[name][0, :-1], atol=1e-4)
+            assert torch.allclose(read.inputs[name][0], seen[name][0, :-1], atol=1e-4)
 
 
 def test_modules_that_read_the_same_are_one_group(probe):

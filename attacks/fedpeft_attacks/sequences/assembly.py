@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from fedpeft.errors import AuditError
 from fedpeft.exchange.layout import FloatVector
+from fedpeft.training.modes import steady
 from fedpeft_attacks.sequences import Assembled, Bag, Budget
 from fedpeft_attacks.sequences.beam import CERTAIN, Path, Search, bag_weights
 from fedpeft_attacks.sequences.matched import Filter, Null, null_of
@@ -109,8 +111,9 @@ def assemble_from(view: View, bag: Bag, budget: Budget | None = None) -> Assembl
     if start is None:
         raise AuditError("this view holds no model; give a view whose knowledge has a start")
     work = _Work.of(view, bag, budget or Budget(), start)
-    records = work.cancel()
-    left = work.left(records)
+    with steady(work.probe.attached.model):  # what each pass puts back is looked up once for all of them
+        records = work.cancel()
+        left = work.left(records)
     certain = (left < CERTAIN,) * len(records)
     return Assembled(tuple(records), certain, left, work.meter.work)
 
@@ -120,7 +123,7 @@ class _Work:
     """One assembly: what was seen, and how to look at it."""
 
     probe: Probe
-    null: Null
+    start: Start
     observed: FloatVector = field(repr=False)
     raw: bool
     records: int
@@ -132,10 +135,14 @@ class _Work:
     @classmethod
     def of(cls, view: View, bag: Bag, budget: Budget, start: Start) -> _Work:
         probe, raw = Probe.of(start), view.stage in RAW
-        null = null_of(start, probe)
         observed = view.values if raw else -view.values
         leave = view.knowledge.readers if view.knowledge.approximation is None else frozenset[str]()
-        return cls(probe, null, observed, raw, view.records, bag, budget, budget.meter(), leave)
+        return cls(probe, start, observed, raw, view.records, bag, budget, budget.meter(), leave)
+
+    @cached_property
+    def null(self) -> Null:
+        """What the base's own texts look like; only the filter asks, and not every record takes one."""
+        return null_of(self.start, self.probe)
 
     def cancel(self) -> list[Record]:
         """Decode records one after the other, each from what the others leave; then again while it helps."""
@@ -154,7 +161,8 @@ class _Work:
 
     def decode(self, others: Sequence[Record]) -> Record:
         """The record that best explains what the others leave; first without the filter, which is cheaper."""
-        residual, left = self.residual(others), self.lefts(others)
+        total = self.total(others)
+        residual, left = self.off(total), self.left_by(total)
         spans = Spans.of(residual, self.probe, self.leave)
         tried: list[tuple[Path, float]] = []
         if spans.bases and self.records - len(others) == 1:
@@ -190,16 +198,12 @@ class _Work:
         length = max(float(self.observed @ total), 0.0) / max(float(total @ total), _TINY)
         return np.asarray(self.observed - total * length, np.float32)
 
-    def residual(self, records: Sequence[Record]) -> FloatVector:
-        return self.off(self.total(records))
-
     def left(self, records: Sequence[Record]) -> float:
         """Share of the observed energy that records leave."""
         return self._share(self.total(records))
 
-    def lefts(self, others: Sequence[Record]) -> Callable[[Path], float]:
-        """What is left by these records and a path."""
-        total = self.total(others)
+    def left_by(self, total: FloatVector) -> Callable[[Path], float]:
+        """What is left by the records of this gradient and a path."""
         return lambda path: self._share(total + self.total([path.tokens]))
 
     def _share(self, total: FloatVector) -> float:
@@ -208,7 +212,8 @@ class _Work:
 
     def polish(self, record: Record, others: Sequence[Record]) -> Record:
         """Swap single tokens while the residual falls; the matched filter names the swaps."""
-        filter_, left = self.filter(self.residual(others)), self.lefts(others)
+        total = self.total(others)
+        filter_, left = self.filter(self.off(total)), self.left_by(total)
         best = left(Path(record, 0.0))
         while best >= CERTAIN and self.meter.step():
             trials = [(left(Path(swap, 0.0)), swap) for swap in self.swaps(record, filter_)]

@@ -9,7 +9,7 @@ import torch
 
 from fedpeft_attacks.sequences import Bag
 from fedpeft_attacks.sequences.matched import Filter
-from fedpeft_attacks.sequences.probing import Probe
+from fedpeft_attacks.sequences.probing import Prefixes, Probe
 from fedpeft_attacks.sequences.spans import Spans
 from fedpeft_attacks.work import Meter
 
@@ -60,11 +60,11 @@ class Search:
             meter: counts one step for each token by which the partial records grow.
         """
         alive, best = [Path((self.probe.begin,), 0.0)], (Path((self.probe.begin,), 0.0), 1.0)
-        logits, end = self.probe.logits(torch.tensor([[self.probe.begin]]))[:, -1], self.probe.end
+        end = self.probe.end
         for length in range(2, self.longest):
             if not meter.step():
                 break
-            alive, logits = self._step(alive, logits)
+            alive = self._step(alive)
             ended = alive[0] if end is None else Path((*alive[0].tokens, end), alive[0].score)
             if (share := left(ended)) < best[1] or length == 2:
                 best = ended, share
@@ -72,32 +72,31 @@ class Search:
                 break
         return best
 
-    def _step(self, paths: list[Path], logits: torch.Tensor) -> tuple[list[Path], torch.Tensor]:
-        """Extend paths of one length by one token; ``logits`` are what follows each of them."""
+    def _step(self, paths: list[Path]) -> list[Path]:
+        """Extend paths of one length by one token."""
         ids = torch.tensor([path.tokens for path in paths])
-        gains = logits.log_softmax(dim=-1) + self.bag_V
+        read = self.probe.read(ids, list(self.spans.bases))
+        gains = read.logits.log_softmax(dim=-1) + self.bag_V
         if self.probe.end is not None:
             gains[:, self.probe.end] = -torch.inf
         if self.filter is not None:
-            gains = gains + self.filter.last(ids)
+            gains = gains + self.filter.last(ids, read.logits)
         gains, proposals = gains.topk(min(self.proposals, gains.shape[1]))
-        following, evidence = self._evidence(ids, proposals)
-        scores = gains + evidence + torch.tensor([path.score for path in paths])[:, None]
+        before = torch.tensor([path.score for path in paths])
+        scores = gains + self._evidence(read, proposals) + before[:, None]
         width = self.width * max(1, _EARLY // ids.shape[1])
         best, flat = scores.flatten().topk(min(width, scores.numel()))
         places = [divmod(place, scores.shape[1]) for place in flat.tolist()]
-        longer = [
+        return [
             Path((*paths[row].tokens, int(proposals[row, column])), score)
             for (row, column), score in zip(places, best.tolist(), strict=True)
         ]
-        return longer, following.flatten(0, 1)[flat]
 
-    def _evidence(self, ids: torch.Tensor, proposals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits after each proposal, and what the span check says of it."""
-        logits, past, new = self.probe.ahead(ids, proposals, list(self.spans.bases))
+    def _evidence(self, read: Prefixes, proposals: torch.Tensor) -> torch.Tensor:
+        """What the span check says of each proposal, shape ``(B, P)``."""
         if not self.spans.bases:
-            return logits, torch.zeros(proposals.shape)
-        return logits, self.spans.evidence(past, new)
+            return torch.zeros(proposals.shape)
+        return self.spans.evidence(read.inputs, self.probe.ahead(read, proposals, list(self.spans.bases)))
 
 
 def bag_weights(bag: Bag, vocabulary: int) -> torch.Tensor:

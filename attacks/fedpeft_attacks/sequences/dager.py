@@ -73,7 +73,7 @@ def _extend(probe: Probe, spans: Spans, tokens: list[int], alive: Paths) -> Path
     ids = torch.tensor([path for path, _ in alive])
     proposals = torch.tensor([tokens] * len(alive))
     (name, basis), *_ = spans.bases.items()
-    _, _, new = probe.ahead(ids, proposals, [name])
+    new = probe.ahead(probe.read(ids, []), proposals, [name])
     x = functional.normalize(new[name], dim=-1)
     distances = (x - (x @ basis.T) @ basis).norm(dim=-1)
     return [

@@ -158,20 +158,23 @@ class Filter:
         direction = null.whitening(residual)
         ids, there = _batch(null.texts[:_CALIBRATION])
         logits, targets = probe.logits(ids)[:, :-1], ids[:, 1:, None]
-        products = _products(logits, probe.slopes(ids, direction)[:, :-1]).gather(2, targets)
+        slopes = probe.slopes(direction, lambda: probe.logits(ids))[:, :-1]
+        products = _products(logits, slopes).gather(2, targets)
         pulls = squared_pull(probe, logits).gather(2, targets).clamp_min(_LEAST)
         ratios = (products**2 / pulls)[..., 0]
         parts = [ratio[row] for ratio, row in zip(ratios, there, strict=True)]
         capped = torch.cat([part.clamp(max=_OUTLIER * part.median()) for part in parts])
         return cls(probe, null, direction, weight, max(float(capped.mean()), _TINY))
 
-    def last(self, ids: torch.Tensor) -> torch.Tensor:
-        """Log likelihood ratio of each next token after whole prefixes, shape ``(B, V)``."""
-        return self._ratios(self.probe.logits(ids)[:, -1], self.probe.slopes(ids, self.direction)[:, -1])
+    def last(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Log likelihood ratio of each next token after whole prefixes with these logits, ``(B, V)``."""
+        slopes = self.probe.slopes(self.direction, lambda: self.probe.last_logits(ids))
+        return self._ratios(logits, slopes)
 
     def scores(self, ids: torch.Tensor) -> torch.Tensor:
         """Log likelihood ratio of each token at each position against its absence, ``(B, T, V)``."""
-        return self._ratios(self.probe.logits(ids), self.probe.slopes(ids, self.direction))
+        slopes = self.probe.slopes(self.direction, lambda: self.probe.logits(ids))
+        return self._ratios(self.probe.logits(ids), slopes)
 
     def _ratios(self, logits: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
         """With Student's noise, as other tokens of the batch have gradients of very different lengths."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +17,7 @@ from fedpeft.data import Example, collate
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.rng import torch_stream
 from fedpeft.training import per_example_loss
+from fedpeft.training.loss import logits_at, token_logits
 from fedpeft.training.modes import steady
 
 if TYPE_CHECKING:
@@ -28,6 +29,21 @@ Inputs = dict[str, torch.Tensor]
 
 _STEP = 0.01
 _SAME = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Prefixes:
+    """Partial records of one length as the model has read them.
+
+    Attributes:
+        logits: next-token logits after each, float32, shape ``(B, V)``.
+        inputs: what each module read along them, shape ``(B, T, I)``.
+        memory: keys and values; reading on uses them up.
+    """
+
+    logits: torch.Tensor
+    inputs: Inputs
+    memory: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,25 +85,33 @@ class Probe:
         with torch.no_grad(), steady(self.attached.model):
             return self.attached.model(input_ids=ids, use_cache=False).logits.float()
 
-    def slopes(self, ids: torch.Tensor, direction: FloatVector) -> torch.Tensor:
-        """Derivative of the logits along a direction of the trainable values, shape ``(B, T, V)``.
+    def last_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Next-token logits at the last position alone, float32, shape ``(B, V)``."""
+        with torch.no_grad(), steady(self.attached.model):
+            return token_logits(self.attached.model, ids, *_ends(ids)).float()
+
+    def slopes(self, direction: FloatVector, logits: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Derivative of logits along a direction of the trainable values, in the shape of the logits.
 
         By central differences, so that any model serves; a zero direction has no slope.
+
+        Args:
+            direction: shape ``(layout.size,)``.
+            logits: computes them at the values that are loaded.
         """
         length = float(np.linalg.norm(direction))
         if length == 0.0:
-            return torch.zeros((*ids.shape, len(self.head_VD)))
+            return torch.zeros_like(logits())
         step = _STEP * max(float(np.linalg.norm(self.state)), 1.0)
         move = np.asarray(direction * (step / length), np.float32)
         try:
-            sides = [self._at(values, ids) for values in (self.state + move, self.state - move)]
+            self.attached.load(self.state + move)
+            above = logits()
+            self.attached.load(self.state - move)
+            below = logits()
         finally:
             self.attached.load(self.state)
-        return (sides[0] - sides[1]) * (length / (2 * step))
-
-    def _at(self, values: FloatVector, ids: torch.Tensor) -> torch.Tensor:
-        self.attached.load(values)
-        return self.logits(ids)
+        return (above - below) * (length / (2 * step))
 
     def gradient(self, records: Records, weights: Sequence[Sequence[float]] | None = None) -> FloatVector:
         """Gradient of the mean loss of records, each a mean over its tokens but the first.
@@ -119,24 +143,26 @@ class Probe:
         with self._listening(modules) as seen:
             return self.logits(ids)[:, -1], seen
 
-    def ahead(
-        self, ids: torch.Tensor, proposals_BP: torch.Tensor, modules: Sequence[str]
-    ) -> tuple[torch.Tensor, Inputs, Inputs]:
-        """Read prefixes and then each of their proposals, which share the prefix's work.
+    def read(self, ids: torch.Tensor, modules: Sequence[str]) -> Prefixes:
+        """Read partial records of one length, shape ``(B, T)``, and what modules read along them."""
+        model = self.attached.model
+        with (
+            torch.no_grad(),
+            steady(model),
+            self._listening(modules) as seen,
+            logits_at(model, *_ends(ids)) as chosen,
+        ):
+            output = model(input_ids=ids, use_cache=True)
+        return Prefixes(chosen(output.logits).float(), seen, output.past_key_values)
 
-        Returns:
-            Logits after each proposal, ``(B, P, V)``; what each module reads along the prefix, ``(B, T, I)``;
-            and what it reads at the proposal, ``(B, P, I)``.
-        """
+    def ahead(self, read: Prefixes, proposals_BP: torch.Tensor, modules: Sequence[str]) -> Inputs:
+        """What each module reads at each proposal right after its prefix, shape ``(B, P, I)``."""
         model, (rows, count) = self.attached.model, proposals_BP.shape
-        with torch.no_grad(), steady(model):
-            with self._listening(modules) as past:
-                memory = model(input_ids=ids, use_cache=True).past_key_values
-            memory.batch_repeat_interleave(count)
-            with self._listening(modules) as new:
-                output = model(input_ids=proposals_BP.reshape(-1, 1), past_key_values=memory, use_cache=True)
-        logits = output.logits[:, -1].float().reshape(rows, count, -1)
-        return logits, past, {name: value.reshape(rows, count, -1) for name, value in new.items()}
+        read.memory.batch_repeat_interleave(count)
+        first = torch.zeros(1, dtype=torch.int64)
+        with torch.no_grad(), steady(model), logits_at(model, first, first), self._listening(modules) as seen:
+            model(input_ids=proposals_BP.reshape(-1, 1), past_key_values=read.memory, use_cache=True)
+        return {name: value.reshape(rows, count, -1) for name, value in seen.items()}
 
     @contextmanager
     def _listening(self, modules: Sequence[str]) -> Generator[Inputs]:
@@ -189,6 +215,11 @@ def whole_example(ids: Sequence[int]) -> Example:
     weights = np.ones(len(ids), np.float32)
     weights[:1] = 0.0
     return Example(np.asarray(ids, np.int64), weights)
+
+
+def _ends(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of the last positions."""
+    return torch.arange(len(ids)), torch.full((len(ids),), ids.shape[1] - 1)
 
 
 def _padded(weights: Sequence[Sequence[float]], ids: torch.Tensor) -> torch.Tensor:
