@@ -87,12 +87,14 @@ def test_a_batch_gradient_is_the_sum_over_predicted_tokens(probe, sentences):
     assert np.allclose(np.mean(parts, axis=0), probe.gradient([row]), atol=1e-5)
 
 
-def test_looking_ahead_reads_what_a_whole_pass_reads(probe, sentences):
+@pytest.mark.parametrize("shared", [True, False])
+def test_looking_ahead_reads_what_a_whole_pass_reads(probe, sentences, shared):
     row, proposals = sentences(1, 4)[0][:6], torch.tensor([[5, 9, 30]])
-    names = [group[0] for group in probe.groups]
-    ids = torch.tensor([row])
+    names, ids = [group[0] for group in probe.groups], torch.tensor([row])
+    vars(probe)["takes_masks"] = shared
     read = probe.read(ids, names)
     new = probe.ahead(read, proposals, names)
+    del vars(probe)["takes_masks"]
     assert torch.allclose(read.logits, probe.logits(ids)[:, -1], atol=1e-4)
     assert torch.allclose(read.logits, probe.last_logits(ids), atol=1e-4)
     for place, token in enumerate(proposals[0].tolist()):
@@ -100,6 +102,15 @@ def test_looking_ahead_reads_what_a_whole_pass_reads(probe, sentences):
         for name in names:
             assert torch.allclose(new[name][0, place], seen[name][0, -1], atol=1e-4)
             assert torch.allclose(read.inputs[name][0], seen[name][0, :-1], atol=1e-4)
+
+
+def test_proposals_share_a_memory_only_where_the_model_heeds_their_mask(probe, monkeypatch):
+    assert probe.takes_masks
+    del vars(probe)["takes_masks"]
+    onward = type(probe)._onward
+    monkeypatch.setattr(type(probe), "_onward", lambda *given, **_: onward(*given))
+    assert not probe.takes_masks
+    del vars(probe)["takes_masks"]
 
 
 def test_modules_that_read_the_same_are_one_group(probe):

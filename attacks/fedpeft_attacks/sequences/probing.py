@@ -17,7 +17,7 @@ from fedpeft.data import Example, collate
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.rng import torch_stream
 from fedpeft.training import per_example_loss
-from fedpeft.training.loss import logits_at, token_logits
+from fedpeft.training.loss import PROBE_TOLERANCE, logits_at, token_logits
 from fedpeft.training.modes import steady
 
 if TYPE_CHECKING:
@@ -39,11 +39,13 @@ class Prefixes:
         logits: next-token logits after each, float32, shape ``(B, V)``.
         inputs: what each module read along them, shape ``(B, T, I)``.
         memory: keys and values; reading on uses them up.
+        length: tokens of each.
     """
 
     logits: torch.Tensor
     inputs: Inputs
     memory: Any
+    length: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,16 +155,55 @@ class Probe:
             logits_at(model, *_ends(ids)) as chosen,
         ):
             output = model(input_ids=ids, use_cache=True)
-        return Prefixes(chosen(output.logits).float(), seen, output.past_key_values)
+        return Prefixes(chosen(output.logits).float(), seen, output.past_key_values, ids.shape[1])
 
     def ahead(self, read: Prefixes, proposals_BP: torch.Tensor, modules: Sequence[str]) -> Inputs:
         """What each module reads at each proposal right after its prefix, shape ``(B, P, I)``."""
-        model, (rows, count) = self.attached.model, proposals_BP.shape
+        return (self._side_by_side if self.takes_masks else self._one_by_one)(read, proposals_BP, modules)
+
+    @cached_property
+    def takes_masks(self) -> bool:
+        """Whether proposals may share their prefix's memory, which a mask of their own takes; tried once.
+
+        On made-up tokens: some models ignore such a mask or refuse it.
+        """
+        ids, proposals = (
+            torch.tensor([[self.begin, 1, 2], [self.begin, 3, 4]]),
+            torch.tensor([[5, 6], [7, 8]]),
+        )
+        names = self.attached.spec.targets
+        plain = self._one_by_one(self.read(ids, []), proposals, names)
+        try:
+            shared = self._side_by_side(self.read(ids, []), proposals, names)
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return False
+        pairs = [(shared[name], value) for name, value in plain.items()]
+        return all(bool((one - two).abs().max() <= PROBE_TOLERANCE * two.abs().max()) for one, two in pairs)
+
+    def _side_by_side(self, read: Prefixes, proposals_BP: torch.Tensor, modules: Sequence[str]) -> Inputs:
+        """All proposals of a prefix in one row; each sees the prefix and itself."""
+        count, length = proposals_BP.shape[1], read.length
+        dtype = self.attached.model.get_input_embeddings().weight.dtype
+        others = torch.full((count, count), torch.finfo(dtype).min, dtype=dtype).fill_diagonal_(0.0)
+        mask = torch.cat([torch.zeros(count, length, dtype=dtype), others], dim=1)[None, None]
+        places = torch.full_like(proposals_BP, length)
+        return self._onward(read.memory, proposals_BP, modules, attention_mask=mask, position_ids=places)
+
+    def _one_by_one(self, read: Prefixes, proposals_BP: torch.Tensor, modules: Sequence[str]) -> Inputs:
+        """Each proposal in a row of its own, with a copy of its prefix's memory."""
+        rows, count = proposals_BP.shape
         read.memory.batch_repeat_interleave(count)
-        first = torch.zeros(1, dtype=torch.int64)
-        with torch.no_grad(), steady(model), logits_at(model, first, first), self._listening(modules) as seen:
-            model(input_ids=proposals_BP.reshape(-1, 1), past_key_values=read.memory, use_cache=True)
+        seen = self._onward(read.memory, proposals_BP.reshape(-1, 1), modules)
         return {name: value.reshape(rows, count, -1) for name, value in seen.items()}
+
+    def _onward(
+        self, memory: Any, ids: torch.Tensor, modules: Sequence[str], **where: torch.Tensor
+    ) -> Inputs:
+        """What modules read in a pass after a memory; nobody asks for its logits."""
+        model, first = self.attached.model, torch.zeros(1, dtype=torch.int64)
+        with torch.no_grad(), steady(model), logits_at(model, first, first), self._listening(modules) as seen:
+            model(input_ids=ids, past_key_values=memory, use_cache=True, **where)
+        return seen
 
     @contextmanager
     def _listening(self, modules: Sequence[str]) -> Generator[Inputs]:
