@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,8 @@ def export(attached: Attached, folder: Path, state: FactorState | None = None, a
     Returns:
         The folder.
     """
+    from safetensors.numpy import save
+
     tensors, config = _content(attached, state, as_lora)
     base = attached.base
     config.task_type = _TASKS[base.task]
@@ -45,7 +46,7 @@ def export(attached: Attached, folder: Path, state: FactorState | None = None, a
     if heads:
         config.modules_to_save = sorted({head for name in heads if (head := _head_of(name))})
     named = {f"{_PREFIX}{name}": np.ascontiguousarray(value) for name, value in {**tensors, **heads}.items()}
-    write_atomic(folder / "adapter_model.safetensors", _safetensors(named))
+    write_atomic(folder / "adapter_model.safetensors", save(dict(named), metadata={"format": "pt"}))
     write_json(folder / "adapter_config.json", _plain(config.to_dict()))
     return folder
 
@@ -99,12 +100,6 @@ def _heads(attached: Attached) -> dict[str, FloatVector]:
 def _head_of(name: str) -> str | None:
     """The head that a tensor belongs to."""
     return next((part for part in name.split(".") if part in HEAD_MODULES), None)
-
-
-def _safetensors(tensors: Mapping[str, FloatVector]) -> bytes:
-    from safetensors.numpy import save
-
-    return save(dict(tensors), metadata={"format": "pt"})
 
 
 def _plain(value: Any) -> Any:

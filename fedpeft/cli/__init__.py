@@ -41,7 +41,9 @@ def build_app() -> typer.Typer:
     )
 
     def root(
-        version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show it."),
+        version: bool = typer.Option(
+            False, "--version", callback=_version, is_eager=True, help="Show the version."
+        ),
     ) -> None:
         del version
 

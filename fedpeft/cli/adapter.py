@@ -19,7 +19,7 @@ OUT_OPTION = typer.Option(..., "-o", "--out", help="What to write; never overwri
 EITHER = "An adapter folder or a packed adapter."
 PROMPT = typer.Option("prompt", help="Column with the prompt.")
 COMPLETION = typer.Option("completion", help="Column with the completion or label.")
-BASE = typer.Option(None, help="Base; default: the one the adapter names.")
+BASE = typer.Option(None, help="Base model; default: the one that the adapter names.")
 
 
 def register(app: typer.Typer) -> None:
@@ -40,27 +40,33 @@ def _fresh(path: Path) -> Path:
 def pack(
     adapter: Path = typer.Argument(help="A PEFT adapter folder, or a run directory."),
     out: Path | None = typer.Option(None, "-o", "--out", help="File to write; never overwritten."),
-    target_size: str | None = typer.Option(None, help="Longest file, such as 300kB."),
-    ratio: float | None = typer.Option(None, help="Least ratio of weights file to packed file."),
-    max_loss_change: str | None = typer.Option(None, help="Largest rise of the held-out loss, such as 1%."),
+    target_size: str | None = typer.Option(None, help="Largest file size, such as 300kB."),
+    ratio: float | None = typer.Option(None, help="Smallest ratio of weights file to packed file."),
+    max_loss_change: str | None = typer.Option(
+        None, help="Largest increase of the held-out loss, such as 1%."
+    ),
     step: float | None = typer.Option(None, help="Coarseness of levels, in a tensor's r.m.s. Default: 0.5."),
     density: float | None = typer.Option(None, help="Ternarise changes and keep this share of them."),
     alpha: float | None = typer.Option(None, help="Ternarise all as ComPEFT does, with this alpha."),
-    alpha_grid: bool = typer.Option(False, "--alpha-grid", help="Take the best of ComPEFT's grid."),
-    codec: str | None = typer.Option(None, help="levels (default) or ternary: what a goal is searched with."),
-    dense: str = typer.Option(
-        "levels", help="Factors that start at random: levels, int8, dense-bf16 or dense-fp32."
+    alpha_grid: bool = typer.Option(
+        False, "--alpha-grid", help="Try ComPEFT's grid of densities and alphas, take the best."
     ),
-    keep: list[str] = typer.Option([], help="Keep tensors with this in their name in 16 bits; repeatable."),
+    codec: str | None = typer.Option(None, help="Codec that reaches the goal: levels (default) or ternary."),
+    dense: str = typer.Option(
+        "levels", help="Codec of factors that start at random: levels, int8, dense-bf16 or dense-fp32."
+    ),
+    keep: list[str] = typer.Option([], help="Keep tensors whose name contains this in 16 bits; repeatable."),
     seed: int | None = typer.Option(None, help="Seed of the fedpeft run; default: its run directory's."),
-    records: Path | None = typer.Option(None, "--eval", help="Held-out records, or a run with its own."),
+    records: Path | None = typer.Option(
+        None, "--eval", help="File of held-out records, or a run directory with its own."
+    ),
     prompt: str = PROMPT,
     completion: str = COMPLETION,
     base: str | None = BASE,
     show_table: bool = typer.Option(False, "--table", help="Print size against quality."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Compress an adapter folder into one self-describing file, for a size or a loss if you like."""
+    """Compress an adapter folder into one self-describing file, optionally to a given size or loss."""
     from fedpeft.cli.packing import Goal, HeldOut, prepare, recipe_of
 
     goal = Goal(target_size, ratio, max_loss_change, alpha_grid)
@@ -112,7 +118,7 @@ def unpack(
 
 
 def info(file: Path = typer.Argument(help="A packed adapter."), as_json: bool = JSON_OPTION) -> None:
-    """Show what a packed adapter holds, after checking its digest and all of its content."""
+    """Show the contents of a packed adapter, after checking its digest and all of its content."""
     from fedpeft.cli.packing_tables import show_info
     from fedpeft.packing import pack as packing
 
@@ -138,7 +144,7 @@ def diff(
     exit_code: bool = typer.Option(False, "--exit-code", help="Exit with 1 if they differ."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Show what two adapters differ in: values, settings, and for LoRA the weight change."""
+    """Show how two adapters differ: values, settings, and for LoRA the weight change."""
     from fedpeft.cli.packing_tables import show_difference
     from fedpeft.packing.diff import difference
 

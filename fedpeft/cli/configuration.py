@@ -39,7 +39,7 @@ def show(
 
 
 def profiles(as_json: bool = JSON_OPTION) -> None:
-    """List the bandwidth profiles: when to use each, what it sets, and what it was measured to keep."""
+    """List the bandwidth profiles: when to use each, what it sets, and the quality measured with it."""
     from dataclasses import asdict
 
     from fedpeft.config.profiles import PROFILES

@@ -50,7 +50,7 @@ class Goal:
         if len(goals) + self.alphas > 1:
             raise ConfigError("give one of --target-size, --ratio, --max-loss-change and --alpha-grid")
         if goals and (step, density) != (None, None):
-            raise ConfigError("a goal finds --step and --density out; give the goal or one of them")
+            raise ConfigError("a goal determines --step and --density; give the goal or one of them")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from fedpeft.errors import ConfigError, PrivacyError
 
 if TYPE_CHECKING:
     from fedpeft.config import Config
-    from fedpeft.privacy.noise_to_signal import Remedy, Signal
     from fedpeft.privacy.plan import PrivacyPlan
     from fedpeft.run_plan import RunPlan
 
@@ -83,7 +82,9 @@ def _facts(plan: RunPlan) -> dict[str, Any]:
         "steps": privacy.steps,
         "values": plan.noisy_values,
         "nodes": nodes,
-        **_signal_facts(figures, advice),
+        "noise_over_signal_per_release": figures.per_release,
+        "noise_over_signal_whole_run": figures.whole_run,
+        "remedies": [{"change": each.change, "whole_run": each.whole_run} for each in advice],
         "most_noise": most,
         "allowed": allowed,
         **_sums(config),
@@ -110,14 +111,6 @@ def _sum_rows(sums: dict[str, int] | None) -> list[tuple[str, str]]:
         ("dropouts tolerated", f"{sums['dropouts']} in a round"),
         ("holds if", "every node has pinned the others' keys (fedpeft node roster)"),
     ]
-
-
-def _signal_facts(figures: Signal, advice: list[Remedy]) -> dict[str, Any]:
-    return {
-        "noise_over_signal_per_release": figures.per_release,
-        "noise_over_signal_whole_run": figures.whole_run,
-        "remedies": [{"change": each.change, "whole_run": each.whole_run} for each in advice],
-    }
 
 
 def _rdp_epsilon(plan: PrivacyPlan) -> float | None:
@@ -155,7 +148,7 @@ def _show(facts: dict[str, Any]) -> None:
         ("noisy releases T", f"{facts['steps']} ({facts['rounds']} rounds)"),
         ("clip C", f"{facts['clip']:g}"),
         ("noise multiplier z", f"{facts['noise_multiplier']:g}"),
-        ("epsilon", shown(epsilon, ".4g") + ("" if facts["private"] else ": the noise can be repeated")),
+        ("epsilon", shown(epsilon, ".4g") + ("" if facts["private"] else ": the noise is reproducible")),
         ("delta", f"{facts['delta']:g}"),
         ("accountant", facts["accountant"]),
         *([("epsilon by RDP", f"{rdp:.4g} ({rdp / epsilon - 1:+.1%})")] if compared else []),

@@ -97,7 +97,9 @@ def compare(runs: list[Path] = RUNS, to_csv: Path | None = CSV, as_json: bool = 
 
 def plot(
     runs: list[Path] = typer.Argument(help="Run directories, one or more."),
-    out: Path = typer.Option(Path("runs.svg"), "-o", "--out", help="Picture to write: .svg, .png or .pdf."),
+    out: Path = typer.Option(
+        Path("runs.svg"), "-o", "--out", help="Image file to write: .svg, .png or .pdf."
+    ),
     what: Curve = typer.Option(Curve.LOSS, "--what", help="Figure to draw over the rounds."),
     to_csv: Path | None = CSV,
     as_json: bool = JSON_OPTION,
@@ -115,7 +117,7 @@ def plot(
 
 def track(
     run: Path = RUN,
-    to: list[str] = typer.Option(..., "--to", help="tensorboard, mlflow or wandb; may be given many times."),
+    to: list[str] = typer.Option(..., "--to", help="tensorboard, mlflow or wandb; repeatable."),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Send what a run has recorded so far to trackers, also a run of `fedpeft server`."""

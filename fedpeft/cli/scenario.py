@@ -15,7 +15,7 @@ SCENARIO_HELP = (
     "gives base.model or data.source."
 )
 SCENARIO = typer.Argument(None, help=SCENARIO_HELP)
-SET = typer.Option([], "--set", help="key=value over the scenario; may be given many times.")
+SET = typer.Option([], "--set", help="key=value that overrides the scenario; repeatable.")
 
 
 def scenario_config(

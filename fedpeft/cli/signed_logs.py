@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedpeft.trust.signed_log import Entry, Head, SignedLog
 
 HOME = typer.Option(None, "--home", help="The owner's folder; default: the only one in $FEDPEFT_HOME.")
-LAST = typer.Option(20, min=1, help="How many of the newest entries.")
+LAST = typer.Option(20, min=1, help="Number of newest entries to show.")
 FILE = typer.Argument(None, help="An export; default: the log of this machine.")
 KEY = typer.Option(None, help="The owner's public key, 64 hexadecimal digits, from another source.")
 KNOWN = typer.Option(None, help="SEQ:HASH of an entry that was noted before.")
@@ -70,7 +70,7 @@ class LogCommands:
         lines, head, signed = self._verified(file, public, home)
         _require_known(known, lines)
         facts = {"entries": head.seq, "head": str(head), "key": signed.hex(), "key_given": public is not None}
-        source = "" if public or file is None else "; the key is the file's own word: give --key"
+        source = "" if public or file is None else "; the key comes from the file itself: give --key"
         emit(facts, as_json, lambda: typer.echo(f"intact: {head.seq} entries, head {head}{source}"))
 
     def export(self, out: Path = OUT, home: Path | None = HOME, as_json: bool = JSON_OPTION) -> None:

@@ -19,16 +19,9 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: the first contradiction, with what to change.
     """
-    for problem in _problems(config):
-        raise ConfigError(problem)
-
-
-def _problems(config: Config) -> Iterator[str]:
-    yield from _adapter(config)
-    yield from _exchange(config)
-    yield from _federation(config)
-    yield from _privacy(config)
-    yield from _secure(config)
+    for problems in (_adapter, _exchange, _federation, _privacy, _secure):
+        for problem in problems(config):
+            raise ConfigError(problem)
 
 
 def _adapter(config: Config) -> Iterator[str]:
@@ -97,7 +90,7 @@ def _looks_at_singles(config: Config, setting: str) -> Iterator[str]:
         yield f"{setting} looks at single updates, which exchange.secure hides: leave one of them out"
     if config.privacy.unit == "node" and config.privacy.trust == "central":
         yield (
-            f"{setting} weighs nodes against one another, which privacy.trust = 'central' must not; it cuts "
+            f"{setting} compares nodes with one another, which privacy.trust = 'central' excludes; that cuts "
             "every update to privacy.clip already: leave it out"
         )
 
@@ -129,7 +122,7 @@ def _privacy(config: Config) -> Iterator[str]:
     yield from _delta(config)
     if config.audit.outbox == "refuse":
         yield (
-            "audit.outbox = 'refuse' tells by silence what the data are, which no privacy plan accounts for: "
+            "audit.outbox = 'refuse' lets a missing update reveal the data, and no privacy plan covers that: "
             f"set audit.outbox = 'report' with privacy.unit = {privacy.unit!r}"
         )
     yield from _nodes_unit(config) if privacy.unit == "node" else _records_unit(config)
@@ -145,8 +138,8 @@ def _delta(config: Config) -> Iterator[str]:
         count = count or (config.data.samples if config.data.source == EMBEDDED else None)
     if count and privacy.delta > 1 / count * (1 + 1e-9):
         yield (
-            f"privacy.delta = {privacy.delta:g} is above 1 / {count:g}, one in the number of {units}, and so "
-            f"allows to publish one of them whole: set privacy.delta to less than 1 / {count:g}"
+            f"privacy.delta = {privacy.delta:g} is above 1 / {count:g}, one in the number of {units}, so "
+            f"that one of them could be published whole: set privacy.delta to less than 1 / {count:g}"
         )
 
 
@@ -187,7 +180,7 @@ def _nodes_unit(config: Config) -> Iterator[str]:
     if federation.selection == "seeded" and federation.participation < 1:
         yield (
             "privacy.unit = 'node' with federation.participation < 1 needs federation.selection = 'poisson' "
-            "or 'cyclic': who a known seed draws is no secret"
+            "or 'cyclic': everybody knows whom a known seed draws"
         )
     if privacy.trust == "distributed":
         yield from _distributed(config)

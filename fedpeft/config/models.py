@@ -120,26 +120,27 @@ class FederationConfig(Section):
     participation: float = Field(default=1.0, gt=0, le=1, description="share of nodes asked each round")
     selection: Selection = Field(
         default="seeded",
-        description="who is asked: a share drawn from the seed, each node by a secret coin, or in turns",
+        description="which nodes take part in a round: a share drawn from the seed, each node at random in "
+        "secret, or in turns",
     )
     quorum: int = Field(default=0, ge=0, description="valid replies needed to apply a round; 0: a majority")
     deadline: float = Field(default=3600.0, gt=0, description="seconds a round may take")
     grace: float = Field(
         default=4.0,
         ge=0,
-        description="deployed: once all but a third (of three or more: all but one) have answered, the rest "
-        "have this many times as long, at least 30 s; 0: until the deadline",
+        description="deployed: once all but a third (of three or more: all but one) have answered, the "
+        "others get this many times that time, at least 30 s; 0: until the deadline",
     )
     norm_bound: float = Field(
         default=0.0,
         ge=0,
-        description="L2 norm above which an update is refused (norm-clip: to which it is cut); 0: none",
+        description="L2 norm above which an update is refused (norm-clip: scaled down to it); 0: no limit",
     )
     norm_ratio: float = Field(
         default=10.0,
         ge=0,
-        description="an update this many times as long as the round's median of three or more is refused; "
-        "0: none is; off where single updates must not be looked at",
+        description="an update is refused if its L2 norm is this many times the round's median (of three "
+        "or more); 0: no limit; off where single updates must not be looked at",
     )
     robust: RuleName = Field(
         default="auto",
@@ -179,7 +180,7 @@ class DirectionConfig(Section):
         default=0.2,
         gt=0,
         le=1,
-        description="share of values sent (auto: of ternary, whose bytes it keeps to)",
+        description="share of values sent (auto: as many bytes as ternary at this share)",
     )
     support: Literal["seed", "released"] = Field(
         default="seed",
@@ -196,7 +197,8 @@ class SecureConfig(Section):
         default=0.67,
         gt=0.5,
         le=1,
-        description="share of the roster that must survive and unmask; raised where colluders call for more",
+        description="share of the roster that must stay to the end and unmask the sum; raised if colluders "
+        "require it",
     )
     min_nodes: int = Field(
         default=2, ge=2, description="nodes beside the colluders in every sum that is ever opened, at least"
@@ -204,7 +206,7 @@ class SecureConfig(Section):
     colluders: int = Field(
         default=1,
         ge=0,
-        description="nodes that may collude with the coordinator: every claim holds against so many",
+        description="nodes that may collude with the coordinator: all claims hold against this many",
     )
     share: float = Field(default=1.0, gt=0, le=1, description="share of the values that a round sums")
     bits: Literal[8, 16, 32] = Field(default=8, description="bits of one masked value; 8 for ternary")
@@ -215,8 +217,8 @@ class ExchangeConfig(Section):
 
     profile: Profile = Field(
         default="none",
-        description="named settings for a bandwidth; settings given beside it win; private where nodes "
-        "protect records or persons and none is given",
+        description="named settings for a bandwidth; explicit settings win; without it: private where nodes "
+        "protect records or persons, else none",
     )
     cache_rounds: int = Field(
         default=64,
@@ -291,19 +293,19 @@ class AuditConfig(Section):
     )
     outbox: Literal["off", "report", "refuse"] = Field(
         default="off",
-        description="attack each update in the node before it leaves: write it down, or also keep what leaks "
-        "or was not attacked to the end",
+        description="attack each update in the node before it leaves; report: record the result; refuse: "
+        "also hold back an update that leaks or whose attack was not finished",
     )
     outbox_seconds: float = Field(
         default=600.0,
         gt=0,
-        description="CPU seconds of the safety stop of an attack in the outbox; what it ends is not finished",
+        description="limit in CPU seconds of an attack in the outbox; one that it stops is not finished",
     )
     canaries: int = Field(
         default=0,
         ge=0,
-        description="made-up secrets per simulated node, in 1, 8 and 32 copies in turn; a coin each decides "
-        "which are trained on",
+        description="made-up secrets per simulated node, in 1, 8 and 32 copies in turn; each is trained on "
+        "with probability one half",
     )
 
     def taps(self, round: int, rounds: int) -> bool:

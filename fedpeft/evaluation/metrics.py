@@ -164,15 +164,9 @@ def _log_likelihoods(
     return scores
 
 
-def _cut(example: Example) -> Example:
-    """The prompt alone."""
-    end = max(example.prompt_length, 1)
-    return replace(example, ids=example.ids[:end], weights=example.weights[:end])
-
-
 def _spelled(example: Example, spelling: Completion) -> Example:
     """The prompt followed by another completion, which alone bears weight."""
-    prompt = _cut(example).ids
+    prompt = example.ids[: max(example.prompt_length, 1)]
     ids = np.concatenate([prompt, np.array(spelling, np.int64)])
     weights = np.concatenate([np.zeros(len(prompt), np.float32), np.ones(len(spelling), np.float32)])
     return replace(example, ids=ids, weights=weights)

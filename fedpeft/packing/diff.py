@@ -93,7 +93,8 @@ def difference(a: Path, b: Path) -> Difference:
         ExchangeError: a packed file is damaged.
     """
     (config_a, tensors_a), (config_b, tensors_b) = _read(a), _read(b)
-    common = [name for name in sorted(tensors_a) if _fits(name, tensors_a, tensors_b)]
+    shapes_b = {name: value.shape for name, value in tensors_b.items()}
+    common = [name for name, value in sorted(tensors_a.items()) if shapes_b.get(name) == value.shape]
     sums = {name: _sums(tensors_a[name], tensors_b[name]) for name in common}
     total = sum(sums.values(), start=_Sums(0, 0, 0, 0, 0, 0))
     keys = sorted(config_a.keys() | config_b.keys())
@@ -114,10 +115,6 @@ def _read(path: Path) -> Adapter:
         return files.config, files.tensors
     packed = load(path)
     return packed.header.config, tensors_of(packed)
-
-
-def _fits(name: str, a: Tensors, b: Tensors) -> bool:
-    return name in b and a[name].shape == b[name].shape
 
 
 def _sums(a: Array, b: Array) -> _Sums:

@@ -89,7 +89,8 @@ class Library(Mapping[str, Entry]):
             except FedPeftError as error:
                 refused.append(Refused(path, str(error)))
             else:
-                self._entries[self._free_name(path)] = _entry(path, header, size)
+                short = path.name.removesuffix(SUFFIX)
+                self._entries[path.name if short in self._entries else short] = _entry(path, header, size)
         self.refused = tuple(refused)
 
     def __getitem__(self, name: str) -> Entry:
@@ -107,10 +108,6 @@ class Library(Mapping[str, Entry]):
         for name, entry in self.items():
             groups.setdefault(entry.base, {})[name] = entry
         return dict(sorted(groups.items()))
-
-    def _free_name(self, path: Path) -> str:
-        short = path.name.removesuffix(SUFFIX)
-        return path.name if short in self._entries else short
 
 
 def _entry(path: Path, header: Header, size: int) -> Entry:

@@ -27,7 +27,7 @@ REFUSED = [
     ),
     (
         {"privacy": NODE, "exchange": NO_FEEDBACK, "federation": {"participation": 0.5}},
-        "who a known seed draws is no secret",
+        "everybody knows whom a known seed draws",
     ),
     ({"privacy": {**NODE, "bands": 2}, "exchange": NO_FEEDBACK}, "needs federation.selection = 'cyclic'"),
     (

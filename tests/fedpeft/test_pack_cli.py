@@ -90,7 +90,7 @@ def test_the_table_shows_sizes_and_losses(folder):
     [
         ((), "nothing to do"),
         (("-o", "x", "--ratio", "4", "--target-size", "1kB"), "give one of"),
-        (("-o", "x", "--ratio", "4", "--step", "1"), "finds --step and --density out"),
+        (("-o", "x", "--ratio", "4", "--step", "1"), "a goal determines --step and --density"),
         (("-o", "x", "--ratio", "0.5"), "at least 1"),
         (("-o", "x", "--target-size", "big"), "no size"),
         (("-o", "x", "--max-loss-change", "1%"), "needs held-out records"),

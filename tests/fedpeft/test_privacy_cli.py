@@ -126,7 +126,7 @@ def test_reproducible_noise_is_called_no_guarantee(invoke):
     seeded = (*RECORD, "privacy.randomness=seeded")
     facts = json.loads(invoke(seeded, "--values", "400", "--json").stdout)
     assert facts["private"] is False and facts["epsilon"] == "unbounded"
-    assert "unbounded: the noise can be repeated" in invoke(seeded, "--values", "400").stdout
+    assert "unbounded: the noise is reproducible" in invoke(seeded, "--values", "400").stdout
 
 
 def test_the_adapter_gives_the_number_of_values(invoke):

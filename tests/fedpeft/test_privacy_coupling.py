@@ -265,7 +265,7 @@ def test_a_memory_that_cannot_be_put_back_is_refused():
     attached.layer.mlp = Hides(attached.layer.mlp)
     for wanted in ("auto", "batched", "loop"):
         with pytest.raises(
-            PrivacyError, match=r"one record changes what the base makes of the next.*privacy\.unit"
+            PrivacyError, match=r"one record changes the base's output for the next one.*privacy\.unit"
         ):
             engine_of(attached, wanted, LONGEST)
 

@@ -106,7 +106,8 @@ class _Counter:
 
     def __init__(self, application: FastAPI, folder: Path, quota: Quota) -> None:
         self._state: Any = application.state.linkstate_factory.state()
-        shelf = Shelf(lambda order: self._order(order) is not None, self._keeps)
+        store = self._state.object_store
+        shelf = Shelf(lambda order: self._order(order) is not None, lambda root: root in store)
         self._uploads = Uploads(folder, quota, shelf)
 
     def handlers(self) -> dict[str, Callable[[Any], Any]]:
@@ -203,9 +204,6 @@ class _Counter:
     def _order(self, name: str) -> dict[str, Any] | None:
         """A message that waits for its reply."""
         return cast("dict[str, Any] | None", self._state.get_valid_message_ins(name)) if name else None
-
-    def _keeps(self, root: str) -> bool:
-        return root in self._state.object_store
 
     def _is_whole(self, root: str) -> bool:
         """Whether all parts of a message are here."""

@@ -120,7 +120,7 @@ class OpenCall:
             return Refusal(413, "too large\n")
         body = await _whole(receive, length)
         if body is None:
-            return Refusal(400, "this body is not as long as it was said to be\n")
+            return Refusal(400, "this body is not as long as announced\n")
         return await self._called(body, scope["client"][0] if scope["client"] else "")
 
     async def _called(self, body: bytes, address: str) -> bytes | Refusal:
@@ -141,9 +141,10 @@ def body_length(scope: Scope) -> int | None:
 
 async def answer(send: Send, response: Refusal | bytes) -> None:
     """Answer a request, with JSON or a refusal, and end its connection."""
-    status, kind, body = (
-        (200, "application/json", response) if isinstance(response, bytes) else _parts(response)
-    )
+    if isinstance(response, bytes):
+        status, kind, body = 200, "application/json", response
+    else:
+        status, kind, body = response.status, response.kind, response.text.encode()
     headers = [
         (b"content-type", kind.encode()),
         (b"content-length", str(len(body)).encode()),
@@ -151,10 +152,6 @@ async def answer(send: Send, response: Refusal | bytes) -> None:
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def _parts(refusal: Refusal) -> tuple[int, str, bytes]:
-    return refusal.status, refusal.kind, refusal.text.encode()
 
 
 def _head(scope: Scope) -> int:

@@ -113,7 +113,7 @@ class Uploads:
         """
         with self._lock:
             self._tidy(upload.node, upload.order)
-            if self._replies(upload.node) >= self.quota.replies:
+            if len(self._of(upload.node)) + len(self._uncollected.get(upload.node, {})) >= self.quota.replies:
                 raise OverQuota(f"this node has {self.quota.replies} replies here that nobody has read")
             session = secrets.token_hex(16)
             upload.folder = self._folder / session
@@ -176,9 +176,6 @@ class Uploads:
 
     def _of(self, node: int) -> list[tuple[str, Upload]]:
         return [(session, upload) for session, upload in self._open.items() if upload.node == node]
-
-    def _replies(self, node: int) -> int:
-        return len(self._of(node)) + len(self._uncollected.get(node, {}))
 
     def _bytes(self, node: int) -> int:
         waiting = self._uncollected.get(node, {}).values()

@@ -1,6 +1,6 @@
-"""What a lineage has spent: joint epsilon under each promise that was made of it, against a budget.
+"""What a data set has spent: joint epsilon under each promise that was made of it, against a budget.
 
-A promise is a unit and a trust model. Each that was ever made of a lineage is an account of its own, and a
+A promise is a unit and a trust model. Each that was ever made of a data set is an account of its own, and a
 charge must fit into all of them. Into the account of its own unit it goes as it is. Into that of a finer unit
 (record < person < node) it goes by group privacy: a record more or less in a person's data changes that
 person, which is one person removed and another added, so two steps of the coarser guarantee. Into that of a
@@ -38,7 +38,7 @@ LARGEST = 500.0
 
 @dataclass(frozen=True)
 class Budget:
-    """The owner's limits on a lineage; None: no limit.
+    """The owner's limits on a data set; None: no limit.
 
     Attributes:
         total: joint epsilon over its whole life.
@@ -117,7 +117,7 @@ class Charge(NamedTuple):
 
 
 def charges(entries: Iterable[Entry], lineage: str) -> list[Charge]:
-    """All that was spent on a lineage, started or not.
+    """All that was spent on a data set, started or not.
 
     Raises:
         PrivacyError: this version does not know an entry, its event, unit or trust.
@@ -135,7 +135,7 @@ def _not_after(charge: Charge, set_anew: list[tuple[int, float]]) -> float:
 
 
 def lineages(entries: Iterable[Entry]) -> list[str]:
-    """Names of all lineages in order of appearance."""
+    """Privacy-budget ids of all data sets in order of appearance."""
     return list(dict.fromkeys(e.body["lineage"] for e in entries if "lineage" in e.body))
 
 
@@ -147,7 +147,7 @@ def claim_of(spent: Iterable[Charge]) -> Claim:
 
 
 def promised(spent: Iterable[Charge]) -> list[Claim]:
-    """All promises that were made of a lineage; without any, what is read by default."""
+    """All promises that were made of a data set; without any, what is read by default."""
     claims = [charge.claim for charge in spent if charge.claim is not None]
     return list(dict.fromkeys(claims)) or [claim_of([])]
 
@@ -163,7 +163,7 @@ def joint(spent: Iterable[Charge], delta: float, claim: Claim, interval: float |
     """Joint epsilon under a claim; 0 without charges, inf if one of them guarantees nothing for it.
 
     Args:
-        spent: charges on one lineage.
+        spent: charges on one data set.
         delta: where epsilon is read.
         claim: unit and trust.
         interval: of the PLD; None: coarse, and quick when all but the newest charges are known.
@@ -206,7 +206,7 @@ def _stepped(groups: dict[int, list[Event]], delta: float, interval: float | Non
 def allowed(lineage: str, spent: list[Charge], budget: Budget, now: float) -> float:
     """The joint epsilon that the last charge leads to, under its own promise, if the budget allows it.
 
-    Every promise that was made of the lineage must stay within the budget. The coarse bound may accept, only
+    Every promise that was made of the data set must stay within the budget. The coarse bound may accept, only
     the fine one refuses.
 
     Raises:

@@ -58,7 +58,7 @@ class Entry:
         return float(moment) if isinstance(moment, int | float) else 0.0
 
     def concerns(self, lineage: str) -> bool:
-        """Whether this entry spends privacy of a lineage."""
+        """Whether this entry spends privacy of a data set."""
         body = self.body
         return body.get("lineage", lineage) == lineage and body.get("kind") not in FREE
 

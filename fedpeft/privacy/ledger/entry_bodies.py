@@ -107,7 +107,7 @@ def charged(body: Body) -> Body:
 
 
 def closing(lineage: str) -> Body:
-    """A lineage of which something left at an unknown cost: nothing private can be promised any more."""
+    """A data set of which something left at an unknown cost: no privacy can be promised for it any more."""
     bare = reserve(lineage, "declared", 1, None, 1)
     return charged(bare | {"content": None, "attempt": 1, "epsilon": None})
 

@@ -43,7 +43,7 @@ class Reservation:
     Attributes:
         head: the entry of the reservation.
         attempt: 1-based number of reservations of this run and round.
-        epsilon: joint epsilon of the lineage including this reservation, an upper bound.
+        epsilon: joint epsilon of the data set including this reservation, an upper bound.
         delta: the delta at which it holds.
     """
 
@@ -99,8 +99,9 @@ class Ledger:
     """An append-only SQLite file (WAL, synchronous=FULL) in which each entry holds the hash of the last.
 
     Several processes may share a file: entries are serialised by SQLite's write lock, and a price is only
-    good for the chain that it was worked out on, so that no race exceeds the budget. A lineage names a data
-    set for life, through edits and additions; its owner assigns it, and all coordinators share it.
+    good for the chain that it was worked out on, so that no race exceeds the budget. ``lineage`` is the
+    privacy-budget id of a data set: its owner assigns it for life, edited and extended data keep it, and all
+    coordinators share it.
 
     A round goes ``reserve`` (spent from then on), ``started`` (its data are opened), ``released``. A
     reservation that was never started is handed out again instead of charged twice; ``started`` succeeds once
@@ -113,7 +114,7 @@ class Ledger:
             somebody with the file could write the whole chain anew.
         clock: seconds since 1970, UTC.
         strict: refuse a clock that leapt even where this budget counts no year: somebody else's does, and an
-            entry of any lineage that is dated in the future dates all that follow.
+            entry of any data set that is dated in the future dates all that follow.
 
     Raises:
         PrivacyError: a nonsense budget, or the file cannot be made or is something else.
@@ -154,11 +155,11 @@ class Ledger:
             round: 1-based.
             plan: what is guaranteed, if anything.
             steps: noisy releases of this round.
-            content: hash of the data file, for audits only: edited data are the same lineage.
+            content: hash of the data file, for audits only: edited data keep the same budget.
 
         Raises:
             PrivacyError: the budget or the run's promise would be exceeded, the clock has leapt, the disk is
-                full (nothing is spent then), the lineage holds an entry that this version does not know, or
+                full (nothing is spent then), the data set has an entry that this version does not know, or
                 the ledger is damaged.
         """
         quote, head = self._charge(
@@ -267,7 +268,7 @@ class Ledger:
         trust: str | None = None,
         since: float | None = None,
     ) -> float:
-        """Joint epsilon of a lineage over all its runs and coordinators; 0 if nothing was spent.
+        """Joint epsilon of a data set over all its runs and coordinators; 0 if nothing was spent.
 
         Args:
             lineage: the data set's name for life.
@@ -278,7 +279,7 @@ class Ledger:
             since: count entries from this time on only, seconds since 1970, UTC.
 
         Raises:
-            PrivacyError: the lineage holds an entry that this version does not know, or as `entries`.
+            PrivacyError: the data set has an entry that this version does not know, or as `entries`.
         """
         spent = charges(self.entries(), lineage)
         newest = claim_of(spent)

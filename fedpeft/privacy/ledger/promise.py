@@ -1,8 +1,8 @@
 """A run's promise is its ceiling: what left of its rounds never exceeds what its plan says.
 
-The plan of a run, which its owner has approved, says rounds and releases per round. The lineage's budget is
-shared by all runs, so that without this a coordinator could have round 1 answered from many states, for as
-long as the budget lasts. Two limits, both in whole numbers, on the charges of one run on one lineage:
+The plan of a run, which its owner has approved, says rounds and releases per round. The budget of a data set
+is shared by all runs, so that without this a coordinator could have round 1 answered from many states, for as
+long as the budget lasts. Two limits, both in whole numbers, on the charges of one run on one data set:
 
 * what left, and the reservation asked for, are together no more releases than the plan's;
 * what was opened and of which nothing left, because a crash cut it off, is charged to the budget beside the

@@ -51,7 +51,7 @@ REPEATED = {torch.float32: 1e-4}
 REPEATED_ROUGHLY = 1e-2
 PASSED = "plain layers; passed all gates"
 CARRIES = (
-    "one record changes what the base makes of the next, by something that a pass leaves behind and that "
+    "one record changes the base's output for the next one, through state that a pass leaves behind and that "
     "cannot be put back, so no clip bounds a record; take another base, or privacy.unit = 'node' or 'none'"
 )
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -257,7 +257,7 @@ def _rounding(model: Any) -> str | None:
             kind = str(parameter.dtype).removeprefix("torch.")
             return f"{kind} rounds a record's gradient by the shape of its batch (float32 does not visibly)"
     if (precision := torch.get_float32_matmul_precision()) != "highest":
-        return f"torch multiplies float32 at precision {precision!r}, so that rounding hangs on the batch"
+        return f"torch multiplies float32 at precision {precision!r}, so that rounding depends on the batch"
     return None
 
 
