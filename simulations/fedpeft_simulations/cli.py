@@ -164,7 +164,7 @@ def write_data(
     set_: list[str] = SET,
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Write the training records of each organisation to a file, as if they were its own.
+    """Write the training records of each organisation of a scenario to a file of its own.
 
     A deployment can then be tried with them: `fedpeft node data add`.
     """

@@ -1,9 +1,9 @@
 """A federation in one loop, in which both directions of the exchange can be replaced.
 
 Everything else is the platform's own: base, adapter, records, batches, local training, aggregation, server
-optimiser and judge. With the platform's rules in both directions the loop gives the platform's final values
-bit for bit (``tests/simulations/test_bench_federation.py``), so a rule that the platform does not offer can
-be compared with those that it does.
+optimiser and evaluation. With the platform's rules in both directions the loop gives the platform's final
+values bit for bit (``tests/simulations/test_bench_federation.py``), so a rule that it does not offer
+can be compared with those that it does.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Broadcast:
 
     Attributes:
         exact: the server's values, float64; a server that forgets what it could not send changes them.
-        held: the nodes' values, float32.
+        node_values: the nodes' values, float32.
         size: bytes sent to each node.
     """
 
     exact: Vector
-    held: FloatVector
+    node_values: FloatVector
     size: int
 
 
@@ -73,13 +73,13 @@ class FederationLab:
     Attributes:
         config: its settings; those of the exchange and of privacy are not used.
         attached: the adapter on the base.
-        judge: the global test.
+        held_out: the global test.
         nodes: training examples by organisation.
     """
 
     config: Config
     attached: Attached
-    judge: HeldOut
+    held_out: HeldOut
     nodes: Mapping[str, Sequence[Example]]
 
     @classmethod
@@ -98,8 +98,8 @@ class FederationLab:
         if attached.aggregator is not None:
             raise ConfigError(f"aggregation {config.adapter.aggregation!r} has no one vector; use 'frozen_a'")
         nodes = {part.name: tokens(part.train, base, config, labels) for part in federation.organisations}
-        judge = HeldOut(base, config, tokens(federation.test, base, config, labels), labels)
-        return cls(config, attached, judge, nodes)
+        held_out = HeldOut(base, config, tokens(federation.test, base, config, labels), labels)
+        return cls(config, attached, held_out, nodes)
 
     @property
     def layout(self) -> Layout:
@@ -115,7 +115,7 @@ class FederationLab:
         for round in range(1, federation.rounds + 1):
             if round > 1:
                 broadcast = down(state.exact, state.node_values)
-                state = replace(state, exact=broadcast.exact, node_values=broadcast.held)
+                state = replace(state, exact=broadcast.exact, node_values=broadcast.node_values)
                 received.append(broadcast.size)
             state, _ = state.absorb(round, self._contributions(round, state.node_values, up, sent))
         values = state.result()["values"]
@@ -124,22 +124,22 @@ class FederationLab:
     def score(self, values: FloatVector) -> Evaluation:
         """Held-out loss and accuracy of these values."""
         self.attached.begin(values)
-        return self.judge.score(self.attached)
+        return self.held_out.score(self.attached)
 
-    def change(self, node: str, round: int, held: FloatVector) -> FloatVector:
+    def change(self, node: str, round: int, state: FloatVector) -> FloatVector:
         """What a round of local training changes, float32."""
         config = self.config
-        start = self.attached.begin(held, round, node)
+        start = self.attached.begin(state, round, node)
         batches = stream(config.run.seed, round, node, "batches")
         train_local(self.attached, self.nodes[node], LocalPlan.of(config.federation, round), batches)
         return self.attached.get() - start
 
     def _contributions(
-        self, round: int, held: FloatVector, up: Up, sent: list[int]
+        self, round: int, state: FloatVector, up: Up, sent: list[int]
     ) -> Iterator[Contribution]:
         config = self.config
         for name in sample(self.nodes, config.federation, config.run.seed, round):
-            values, size = up(name, self.change(name, round, held))
+            values, size = up(name, self.change(name, round, state))
             sent.append(size)
             yield name, 1.0, Decoded(self.layout, values)
 
@@ -166,10 +166,10 @@ def dense_up(node: str, change: FloatVector) -> tuple[FloatVector, int]:
     return change, change.nbytes
 
 
-def dense_down(exact: Vector, held: FloatVector) -> Broadcast:
+def dense_down(exact: Vector, state: FloatVector) -> Broadcast:
     """The whole difference, rounded to float32 as in an envelope."""
-    missing = (exact - held).astype(np.float32)
-    return Broadcast(exact, held + missing, missing.nbytes)
+    missing = (exact - state).astype(np.float32)
+    return Broadcast(exact, state + missing, missing.nbytes)
 
 
 def coded_up(coder: Coder, layout: Layout, *, feedback: bool) -> Up:
@@ -189,10 +189,10 @@ def coded_up(coder: Coder, layout: Layout, *, feedback: bool) -> Up:
 def coded_down(coder: Coder, layout: Layout, *, feedback: bool) -> Down:
     """A broadcast of the difference; without feedback the server, too, drops what was not sent."""
 
-    def down(exact: Vector, held: FloatVector) -> Broadcast:
-        data = coder.encode((exact - held).astype(np.float32), layout)
-        held = held + coder.decode(data, layout)
-        return Broadcast(exact if feedback else held.astype(np.float64), held, len(data))
+    def down(exact: Vector, state: FloatVector) -> Broadcast:
+        data = coder.encode((exact - state).astype(np.float32), layout)
+        state = state + coder.decode(data, layout)
+        return Broadcast(exact if feedback else state.astype(np.float64), state, len(data))
 
     return down
 
@@ -203,7 +203,7 @@ def sparse_state(coder: Coder, layout: Layout) -> Down:
     The server keeps all values. Source: Kuo et al. 2024, arXiv 2406.05233, algorithm 1.
     """
 
-    def down(exact: Vector, held: FloatVector) -> Broadcast:
+    def down(exact: Vector, state: FloatVector) -> Broadcast:
         data = coder.encode(exact.astype(np.float32), layout)
         return Broadcast(exact, coder.decode(data, layout), len(data))
 

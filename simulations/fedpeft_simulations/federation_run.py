@@ -29,8 +29,8 @@ from fedpeft_attacks.memory.canaries import write_canaries
 from fedpeft_clients.rounds.run_home import Simulated, create_home
 from fedpeft_server.rounds.checkpoints import latest
 from fedpeft_server.rounds.final_adapter import load_checkpoint, load_final
-from fedpeft_simulations.arms import companion, results
 from fedpeft_simulations.backends import run_federation
+from fedpeft_simulations.baselines import companion, results
 from fedpeft_simulations.organisations import Federation, Organisation, load_federation
 from fedpeft_simulations.plant_canaries import draw_canaries, planted
 from fedpeft_simulations.plots import plot_run
@@ -70,14 +70,14 @@ def run(config: Config, out: Path, mode: Mode, report: Progress, trackers: Seque
         _fill(store, store.config, load_federation(store.config))
     with companion(store), tracking(trackers, store.path, store.config) as pass_on:
 
-        def tell(event: dict[str, Any]) -> None:
+        def emit(event: dict[str, Any]) -> None:
             report(event)
             pass_on(event)
 
-        _federate(store, tell)
-        summary = _judge(store, tell)
+        _federate(store, emit)
+        summary = _evaluate(store, emit)
         audit = _audit(store, report)
-        at("waiting for the comparison runs")
+        at("waiting for the baselines")
     summary = complete(summary, results(store), audit, time.monotonic() - started)
     write_card(store.adapter, card_facts(store, summary))
     plot_run(store)
@@ -148,8 +148,8 @@ def _with_canaries(
     """What a node trains on: its records, and the canaries that a coin chose."""
     if not config.audit.canaries:
         return organisation.train
-    given = (config.audit.canaries, config.run.seed, organisation.name)
-    canaries = draw_canaries(*given, organisation.train, bool(labels))
+    draw = (config.audit.canaries, config.run.seed, organisation.name)
+    canaries = draw_canaries(*draw, organisation.train, bool(labels))
     write_canaries(home, canaries)
     return planted(organisation.train, canaries)
 
@@ -166,9 +166,9 @@ def _federate(store: RunStore, report: Progress) -> None:
         if event["event"] == "round":
             _tell_training(store, report, event["round"])
             at("round", event["round"], config.federation.rounds)
-        if event["event"] == "round" and _is_judged(store, config, before := event["round"] - 1):
+        if event["event"] == "round" and _is_evaluated(store, config, before := event["round"] - 1):
             _, score = _score_state(store, load_checkpoint)
-            _tell(store, report, "federated", before, score)
+            _emit_evaluation(store, report, "federated", before, score)
 
     run_federation(store.path, store.homes, config.federation.backend, watch)
 
@@ -197,37 +197,38 @@ def _notes(path: Path, round: int) -> dict[str, Any]:
     return next((note for line in reversed(lines) if (note := json.loads(line))["round"] == round), {})
 
 
-def _is_judged(store: RunStore, config: Config, round: int) -> bool:
-    """Whether a round is to be judged and the newest checkpoint is still its own."""
+def _is_evaluated(store: RunStore, config: Config, round: int) -> bool:
+    """Whether a round is to be evaluated and the newest checkpoint is still its own."""
     every = config.federation.evaluate_every
     if not every or round == 0 or round % every:
         return False
-    found = latest(store.path)
-    return found is not None and found.round == round
+    checkpoint = latest(store.path)
+    return checkpoint is not None and checkpoint.round == round
 
 
 def _score_state(store: RunStore, load: Callable[[RunStore, Attached], State]) -> tuple[State, Evaluation]:
-    judge, config = HeldOut.of(store), store.config
-    attached = attach(judge.base, config.adapter, config.run.seed)
+    held_out, config = HeldOut.of(store), store.config
+    attached = attach(held_out.base, config.adapter, config.run.seed)
     state = load(store, attached)
     attached.begin(state)
-    return state, judge.score(attached)
+    return state, held_out.score(attached)
 
 
-def _tell(store: RunStore, report: Progress, arm: str, round: int, score: Evaluation) -> None:
-    event = evaluation_event(arm, round, score)
+def _emit_evaluation(store: RunStore, report: Progress, name: str, round: int, score: Evaluation) -> None:
+    event = evaluation_event(name, round, score)
     store.append(event)
     report(event)
 
 
-def _judge(store: RunStore, report: Progress) -> RunSummary:
-    """Judge base and federated adapter on the global test, export the adapter, sum up what is known."""
-    judge, config = HeldOut.of(store), store.config
-    attached = attach(judge.base, config.adapter, config.run.seed)
-    scores = {"base": judge.score(attached)}
+def _evaluate(store: RunStore, report: Progress) -> RunSummary:
+    """Evaluate base and federated adapter on the global test, export the adapter, sum up what is known."""
+    held_out, config = HeldOut.of(store), store.config
+    attached = attach(held_out.base, config.adapter, config.run.seed)
+    scores = {"base": held_out.score(attached)}
     final, scores["federated"] = _score_state(store, load_final)
-    for arm, score in scores.items():
-        _tell(store, report, arm, config.federation.rounds if arm == "federated" else 0, score)
+    for name, score in scores.items():
+        round = config.federation.rounds if name == "federated" else 0
+        _emit_evaluation(store, report, name, round, score)
     export(attached, store.adapter, final if isinstance(final, FactorState) else None)
     return summarise(store, attached, scores)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedpeft.runstore import RunStore, write_atomic
 from fedpeft_attacks.results.measures import RARE
-from fedpeft_simulations.arms import results
+from fedpeft_simulations.baselines import results
 
 INK, ACCENT, MUTED, RARE_INK = "#1f2933", "#2563a8", "#9aa5b1", "#b45309"
 BASELINE = {"markersize": 11, "label": "best baseline"}
@@ -52,15 +52,15 @@ def _picture(store: RunStore, name: str, draw: Callable[[Any], bool]) -> Path | 
     return path
 
 
-def _loss(axis: Any, evaluations: list[dict[str, Any]], arms: Mapping[str, Mapping[str, Any]]) -> bool:
-    """The federation's loss over the rounds, and what it is to be compared with as levels."""
+def _loss(axis: Any, evaluations: list[dict[str, Any]], baselines: Mapping[str, Mapping[str, Any]]) -> bool:
+    """The federation's loss over the rounds, and the losses of base and baselines as horizontal lines."""
     if not evaluations:
         return False
     points = sorted((e["round"], e["loss"]) for e in evaluations if e["arm"] in ("base", "federated"))
     axis.plot(*zip(*points, strict=True), "o-", color=ACCENT, label="federated")
-    levels = {e["arm"]: e["loss"] for e in evaluations if e["arm"] == "base"}
-    levels |= {name: facts["loss"] for name, facts in arms.items()}
-    for (name, loss), style in zip(levels.items(), ("-", "--", "-.", ":"), strict=False):
+    references = {e["arm"]: e["loss"] for e in evaluations if e["arm"] == "base"}
+    references |= {name: facts["loss"] for name, facts in baselines.items()}
+    for (name, loss), style in zip(references.items(), ("-", "--", "-.", ":"), strict=False):
         axis.axhline(loss, color=MUTED, linestyle=style, label=name.replace("_", " "))
     axis.set(xlabel="round", ylabel="held-out loss (nats)", title="Global held-out loss")
     axis.legend(frameon=False)

@@ -11,7 +11,7 @@ from fedpeft.config import Config
 from fedpeft.epsilons import shown
 from fedpeft.runstore import RunStore
 
-ARMS = ("base", "local_only", "federated", "centralised", "private")
+ROWS = ("base", "local_only", "federated", "centralised", "private")
 
 
 WHOSE = {
@@ -35,14 +35,14 @@ def print_summary(store: RunStore) -> None:
 
 def _quality(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows: list[tuple[str, ...]] = []
-    for arm in ARMS:
-        if arm in facts["loss"]:
-            accuracy = facts["accuracy"].get(arm)
-            label = f"{arm} (epsilon {shown(facts['arms'][arm]['epsilon'])})" if arm == "private" else arm
+    for name in ROWS:
+        if name in facts["loss"]:
+            accuracy = facts["accuracy"].get(name)
+            label = f"{name} (epsilon {shown(facts['arms'][name]['epsilon'])})" if name == "private" else name
             rows.append(
-                (label, "n/a" if accuracy is None else f"{accuracy:.3f}", f"{facts['loss'][arm]:.4f}")
+                (label, "n/a" if accuracy is None else f"{accuracy:.3f}", f"{facts['loss'][name]:.4f}")
             )
-    return ("arm", "accuracy", "loss"), rows
+    return ("model", "accuracy", "loss"), rows
 
 
 def _bytes(facts: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -40,7 +40,7 @@ WHOLE = "-full"
 
 
 def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluation]) -> RunSummary:
-    """Sum up what is known when the federation has been judged; arms and audit are still missing."""
+    """Sum up what is known when the federation has been judged; baselines and audit are still missing."""
     config = store.config
     central = config.privacy.unit == "node" and config.privacy.trust == "central"
     return RunSummary(
@@ -50,14 +50,16 @@ def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluati
         adapter=AdapterFacts(method=config.adapter.key, trainable=attached.layout.size),
         rounds=config.federation.rounds,
         nodes=config.federation.nodes,
-        loss={arm: score.loss for arm, score in scores.items()},
-        accuracy={arm: score.accuracy for arm, score in scores.items()},
+        loss={name: score.loss for name, score in scores.items()},
+        accuracy={name: score.accuracy for name, score in scores.items()},
         bytes=_coarse(config, attached) if central else _bytes(store, config, attached),
         privacy=privacy_facts(store),
         time=_time(store),
         audit=None,
         arms={},
-        updates=[] if central else [_digest(path) for path in envelopes(store, "up")],
+        updates=[]
+        if central
+        else [hashlib.sha256(path.read_bytes()).hexdigest() for path in envelopes(store, "up")],
     )
 
 
@@ -78,19 +80,15 @@ def _coarse(config: Config, attached: Attached) -> ByteFacts:
     )
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def complete(
-    summary: RunSummary, arms: dict[str, Any], audit: AuditFacts | None, command_s: float
+    summary: RunSummary, baselines: dict[str, Any], audit: AuditFacts | None, command_s: float
 ) -> RunSummary:
-    """A summary with the results of the arms, of the audit and the time of the command."""
+    """A summary with the results of the baselines, of the audit and the time of the command."""
     return summary.model_copy(
         update={
-            "loss": summary.loss | {arm: result["loss"] for arm, result in arms.items()},
-            "accuracy": summary.accuracy | {arm: result["accuracy"] for arm, result in arms.items()},
-            "arms": arms,
+            "loss": summary.loss | {name: result["loss"] for name, result in baselines.items()},
+            "accuracy": summary.accuracy | {name: result["accuracy"] for name, result in baselines.items()},
+            "arms": baselines,
             "audit": audit,
             "time": summary.time.model_copy(update={"command_s": command_s}),
         }

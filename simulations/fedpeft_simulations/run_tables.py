@@ -92,9 +92,10 @@ class Run:
             from pandas import DataFrame
 
         path = self.path / "audit" / "report.json"
-        found = json.loads(path.read_text(encoding="utf-8"))["findings"] if path.is_file() else []
+        entries = json.loads(path.read_text(encoding="utf-8"))["findings"] if path.is_file() else []
         names = ("attack", "stage", "threat_model", "verdict", "value", "interval", "baselines", "reason")
-        return DataFrame([{name: finding[name] for name in names} for finding in found], columns=list(names))
+        rows = [{name: finding[name] for name in names} for finding in entries]
+        return DataFrame(rows, columns=list(names))
 
 
 def _node(store: RunStore, home: Path) -> dict[str, Any]:

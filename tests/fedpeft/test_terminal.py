@@ -74,7 +74,7 @@ def test_every_process_has_the_door_and_only_the_door_draws():
     for room in ("fedpeft", "server", "clients", "simulations/fedpeft_simulations"):
         for path in (ROOT / room).rglob("*.py"):
             text = path.read_text()
-            if "bench" in path.parts or path.name == "arms_process.py":  # it prints to a log
+            if "bench" in path.parts or path.name == "baselines_process.py":  # it prints to a log
                 continue
             if "__main__" in text and path.name != "__main__.py":
                 assert "with clean_output():" in text, path

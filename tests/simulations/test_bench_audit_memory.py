@@ -36,14 +36,14 @@ def row(arm, seed, value, half=0.5, base=1.4):
 
 
 def test_the_arms_that_are_compared_take_equal_steps_of_as_many_records():
-    by_name = {arm.name: config_of(arm).federation for arm in memory.arms()}
+    by_name = {arm.name: config_of(arm).federation for arm in memory.variants()}
     equal = [by_name[name] for name in ("no privacy", "no noise", "epsilon 8", "epsilon 2")]
     for key in ("nodes", "rounds", "local_steps", "batch_size", "lr_decay"):
         assert len({getattr(federation, key) for federation in equal}) == 1, key
 
 
 def test_the_private_arms_claim_what_they_are_called_and_the_others_nothing():
-    for arm in memory.arms():
+    for arm in memory.variants():
         plan = plan_from_config(config_of(arm))
         epsilon = math.inf if plan is None else plan.epsilon()
         claimed = float(arm.name.split()[1]) if arm.name.startswith("epsilon") else math.inf
@@ -52,7 +52,7 @@ def test_the_private_arms_claim_what_they_are_called_and_the_others_nothing():
 
 
 def test_every_arm_plants_canaries_and_none_is_audited_twice():
-    for arm in memory.arms():
+    for arm in memory.variants():
         config = config_of(arm)
         assert config.audit.canaries >= 12 and not config.audit.enabled and not config.run.baselines
 
@@ -77,7 +77,7 @@ def test_a_seed_without_a_figure_is_left_out_of_its_mean():
 
 
 def test_what_is_found_is_shown(capsys):
-    rows = [row(arm.name, 0, 2.0) for arm in memory.arms()]
+    rows = [row(arm.name, 0, 2.0) for arm in memory.variants()]
     facts = {"machine": "a machine", "rows": rows, "means": memory.means(rows)}
     memory.show(facts)
     shown = capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_an_arm_is_run_and_attacked():
         "data.test_samples": 32,
         "audit.canaries": 6,
     }
-    made = memory.measure(memory.Arm("small", options(small)), 0)
+    made = memory.measure(memory.Variant("small", options(small)), 0)
     assert made["steps"] == 2 and made["loss"] < made["base_loss"]
     assert {"canaries", "canaries, greedy", "personal data, sampled", "loss", "reference"} <= set(
         made["findings"]

@@ -123,16 +123,16 @@ def test_without_feedback_what_is_not_sent_is_lost_at_both_ends(layout):
     again, _ = up("x", change.astype(np.float32))
     np.testing.assert_array_equal(first, again)
     broadcast = coded_down(TopK(0.2, "<f4"), layout, feedback=False)(exact, np.zeros_like(first))
-    assert np.count_nonzero(broadcast.held) == 4
-    np.testing.assert_array_equal(broadcast.exact, broadcast.held)
+    assert np.count_nonzero(broadcast.node_values) == 4
+    np.testing.assert_array_equal(broadcast.exact, broadcast.node_values)
 
 
 def test_flasc_sends_the_largest_values_of_the_state_and_keeps_all(layout):
     exact = np.random.default_rng(0).standard_normal(layout.size)
     broadcast = sparse_state(TopK(0.2, "<f2"), layout)(exact, np.ones(layout.size, np.float32))
     kept = np.sort(np.argsort(-np.abs(exact))[:4])
-    np.testing.assert_array_equal(np.flatnonzero(broadcast.held), kept)
-    np.testing.assert_allclose(broadcast.held[kept], exact[kept], rtol=1e-3)
+    np.testing.assert_array_equal(np.flatnonzero(broadcast.node_values), kept)
+    np.testing.assert_allclose(broadcast.node_values[kept], exact[kept], rtol=1e-3)
     assert broadcast.exact is exact and broadcast.size == 4 * (4 + 2)
 
 
@@ -149,11 +149,11 @@ def test_a_gain_is_a_share_of_the_dense_gain():
 
 
 def test_every_arm_is_a_valid_config_and_stands_behind_its_dense_reference():
-    first = {arm.profile: arm for arm in reversed(federation.arms())}
+    first = {arm.profile: arm for arm in reversed(federation.variants())}
     assert first.keys() == PROFILES.keys() - {"private"}, "which fedpeft bench private measures"
     assert all(arm.settings.items() >= federation.DENSE.items() for arm in first.values())
     assert all(arm.directions is None for arm in first.values())
-    for arm in federation.arms():
+    for arm in federation.variants():
         chosen = {"exchange.profile": arm.profile, **arm.settings}
         config = load_config(embedded_scenario(), gain.options(chosen))
         optimiser = PROFILES[arm.profile].settings["federation.optimiser"]

@@ -70,7 +70,7 @@ def test_training_works_under_noise_and_a_clip_from_nowhere_finds_its_length(pop
 
 def test_every_arm_has_its_row_and_its_cells(monkeypatch):
     monkeypatch.setattr(node_level, "EPSILONS", (8.0,))
-    found = list(node_level.arms(200, 40, 5))
+    found = list(node_level.variants(200, 40, 5))
     assert found[0][2] is None and len({name for name, _, _ in found}) == 7
     assert all(plan.epsilon() <= target for _, target, plan in found if plan)
     row = node_level.trained(node_level.Population.make(200, 4, 20), found[-1][2], 2, 40)

@@ -13,7 +13,7 @@ from fedpeft.config.scenarios import embedded_scenario
 from fedpeft.privacy import plan_from_config
 from fedpeft_bench.federation.gain import options
 from fedpeft_bench.privacy import record_level
-from fedpeft_simulations.arms_process import private_config
+from fedpeft_simulations.baselines_process import private_config
 
 
 def config_of(settings: Sequence[str]) -> Config:
@@ -25,7 +25,7 @@ def figures(loss: float, accuracy: float, noise: float = 1.0) -> record_level.Fi
 
 
 def test_every_arm_is_private_at_its_epsilon():
-    for arm in (*record_level.utility_arms(), *record_level.exchange_arms()):
+    for arm in (*record_level.utility_variants(), *record_level.exchange_variants()):
         found = config_of(record_level.private(arm.settings, arm.epsilon))
         assert (found.privacy.unit, found.privacy.trust) == ("record", "local")
         assert found.privacy.epsilon == arm.epsilon
@@ -33,7 +33,7 @@ def test_every_arm_is_private_at_its_epsilon():
 
 
 def test_a_twin_differs_in_its_noise_alone_and_promises_nothing():
-    for arm in record_level.utility_arms():
+    for arm in record_level.utility_variants():
         own, twin = (
             config_of(record_level.private(arm.settings, epsilon)) for epsilon in (arm.epsilon, None)
         )
@@ -60,7 +60,7 @@ def test_the_reference_has_neither_privacy_nor_compression():
 
 def test_families_of_one_budget_send_as_many_bits():
     """Bits per value: the density of a shared support, and the entropy of a ternary value of this density."""
-    for arm in record_level.exchange_arms():
+    for arm in record_level.exchange_variants():
         up = config_of(record_level.private(arm.settings, arm.epsilon)).exchange.up
         if up.codec not in ("masked-sign", "ternary"):
             continue

@@ -81,7 +81,7 @@ def resume(
     kills: int = typer.Option(20, min=1, help="How often the run is killed."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Kill a run at random moments, resume it, and compare its bits with an undisturbed run."""
+    """Kill a run at random moments, resume it, and compare its values with an uninterrupted run."""
     from fedpeft_bench.federation import durability
 
     facts = durability.kills(kills, report=None if as_json else typer.echo)
@@ -103,7 +103,7 @@ def exchange(
     from fedpeft_bench.exchange import exchange_report
     from fedpeft_bench.exchange.exchange_plots import draw
 
-    facts = exchange_report.run(large, real, _tell)
+    facts = exchange_report.run(large, real, _log)
     if plots:
         facts["plots"] = [str(path) for path in draw(facts, plots)]
     emit(facts, as_json, lambda: exchange_report.show(facts))
@@ -129,14 +129,14 @@ def federation(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
     """Bandwidth profiles against dense exchange, FLASC and top-k; a quarter of an hour per seed."""
     from fedpeft_bench.federation import federation as benchmark
 
-    _show_gain("profiles", benchmark.rows(seeds, _tell), as_json)
+    _show_gain("profiles", benchmark.rows(seeds, _log), as_json)
 
 
 def participation(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
     """Two of eight nodes a round, with and without feedback and cache; a quarter of an hour per seed."""
     from fedpeft_bench.federation import participation as benchmark
 
-    _show_gain("two of eight nodes a round", benchmark.rows(seeds, report=_tell), as_json)
+    _show_gain("two of eight nodes a round", benchmark.rows(seeds, report=_log), as_json)
 
 
 def privacy(as_json: bool = JSON_OPTION) -> None:
@@ -155,7 +155,7 @@ def dp_step(as_json: bool = JSON_OPTION) -> None:
     from fedpeft_bench.harness.command import machine
     from fedpeft_bench.privacy import dp_step as dpsteps
 
-    rows = dpsteps.rows(report=_tell)
+    rows = dpsteps.rows(report=_log)
     title = f"DP-SGD steps ({machine()})"
     emit(
         {"machine": machine(), "rows": rows},
@@ -171,7 +171,7 @@ def secure(as_json: bool = JSON_OPTION) -> None:
     one_core()
     from fedpeft_bench.secure import secure as benchmark
 
-    facts = benchmark.secure(report=_tell)
+    facts = benchmark.secure(report=_log)
     title = f"secure sums of {facts['size']:,} ternary values ({facts['machine']})"
     emit(facts, as_json, lambda: table(title, benchmark.COLUMNS, benchmark.cells(facts)))
 
@@ -180,10 +180,10 @@ def ledger(
     kills: int = typer.Option(0, "--kills", min=0, help="Also kill racing workers this often."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """The privacy ledger: milliseconds of a reservation, and what survives being killed."""
+    """The privacy ledger: milliseconds of a reservation, and what is lost when its users are killed."""
     from fedpeft_bench.privacy import ledger as benchmark
 
-    facts = benchmark.run(kills, _tell)
+    facts = benchmark.run(kills, _log)
     title = f"privacy ledger ({facts['machine']})"
     emit(facts, as_json, lambda: table(title, ("what", "value"), benchmark.rows(facts)))
     if not benchmark.intact(facts):
@@ -191,19 +191,19 @@ def ledger(
 
 
 def nodes(as_json: bool = JSON_OPTION) -> None:
-    """Noise of hiding whole nodes by schedule, and a convex problem trained under it; a minute."""
+    """Node-level privacy: noise for each schedule, and a convex problem trained under it; a minute."""
     from fedpeft_bench.privacy import node_level as benchmark
 
-    facts = benchmark.run(_tell)
+    facts = benchmark.run(_log)
     emit(facts, as_json, lambda: benchmark.show(facts))
 
 
 def private(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
-    """What record-level privacy costs, and which exchange bears its noise best; eight minutes per seed."""
+    """The cost of record-level privacy for each exchange; eight minutes per seed."""
     from fedpeft_bench.harness.command import machine
     from fedpeft_bench.privacy import record_level as benchmark
 
-    rows = benchmark.rows(seeds, _tell)
+    rows = benchmark.rows(seeds, _log)
     facts = {"machine": machine(), "rows": rows, "means": benchmark.means(rows)}
     emit(facts, as_json, lambda: benchmark.show(facts))
 
@@ -220,16 +220,16 @@ class AuditPart(StrEnum):
 
 
 def audit(part: AuditPart = PART, seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
-    """The attacks of the audit on what is undefended, defended, and nothing at all; ten minutes and more."""
+    """The audit's attacks on undefended and on defended updates, with controls; ten minutes and more."""
     from fedpeft_bench.harness.timing import one_core
 
     one_core()
     benchmark = import_module(f"fedpeft_bench.audit.{part.value}")
-    facts = benchmark.run(seeds, _tell)
+    facts = benchmark.run(seeds, _log)
     emit(facts, as_json, lambda: benchmark.show(facts))
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     typer.echo(line, err=True)
 
 
@@ -237,9 +237,9 @@ def _show_gain(title: str, rows: list[Row], as_json: bool) -> None:
     from fedpeft_bench.federation import gain
     from fedpeft_bench.harness.command import machine
 
-    found = gain.means(rows)
-    facts = {"machine": machine(), "rows": rows, "means": found}
-    emit(facts, as_json, lambda: table(f"{title} ({machine()})", gain.COLUMNS, map(gain.cells, found)))
+    means = gain.means(rows)
+    facts = {"machine": machine(), "rows": rows, "means": means}
+    emit(facts, as_json, lambda: table(f"{title} ({machine()})", gain.COLUMNS, map(gain.cells, means)))
 
 
 def everything() -> None:

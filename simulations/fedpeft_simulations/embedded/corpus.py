@@ -69,7 +69,7 @@ def _article(fake: Faker) -> Document:
     return Document(" ".join([opening, *middles, *_closing(fake)]))
 
 
-def _letter(fake: Faker) -> Document:
+def _reader_letter(fake: Faker) -> Document:
     _, topic = _pick_topic(fake)
     person = make_person(fake, "public").fields
     issue, when = fake.random.choice(topic.issues), fake.random.choice(phrases_of_time())
@@ -103,7 +103,7 @@ def labelled(fake: Faker) -> Document:
 
 _KINDS: tuple[tuple[Callable[[Faker], Document], float], ...] = (
     (_article, 0.15),
-    (_letter, 0.15),
+    (_reader_letter, 0.15),
     (_contact, 0.05),
     (_advice, 0.05),
     (labelled, 0.60),

@@ -128,9 +128,9 @@ def make_organisation(index: int, samples: int, seed: int, mix: float = 0.1) -> 
         ConfigError: an index below 0, no samples, or a mix outside 0..1.
     """
     if index < 0 or samples < 1 or not 0 <= mix <= 1:
-        given = f"index {index}, samples {samples}, mix {mix}"
+        arguments = f"index {index}, samples {samples}, mix {mix}"
         raise ConfigError(
-            f"embedded organisation: {given}; allowed are index >= 0, samples >= 1, 0 <= mix <= 1"
+            f"embedded organisation: {arguments}; allowed are index >= 0, samples >= 1, 0 <= mix <= 1"
         )
     held_out = max(_HELD_OUT_LEAST, round(_HELD_OUT_SHARE * samples))
     sizes: dict[Split, int] = {"train": samples, "validation": held_out, "test": held_out}

@@ -94,4 +94,4 @@ def words(text: str) -> set[str]:
 def common_words() -> frozenset[str]:
     """Return every word of every template and phrase, public or private; no name may be one of them."""
     tables = ("vocabulary", "public", "houses")
-    return frozenset(word for name in tables for text in _strings(read_table(name)) for word in words(text))
+    return frozenset(entry for name in tables for text in _strings(read_table(name)) for entry in words(text))

@@ -42,7 +42,7 @@ COUNTING, GAUSSIAN = "counting (Clopper-Pearson)", "Gaussian scores"
 
 RELEASE = PrivacyPlan(1.0, 1.0, 0.25, 64, 1, 1, 1e-5)
 EMBEDDED = PrivacyPlan(0.2, 1.0, 0.25, 64, 3, 8, 1e-5)
-"""The shape of the embedded scenario's private arm."""
+"""The shape of the embedded scenario's private baseline."""
 
 OTHERS = {
     "person, 3 records": replace(EMBEDDED, noise_multiplier=1.42, unit="person", records_per_unit=3),
@@ -86,16 +86,16 @@ def release_rows(epsilon: float, seeds: Sequence[int], runs: int) -> list[Row]:
             for method, bound in _bounds(part):
                 bounds[count, method].append(bound)
     return [
-        {"canaries": count, "method": method, **_summary(epsilon, found)}
-        for (count, method), found in bounds.items()
+        {"canaries": count, "method": method, **_summary(epsilon, values)}
+        for (count, method), values in bounds.items()
     ]
 
 
 def _bounds(observed: Observed) -> Iterator[tuple[str, float]]:
     plan, members, count = observed.plan, observed.members, len(observed.members)
-    for one in ONE_RUN:
-        made = guesses_of(count, best_share(plan, likelihood, count, one.bound))
-        yield one.method, one.bound(guess(likelihood(observed), members, made), plan.delta)
+    for estimator in ONE_RUN:
+        made = guesses_of(count, best_share(plan, likelihood, count, estimator.bound))
+        yield estimator.method, estimator.bound(guess(likelihood(observed), members, made), plan.delta)
     inside, outside = observed.values[0, members], observed.values[0, ~members]
     threshold = best_threshold(plan.noise_multiplier, count // 2, plan.delta)
     yield COUNTING, counting_bound(inside, outside, threshold, plan.delta)
@@ -124,11 +124,11 @@ def planned(epsilon: float) -> PrivacyPlan:
 
 def right_rows(epsilon: float, seeds: Sequence[int], runs: int) -> list[Row]:
     """Every audit on right runs: bounds, how many lie above the claim, and how many contradict it."""
-    plan, found = planned(epsilon), defaultdict[str, list[EpsilonCheck]](list)
+    plan, checks_of = planned(epsilon), defaultdict[str, list[EpsilonCheck]](list)
     for number in range(runs):
         for check in audited(plan, seeds[number % len(seeds)] * runs + number):
-            found[check.method].append(check)
-    return [{"method": method, **_right(plan, checks)} for method, checks in found.items()]
+            checks_of[check.method].append(check)
+    return [{"method": method, **_right(plan, checks)} for method, checks in checks_of.items()]
 
 
 def _right(plan: PrivacyPlan, checks: Sequence[EpsilonCheck]) -> Row:
@@ -163,11 +163,11 @@ def broken_rows(epsilon: float, seeds: Sequence[int], runs: int) -> list[Row]:
     """How often each audit contradicts the claim under each fault."""
     plan, rows = planned(epsilon), list[Row]()
     for fault in FAULTS:
-        found = defaultdict[str, list[EpsilonCheck]](list)
+        checks_of = defaultdict[str, list[EpsilonCheck]](list)
         for number in range(runs):
             for check in audited(plan, seeds[number % len(seeds)] * runs + number, fault.planted):
-                found[check.method].append(check)
-        caught = {method: _alarms(checks) for method, checks in found.items()}
+                checks_of[check.method].append(check)
+        caught = {method: _alarms(checks) for method, checks in checks_of.items()}
         facts = {"bugs": fault.bugs, "test": fault.test}
         rows.append({"epsilon": epsilon, "fault": fault.name, "runs": runs, "caught": caught, **facts})
     return rows
@@ -204,10 +204,10 @@ def show(facts: dict[str, Any]) -> None:
 
 
 def _releases(facts: dict[str, Any]) -> Iterator[list[str]]:
-    found = {(row["method"], row["canaries"], row["epsilon"]): row for row in facts["releases"]}
+    rows = {(row["method"], row["canaries"], row["epsilon"]): row for row in facts["releases"]}
     for method in (STEINKE, CURVE, COUNTING, GAUSSIAN):
         for count in CANARIES:
-            cells = [found[method, count, epsilon] for epsilon in (1.0, 2.0, 4.0, 8.0)]
+            cells = [rows[method, count, epsilon] for epsilon in (1.0, 2.0, 4.0, 8.0)]
             shown = [
                 f"{row['median']:.2f}, {row['share']:.0%}, {row['above']}/{row['runs']}" for row in cells
             ]

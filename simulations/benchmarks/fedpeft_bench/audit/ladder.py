@@ -77,17 +77,17 @@ COLUMNS = (
 
 
 def exchanges() -> Mapping[str, Settings]:
-    """The exchanges by name; under privacy the settings, batches too, of the scenario's private arm."""
+    """The exchanges by name; under privacy the settings, batches too, of the scenario's private baseline."""
     ternary = {f"ternary {density:.0%}": {"exchange.up.density": density} for density in (0.2, 0.05)}
     return {"dense": DENSE, **ternary, **{f"DP, epsilon {epsilon:g}": _private(epsilon) for epsilon in NOISE}}
 
 
 def _private(epsilon: float) -> Settings:
-    given = dict(load_config(embedded_scenario()).run.private)
-    kept = {key: value for key, value in given.items() if key.split(".")[0] != "adapter"}
-    del kept["privacy.epsilon"], kept["federation.rounds"]
+    scenario = dict(load_config(embedded_scenario()).run.private)
+    settings = {key: value for key, value in scenario.items() if key.split(".")[0] != "adapter"}
+    del settings["privacy.epsilon"], settings["federation.rounds"]
     return {
-        **kept,
+        **settings,
         **UTILITY[epsilon],
         "privacy.noise_multiplier": NOISE[epsilon],
         "privacy.max_noise_to_signal": 10.0,
@@ -134,28 +134,28 @@ def audited(settings: Sequence[str]) -> list[Finding]:
 
 def facts(findings: Sequence[Finding]) -> Row:
     """Figures and their best baselines by stage and kind; None where nothing could be read."""
-    found: Row = {"verdict": overall(findings, ())}
+    row: Row = {"verdict": overall(findings, ())}
     for stage, name in product(STAGES, FIGURES):
         attack = TOKEN_ATTACK if name in (TOKENS, RARE) else RECORD_ATTACK
-        own = [one for one in findings if (one.stage, one.attack) == (stage, attack)]
-        figure = own[0].measure(name) if own else None
-        found[f"{stage} {name}"] = figure.value if figure else None
-        found[f"{stage} {name} baseline"] = figure.baselines.best if figure else None
-    return found
+        matches = [finding for finding in findings if (finding.stage, finding.attack) == (stage, attack)]
+        figure = matches[0].measure(name) if matches else None
+        row[f"{stage} {name}"] = figure.value if figure else None
+        row[f"{stage} {name} baseline"] = figure.baselines.best if figure else None
+    return row
 
 
 def means(rows: Sequence[Row]) -> list[Row]:
     """One row per load, adapter and exchange: means over the seeds, and how many runs leaked."""
-    found: list[Row] = []
+    result: list[Row] = []
     for place in dict.fromkeys(_place(row) for row in rows):
-        own = [row for row in rows if _place(row) == place]
+        group = [row for row in rows if _place(row) == place]
         keys = [f"{stage} {name}{end}" for stage in STAGES for name in FIGURES for end in ("", " baseline")]
-        figures = {key: _mean([row[key] for row in own]) for key in keys}
-        leaks = sum(row["verdict"] == "leaks" for row in own)
+        figures = {key: _mean([row[key] for row in group]) for key in keys}
+        leaks = sum(row["verdict"] == "leaks" for row in group)
         load, adapter, exchange = place
         named = {"load": load, "adapter": adapter, "exchange": exchange}
-        found.append({**named, "runs": len(own), "leaks": leaks, **figures})
-    return found
+        result.append({**named, "runs": len(group), "leaks": leaks, **figures})
+    return result
 
 
 def _place(row: Row) -> tuple[str, str, str]:
@@ -170,11 +170,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def cells(mean: Row) -> list[str]:
     """A row of `means` as text, in the order of `COLUMNS`; whole records and data: gradient / envelope."""
     rare = [_beside(mean, stage, RARE) for stage in STAGES]
-    wholes = [
+    records = [
         " / ".join(_share(mean[f"{stage} {name}"]) for stage in ("gradient", "envelope"))
         for name in FIGURES[2:]
     ]
-    return [mean["adapter"], mean["exchange"], *rare, *wholes, f"{mean['leaks']} of {mean['runs']} leak"]
+    return [mean["adapter"], mean["exchange"], *rare, *records, f"{mean['leaks']} of {mean['runs']} leak"]
 
 
 def _beside(mean: Row, stage: str, name: str) -> str:

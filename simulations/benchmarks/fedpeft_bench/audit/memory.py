@@ -1,12 +1,12 @@
 """What released adapters remember: canaries, prompts and membership, with and without privacy.
 
 One organisation of the embedded scenario by itself, whose adapter no other dilutes: 320 notes, and made-up
-secrets in 1, 8 or 32 copies, of which a coin leaves half out. All arms but the last two take as many steps of
-as many records:
+secrets in 1, 8 or 32 copies, of which a coin leaves half out. All variants but the last two take as many
+steps of as many records:
 
-* no privacy: the scenario's own optimiser and adapter, at the steps of its private arm;
-* no noise: the private arm with noise of a billionth: sampling, clip and exchange as there;
-* epsilon 8 and 2: the private arm. A canary of 32 copies is 32 records, and a claim for one record says
+* no privacy: the scenario's own optimiser and adapter, at the steps of its private baseline;
+* no noise: the private baseline with noise of a billionth: sampling, clip and exchange as there;
+* epsilon 8 and 2: the private baseline. A canary of 32 copies is 32 records, and a claim for one record says
   that much less of it.
 
 Then 100 notes for 20 epochs, to show that the attacks find what is there, and the federation of four as it
@@ -55,10 +55,10 @@ SHIPPED: Mapping[str, Any] = {
     "audit.canaries": 12,
 }
 EQUAL = ("federation.rounds", "federation.local_steps", "federation.batch_size", "federation.lr_decay")
-"""Settings of the private arm that all arms of equal steps share."""
+"""Settings of the private baseline that all variants of equal steps share."""
 
 OPEN_LR = 2e-2
-"""AdamW in as few steps as the private arm takes."""
+"""AdamW in as few steps as the private baseline takes."""
 
 UNTRAINED = "untrained"
 TABLES = {
@@ -94,7 +94,7 @@ TABLES = {
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One line of the tables.
 
     Attributes:
@@ -108,98 +108,101 @@ class Arm:
     shadows: int = 0
 
 
-def arms() -> list[Arm]:
+def variants() -> list[Variant]:
     """All lines but the untrained one, in the order of the tables."""
-    given = load_config(embedded_scenario()).run.private
-    equal = {**{key: given[key] for key in EQUAL}, "federation.lr": OPEN_LR}
+    scenario = load_config(embedded_scenario()).run.private
+    equal = {**{key: scenario[key] for key in EQUAL}, "federation.lr": OPEN_LR}
     return [
-        Arm("no privacy", options(equal), shadows=4),
-        Arm("no noise", private({}, None)),
-        *(Arm(f"epsilon {epsilon:g}", private(given, epsilon)) for epsilon, given in UTILITY.items()),
-        Arm("no privacy, 20 epochs", options(BY_HEART)),
-        Arm("federation of four", options(SHIPPED)),
+        Variant("no privacy", options(equal), shadows=4),
+        Variant("no noise", private({}, None)),
+        *(
+            Variant(f"epsilon {epsilon:g}", private(settings, epsilon))
+            for epsilon, settings in UTILITY.items()
+        ),
+        Variant("no privacy, 20 epochs", options(BY_HEART)),
+        Variant("federation of four", options(SHIPPED)),
     ]
 
 
 def run(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """All arms for each seed.
+    """All variants for each seed.
 
     Args:
         seeds: of data, canaries and adapter; noise and sampling are drawn anew in every run.
-        report: receives the name of each arm when it is done.
+        report: receives the name of each variant when it is done.
     """
     rows: list[Row] = []
     for seed in each(seeds, "seed"):
-        for arm in arms():
-            rows.append(measure(arm, seed))
+        for variant in variants():
+            rows.append(measure(variant, seed))
             if report:
-                report(f"seed {seed}: {arm.name}")
+                report(f"seed {seed}: {variant.name}")
     return {"machine": machine(), "rows": rows, "means": means(rows)}
 
 
-def measure(arm: Arm, seed: int) -> Row:
-    """One whole run in this process without arms and audit, and the attacks on its adapter."""
-    chosen = (*options(COMMON), *arm.settings, f"run.seed={seed}")
+def measure(variant: Variant, seed: int) -> Row:
+    """One whole run in this process without baselines and audit, and the attacks on its adapter."""
+    chosen = (*options(COMMON), *variant.settings, f"run.seed={seed}")
     with tempfile.TemporaryDirectory() as folder:
         store = run_federation(load_config(embedded_scenario(), chosen), Path(folder) / "run", "new", _quiet)
-        found = memory_findings(store, released(store), Effort(shadows=arm.shadows))
+        findings = memory_findings(store, released(store), Effort(shadows=variant.shadows))
         config, facts = store.config.federation, store.summary
     return {
-        "arm": arm.name,
+        "arm": variant.name,
         "seed": seed,
         "steps": config.rounds * config.local_steps,
         "batch": config.batch_size,
         "loss": facts["loss"]["federated"],
         "base_loss": facts["loss"]["base"],
-        "findings": {finding.name: asdict(finding) for finding in found},
+        "findings": {finding.name: asdict(finding) for finding in findings},
     }
 
 
 def means(rows: Sequence[Row]) -> list[Row]:
-    """One row per arm, in order of appearance, after one of the untrained adapter on the first one's data.
+    """One row per variant, in order of appearance, after that of the untrained adapter on its data.
 
     A figure is the mean over the seeds that have it: a coin may leave out all canaries of 32 copies. Its
     interval follows from those of the seeds, or from their spread where that is wider.
     """
     names = list(dict.fromkeys(row["arm"] for row in rows))
-    found = [_mean([row for row in rows if row["arm"] == name]) for name in names]
-    like = found[0]
+    result = [_mean([row for row in rows if row["arm"] == name]) for name in names]
+    like = result[0]
     figures = {
         name: {**figure, "value": figure["base"], "interval": None}
         for name, figure in like["figures"].items()
     }
     untrained = {"arm": UNTRAINED, "seeds": like["seeds"], "steps": 0, "batch": 0, "loss": like["base_loss"]}
-    return [{**untrained, "base_loss": like["base_loss"], "figures": figures}, *found]
+    return [{**untrained, "base_loss": like["base_loss"], "figures": figures}, *result]
 
 
 def _mean(rows: Sequence[Row]) -> Row:
     first = rows[0]
-    found = [row["findings"] for row in rows]
-    names = dict.fromkeys(name for findings in found for name in findings)
+    parts = [row["findings"] for row in rows]
+    names = dict.fromkeys(name for findings in parts for name in findings)
     return {
         **{key: first[key] for key in ("arm", "steps", "batch")},
         "seeds": [row["seed"] for row in rows],
         **{key: fmean(row[key] for row in rows) for key in ("loss", "base_loss")},
-        "figures": {name: _figure([part[name] for part in found if name in part]) for name in names},
+        "figures": {name: _figure([part[name] for part in parts if name in part]) for name in names},
     }
 
 
-def _figure(found: Sequence[Row]) -> Row:
-    values = [finding["value"] for finding in found]
-    widths = [finding["interval"][1] - finding["interval"][0] for finding in found]
-    within = math.sqrt(sum(width**2 for width in widths)) / 2 / len(found)
-    between = 1.96 * stdev(values) / math.sqrt(len(found)) if len(found) > 1 else 0.0
+def _figure(findings: Sequence[Row]) -> Row:
+    values = [finding["value"] for finding in findings]
+    widths = [finding["interval"][1] - finding["interval"][0] for finding in findings]
+    within = math.sqrt(sum(width**2 for width in widths)) / 2 / len(findings)
+    between = 1.96 * stdev(values) / math.sqrt(len(findings)) if len(findings) > 1 else 0.0
     value, half = fmean(values), max(within, between)
-    high = math.inf if found[0]["unit"] == "bits" else 1.0
-    held_out = [finding["held_out"] for finding in found if finding["held_out"] is not None]
+    high = math.inf if findings[0]["unit"] == "bits" else 1.0
+    held_out = [finding["held_out"] for finding in findings if finding["held_out"] is not None]
     return {
         "value": value,
         "interval": (max(0.0, value - half), min(high, value + half)),
-        "base": fmean(finding["base"] for finding in found),
-        "chance": fmean(finding["chance"] for finding in found),
+        "base": fmean(finding["base"] for finding in findings),
+        "chance": fmean(finding["chance"] for finding in findings),
         "held_out": fmean(held_out) if held_out else None,
-        "count": sum(finding["count"] for finding in found),
-        "others": sum(finding["others"] for finding in found),
+        "count": sum(finding["count"] for finding in findings),
+        "others": sum(finding["others"] for finding in findings),
     }
 
 
@@ -212,8 +215,12 @@ def show(facts: Mapping[str, Any]) -> None:
         if number == 0:
             names = ["steps x records", "held-out loss", *names, "left out"]
             lines = [[*_lead(row), *line, _left_out(row)] for row, line in zip(rows, lines, strict=True)]
-        arms_of = [row["arm"] for row in rows]
-        table(f"{title} ({where})", ("arm", *names), [[a, *r] for a, r in zip(arms_of, lines, strict=True)])
+        variants_of = [row["arm"] for row in rows]
+        table(
+            f"{title} ({where})",
+            ("variant", *names),
+            [[a, *r] for a, r in zip(variants_of, lines, strict=True)],
+        )
 
 
 def _lead(row: Row) -> list[str]:

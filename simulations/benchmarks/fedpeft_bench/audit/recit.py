@@ -44,7 +44,7 @@ MORE = ("what left", "rank", "notes", "base", "ROUGE-L", "exact", "CPU-s")
 
 _PERSONAL = ("name", "phone", "email", "id", "dob", "address")
 _ASIDE_SHARE = 0.25
-_HELD = 96
+_HELD_NOTES = 96
 _STEPS, _LR, _DENSITY = 4, 1e-3, 0.2
 
 
@@ -145,20 +145,20 @@ def run(
 def attacked(
     bases: Mapping[str, Path], seeds: Sequence[int], report: Report, cases: Sequence[Case], budget: Budget
 ) -> list[Row]:
-    """One row per base, case, batch size and seed; bases by arm."""
+    """One row per base, case, batch size and seed; bases by variant."""
     from fedpeft.adapters import detach
     from fedpeft.bases import load_base
     from fedpeft.config.models import BaseConfig
 
     rows: list[Row] = []
-    for arm, model in bases.items():
+    for variant, model in bases.items():
         base = load_base(BaseConfig(model=str(model), device="cpu"))
         for case, size, seed, number in _places(cases, seeds):
-            if arm == TEXTS and not case.is_ablated:
+            if variant == TEXTS and not case.is_ablated:
                 continue
-            rows.append({"arm": arm, **_one(base, case, (size, number), seed, budget)})
+            rows.append({"arm": variant, **_trial(base, case, (size, number), seed, budget)})
             last = rows[-1]
-            where = f"{arm}: {case.stage}, rank {case.rank}, {size} notes, seed {seed}"
+            where = f"{variant}: {case.stage}, rank {case.rank}, {size} notes, seed {seed}"
             report(f"{where}: {last['hits']} of {last['secrets']}")
         detach()
     return rows
@@ -171,16 +171,16 @@ def _places(cases: Sequence[Case], seeds: Sequence[int]) -> Iterator[tuple[Case,
             yield case, size, seed, number
 
 
-def _one(base: Base, case: Case, batch_of: tuple[int, int], seed: int, budget: Budget) -> Row:
-    notes = make_organisation(seed % len(domains()), _HELD, seed).notes["train"]
+def _trial(base: Base, case: Case, batch_of: tuple[int, int], seed: int, budget: Budget) -> Row:
+    notes = make_organisation(seed % len(domains()), _HELD_NOTES, seed).notes["train"]
     size, number = batch_of
     batch, other = notes[number * size : (number + 1) * size], notes[-size:]
     view, truth = view_of(base, case, batch, seed)
     started = time.process_time()
     guess = recit(view, budget)
     seconds = time.process_time() - started
-    found = guess.sequences if isinstance(guess, Guess) else ()
-    texts = [base.tokenizer.decode(list(row), skip_special_tokens=True) for row in found]
+    rows = guess.sequences if isinstance(guess, Guess) else ()
+    texts = [base.tokenizer.decode(list(row), skip_special_tokens=True) for row in rows]
     method = guess.method if isinstance(guess, Guess) else guess.reason
     return {
         "stage": case.stage,
@@ -193,8 +193,8 @@ def _one(base: Base, case: Case, batch_of: tuple[int, int], seed: int, budget: B
         "prior": _hits(batch, _prior(view, base, size)),
         "other": _hits(other, texts),
         "other_secrets": sum(len(note.secrets) for note in other),
-        "rouge": fmean(max((rouge_l(row, guess_) for guess_ in found), default=0.0) for row in truth),
-        "exact": sum(row in found for row in truth),
+        "rouge": fmean(max((rouge_l(row, guess_) for guess_ in rows), default=0.0) for row in truth),
+        "exact": sum(row in rows for row in truth),
         "method": method,
         "seconds": seconds,
     }
@@ -286,13 +286,13 @@ def _left(attached: Any, case: Case, examples: Sequence[Any], seed: int) -> Floa
 def means(rows: Sequence[Row]) -> list[Row]:
     """Pooled figures over seeds, by case, batch size and base."""
     keys = dict.fromkeys((row["stage"], row["rank"], row["batch"], row["arm"]) for row in rows)
-    found: list[Row] = []
+    result: list[Row] = []
     for key in keys:
-        own = [row for row in rows if (row["stage"], row["rank"], row["batch"], row["arm"]) == key]
-        total = {name: sum(row[name] for row in own) for name in _SUMS}
+        group = [row for row in rows if (row["stage"], row["rank"], row["batch"], row["arm"]) == key]
+        total = {name: sum(row[name] for row in group) for name in _SUMS}
         low, high = wilson(total["hits"], total["secrets"])
         shares = {name: total[name] / max(total["secrets"], 1) for name in ("hits", "prior")}
-        found.append(
+        result.append(
             {
                 **dict(zip(("stage", "rank", "batch", "arm"), key, strict=True)),
                 "share": shares["hits"],
@@ -302,12 +302,12 @@ def means(rows: Sequence[Row]) -> list[Row]:
                 "secrets": total["secrets"],
                 "prior": shares["prior"],
                 "other": total["other"] / max(total["other_secrets"], 1),
-                "rouge": fmean(row["rouge"] for row in own),
-                "exact": total["exact"] / (key[2] * len(own)),
-                "seconds": fmean(row["seconds"] for row in own),
+                "rouge": fmean(row["rouge"] for row in group),
+                "exact": total["exact"] / (key[2] * len(group)),
+                "seconds": fmean(row["seconds"] for row in group),
             }
         )
-    return found
+    return result
 
 
 _SUMS = ("hits", "secrets", "prior", "other", "other_secrets", "exact")
@@ -318,8 +318,8 @@ def show(facts: Mapping[str, Any]) -> None:
     from fedpeft.cli.output import table
 
     by = {(m["stage"], m["rank"], m["batch"], m["arm"]): m for m in facts["means"]}
-    arms = (NOTES, TEXTS, AGREED)
-    rows = [[by.get((*key[:3], arm)) for arm in arms] for key in by if key[3] == NOTES]
+    variants = (NOTES, TEXTS, AGREED)
+    rows = [[by.get((*key[:3], variant)) for variant in variants] for key in by if key[3] == NOTES]
     title = f"personal data recovered word for word ({facts['machine']})"
     table(title, COLUMNS, [_cells(*row) for row in rows])
     table("records", MORE, [_more(mean) for mean in facts["means"]])

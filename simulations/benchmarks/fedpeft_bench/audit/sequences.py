@@ -117,8 +117,8 @@ def _knowledge(attached: Attached) -> Knowledge:
 
     layer = layer_of(attached)
     uniform = np.full(len(layer.inputs), 1 / len(layer.inputs))
-    given, start = special_tokens(attached.base), Start(attached, attached.get())
-    return Knowledge(layer.inputs, layer.readers, {}, uniform, given, rows=ROWS, start=start)
+    special, start = special_tokens(attached.base), Start(attached, attached.get())
+    return Knowledge(layer.inputs, layer.readers, {}, uniform, special, rows=ROWS, start=start)
 
 
 def _case(attached: Attached, knowledge: Knowledge, batch: int, place: tuple[int, int]) -> Case:
@@ -147,16 +147,16 @@ def _case(attached: Attached, knowledge: Knowledge, batch: int, place: tuple[int
 
 def _measured(setting: Setting, cases: list[Case]) -> list[dict[str, Any]]:
     """Every attack on every case, each answer also held against the next case's truth."""
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for place, case in enumerate(cases):
         other = cases[(place + 1) % len(cases)]
         answers = _answers(case, field_too=len(case.rows) == 1 and place % SINGLES == 0)
         for attack, answer in answers.items():
             row = {"setting": setting, "batch": len(case.rows), "attack": attack}
-            found.append({**row, **scores(answer, case)})
+            rows.append({**row, **scores(answer, case)})
             if attack == "assembly":
-                found.append({**row, "attack": "assembly, other data", **scores(answer, other)})
-    return found
+                rows.append({**row, "attack": "assembly, other data", **scores(answer, other)})
+    return rows
 
 
 def _answers(case: Case, field_too: bool) -> dict[str, Assembled]:
@@ -213,14 +213,14 @@ def scores(answer: Assembled, case: Case) -> dict[str, float]:
 def _staged(seeds: Sequence[int]) -> list[dict[str, Any]]:
     """The same note at every stage, one per seed."""
     cases = list(_cases(SETTINGS["r=16, all linear"][0], 1, seeds))[::SINGLES]
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for stage in STAGES:
         for place, case in enumerate(cases):
             name = "gradient" if stage == "gradient" else "update"
             answer = _assembled(replace(case.view, stage=name, values=staged(case, stage)))
             wrong = scores(answer, cases[(place + 1) % len(cases)])["rouge"]
-            found.append({"stage": stage, **scores(answer, case), "other": wrong})
-    return found
+            rows.append({"stage": stage, **scores(answer, case), "other": wrong})
+    return rows
 
 
 def staged(case: Case, stage: str) -> FloatVector:
@@ -233,8 +233,8 @@ def staged(case: Case, stage: str) -> FloatVector:
     if stage.startswith("AdamW"):
         return _adamw(case)
     if stage.startswith("ternary"):
-        kept = np.abs(step) >= np.quantile(np.abs(step), 1 - float(stage.split()[1]) / 100)
-        return np.where(kept, np.sign(step), 0).astype(np.float32)
+        mask = np.abs(step) >= np.quantile(np.abs(step), 1 - float(stage.split()[1]) / 100)
+        return np.where(mask, np.sign(step), 0).astype(np.float32)
     if stage == "sign":
         return np.sign(step)
     if stage.startswith("noise"):

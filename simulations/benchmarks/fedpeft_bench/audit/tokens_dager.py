@@ -33,8 +33,8 @@ def dager_distances(view: View) -> NDArray[np.float64]:
 
 def dager_guess(view: View, distances: NDArray[np.float64], truth: Set[int]) -> Guess:
     """All tokens by distance, claiming those under the threshold with the best F1 against the truth."""
-    given = view.knowledge.special
-    ranking = [int(token) for token in np.argsort(distances, kind="stable") if int(token) not in given]
+    special = view.knowledge.special
+    ranking = [int(token) for token in np.argsort(distances, kind="stable") if int(token) not in special]
     best, claimed = -1.0, 0
     for threshold in THRESHOLDS:
         count = sum(bool(distances[token] < threshold) for token in ranking)

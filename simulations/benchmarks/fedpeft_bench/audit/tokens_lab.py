@@ -94,17 +94,17 @@ class Bench:
     def rounds(self, batches: Sequence[Sequence[Example]]) -> list[FloatVector]:
         """Gradients of several rounds of one node; each starts a small step after the last."""
         self.attached.load(self.start)
-        found: list[FloatVector] = []
+        gradients: list[FloatVector] = []
         for batch in batches:
-            found.append(self.gradient(batch))
-            moved = self.attached.get() - _STEP * found[-1]
+            gradients.append(self.gradient(batch))
+            moved = self.attached.get() - _STEP * gradients[-1]
             self.attached.load(moved.astype(np.float32))
         self.attached.load(self.start)
-        return found
+        return gradients
 
     def truth(self, examples: Sequence[Example]) -> frozenset[int]:
         """Distinct tokens without the special ones."""
-        return frozenset(int(token) for one in examples for token in one.ids) - self.known.special
+        return frozenset(int(token) for example in examples for token in example.ids) - self.known.special
 
     def view(self, values: FloatVector, tokens: int) -> View:
         """The values as whoever opens the envelope sees them."""
@@ -194,24 +194,24 @@ class Trial:
     method: str
 
 
-def trial(attack: Attack, bench: Bench, own: Sequence[View], control: Sequence[View], truths: Any) -> Trial:
+def trial(attack: Attack, bench: Bench, views: Sequence[View], control: Sequence[View], truths: Any) -> Trial:
     """Run an attack on a node's updates and on those of other data.
 
     Args:
         attack: from one or more views to a guess.
         bench: where the views come from.
-        own: the node's views.
+        views: the node's views.
         control: views of other data.
         truths: token sets behind the two.
     """
     truth, other = truths
     begun = time.process_time()
-    guess = _guess(attack(own))
+    guess = _guess(attack(views))
     seconds = time.process_time() - begun
     crossed = Control(_guess(attack(control)), other) if control else None
-    found = score(guess, truth, bench.known.prior, bench.known.special, crossed)
+    result = score(guess, truth, bench.known.prior, bench.known.special, crossed)
     rare = rare_tokens(bench.known.prior) & set(guess.ranking[: len(truth)])
-    return Trial(found, found.rare.hits / max(len(rare), 1), seconds, guess.method)
+    return Trial(result, result.rare.hits / max(len(rare), 1), seconds, guess.method)
 
 
 def _guess(answer: Guess | NotApplicable) -> Guess:
@@ -231,17 +231,17 @@ def views_of(
 
 def summary(trials: Sequence[Trial]) -> dict[str, Any]:
     """Pooled recalls with 95 % intervals and baselines, mean precisions and seconds, as JSON."""
-    claimed = [one.score.claimed_hits / one.score.claimed for one in trials if one.score.claimed]
+    claimed = [trial.score.claimed_hits / trial.score.claimed for trial in trials if trial.score.claimed]
     return {
-        "tokens": fmean(one.score.all.tokens for one in trials),
-        "all": _measured([one.score.all for one in trials]),
-        "rare": _measured([one.score.rare for one in trials]),
-        "rare_precision": fmean(one.precision for one in trials),
-        "claimed": fmean(one.score.claimed for one in trials),
+        "tokens": fmean(trial.score.all.tokens for trial in trials),
+        "all": _measured([trial.score.all for trial in trials]),
+        "rare": _measured([trial.score.rare for trial in trials]),
+        "rare_precision": fmean(trial.precision for trial in trials),
+        "claimed": fmean(trial.score.claimed for trial in trials),
         "claimed_precision": fmean(claimed) if claimed else None,
-        "claimed_recall": fmean(one.score.claimed_hits / one.score.all.tokens for one in trials),
-        "seconds": fmean(one.seconds for one in trials),
-        "method": ", ".join(dict.fromkeys(one.method for one in trials)),
+        "claimed_recall": fmean(trial.score.claimed_hits / trial.score.all.tokens for trial in trials),
+        "seconds": fmean(trial.seconds for trial in trials),
+        "method": ", ".join(dict.fromkeys(trial.method for trial in trials)),
     }
 
 

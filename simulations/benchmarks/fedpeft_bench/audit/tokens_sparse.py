@@ -14,7 +14,7 @@ from fedpeft_attacks.tokens.blocks import Block
 
 _RANKS = (4, 8, 16, 32, 64, 128)
 _ROUNDS, _TRIAL_ROUNDS = 60, 25
-_HELD = 0.1
+_LEFT_OUT = 0.1
 
 
 def top(values: FloatVector, density: float) -> FloatVector:
@@ -29,8 +29,8 @@ def ternary(values: FloatVector, density: float) -> FloatVector:
 
 def random_half(values: FloatVector, density: float) -> FloatVector:
     """Values on a public random support, the rest zero."""
-    kept = stream(0, 0, "", "audit-support").random(len(values)) < density
-    return np.where(kept, values, 0).astype(np.float32)
+    mask = stream(0, 0, "", "audit-support").random(len(values)) < density
+    return np.where(mask, values, 0).astype(np.float32)
 
 
 def _cut(values: FloatVector, density: float) -> float:
@@ -58,9 +58,9 @@ def completed(block: Block) -> Block:
     """
     rows = np.asarray(block.rows, np.float64)
     seen = rows != 0
-    held = seen & (stream(0, 0, "", "audit-held").random(rows.shape) < _HELD)
+    left_out = seen & (stream(0, 0, "", "audit-held").random(rows.shape) < _LEFT_OUT)
     errors = {
-        rank: float(np.square((_fill(rows, seen & ~held, rank, _TRIAL_ROUNDS) - rows)[held]).sum())
+        rank: float(np.square((_fill(rows, seen & ~left_out, rank, _TRIAL_ROUNDS) - rows)[left_out]).sum())
         for rank in _RANKS
         if rank <= min(rows.shape)
     }

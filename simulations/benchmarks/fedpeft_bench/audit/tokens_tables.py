@@ -54,12 +54,12 @@ def _trials(
     lab: Lab, bench: Bench, attack: Attack, seeds: Seeds, size: tuple[int, int] = (1, 1)
 ) -> list[Trial]:
     """Trials of one attack with their control, for so many notes and rounds."""
-    found: list[Trial] = []
+    trials: list[Trial] = []
     for seed in each(seeds, "seed"):
-        own, truth = views_of(lab, bench, *size, seed)
+        views, truth = views_of(lab, bench, *size, seed)
         control, other = views_of(lab, bench, *size, seed + OTHER_DATA)
-        found.append(trial(attack, bench, own, control, (truth, other)))
-    return found
+        trials.append(trial(attack, bench, views, control, (truth, other)))
+    return trials
 
 
 def trained_a(lab: Lab, seeds: Seeds) -> Iterator[Row]:
@@ -86,7 +86,7 @@ def _format(lab: Lab, seeds: Seeds, setting: Setting) -> Iterator[Row]:
     for warm, notes, rounds in OCCASIONS:
         bench = lab.bench(replace(setting, warm=warm))
         for kind in names:
-            attack = recover if kind is None else partial(_scales, model=bench.attached.model, kind=kind)
+            attack = recover if kind is None else partial(scale_attack, model=bench.attached.model, kind=kind)
             yield {
                 "format": setting.format,
                 "rank": setting.rank,
@@ -96,10 +96,6 @@ def _format(lab: Lab, seeds: Seeds, setting: Setting) -> Iterator[Row]:
                 "rounds": rounds,
                 **summary(_trials(lab, bench, attack, seeds, (notes, rounds))),
             }
-
-
-def _scales(views: Sequence[View], model: Any, kind: Kind) -> Guess:
-    return scale_attack(views, model, kind)
 
 
 def sparse(lab: Lab, seeds: Seeds) -> Iterator[Row]:
@@ -113,8 +109,8 @@ def sparse(lab: Lab, seeds: Seeds) -> Iterator[Row]:
             for filling, attack in attacks.items():
                 trials: list[Trial] = []
                 for seed in each(seeds, "seed"):
-                    own, truth = views_of(lab, bench, 1, 1, seed, spoil)
-                    trials.append(trial(attack, bench, own, (), (truth, frozenset())))
+                    views, truth = views_of(lab, bench, 1, 1, seed, spoil)
+                    trials.append(trial(attack, bench, views, (), (truth, frozenset())))
                 yield {"rank": rank, "values": name, "filling": filling, **summary(trials)}
 
 
@@ -160,8 +156,8 @@ def aggregates(lab: Lab, seeds: Seeds) -> Iterator[Row]:
     for nodes in NODES:
         trials: list[Trial] = []
         for seed in each(seeds, "seed"):
-            own, control = (_mean(lab, bench, nodes, place) for place in (seed, seed + OTHER_DATA))
-            trials.append(trial(recover, bench, own[0], control[0], (own[1], control[1])))
+            observed, control = (_mean(lab, bench, nodes, place) for place in (seed, seed + OTHER_DATA))
+            trials.append(trial(recover, bench, observed[0], control[0], (observed[1], control[1])))
         yield {"nodes": nodes, **summary(trials)}
 
 
@@ -184,11 +180,11 @@ def local_steps(lab: Lab, seeds: Seeds) -> Iterator[Row]:
                 bench = lab.bench(RAW_QV)
                 trials: list[Trial] = []
                 for seed in each(seeds, "seed"):
-                    own, control = (
+                    observed, control = (
                         _update(lab, bench, (optimiser, steps, shape), place)
                         for place in (seed, seed + OTHER_DATA)
                     )
-                    trials.append(trial(recover, bench, own[0], control[0], (own[1], control[1])))
+                    trials.append(trial(recover, bench, observed[0], control[0], (observed[1], control[1])))
                 yield {"optimiser": optimiser, "steps": steps, "seen": name, **summary(trials)}
 
 

@@ -123,8 +123,8 @@ def symbol_bits(values: FloatVector, layout: Layout) -> float | None:
         if np.unique(part[:4096]).size > MOST_LEVELS:
             return None
         marked = part[part != 0]
-        levels, counts = np.unique(marked, return_counts=True)
-        if levels.size >= MOST_LEVELS:
+        symbols, counts = np.unique(marked, return_counts=True)
+        if symbols.size >= MOST_LEVELS:
             return None
         counts = np.append(counts, part.size - marked.size)
         counts = counts[counts > 0]

@@ -74,7 +74,7 @@ def draw(facts: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _picture(
-    path: Path, vectors: Sequence[dict[str, Any]], axes: tuple[str, str], marks: dict[str, Mark]
+    path: Path, vectors: Sequence[dict[str, Any]], axes: tuple[str, str], styles: dict[str, Mark]
 ) -> Path:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -85,9 +85,9 @@ def _picture(
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_title(vector["name"], loc="left", fontsize=10)
         first = panel is panels[0]
-        for codec, mark in marks.items():
+        for codec, mark in styles.items():
             rows = [row for row in vector["rows"] if row["codec"] == codec]
-            _codec(panel, rows, axes, mark if first or marks is BOUND else replace(mark, text=""))
+            _codec(panel, rows, axes, mark if first or styles is BOUND else replace(mark, text=""))
         (_scale_rate if axes[0] == "bits" else _scale_bound)(panel, first=first)
     buffer = io.BytesIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
@@ -126,8 +126,8 @@ def _scale_bound(panel: Any, *, first: bool) -> None:
     panel.set_ylim(0.0005, 100)
     ticks = {0.005: "0.5 %", 0.01: "1 %", 0.05: "5 %", 0.2: "20 %", 1.0: "100 %"}
     panel.set_xticks(list(ticks), list(ticks.values()))
-    levels = {0.001: "0.1 %", 0.01: "1 %", 0.1: "10 %", 1.0: "100 %", 10.0: "1000 %"}
-    panel.set_yticks(list(levels), list(levels.values()))
+    labels = {0.001: "0.1 %", 0.01: "1 %", 0.1: "10 %", 1.0: "100 %", 10.0: "1000 %"}
+    panel.set_yticks(list(labels), list(labels.values()))
     panel.minorticks_off()
     if first:
         panel.set_ylabel("bytes over Shannon's bound per tensor")

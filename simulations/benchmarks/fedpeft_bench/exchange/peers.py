@@ -133,25 +133,25 @@ class OpenFlStc:
     def _tensor(self, values: FloatVector) -> bytes:
         count = math.ceil(values.size * self.density)
         chosen = np.argpartition(np.abs(values), values.size - count)[values.size - count :]
-        kept = values[chosen]
-        if kept.min() < 1e-7:
-            kept = kept + np.float32(1e-7)
+        largest = values[chosen]
+        if largest.min() < 1e-7:
+            largest = largest + np.float32(1e-7)
         signs = np.zeros(values.size, np.int8)
-        signs[chosen] = np.sign(kept)
-        scale = float(np.abs(kept).sum(dtype=np.float64)) / values.size
-        found = np.flatnonzero(np.bincount(signs + 1, minlength=3))
-        codes = np.searchsorted(found, signs + 1) if found.size < 3 else signs + 1
+        signs[chosen] = np.sign(largest)
+        scale = float(np.abs(largest).sum(dtype=np.float64)) / values.size
+        present = np.flatnonzero(np.bincount(signs + 1, minlength=3))
+        codes = np.searchsorted(present, signs + 1) if present.size < 3 else signs + 1
         stream = gzip.compress(codes.astype("<f4").tobytes(), mtime=0)
-        table = ((found - 1) * scale).astype("<f4").tobytes()
-        return struct.pack("<IB", len(stream), found.size) + table + stream
+        table = ((present - 1) * scale).astype("<f4").tobytes()
+        return struct.pack("<IB", len(stream), present.size) + table + stream
 
     def decode(self, data: bytes, layout: Layout) -> FloatVector:
         """Streams through their maps."""
         result, place = np.empty(layout.size, np.float32), 0
         for start, end in pairwise(layout.offsets):
-            length, levels = struct.unpack_from("<IB", data, place)
-            table = np.frombuffer(data, "<f4", levels, place + 5)
-            place += 5 + 4 * levels + length
+            length, entries = struct.unpack_from("<IB", data, place)
+            table = np.frombuffer(data, "<f4", entries, place + 5)
+            place += 5 + 4 * entries + length
             codes = np.frombuffer(gzip.decompress(data[place - length : place]), "<f4")
             result[start:end] = table[codes.astype(np.intp)]
         return result

@@ -94,13 +94,13 @@ class Blockwise8:
     def decode(self, data: bytes, layout: Layout) -> FloatVector:
         """Levels times maxima."""
         functional, torch = _bitsandbytes()
-        levels, place = functional.create_dynamic_map(), 0
+        codebook, place = functional.create_dynamic_map(), 0
         result = np.empty(layout.size, np.float32)
         for start, size in zip(layout.offsets[:-1], layout.sizes, strict=True):
             blocks = -(-int(size) // 4096)
             codes = torch.from_numpy(np.frombuffer(data, np.uint8, size, place).copy())
             maxima = torch.from_numpy(np.frombuffer(data, "<f4", blocks, place + int(size)).copy())
-            values = functional.dequantize_blockwise(codes, absmax=maxima, code=levels, blocksize=4096)
+            values = functional.dequantize_blockwise(codes, absmax=maxima, code=codebook, blocksize=4096)
             result[start : start + size] = values.numpy()
             place += int(size) + 4 * blocks
         return result
@@ -172,8 +172,8 @@ class NormalFloat4:
         for start, size in zip(layout.offsets[:-1], layout.sizes, strict=True):
             blocks = -(-int(size) // 64)
             maxima = np.frombuffer(data, "<f4", blocks, place)
-            levels = table[np.frombuffer(data, np.uint8, 32 * blocks, place + 4 * blocks)].reshape(-1, 64)
-            levels *= maxima[:, None]
-            result[start : start + size] = levels.reshape(-1)[:size]
+            codebook = table[np.frombuffer(data, np.uint8, 32 * blocks, place + 4 * blocks)].reshape(-1, 64)
+            codebook *= maxima[:, None]
+            result[start : start + size] = codebook.reshape(-1)[:size]
             place += 36 * blocks
         return result

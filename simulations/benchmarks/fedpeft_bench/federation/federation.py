@@ -30,7 +30,7 @@ Directions = Callable[[Layout], tuple[Up, Down]]
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One line of the table.
 
     Attributes:
@@ -61,44 +61,44 @@ def flasc(density: float) -> Directions:
     return lambda layout: (coded_up(coder, layout, feedback=False), sparse_state(coder, layout))
 
 
-def arms() -> list[Arm]:
+def variants() -> list[Variant]:
     """The lines of the table, each dense reference before what is measured against it."""
     return [
-        Arm("dense, AdamW", "drop-in", DENSE),
-        Arm("drop-in", "drop-in"),
-        Arm("drop-in as signs", "drop-in", SIGNS),
-        Arm("dense, SGD + Adam", "thin", DENSE),
-        Arm("thin", "thin"),
+        Variant("dense, AdamW", "drop-in", DENSE),
+        Variant("drop-in", "drop-in"),
+        Variant("drop-in as signs", "drop-in", SIGNS),
+        Variant("dense, SGD + Adam", "thin", DENSE),
+        Variant("thin", "thin"),
         *_baselines(),
     ]
 
 
-def _baselines() -> Iterator[Arm]:
+def _baselines() -> Iterator[Variant]:
     same = PROFILES["thin"].settings["exchange.up.density"]
     as_thin = 4 / 100 / (4 + 2)  # a hundredth of four bytes a value, at six bytes a value that is sent
     for density in (same, as_thin):
-        yield Arm(f"FLASC {density:.2%}", "thin", {}, flasc(density))
-        yield Arm(f"top-k {density:.2%}", "thin", {}, top_k(density, feedback=False))
-        yield Arm(f"top-k {density:.2%}, feedback", "thin", {}, top_k(density, feedback=True))
-    yield Arm(f"FLASC {PUBLISHED:.0%}", "thin", {}, flasc(PUBLISHED))
+        yield Variant(f"FLASC {density:.2%}", "thin", {}, flasc(density))
+        yield Variant(f"top-k {density:.2%}", "thin", {}, top_k(density, feedback=False))
+        yield Variant(f"top-k {density:.2%}, feedback", "thin", {}, top_k(density, feedback=True))
+    yield Variant(f"FLASC {PUBLISHED:.0%}", "thin", {}, flasc(PUBLISHED))
 
 
 def rows(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> list[Row]:
-    """Run all arms for each seed; one row of figures each.
+    """Run all variants for each seed; one row of figures each.
 
     Args:
         seeds: of data, adapter and batches.
-        report: receives the name of each arm when it is done.
+        report: receives the name of each variant when it is done.
     """
     return over_seeds(seeds, _rows, report)
 
 
 def _rows(seed: int) -> Iterator[Row]:
     dense: dict[str, Figures] = {}
-    for arm in arms():
-        chosen = {"exchange.profile": arm.profile, **arm.settings, "run.seed": seed}
-        found = measure(options(chosen), arm.directions)
-        yield row(arm.name, seed, found, dense.setdefault(arm.profile, found))
+    for variant in variants():
+        chosen = {"exchange.profile": variant.profile, **variant.settings, "run.seed": seed}
+        figures = measure(options(chosen), variant.directions)
+        yield row(variant.name, seed, figures, dense.setdefault(variant.profile, figures))
 
 
 def measure(settings: Sequence[str], directions: Directions | None) -> Figures:
@@ -107,6 +107,6 @@ def measure(settings: Sequence[str], directions: Directions | None) -> Figures:
         return platform(settings)
     laboratory = FederationLab.of(load_config(embedded_scenario(), settings))
     base = laboratory.score(laboratory.attached.initial())
-    found = laboratory.run(*directions(laboratory.layout))
-    reached = found.score.accuracy or 0.0
-    return Figures(base.loss, base.accuracy or 0.0, found.score.loss, reached, found.up, found.down)
+    result = laboratory.run(*directions(laboratory.layout))
+    reached = result.score.accuracy or 0.0
+    return Figures(base.loss, base.accuracy or 0.0, result.score.loss, reached, result.up, result.down)

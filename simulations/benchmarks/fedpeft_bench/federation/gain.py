@@ -17,7 +17,7 @@ from fedpeft_bench.harness.command import simulate
 Row = dict[str, Any]
 
 COLUMNS = (
-    "arm",
+    "variant",
     "loss",
     "accuracy",
     "loss gain",
@@ -53,7 +53,7 @@ class Figures:
 
 
 def platform(settings: Iterable[str]) -> Figures:
-    """Run ``fedpeft simulate`` on the embedded federation, without arms and audit.
+    """Run ``fedpeft simulate`` on the embedded federation, without baselines and audit.
 
     Raises:
         RunError: the command failed.
@@ -79,23 +79,24 @@ def options(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in settings.items())
 
 
-def row(arm: str, seed: int, found: Figures, dense: Figures) -> Row:
+def row(variant: str, seed: int, figures: Figures, dense: Figures) -> Row:
     """Figures beside those of the same optimisers, rounds and seed with dense float32 in both directions.
 
     The gain is what training takes off the base's loss, or adds to its accuracy; ``loss_gain`` and
     ``accuracy_gain`` are shares of the dense gain.
     """
     return {
-        "arm": arm,
+        "arm": variant,
         "seed": seed,
-        "loss": found.loss,
-        "accuracy": found.accuracy,
-        "loss_gain": (found.base_loss - found.loss) / (found.base_loss - dense.loss),
-        "accuracy_gain": (found.accuracy - found.base_accuracy) / (dense.accuracy - found.base_accuracy),
-        "bytes_up": found.up,
-        "bytes_down": found.down,
-        "ratio_up": dense.up / found.up,
-        "ratio_down": dense.down / found.down,
+        "loss": figures.loss,
+        "accuracy": figures.accuracy,
+        "loss_gain": (figures.base_loss - figures.loss) / (figures.base_loss - dense.loss),
+        "accuracy_gain": (figures.accuracy - figures.base_accuracy)
+        / (dense.accuracy - figures.base_accuracy),
+        "bytes_up": figures.up,
+        "bytes_down": figures.down,
+        "ratio_up": dense.up / figures.up,
+        "ratio_down": dense.down / figures.down,
     }
 
 
@@ -107,26 +108,26 @@ def over_seeds(
     Args:
         seeds: one after the other.
         rows: makes the rows of a seed.
-        report: receives seed and arm of each row when it is done.
+        report: receives seed and variant of each row when it is done.
     """
-    found: list[Row] = []
+    results: list[Row] = []
     for seed in each(seeds, "seed"):
         for made in rows(seed):
-            found.append(made)
+            results.append(made)
             if report:
                 report(f"seed {seed}: {made['arm']}")
-    return found
+    return results
 
 
 def means(rows: Sequence[Row]) -> list[Row]:
-    """One row per arm, in order of appearance: means over the seeds, and the worst shares of the gain."""
-    found: list[Row] = []
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        own = [row for row in rows if row["arm"] == arm]
-        mean = {key: fmean(row[key] for row in own) for key in own[0] if key not in ("arm", "seed")}
-        worst = {f"worst_{key}": min(row[key] for row in own) for key in ("loss_gain", "accuracy_gain")}
-        found.append({"arm": arm, "seeds": [row["seed"] for row in own], **mean, **worst})
-    return found
+    """One row per variant, in order of appearance: means over the seeds, and the worst shares of the gain."""
+    result: list[Row] = []
+    for variant in dict.fromkeys(row["arm"] for row in rows):
+        group = [row for row in rows if row["arm"] == variant]
+        mean = {key: fmean(row[key] for row in group) for key in group[0] if key not in ("arm", "seed")}
+        worst = {f"worst_{key}": min(row[key] for row in group) for key in ("loss_gain", "accuracy_gain")}
+        result.append({"arm": variant, "seeds": [row["seed"] for row in group], **mean, **worst})
+    return result
 
 
 def cells(mean: Row) -> list[str]:

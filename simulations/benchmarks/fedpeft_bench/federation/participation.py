@@ -33,16 +33,16 @@ def rows(
     profiles: Sequence[str] = ("drop-in", "thin"),
     report: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """Run all arms of each profile for each seed; one row of figures each.
+    """Run all variants of each profile for each seed; one row of figures each.
 
     Without the cache a node that missed a round is sent the whole state.
 
     Args:
         seeds: of data, adapter, batches and the draw of the nodes.
         profiles: names of profiles.
-        report: receives the name of each arm when it is done.
+        report: receives the name of each variant when it is done.
     """
-    found: list[Row] = []
+    results: list[Row] = []
     for profile in each(profiles, "profile"):
         for seed in each(seeds, "seed"):
             dense: Figures | None = None
@@ -50,7 +50,7 @@ def rows(
                 chosen = {"exchange.profile": profile, **SETTING, **settings, "run.seed": seed}
                 figures = platform(options(chosen))
                 dense = dense or figures
-                found.append(row(f"{profile}: {name}", seed, figures, dense))
+                results.append(row(f"{profile}: {name}", seed, figures, dense))
                 if report:
                     report(f"seed {seed}: {profile}, {name}")
-    return found
+    return results

@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 def seeds(numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """Run the embedded federation for each seed, compressed with arms and dense; one row of figures each."""
+    """Run the embedded federation for each seed, compressed with baselines and dense; one row each."""
     return [_row(seed) for seed in each(numbers, "seed")]
 
 

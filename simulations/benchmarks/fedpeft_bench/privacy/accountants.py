@@ -87,12 +87,12 @@ def _others(setting: Setting) -> dict[str, float]:
     with _quiet():
         from opacus.accountants import PRVAccountant, RDPAccountant
 
-        found: dict[str, float] = {}
+        epsilons: dict[str, float] = {}
         for name, accountant in (("opacus_prv", PRVAccountant()), ("opacus_rdp", RDPAccountant())):
             accountant.history = [(setting.noise, setting.rate, setting.steps)]
-            found[name] = float(accountant.get_epsilon(setting.delta))
+            epsilons[name] = float(accountant.get_epsilon(setting.delta))
         google = RdpAccountant().compose(SelfComposedDpEvent(event, setting.steps))
-        return {**found, "google_rdp": float(google.get_epsilon(setting.delta))}
+        return {**epsilons, "google_rdp": float(google.get_epsilon(setting.delta))}
 
 
 @contextmanager
@@ -136,10 +136,10 @@ def audits(
     epsilons: Iterable[float] = (1.0, 4.0, 8.0), repeats: int = 20, noise_scale: float = 1.0
 ) -> list[dict[str, Any]]:
     """Audits of single releases; ``above`` counts bounds beyond the claim, of which one in 20 is right."""
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for claimed in epsilons:
         runs = [audit(claimed, noise_scale=noise_scale) for _ in range(repeats)]
-        found.append(
+        results.append(
             {
                 "claimed": claimed,
                 "gaussian": float(np.median([run.gaussian for run in runs])),
@@ -150,7 +150,7 @@ def audits(
                 "noise_scale": noise_scale,
             }
         )
-    return found
+    return results
 
 
 def run(repeats: int = 20) -> dict[str, Any]:
@@ -177,9 +177,9 @@ def show(facts: dict[str, Any]) -> None:
 
 
 def _accountant_cells(row: dict[str, Any]) -> list[str]:
-    own = row["fedpeft"]
-    beside = [f"{row[name]:.3f} ({row[name] / own - 1:+.1%})" for name in _COLUMNS]
-    return [f"{row['rate']}, {row['noise']}, {row['steps']}, {row['delta']:g}", f"{own:.4f}", *beside]
+    ours = row["fedpeft"]
+    beside = [f"{row[name]:.3f} ({row[name] / ours - 1:+.1%})" for name in _COLUMNS]
+    return [f"{row['rate']}, {row['noise']}, {row['steps']}, {row['delta']:g}", f"{ours:.4f}", *beside]
 
 
 _COLUMNS = ("lower_bound", "opacus_prv", "opacus_rdp", "google_rdp")

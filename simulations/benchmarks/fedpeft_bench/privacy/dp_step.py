@@ -61,7 +61,7 @@ def rows(
         steps: timed steps of one engine.
         report: receives a line per engine.
     """
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         save_base(Path(folder))
         for quantisation in quantisations:
@@ -71,8 +71,8 @@ def rows(
                 measured.append(_child(folder, quantisation, engine, steps))
                 if report:
                     report(f"{quantisation} {engine}: {measured[-1]['seconds']:.2f} s")
-            found += [row | _ratios(row, measured[0]) for row in measured]
-    return found
+            results += [row | _ratios(row, measured[0]) for row in measured]
+    return results
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -178,10 +178,10 @@ def _ours(attached: Attached, engine: Any) -> Step:
 
     plan = LocalPlan(steps=1, batch_size=EXAMPLES, lr=1e-3)
     privacy = PrivacyPlan(1.0, 1.0, 1.0, EXAMPLES, 1, 1, 1e-5)
-    given: list[Any] = []
+    arguments: list[Any] = []
     if engine != "non-private":
-        given = [privacy, Extras(flags=PerformanceFlags(engine=engine))]
-    return lambda examples: train_local(attached, examples, plan, np.random.default_rng(0), *given)
+        arguments = [privacy, Extras(flags=PerformanceFlags(engine=engine))]
+    return lambda examples: train_local(attached, examples, plan, np.random.default_rng(0), *arguments)
 
 
 def _opacus(attached: Attached, mode: str) -> Step:

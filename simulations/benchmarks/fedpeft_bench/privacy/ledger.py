@@ -37,25 +37,25 @@ PLANS = tuple(PrivacyPlan(0.005 + 0.0005 * i, 0.8 + 0.04 * i, 1.0, 8, 5, 9999, 1
 """Thirty different rates and noise multipliers."""
 
 
-def run(kills: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def run(kills: int, report: Callable[[str], None]) -> dict[str, Any]:
     """Time the ledger and, if asked for, kill its users.
 
     Args:
         kills: SIGKILLs; 0: none.
-        tell: receives a line about what is being measured.
+        report: receives a line about what is being measured.
     """
     facts: dict[str, Any] = {"machine": machine(), "reserve": []}
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
-            tell(f"reserve with {size} entries, {PAIRS} pairs of rate and noise")
+            report(f"reserve with {size} entries, {PAIRS} pairs of rate and noise")
             facts["reserve"].append(_reserve(Path(folder) / f"{size}.sqlite", size))
-        tell("append and verify")
+        report("append and verify")
         facts["append_ms"] = _append(Path(folder) / "append.sqlite")
         facts["verify_2000_ms"] = _verify(Path(folder) / "2000.sqlite")
-    tell(f"know {RECORDS} records again")
+    report(f"know {RECORDS} records again")
     facts["records"] = _records()
     if kills:
-        tell(f"{kills} kills of {ledger_kills.WORKERS} racing processes")
+        report(f"{kills} kills of {ledger_kills.WORKERS} racing processes")
         facts["kills"] = kill(kills)
     return facts
 
@@ -76,17 +76,18 @@ def kill(kills: int) -> dict[str, Any]:
 
 def intact(facts: dict[str, Any]) -> bool:
     """Whether the campaign, if there was one, found no fault."""
-    found = facts.get("kills", {})
-    return not any(found.get(fault) for fault in ("lost", "overspent", "twice", "damaged"))
+    kills = facts.get("kills", {})
+    return not any(kills.get(fault) for fault in ("lost", "overspent", "twice", "damaged"))
 
 
 def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The table."""
     lines: list[tuple[str, str]] = []
-    for found in facts["reserve"]:
-        what = f"reserve, {found['entries']} entries"
-        lines.append((f"{what}, first in a new process", f"{found['first_ms']:.0f} ms"))
-        cached = f"{found['cached_ms']:.1f} ({found['worst_ms']:.1f}) ms, cpu {found['cached_cpu_ms']:.1f} ms"
+    for timing in facts["reserve"]:
+        what = f"reserve, {timing['entries']} entries"
+        lines.append((f"{what}, first in a new process", f"{timing['first_ms']:.0f} ms"))
+        cached = f"{timing['cached_ms']:.1f} ({timing['worst_ms']:.1f}) ms"
+        cached += f", cpu {timing['cached_cpu_ms']:.1f} ms"
         lines.append((f"{what} and {PAIRS} pairs, cached: median (worst)", cached))
     lines.append(("append one signed entry, on disk", f"{facts['append_ms']:.2f} ms"))
     lines.append(("verify 2000 signed entries", f"{facts['verify_2000_ms']:.0f} ms"))
@@ -125,13 +126,13 @@ def _reserve(path: Path, size: int) -> dict[str, Any]:
 def _fill(path: Path, size: int) -> None:
     """Entries of a signed ledger: the key, then rounds that were reserved, started and released in turn."""
     Ledger(path, BUDGET, KEY)
-    chain, stored = Chain(), list[Row]()
+    chain, rows = Chain(), list[Row]()
     with session(path) as db, transaction(db):
         for index in range(size):
             row = chain.next_row(entry_bodies.stamped(_body(index), time.time()), KEY)
             chain = Chain((), (Entry(row.seq, {}, row.hash),), KEY.public)
-            stored.append(row)
-        for row in stored:
+            rows.append(row)
+        for row in rows:
             insert(db, row)
 
 
@@ -159,8 +160,8 @@ def _append(path: Path) -> float:
 def _verify(path: Path) -> float:
     """Milliseconds to check every hash and signature, in a chain that nobody has seen yet."""
     with session(path) as db:
-        stored = rows_of(db)[:2000]
-    return 1e3 * _seconds(Chain().extended, stored)
+        rows = rows_of(db)[:2000]
+    return 1e3 * _seconds(Chain().extended, rows)
 
 
 def _records() -> dict[str, float]:
@@ -171,13 +172,18 @@ def _records() -> dict[str, float]:
         return Record(f"{number} {' '.join(words[number % 17 :])}", f"answer {number}")
 
     start = time.process_time()
-    held = hashes(map(record, range(RECORDS)), KEY.secret)
+    stored_hashes = hashes(map(record, range(RECORDS)), KEY.secret)
     middle = time.process_time()
     other = hashes(map(record, range(RECORDS // 2, RECORDS * 3 // 2)), KEY.secret)
     begun = time.process_time()
-    known = share(other, held)[0]
+    known = share(other, stored_hashes)[0]
     compared = time.process_time() - begun
-    return {"known": known, "hash_s": middle - start, "compare_s": compared, "bytes": float(held.nbytes)}
+    return {
+        "known": known,
+        "hash_s": middle - start,
+        "compare_s": compared,
+        "bytes": float(stored_hashes.nbytes),
+    }
 
 
 def _seconds(work: Callable[..., object], *arguments: object) -> float:

@@ -160,14 +160,14 @@ def trained(
     """Federated averaging with nodes drawn by secret coins, under a plan's noise or without any."""
     nodes, _, values = population.points.shape
     layout, weights = Layout.of({"w": np.zeros(values)}), np.zeros(values)
-    law = CentralNoise.of(plan) if plan else None
+    aggregator = CentralNoise.of(plan) if plan else None
     clip = 0.0
     for _ in range(rounds):
         drawn = _updates(population, weights, layout, poisson(nodes, expected / nodes))
-        if law is None:
+        if aggregator is None:
             weights = weights + lr * sum(c[2].numbers.astype(np.float64) for c in drawn) / expected
             continue
-        mean, law, facts = law.mean(values, drawn)
+        mean, aggregator, facts = aggregator.mean(values, drawn)
         weights, clip = weights + lr * mean, facts["clip"]
     accuracy, loss = population.judged(weights)
     ratio = plan.noise_multiplier * math.sqrt(values) / plan.expected_batch_size if plan else 0.0
@@ -181,7 +181,7 @@ def _updates(
         yield f"{node:09d}", 1.0, Decoded(layout, population.change(int(node), weights))
 
 
-def arms(nodes: int, expected: int, rounds: int) -> Iterator[tuple[str, float, PrivacyPlan | None]]:
+def variants(nodes: int, expected: int, rounds: int) -> Iterator[tuple[str, float, PrivacyPlan | None]]:
     """Name, epsilon and plan: no noise, clips that are too short, right and too long, and adaptive ones."""
     yield "no noise, no clip", math.inf, None
     shape = replace(plan_of(Schedule("", expected, sampled=True), nodes, rounds), rounds=rounds)
@@ -197,15 +197,15 @@ def arms(nodes: int, expected: int, rounds: int) -> Iterator[tuple[str, float, P
 def training_rows(
     nodes: int = 1000, expected: int = 100, rounds: int = 100, report: Callable[[str], None] | None = None
 ) -> list[Row]:
-    """All arms on one population; one row of figures each."""
-    population, found = Population.make(nodes), list[Row]()
-    for name, target, plan in arms(nodes, expected, rounds):
+    """All variants on one population; one row of figures each."""
+    population, results = Population.make(nodes), list[Row]()
+    for name, target, plan in variants(nodes, expected, rounds):
         noise = plan.noise_multiplier if plan else 0.0
         figures = trained(population, plan, rounds, expected)
-        found.append({"arm": name, "epsilon": target, "noise_multiplier": noise, **figures})
+        results.append({"arm": name, "epsilon": target, "noise_multiplier": noise, **figures})
         if report:
             report(f"{name}, epsilon {target:g}")
-    return found
+    return results
 
 
 def training_cells(row: Mapping[str, Any]) -> list[str]:

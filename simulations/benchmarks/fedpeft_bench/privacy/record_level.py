@@ -81,12 +81,12 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One line of a table.
 
     Attributes:
         name: as printed.
-        settings: what is set beside the private arm of the scenario.
+        settings: what is set beside the private baseline of the scenario.
         epsilon: of the whole run.
     """
 
@@ -95,14 +95,14 @@ class Arm:
     epsilon: float
 
 
-def utility_arms() -> list[Arm]:
+def utility_variants() -> list[Variant]:
     """The default exchange at both epsilons, each with its twin."""
-    return [Arm(f"epsilon {epsilon:g}", settings, epsilon) for epsilon, settings in UTILITY.items()]
+    return [Variant(f"epsilon {epsilon:g}", settings, epsilon) for epsilon, settings in UTILITY.items()]
 
 
-def exchange_arms() -> list[Arm]:
+def exchange_variants() -> list[Variant]:
     """All families of codecs at epsilon 8, from few bytes to many."""
-    return [Arm(name, settings, 8.0) for name, settings in TUNED.items()]
+    return [Variant(name, settings, 8.0) for name, settings in TUNED.items()]
 
 
 def _shared(density: float, support: str, clip: float, lr: float) -> Settings:
@@ -144,11 +144,11 @@ UTILITY: Mapping[float, Settings] = {8.0: {}, 2.0: {"federation.lr": 12.0}}
 
 
 def rows(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> list[Row]:
-    """Run all arms for each seed; one row of figures each, the base without adapter first.
+    """Run all variants for each seed; one row of figures each, the base without adapter first.
 
     Args:
         seeds: of data, adapter and base; noise and sampling are drawn anew in every run.
-        report: receives the name of each arm when it is done.
+        report: receives the name of each variant when it is done.
     """
     return over_seeds(seeds, _rows, report)
 
@@ -158,12 +158,21 @@ def _rows(seed: int) -> Iterator[Row]:
     reference = measured(options(OPEN))
     yield row("utility", "base", seed, untrained(reference), reference)
     yield row("utility", "no privacy, dense", seed, reference, reference)
-    for arm in utility_arms():
-        twin = measured(private(arm.settings, None))
-        yield row("utility", arm.name, seed, measured(private(arm.settings, arm.epsilon)), reference, twin)
-        yield row("utility", f"{arm.name}, twin", seed, twin, reference)
-    for arm in exchange_arms():
-        yield row("exchange", arm.name, seed, measured(private(arm.settings, arm.epsilon)), reference)
+    for variant in utility_variants():
+        twin = measured(private(variant.settings, None))
+        yield row(
+            "utility",
+            variant.name,
+            seed,
+            measured(private(variant.settings, variant.epsilon)),
+            reference,
+            twin,
+        )
+        yield row("utility", f"{variant.name}, twin", seed, twin, reference)
+    for variant in exchange_variants():
+        yield row(
+            "exchange", variant.name, seed, measured(private(variant.settings, variant.epsilon)), reference
+        )
 
 
 def private(settings: Settings, epsilon: float | None) -> tuple[str, ...]:
@@ -172,8 +181,8 @@ def private(settings: Settings, epsilon: float | None) -> tuple[str, ...]:
     The twin samples, clips and steps by the same law, but its noise is a billionth and everything random
     comes from the seed; the platform reports that it guarantees nothing.
     """
-    given = load_config(embedded_scenario()).run.private
-    chosen = {**given, **settings}
+    scenario = load_config(embedded_scenario()).run.private
+    chosen = {**scenario, **settings}
     del chosen["privacy.epsilon"]
     if epsilon is None:
         return options(chosen | {"privacy.noise_multiplier": NO_NOISE, "privacy.randomness": "seeded"})
@@ -181,18 +190,18 @@ def private(settings: Settings, epsilon: float | None) -> tuple[str, ...]:
 
 
 def measure(settings: Sequence[str]) -> Figures:
-    """One whole run in this process, without arms and audit.
+    """One whole run in this process, without baselines and audit.
 
     Raises:
         FedPeftError: the settings cannot be used, or the run failed.
     """
-    told: list[Row] = []
+    events: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(embedded_scenario(), (*options(QUIET), *settings))
-        store = run(config, Path(folder) / "run", "new", told.append)
+        store = run(config, Path(folder) / "run", "new", events.append)
         summary, rounds = store.summary, list(store.events("round"))
     loss, accuracy, promised = summary["loss"], summary["accuracy"], summary["privacy"]
-    over = [event["noise_over_signal"] for event in told if event["event"] == "privacy"]
+    over = [event["noise_over_signal"] for event in events if event["event"] == "privacy"]
     return Figures(
         loss["base"],
         accuracy["base"],
@@ -205,7 +214,7 @@ def measure(settings: Sequence[str]) -> Figures:
 
 
 def row(
-    part: str, arm: str, seed: int, found: Figures, reference: Figures, twin: Figures | None = None
+    part: str, variant: str, seed: int, figures: Figures, reference: Figures, twin: Figures | None = None
 ) -> Row:
     """Figures, and the shares of two gains: of the twin's, where there is one, and of the open federation's.
 
@@ -213,47 +222,47 @@ def row(
 
     Args:
         part: the table that it is a line of.
-        arm: its name.
+        variant: its name.
         seed: of data, adapter and base.
-        found: figures of the run.
+        figures: figures of the run.
         reference: those of the federation without privacy and compression.
         twin: those of the same run without noise.
     """
     gains = {
-        f"{kind}_of_{name}": None if other is None else share(found, other, kind)
+        f"{kind}_of_{name}": None if other is None else share(figures, other, kind)
         for name, other in (("twin", twin), ("open", reference))
         for kind in ("loss", "accuracy")
     }
-    told = asdict(found)
-    return {"table": part, "arm": arm, "seed": seed, **told, **gains}
+    values = asdict(figures)
+    return {"table": part, "arm": variant, "seed": seed, **values, **gains}
 
 
-def untrained(found: Figures) -> Figures:
+def untrained(figures: Figures) -> Figures:
     """The base without adapter; it sends nothing."""
-    return replace(found, loss=found.base_loss, accuracy=found.base_accuracy, up=0.0)
+    return replace(figures, loss=figures.base_loss, accuracy=figures.base_accuracy, up=0.0)
 
 
-def share(found: Figures, other: Figures, kind: str) -> float:
+def share(figures: Figures, other: Figures, kind: str) -> float:
     """What a run gains over the base, as a share of what another gains; ``kind`` is loss or accuracy."""
-    base: float = getattr(found, f"base_{kind}")
-    return (base - getattr(found, kind)) / (base - getattr(other, kind))
+    base: float = getattr(figures, f"base_{kind}")
+    return (base - getattr(figures, kind)) / (base - getattr(other, kind))
 
 
 def means(rows: Sequence[Row]) -> list[Row]:
-    """One row per table and arm, in order of appearance: means over seeds, worst gains, standard deviations.
+    """One row per table and variant, in order of appearance: means over seeds, worst gains, deviations.
 
-    The deviation of a single seed is None.
+    The standard deviation of a single seed is None.
     """
-    found: list[Row] = []
-    for part, arm in dict.fromkeys((row["table"], row["arm"]) for row in rows):
-        own = [row for row in rows if (row["table"], row["arm"]) == (part, arm)]
-        numbers = [key for key, value in own[0].items() if isinstance(value, float)]
-        mean = {key: fmean(row[key] for row in own) for key in numbers}
-        worst = {f"worst_{key}": min(row[key] for row in own) for key in GAINS if key in mean}
-        spread = {f"spread_{key}": _deviation([row[key] for row in own]) for key in ("loss", "accuracy")}
-        seeds = [row["seed"] for row in own]
-        found.append({"table": part, "arm": arm, "seeds": seeds, **mean, **worst, **spread})
-    return found
+    result: list[Row] = []
+    for part, variant in dict.fromkeys((row["table"], row["arm"]) for row in rows):
+        group = [row for row in rows if (row["table"], row["arm"]) == (part, variant)]
+        numbers = [key for key, value in group[0].items() if isinstance(value, float)]
+        mean = {key: fmean(row[key] for row in group) for key in numbers}
+        worst = {f"worst_{key}": min(row[key] for row in group) for key in GAINS if key in mean}
+        spread = {f"spread_{key}": _deviation([row[key] for row in group]) for key in ("loss", "accuracy")}
+        seeds = [row["seed"] for row in group]
+        result.append({"table": part, "arm": variant, "seeds": seeds, **mean, **worst, **spread})
+    return result
 
 
 def _deviation(values: Sequence[float]) -> float | None:

@@ -206,9 +206,9 @@ def cells(facts: dict[str, Any]) -> list[list[str]]:
     ]
     ours = {row["nodes"]: row for row in facts["rows"]}
     for peer in facts["flower"]:
-        own, keys = ours[peer["nodes"]], ("keys_ms", "mask_ms", "bytes_per_value", "other_bytes")
+        ours_row, keys = ours[peer["nodes"]], ("keys_ms", "mask_ms", "bytes_per_value", "other_bytes")
         figures = [peer[key] for key in keys]
-        ratios = [peer[key] / own[key] for key in keys]
+        ratios = [peer[key] / ours_row[key] for key in keys]
         for label, (first, mask, each, other) in (("Flower", figures), ("ratio", ratios)):
             other = other / 1e3 if label == "Flower" else other
             shown.append(

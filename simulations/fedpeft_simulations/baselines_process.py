@@ -1,7 +1,8 @@
-"""Baselines: what each organisation reaches alone, all data in one place, and the same under DP.
+"""Baselines of a run: what each organisation reaches alone, all data in one place, and the same under DP.
 
-Each arm trains with the same steps, batches and learning rates as the federation, and is judged on the same
-records. The module is the process beside the federation: ``python -m fedpeft_simulations.arms_process RUN``.
+Each baseline trains with the same steps, batches and learning rates as the federation, and is evaluated
+on the same records. The module is the process beside the federation:
+``python -m fedpeft_simulations.baselines_process RUN``.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from fedpeft.evaluation.metrics import Evaluation
 from fedpeft.rng import stream
 from fedpeft.runstore import RunStore, write_json
 from fedpeft.training import Extras, LocalPlan, PerformanceFlags, train_local
-from fedpeft_simulations.arms import result_file
+from fedpeft_simulations.baselines import result_file
 from fedpeft_simulations.federation_run import run
 
 
-def run_arms(store: RunStore) -> None:
-    """Run the arms that have no result yet, one after the other."""
-    arms = {"local_only": _local_only, "centralised": _centralised, "private": _private}
-    for arm in store.config.run.baselines:
-        if not (file := result_file(store, arm)).exists():
-            write_json(file, arms[arm](store))
+def run_baselines(store: RunStore) -> None:
+    """Run the baselines that have no result yet, one after the other."""
+    baselines = {"local_only": _local_only, "centralised": _centralised, "private": _private}
+    for baseline in store.config.run.baselines:
+        if not (file := result_file(store, baseline)).exists():
+            write_json(file, baselines[baseline](store))
 
 
 def private_config(config: Config) -> Config:
-    """Settings of the private baseline: the run's, changed by ``run.private``, and no baselines."""
+    """The settings of the private baseline: the run's, changed by ``run.private``, without baselines."""
     settings = config.model_dump(mode="json", exclude_none=True)
     settings["run"] |= {"baselines": [], "private": {}, "name": f"{config.run.name}-private"}
     for path, value in config.run.private.items():
@@ -51,8 +52,9 @@ def private_config(config: Config) -> Config:
 
 
 def _local_only(store: RunStore) -> dict[str, Any]:
-    judge = HeldOut.of(store)
-    scores = {name: _train_alone(judge, examples, name, 1) for name, examples in _node_data(store, judge)}
+    held_out = HeldOut.of(store)
+    data = _node_data(store, held_out)
+    scores = {name: _train_alone(held_out, examples, name, 1) for name, examples in data}
     accuracies = [score.accuracy for score in scores.values() if score.accuracy is not None]
     return {
         "loss": sum(score.loss for score in scores.values()) / len(scores),
@@ -62,10 +64,10 @@ def _local_only(store: RunStore) -> dict[str, Any]:
 
 
 def _centralised(store: RunStore) -> dict[str, Any]:
-    judge = HeldOut.of(store)
-    data = list(_node_data(store, judge))
+    held_out = HeldOut.of(store)
+    data = list(_node_data(store, held_out))
     pooled = [example for _, examples in data for example in examples]
-    score = _train_alone(judge, pooled, "centralised", len(data))
+    score = _train_alone(held_out, pooled, "centralised", len(data))
     return {"loss": score.loss, "accuracy": score.accuracy}
 
 
@@ -82,22 +84,22 @@ def _private(store: RunStore) -> dict[str, Any]:
     }
 
 
-def _node_data(store: RunStore, judge: HeldOut) -> Iterator[tuple[str, Sequence[Example]]]:
+def _node_data(store: RunStore, held_out: HeldOut) -> Iterator[tuple[str, Sequence[Example]]]:
     for home in store.homes:
-        records = read_written(home / "train.jsonl", judge.config.data)
-        yield home.name, tokens(records, judge.base, judge.config, judge.labels)
+        records = read_written(home / "train.jsonl", held_out.config.data)
+        yield home.name, tokens(records, held_out.base, held_out.config, held_out.labels)
 
 
-def _train_alone(judge: HeldOut, examples: Sequence[Example], name: str, pooled: int) -> Evaluation:
+def _train_alone(held_out: HeldOut, examples: Sequence[Example], name: str, pooled: int) -> Evaluation:
     """Train as a federation of one: same steps and rates, batches ``pooled`` times as large."""
-    federation, seed = judge.config.federation, judge.config.run.seed
-    attached = attach(judge.base, judge.config.adapter, seed)
-    extras = Extras(flags=PerformanceFlags.of(judge.config.run))
+    federation, seed = held_out.config.federation, held_out.config.run.seed
+    attached = attach(held_out.base, held_out.config.adapter, seed)
+    extras = Extras(flags=PerformanceFlags.of(held_out.config.run))
     for round in range(1, federation.rounds + 1):
         plan = LocalPlan.of(federation, round)
         plan = replace(plan, batch_size=plan.batch_size * pooled)
         train_local(attached, examples, plan, stream(seed, round, name, "batches"), extras=extras)
-    return judge.score(attached)
+    return held_out.score(attached)
 
 
 def _end_with_parent() -> None:
@@ -112,6 +114,6 @@ def _end_with_parent() -> None:
 if __name__ == "__main__":
     _end_with_parent()
     try:
-        run_arms(RunStore.open(Path(sys.argv[1])))
+        run_baselines(RunStore.open(Path(sys.argv[1])))
     except FedPeftError as error:
         sys.exit(f"error: {error}")
