@@ -188,8 +188,8 @@ MUTANTS = (
         28,
         "events tell of updates that the coordinator's noise is to hide",
         CHANNEL,
-        "told = {key: value for key, value in event.items() if key not in MEASURED}",
-        "told = dict(event)",
+        "public = {key: value for key, value in event.items() if key not in MEASURED}",
+        "public = dict(event)",
         (SERVER + "test_each_round_is_reserved_before_anybody_is_asked_and_told_without_figures_of_updates",),
     ),
     Mutant(

@@ -38,7 +38,7 @@ def admit(home, name):
     token = done(home, "enroll", name)["token"]
     keys = new_transport_key(), Signer.generate()
     request = Request.make(name, Token.parse(token), *keys, int(time.time()))
-    assert Registry(home).judge(request, request.issued).state == "waiting"
+    assert Registry(home).check(request, request.issued).state == "waiting"
     done(home, "approve", name, "--fingerprint", request.fingerprint())
     return request.fingerprint()
 

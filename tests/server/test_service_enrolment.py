@@ -18,7 +18,7 @@ from fedpeft_server.service import certificates
 from fedpeft_server.service.enrolment_service import serving
 from fedpeft_server.service.node_registry import Registry
 from fedpeft_server.service.server_home import ServerHome, Settings
-from fedpeft_server.service.stock_nodes import Desk
+from fedpeft_server.service.stock_nodes import BundleGate
 from tests.fedpeft.flower_world import wait_for
 
 
@@ -200,16 +200,16 @@ def test_a_fault_of_the_coordinator_is_told_to_its_operator_alone(home, ask, key
 
 
 def test_only_a_node_that_was_enrolled_as_stock_is_one(home, ask, keys):
-    registry, desk = Registry(home), Desk(home)
+    registry, gate = Registry(home), BundleGate(home)
     others = new_transport_key(), Signer.generate()
     for name, pair, stock in (("clinic", keys, False), ("bank", others, True)):
         request = request_of(pair, registry.new_token(name, 24, stock), name=name)
         ask(request)
-        assert not desk.is_stock(request.transport), "not before it is approved"
+        assert not gate.is_stock(request.transport), "not before it is approved"
         registry.approve(name, request.fingerprint())
-        assert desk.is_stock(request.transport) is stock
+        assert gate.is_stock(request.transport) is stock
     registry.revoke("bank")
-    assert not any(desk.is_stock(node.transport) for node in registry.nodes().values())
+    assert not any(gate.is_stock(node.transport) for node in registry.nodes().values())
 
 
 def test_tokens_are_stored_hashed_and_files_are_private(home, ask, keys):

@@ -19,7 +19,7 @@ from fedpeft_server.service.metrics import MOST_CAUSES, exposing
 from fedpeft_server.service.node_registry import Node, Registry
 from fedpeft_server.service.run_view import ago, read_view, render
 from fedpeft_server.service.server_home import RunStatus, ServerHome, Settings, read_status, write_status
-from fedpeft_server.service.stock_nodes import Desk
+from fedpeft_server.service.stock_nodes import BundleGate
 
 ROUND = {
     "event": "round",
@@ -62,7 +62,7 @@ def run(home):
         {"event": "evaluation", "arm": "federated", "round": 1, "loss": 1.5, "accuracy": None},
     ]
     school = Registry(home).nodes()["school"].transport
-    assert Desk(home)(7, school) is True and Desk(home)(8, school) is False
+    assert BundleGate(home)(7, school) is True and BundleGate(home)(8, school) is False
     contacts = Contacts(folder)
     for event in events:
         contacts.report(event)
@@ -110,7 +110,7 @@ def test_the_table_tells_all_of_it(home, run):
 def test_a_stock_node_that_the_run_does_not_take_is_told_so(home, run):
     (run / "config.toml").write_text(dump_config(build_config({"federation": {"rounds": 4, "nodes": 3}})))
     harbour = Registry(home).nodes()["harbour"].transport
-    assert Desk(home)(7, harbour) is False
+    assert BundleGate(home)(7, harbour) is False
     view = read_view(home, run)
     assert "federation.stock_nodes" in view.nodes["harbour"].cause and view.stock == ("school",)
 

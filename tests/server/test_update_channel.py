@@ -115,5 +115,5 @@ def test_noise_counts_nodes_that_are_online_and_hides_figures_of_updates(tmp_pat
     channel = channel_of(setup_of(tmp_path, "central"), tmp_path)
     assert channel.progress(False, inbox_of(0), 2, 2)[0] and not channel.progress(True, inbox_of(3), 2, 1)[0]
     event = {"codecs": {}, "density": 0.5, "entropy_bits": 3.0, "replies": 2, "refused": {"n2": "late"}}
-    assert channel.told(event) == {"replies": 2, "refused": {"n2": "late"}}
-    assert PlainChannel(channel.setup).told(event) == event
+    assert channel.redacted(event) == {"replies": 2, "refused": {"n2": "late"}}
+    assert PlainChannel(channel.setup).redacted(event) == event

@@ -11,7 +11,7 @@ from fedpeft.evaluation.adapter_folder import evaluate_run
 from fedpeft.runstore import RunStore, write_json
 from fedpeft_server.rounds.final_adapter import export_adapter
 from fedpeft_server.service import held_out_evaluation
-from fedpeft_server.service.held_out_evaluation import Judging
+from fedpeft_server.service.held_out_evaluation import HeldOutEvaluation
 
 ROUNDS = 5
 OWN = [Record(f"the nurse wrote letter {n}", "red" if n % 2 else "green") for n in range(8)]
@@ -50,15 +50,15 @@ def judged(store):
 @pytest.mark.parametrize("aggregation", ["frozen_a", "reproject"])
 def test_base_round_and_result_are_judged(finished, aggregation):
     store = finished(aggregation=aggregation)
-    with Judging(store).beside():
+    with HeldOutEvaluation(store).beside():
         pass
     assert judged(store) == [("federated", ROUNDS)]
     plain = evaluate_run(store.path)
     (told,) = store.events("evaluation")
     assert told["loss"] == pytest.approx(plain.loss, rel=1e-4) and told["accuracy"] is None
     go_back(store, 4)
-    again = Judging(store)
-    again._told.clear()
+    again = HeldOutEvaluation(store)
+    again._evaluated.clear()
     again.catch_up()
     assert judged(store)[1:] == [("base", 0), ("federated", 4)]
     losses = [event["loss"] for event in store.events("evaluation")]
@@ -68,7 +68,7 @@ def test_base_round_and_result_are_judged(finished, aggregation):
 def test_rounds_that_are_not_due_are_passed_over(finished):
     store = finished(every=3)
     go_back(store, 4)
-    one = Judging(store)
+    one = HeldOutEvaluation(store)
     one.catch_up()
     one.catch_up()
     assert judged(store) == [("base", 0), ("federated", 4)], "3 was passed by, 4 stands for it"
@@ -81,17 +81,17 @@ def finished_again(store, every):
     store.metrics.unlink()
     text = (store.path / "config.toml").read_text()
     (store.path / "config.toml").write_text(text.replace("evaluate_every = 3", f"evaluate_every = {every}"))
-    return Judging(store)
+    return HeldOutEvaluation(store)
 
 
 def test_it_begins_with_the_first_event(finished):
     store = finished()
     go_back(store, 4)
-    one = Judging(store)
+    one = HeldOutEvaluation(store)
     with pytest.raises(KeyError), one.beside():
         raise KeyError
     assert judged(store) == []
-    two = Judging(store)
+    two = HeldOutEvaluation(store)
     with two.beside():
         two.report({"event": "hello"})
         end = time.monotonic() + 60
@@ -104,7 +104,7 @@ def test_it_begins_with_the_first_event(finished):
 def test_without_records_nothing_is_judged(finished):
     store = finished()
     store.test.unlink()
-    with Judging(store).beside():
+    with HeldOutEvaluation(store).beside():
         pass
     assert judged(store) == []
 
@@ -113,7 +113,7 @@ def test_a_failure_is_told_and_ends_nothing(finished, capsys):
     store = finished()
     store.test.write_text('{"prompt": "secret"}\n')
     detach()
-    with Judging(store).beside():
+    with HeldOutEvaluation(store).beside():
         pass
     told = capsys.readouterr().err
-    assert judged(store) == [] and f"round {ROUNDS} is not judged" in told and "secret" not in told
+    assert judged(store) == [] and f"round {ROUNDS} is not evaluated" in told and "secret" not in told

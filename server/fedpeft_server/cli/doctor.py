@@ -55,9 +55,9 @@ def _ports(home: ServerHome) -> Iterator[Finding]:
 
 def _port(what: str, address: str, port: int, up: bool) -> Finding:
     if up:
-        found = _listens(address, port)
+        listening = _listens(address, port)
         return Finding(
-            what, found, "ours" if found else "the service runs, but nothing listens; see link.log"
+            what, listening, "ours" if listening else "the service runs, but nothing listens; see link.log"
         )
     cause = _bindable(address, port)
     return Finding(what, not cause, cause or "free")
@@ -111,9 +111,9 @@ def _modes(home: ServerHome) -> Iterator[Finding]:
 def _mode(path: Path, allowed: int) -> Finding:
     if not path.exists():
         return Finding(path.name, False, "is missing; restore it from a backup")
-    found = stat.S_IMODE(path.stat().st_mode)
-    good = not found & ~allowed
-    text = f"mode {found:04o}" if good else f"mode {found:04o}: chmod {allowed:04o} {path}"
+    mode = stat.S_IMODE(path.stat().st_mode)
+    good = not mode & ~allowed
+    text = f"mode {mode:04o}" if good else f"mode {mode:04o}: chmod {allowed:04o} {path}"
     return Finding(path.name, good, text)
 
 
@@ -126,12 +126,12 @@ def _versions() -> Iterator[Finding]:
     yield Finding("fedpeft", True, f"{__version__} on Python {sys.version.split()[0]}")
     for package in ("flwr", "cryptography", "uvicorn", "prometheus-client"):
         try:
-            found = version(package)
+            installed = version(package)
         except PackageNotFoundError:
             yield Finding(package, False, "is not installed")
         else:
-            good = package != "flwr" or found.startswith(FLOWER)
-            yield Finding(package, good, found if good else f"{found}, needed is {FLOWER}*")
+            good = package != "flwr" or installed.startswith(FLOWER)
+            yield Finding(package, good, installed if good else f"{installed}, needed is {FLOWER}*")
 
 
 def _files(home: ServerHome) -> Iterator[Finding]:

@@ -50,6 +50,6 @@ def _numbers(ports: tuple[int | None, ...]) -> dict[str, int]:
     first = ports[0] or 0
     numbers = [first + index if port is None else port for index, port in enumerate(ports)]
     if max(numbers) > LARGEST_PORT or len(set(numbers)) < len(numbers):
-        given = ", ".join(f"{name} {port}" for name, port in zip(PORTS, numbers, strict=True))
-        raise ConfigError(f"ports must differ and be at most {LARGEST_PORT}; they would be: {given}")
+        requested = ", ".join(f"{name} {port}" for name, port in zip(PORTS, numbers, strict=True))
+        raise ConfigError(f"ports must differ and be at most {LARGEST_PORT}; they would be: {requested}")
     return dict(zip(PORTS, numbers, strict=True))

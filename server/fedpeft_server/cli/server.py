@@ -80,7 +80,7 @@ def init(
 
 
 def up(home: Path | None = HOME_OPTION, as_json: bool = JSON_OPTION) -> None:
-    """Run the service until SIGTERM; what it does is told as JSON lines on stderr and in log.jsonl."""
+    """Run the service until SIGTERM; its events are JSON lines on stderr and in log.jsonl."""
     import threading
 
     from fedpeft_server.service.child_process import begin_service
@@ -89,8 +89,8 @@ def up(home: Path | None = HOME_OPTION, as_json: bool = JSON_OPTION) -> None:
 
     opened, stop = _open(home), threading.Event()
     begin_service(stop, opened.path / "flower")
-    with open_log(opened.log) as tell:
-        Supervisor(opened, tell, stop).run()
+    with open_log(opened.log) as emit_line:
+        Supervisor(opened, emit_line, stop).run()
     emit({"ended": True}, as_json, lambda: None)
 
 
@@ -103,7 +103,7 @@ def enroll(
     home: Path | None = HOME_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Print a one-time token for one organisation's node; its text is kept nowhere."""
+    """Print a one-time token for one organisation's node; its text is not stored."""
     from fedpeft_server.service.node_registry import Registry
 
     opened = _open(home)
@@ -235,7 +235,7 @@ def status(
     views = [read_view(opened, folder) for folder in folders]
     service = is_up(opened)
     facts: dict[str, Any] = {"service": service, "runs": [view.as_json() for view in views]}
-    emit(facts, as_json, lambda: _show(views, service, one=run is not None))
+    emit(facts, as_json, lambda: _show(views, service, single=run is not None))
 
 
 def _newest(home: ServerHome) -> str:
@@ -246,13 +246,13 @@ def _newest(home: ServerHome) -> str:
     return folders[-1].name
 
 
-def _show(views: list[RunView], service: bool, one: bool) -> None:
+def _show(views: list[RunView], service: bool, single: bool) -> None:
     from fedpeft.cli.output import console, quantity
     from fedpeft_server.service.run_view import render
 
     if not service:
         typer.echo("the service is down; 'fedpeft server up' starts it")
-    if one:
+    if single:
         console().print(render(views[0], time.time()))
         return
     rows = [
@@ -289,11 +289,14 @@ def doctor(home: Path | None = HOME_OPTION, as_json: bool = JSON_OPTION) -> None
     from fedpeft_server.cli.doctor import examine
 
     findings = examine(_open(home))
-    facts = {"good": all(one.good for one in findings), "findings": [asdict(one) for one in findings]}
+    facts = {
+        "good": all(finding.good for finding in findings),
+        "findings": [asdict(finding) for finding in findings],
+    }
 
     def show() -> None:
-        for one in findings:
-            typer.echo(f"{'ok   ' if one.good else 'WRONG'} {one.what}: {one.text}")
+        for finding in findings:
+            typer.echo(f"{'ok   ' if finding.good else 'WRONG'} {finding.what}: {finding.text}")
 
     emit(facts, as_json, show)
     if not facts["good"]:

@@ -26,11 +26,11 @@ class Files(NamedTuple):
 
     Attributes:
         labels: JSON list of the classes; needed for sequence classification.
-        judge: held-out records of the coordinator's own, for rounds and result; None: no held-out loss.
+        eval_data: held-out records of the coordinator's own, for rounds and result; None: no held-out loss.
     """
 
     labels: Path | None = None
-    judge: Path | None = None
+    eval_data: Path | None = None
 
 
 def submit(
@@ -57,7 +57,7 @@ def submit(
     name = _free_name(home, config.run.name)
     _check_nodes(home, config)
     classes = _classes(config, files.labels)
-    records = _records(config, files.judge, classes)
+    records = _records(config, files.eval_data, classes)
     config = _resolved(config)
     promise = _promise(config, classes)
     run = _write(home, name, config, classes, records)
@@ -97,26 +97,26 @@ def _classes(config: Config, labels: Path | None) -> list[str]:
             raise ConfigError("base.task = 'sequence-classification' needs --labels: a JSON list of classes")
         return []
     try:
-        found: Any = json.loads(labels.read_text(encoding="utf-8"))
+        content: Any = json.loads(labels.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ConfigError(f"--labels {str(labels)!r} is no readable JSON file") from None
-    words = cast("list[Any]", found) if isinstance(found, list) else []
-    if not words or not all(isinstance(word, str) for word in words) or len(set(words)) < len(words):
+    classes = cast("list[Any]", content) if isinstance(content, list) else []
+    if not classes or not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
         raise ConfigError(f"--labels {str(labels)!r} must hold a JSON list of different words")
-    return cast("list[str]", words)
+    return cast("list[str]", classes)
 
 
-def _records(config: Config, judge: Path | None, classes: Sequence[str]) -> list[Record]:
+def _records(config: Config, eval_data: Path | None, classes: Sequence[str]) -> list[Record]:
     """The coordinator's own held-out records; of a labelled task each must have one of its classes."""
-    if judge is None:
+    if eval_data is None:
         return []
     from fedpeft.data import label_set, read_records
 
-    records = read_records(judge, config.data)
+    records = read_records(eval_data, config.data)
     if not records:
-        raise ConfigError(f"--eval-data {str(judge)!r} holds no record")
+        raise ConfigError(f"--eval-data {str(eval_data)!r} holds no record")
     if classes and (unknown := len(set(label_set(records)) - set(classes))):
-        raise ConfigError(f"--eval-data {str(judge)!r} has {unknown} labels that --labels does not list")
+        raise ConfigError(f"--eval-data {str(eval_data)!r} has {unknown} labels that --labels does not list")
     return records
 
 
@@ -124,10 +124,10 @@ def _resolved(config: Config) -> Config:
     """The config with the content of its base pinned, as all nodes must have it."""
     from fedpeft.bases import base_folder, content_hash
 
-    found = content_hash(base_folder(config.base), config.base.quantisation)
-    if config.base.sha256 not in (None, found):
-        raise ConfigError(f"base.sha256 = {config.base.sha256!r}, but the base here has {found}")
-    base = config.base.model_copy(update={"sha256": found})
+    content = content_hash(base_folder(config.base), config.base.quantisation)
+    if config.base.sha256 not in (None, content):
+        raise ConfigError(f"base.sha256 = {config.base.sha256!r}, but the base here has {content}")
+    base = config.base.model_copy(update={"sha256": content})
     federation = config.federation.model_copy(update={"backend": "deployment"})
     return config.model_copy(update={"base": base, "federation": federation})
 

@@ -22,11 +22,11 @@ class Broadcasts:
 
     Attributes:
         folder: ``RUN/broadcasts``; updates lie elsewhere, under names that nodes have.
-        kept: how many broadcasts before the newest a node may be sent.
+        cached: how many broadcasts before the newest a node may be sent.
     """
 
     folder: Path
-    kept: int
+    cached: int
 
     def path(self, round: int) -> Path:
         """Where a round's broadcast lies."""
@@ -47,7 +47,7 @@ class Broadcasts:
             In order; None where they are too many, not all kept, or together ``limit`` bytes or more.
         """
         paths = [self.path(number) for number in range(since + 1, round + 1)]
-        if len(paths) > 1 + self.kept or not all(path.exists() for path in paths):
+        if len(paths) > 1 + self.cached or not all(path.exists() for path in paths):
             return None
         if sum(path.stat().st_size for path in paths) >= limit:
             return None

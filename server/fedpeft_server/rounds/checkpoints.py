@@ -16,7 +16,7 @@ from fedpeft.errors import RunError
 from fedpeft.runstore import Format, write_atomic
 from fedpeft.runstore.formats import KEY
 
-KEPT = 2
+CHECKPOINTS = 2
 _FACTS = "facts"
 FORMAT = Format()
 """Of the facts in a checkpoint; one of an older format is written anew by the next round."""
@@ -52,8 +52,8 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         RunError: the file cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
         return arrays, json.loads(arrays.pop(_FACTS).tobytes())
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise RunError(f"cannot read {path}: {type(error).__name__}; remove the file to start over") from None
@@ -64,7 +64,7 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
     folder = run / "checkpoints"
     facts = {KEY: FORMAT.number, **checkpoint.facts, "round": checkpoint.round}
     save_arrays(folder / f"{checkpoint.round:04d}" / "state.npz", checkpoint.arrays, facts)
-    for old in _rounds(folder)[:-KEPT]:
+    for old in _rounds(folder)[:-CHECKPOINTS]:
         shutil.rmtree(folder / f"{old:04d}")
 
 
@@ -78,8 +78,8 @@ def latest(run: Path) -> Checkpoint | None:
     if not (newest := newest_round(run)):
         return None
     path = run / "checkpoints" / f"{newest:04d}" / "state.npz"
-    arrays, found = load_arrays(path)
-    facts = FORMAT.migrated(path, found)
+    arrays, stored_facts = load_arrays(path)
+    facts = FORMAT.migrated(path, stored_facts)
     return Checkpoint(int(facts.pop("round")), facts, arrays)
 
 
@@ -93,8 +93,8 @@ def trim_events(path: Path, last_round: int) -> None:
     """Drop events after a round and a torn last line, so that a resumed run tells each round once."""
     if not path.exists():
         return
-    kept = [line for line in path.read_bytes().splitlines() if _is_kept(line, last_round)]
-    write_atomic(path, b"".join(line + b"\n" for line in kept))
+    lines = [line for line in path.read_bytes().splitlines() if _is_kept(line, last_round)]
+    write_atomic(path, b"".join(line + b"\n" for line in lines))
 
 
 def _is_kept(line: bytes, last_round: int) -> bool:

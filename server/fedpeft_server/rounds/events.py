@@ -36,7 +36,7 @@ def round_event(
         "bytes_up": inbox.bytes_up,
         "bytes_down": orders.bytes_down,
         "values_up": inbox.values,
-        "density": inbox.kept / max(inbox.values, 1),
+        "density": inbox.nonzero / max(inbox.values, 1),
         "entropy_bits": inbox.entropy,
         "epsilon": {name: reply.epsilon for name, reply in accepted.items()},
         "ledger": {name: [reply.ledger_entry, reply.ledger.hex()] for name, reply in accepted.items()},

@@ -32,11 +32,11 @@ def load_checkpoint(store: RunStore, attached: Attached) -> FloatVector | Factor
     Raises:
         RunError: there is no checkpoint yet.
     """
-    if (found := latest(store.path)) is None:
+    if (checkpoint := latest(store.path)) is None:
         raise RunError(f"{str(store.path)!r} has no checkpoint yet")
     if attached.aggregator is None:
-        return found.arrays["exact"].astype("float32")
-    return attached.aggregator.from_tensors(found.arrays)
+        return checkpoint.arrays["exact"].astype("float32")
+    return attached.aggregator.from_tensors(checkpoint.arrays)
 
 
 def export_adapter(run: Path) -> Path:

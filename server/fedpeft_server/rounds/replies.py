@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class _Letter:
+class _CheckedReply:
     """A reply whose facts are sound; what its envelope holds is not known yet."""
 
     reply: TrainReply
@@ -73,7 +73,7 @@ class Inbox:
     codecs: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
-    kept: int = 0
+    nonzero: int = 0
     values: int = 0
     entropy: float = 0.0
     _sizes: dict[str, int] = field(default_factory=dict)
@@ -97,15 +97,15 @@ class Inbox:
             self.refused |= too_long(norms, self.setup.config.federation)
             asked = [member for member in asked if member.name not in self.refused]
         for member in asked:
-            values = self._judged(member, replies[member.name], self._take)
+            values = self._checked(member, replies[member.name], self._take)
             if values is not None:
                 yield member.name, 1.0, values
 
     def _norm(self, member: Member, message: Message | None) -> float | None:
-        return self._judged(member, message, lambda one, letter: norm_of(_decoded(one, letter)))
+        return self._checked(member, message, lambda known, checked: norm_of(_decoded(known, checked)))
 
-    def _judged(
-        self, member: Member, message: Message | None, work: Callable[[Member, _Letter], _T]
+    def _checked(
+        self, member: Member, message: Message | None, work: Callable[[Member, _CheckedReply], _T]
     ) -> _T | None:
         """What is made of a sound letter; None, with the cause in ``refused``, if anything is wrong.
 
@@ -127,7 +127,7 @@ class Inbox:
             self.refused[member.name] = f"unreadable reply ({type(error).__name__})"
         return None
 
-    def _read(self, member: Member, message: Message) -> _Letter:
+    def _read(self, member: Member, message: Message) -> _CheckedReply:
         if message.has_error():
             raise FederationError(cause_of(message))
         layout = self.state.node_layout(member.name)
@@ -138,14 +138,14 @@ class Inbox:
         self._check(reply, member.name)
         context = Context(self.setup.run_id, self.round, member.name, digest(self.state), "up")
         codec = self.setup.plan.up.codec.at(context, self.released(member.name))
-        return _Letter(reply, blob, layout, context, codec)
+        return _CheckedReply(reply, blob, layout, context, codec)
 
-    def _take(self, member: Member, letter: _Letter) -> Decoded | None:
+    def _take(self, member: Member, checked: _CheckedReply) -> Decoded | None:
         """Accept an update and keep its envelope; its values, or None where they are masked."""
-        values = self._opened(member, letter) if self.secure is None else self._masked(member, letter)
+        values = self._opened(member, checked) if self.secure is None else self._masked(member, checked)
         folder = self.setup.run / "updates" / f"r{self.round:02d}"
-        write_atomic(folder / f"{member.name}.fpd", letter.blob)
-        self.accepted[member.name] = letter.reply
+        write_atomic(folder / f"{member.name}.fpd", checked.blob)
+        self.accepted[member.name] = checked.reply
         return values
 
     def terms(self, name: str) -> tuple[int, bytes]:
@@ -158,19 +158,19 @@ class Inbox:
             return OVERHEAD_BYTES + self.secure.payload_bytes
         return OVERHEAD_BYTES + self.setup.plan.up.codec.max_bytes(self.state.node_layout(name))
 
-    def _opened(self, member: Member, letter: _Letter) -> Decoded:
-        values = _decoded(member, letter)
+    def _opened(self, member: Member, checked: _CheckedReply) -> Decoded:
+        values = _decoded(member, checked)
         self._measure(values)
-        self.codecs[member.name] = codec_of(letter.blob, letter.codec)
+        self.codecs[member.name] = codec_of(checked.blob, checked.codec)
         return values
 
-    def _masked(self, member: Member, letter: _Letter) -> None:
+    def _masked(self, member: Member, checked: _CheckedReply) -> None:
         """Add a masked update to the secure sum; by itself it has no values."""
         assert self.secure is not None
         size, verifier = self.secure.payload_bytes, Verifier(member.key)
-        payload = open_payload(letter.blob, size, letter.layout, letter.context, verifier)
+        payload = open_payload(checked.blob, size, checked.layout, checked.context, verifier)
         self.secure.add(member.name, payload)
-        self.values += letter.layout.size
+        self.values += checked.layout.size
 
     def _check(self, reply: TrainReply, name: str) -> None:
         if reply.round != self.round:
@@ -183,13 +183,13 @@ class Inbox:
 
     def _measure(self, values: Decoded) -> None:
         self.values += values.layout.size
-        self.kept += values.nonzero
+        self.nonzero += values.nonzero
         if self.setup.plan.up.codec.near_entropy:
             self.entropy += entropy_bits(values, values.layout)
 
 
-def _decoded(member: Member, letter: _Letter) -> Decoded:
-    return open_envelope(letter.blob, letter.layout, letter.codec, letter.context, Verifier(member.key))
+def _decoded(member: Member, checked: _CheckedReply) -> Decoded:
+    return open_envelope(checked.blob, checked.layout, checked.codec, checked.context, Verifier(member.key))
 
 
 def next_heads(heads: Mapping[str, Head], accepted: Mapping[str, TrainReply]) -> dict[str, Head]:

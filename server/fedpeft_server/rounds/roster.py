@@ -99,7 +99,7 @@ class Roster:
         online = self._present(grid, deadline, stop)
         stays = {name: member for name, member in self.members.items() if member.node in online}
         self.members = {
-            name: one for name, one in stays.items() if self.terms is None or not self._stranger(one)
+            name: member for name, member in stays.items() if self.terms is None or not self._stranger(member)
         }
         known = online - {member.node for name, member in stays.items() if name not in self.members}
         self._greeted = {node: times for node, times in self._greeted.items() if node in known}
@@ -110,7 +110,7 @@ class Roster:
         replies = ask(grid, Question(HELLO, "hello", deadline, stop), {node: hello for node in new})
         for node in new:
             self._greeted[node] = GREETINGS if node in replies else self._greeted.get(node, 0) + 1
-        for member, cause in _judge(replies, self.agreed):
+        for member, cause in _check(replies, self.agreed):
             self._admit(member, cause)
 
     def _present(self, grid: Grid, deadline: float, stop: threading.Event) -> set[int]:
@@ -183,7 +183,7 @@ def sample(
     return draw(enrolled, federation.participation, seed, round)
 
 
-def _judge(replies: Mapping[int, Message], agreed: Agreed) -> list[tuple[Member, str | None]]:
+def _check(replies: Mapping[int, Message], agreed: Agreed) -> list[tuple[Member, str | None]]:
     judged: list[tuple[Member, str | None]] = []
     for node, message in sorted(replies.items()):
         try:

@@ -1,4 +1,4 @@
-"""The round loop: ask, collect until the deadline, judge each reply alone, step, checkpoint."""
+"""The round loop: ask, collect until the deadline, check each reply alone, step, checkpoint."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ def _resume(
     roster, stop = Roster(setup.agreed), stop or threading.Event()
     channel, waiting = channel_of(setup, store.path), NoWaiting(setup, roster, stop)
     coordinator = Coordinator(setup, store, report, roster, setup.initial, channel, waiting, stop)
-    found = checkpoints.latest(setup.run)
-    checkpoints.trim_events(store.metrics, found.round if found else 0)
-    if found is not None:
-        coordinator.done = found.round
-        coordinator.state = setup.initial.restored(found.arrays)
-        coordinator.roster.keys = {name: bytes.fromhex(key) for name, key in found.facts["keys"].items()}
-        coordinator.heads = {name: Head(*head) for name, head in found.facts["heads"].items()}
-        coordinator.fruitless = int(found.facts["fruitless"])
-        coordinator.channel.restore(found.facts)
+    checkpoint = checkpoints.latest(setup.run)
+    checkpoints.trim_events(store.metrics, checkpoint.round if checkpoint else 0)
+    if checkpoint is not None:
+        coordinator.done = checkpoint.round
+        coordinator.state = setup.initial.restored(checkpoint.arrays)
+        coordinator.roster.keys = {name: bytes.fromhex(key) for name, key in checkpoint.facts["keys"].items()}
+        coordinator.heads = {name: Head(*head) for name, head in checkpoint.facts["heads"].items()}
+        coordinator.fruitless = int(checkpoint.facts["fruitless"])
+        coordinator.channel.restore(checkpoint.facts)
     return coordinator
 
 
@@ -114,7 +114,7 @@ class Coordinator:
         """Take enrolled nodes only, after they agreed to the terms, and wait for them while they are away."""
         setup = self.setup
         self.roster.terms = TermsRound(enrolled, setup.config, setup.run, setup.run_id)
-        self.waiting = WaitForNodes(setup, self.roster, self.stop, self._tell)
+        self.waiting = WaitForNodes(setup, self.roster, self.stop, self._emit)
 
     def run(self, grid: Grid) -> None:
         """All rounds that are left, then the result."""
@@ -126,7 +126,7 @@ class Coordinator:
             self._keep(rounds)
         facts = {"round": self.done, "method": self.state.method}
         save_arrays(self.setup.run / "state" / "final.npz", self.state.result(), facts)
-        self._tell({"event": "done", "rounds": self.done, "text": f"{self.done} rounds done"})
+        self._emit({"event": "done", "rounds": self.done, "text": f"{self.done} rounds done"})
 
     def _gather(self, grid: Grid) -> None:
         """Wait for the nodes and compare what they computed with what was agreed."""
@@ -134,7 +134,7 @@ class Coordinator:
         self.channel.gathered(self.roster.keys)
         names = sorted(self.roster.members)
         text = f"{len(names)} nodes agree on config, base, layout and starting state"
-        self._tell({"event": "hello", "nodes": names, "refused": dict(refused), "text": text})
+        self._emit({"event": "hello", "nodes": names, "refused": dict(refused), "text": text})
 
     def _round(self, grid: Grid, number: int) -> None:
         started = time.monotonic()
@@ -164,9 +164,9 @@ class Coordinator:
         self.heads, self.done = next_heads(self.heads, inbox.accepted), number
         parallel = not getattr(grid, "sequential", False)
         event = round_event(number, orders, inbox, measured, times(started, inbox, parallel))
-        self._tell(self.channel.told(event) | spent)
+        self._emit(self.channel.redacted(event) | spent)
         if chosen or self.channel.steps_always:
-            self._judge_progress(bool(measured), away, inbox, needed)
+            self._check_progress(bool(measured), away, inbox, needed)
 
     def _again(self, before: GlobalState, facts: Mapping[str, Any], inbox: Inbox) -> None:
         """Undo a round and pause; nodes that answered it will send the same bytes."""
@@ -216,16 +216,16 @@ class Coordinator:
             folder = self.setup.run / "updates" / f"r{number:02d}"
             save_arrays(folder / "aggregate.npz", {"values": mean.astype(np.float32)}, {"round": number})
 
-    def _judge_progress(self, applied: bool, away: bool, inbox: Inbox, needed: int) -> None:
+    def _check_progress(self, applied: bool, away: bool, inbox: Inbox, needed: int) -> None:
         """End a run that gets nowhere; one that waits for nodes pauses instead."""
         if away:
             return self.waiting.back_off(self.done, inbox.refused)
         self.waiting.rest()
-        applied, found = self.channel.progress(applied, inbox, needed, len(self.roster.members))
+        applied, cause = self.channel.progress(applied, inbox, needed, len(self.roster.members))
         self.fruitless = 0 if applied else self.fruitless + 1
         last = self.done == self.setup.config.federation.rounds
         if self.fruitless >= FRUITLESS_ROUNDS or (last and self.fruitless == self.done):
-            raise FederationError(f"no quorum in {self.fruitless} consecutive rounds: {found}")
+            raise FederationError(f"no quorum in {self.fruitless} consecutive rounds: {cause}")
 
     def _keep(self, rounds: int) -> None:
         """A checkpoint where one is due; what noise, coins or other nodes have seen is never done again."""
@@ -240,6 +240,6 @@ class Coordinator:
         facts = {"keys": keys, "heads": heads, "fruitless": self.fruitless, **self.channel.facts()}
         checkpoints.save(self.setup.run, Checkpoint(self.done, facts, self.state.arrays()))
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _emit(self, event: dict[str, Any]) -> None:
         self.store.append(event)
         self.report(event)

@@ -92,8 +92,8 @@ def prepare(run: Path, config: Config, signer: Signer | None = None) -> Setup:
         state=start,
         key=signer.public,
     )
-    kept = Broadcasts(run / "broadcasts", config.exchange.cache_rounds)
-    return Setup(run, config, identity, signer, agreed, state, kept, plan)
+    broadcasts = Broadcasts(run / "broadcasts", config.exchange.cache_rounds)
+    return Setup(run, config, identity, signer, agreed, state, broadcasts, plan)
 
 
 def _num_labels(run: Path, config: Config) -> int | None:

@@ -222,8 +222,8 @@ def _verdict(message: Message | None, name: str) -> _Verdict:
 def _identified(enrolled: Mapping[str, EnrolledNode], lines: Mapping[int, bytes]) -> dict[int, EnrolledNode]:
     """The enrolled ones of the nodes that are online, by Flower's id."""
     known = {_key(who.transport): who for who in enrolled.values()}
-    found = {node: known.get(_key(line)) for node, line in sorted(lines.items())}
-    return {node: who for node, who in found.items() if who is not None}
+    nodes = {node: known.get(_key(line)) for node, line in sorted(lines.items())}
+    return {node: who for node, who in nodes.items() if who is not None}
 
 
 def _key(line: bytes) -> bytes:

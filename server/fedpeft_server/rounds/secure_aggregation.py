@@ -312,6 +312,6 @@ def first_scale(setup: Setup) -> float:
         return federation.lr * steps / 2
     gain = federation.lr / (1 - federation.momentum)
     if privacy is not None:
-        one = privacy.noise_multiplier * privacy.clip / privacy.expected_batch_size
-        return gain * one * math.sqrt(steps)
+        noise = privacy.noise_multiplier * privacy.clip / privacy.expected_batch_size
+        return gain * noise * math.sqrt(steps)
     return gain * federation.max_grad_norm * steps / math.sqrt(size)

@@ -83,7 +83,7 @@ class UpdateChannel(Protocol):
         """Whether the round is over whatever came of it, because it must not be tried again."""
         ...
 
-    def told(self, event: dict[str, Any]) -> dict[str, Any]:
+    def redacted(self, event: dict[str, Any]) -> dict[str, Any]:
         """An event without what the channel has to hide; numbers of replies and bytes stay."""
         ...
 
@@ -155,15 +155,15 @@ class PlainChannel:
         """Nodes that answered a round send the same bytes again."""
         return False
 
-    def told(self, event: dict[str, Any]) -> dict[str, Any]:
+    def redacted(self, event: dict[str, Any]) -> dict[str, Any]:
         """Everything."""
         return event
 
     def progress(self, applied: bool, inbox: Inbox, needed: int, online: int) -> tuple[bool, str]:
         """A run gets on with each step."""
         causes = "".join(f"; {name}: {cause}" for name, cause in sorted(inbox.refused.items()))
-        found = f"{len(inbox.accepted)} valid updates in round {inbox.round}, {needed} are needed{causes}"
-        return applied, found
+        cause = f"{len(inbox.accepted)} valid updates in round {inbox.round}, {needed} are needed{causes}"
+        return applied, cause
 
     def facts(self) -> dict[str, Any]:
         """Nothing."""
@@ -249,16 +249,16 @@ class CentralNoiseChannel(PlainChannel):
         self.account.released(inbox.round, measured["mean"])
         return after, {"applied": True, **measured}
 
-    def told(self, event: dict[str, Any]) -> dict[str, Any]:
+    def redacted(self, event: dict[str, Any]) -> dict[str, Any]:
         """No figures of updates, and no names where coins are secret.
 
         Numbers of replies and bytes stay: ``metrics.jsonl`` is the coordinator's own.
         """
-        told = {key: value for key, value in event.items() if key not in MEASURED}
+        public = {key: value for key, value in event.items() if key not in MEASURED}
         if self.setup.config.federation.selection != "poisson":
-            return told
+            return public
         causes = enumerate(sorted(event["refused"].values()), 1)
-        return told | {"refused": {f"node {n}": cause for n, cause in causes}, "epsilon": {}, "ledger": {}}
+        return public | {"refused": {f"node {n}": cause for n, cause in causes}, "epsilon": {}, "ledger": {}}
 
     def progress(self, applied: bool, inbox: Inbox, needed: int, online: int) -> tuple[bool, str]:
         """Under noise all that counts is how many nodes are online."""

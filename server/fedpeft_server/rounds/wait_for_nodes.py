@@ -63,7 +63,7 @@ class Waiting(Protocol):
         ...
 
     def back_off(self, done: int, refused: Mapping[str, str]) -> None:
-        """Tell that a round went unanswered, and pause.
+        """Emit that a round went unanswered, and pause.
 
         Raises:
             FederationError: the run was stopped.
@@ -129,15 +129,15 @@ class WaitForNodes:
         setup: of the run.
         roster: who is there.
         stop: ends the waiting when it is set.
-        tell: receives the events.
+        emit: receives the events.
     """
 
     setup: Setup
     roster: Roster
     stop: threading.Event
-    tell: Callable[[dict[str, Any]], None]
+    emit: Callable[[dict[str, Any]], None]
     keeps_rounds = True
-    _told: dict[str, str] = field(default_factory=dict[str, str])
+    _emitted: dict[str, str] = field(default_factory=dict[str, str])
     _attempts: int = 0
 
     @property
@@ -153,13 +153,13 @@ class WaitForNodes:
             end = time.monotonic() + longest
             self.roster.refresh(grid, longest, self.stop)
             while self.roster.open_seats(federation.nodes) and time.monotonic() < end:
-                self._tell_missing(done)
+                self._emit_shortage(done)
                 self._pause(LOOK_SECONDS)
                 self.roster.refresh(grid, longest, self.stop)
             if len(self.roster.members) >= self.setup.plan.quorum:
-                self._told = {}
+                self._emitted = {}
                 return self.roster.missing
-            self._tell_missing(done)
+            self._emit_shortage(done)
             self._pause(LOOK_SECONDS)
 
     def meet(self, grid: Grid, done: int) -> None:
@@ -179,30 +179,30 @@ class WaitForNodes:
         return len(inbox.answered) < needed or len(inbox.accepted) + silent >= needed
 
     def back_off(self, done: int, refused: Mapping[str, str]) -> None:
-        """Tell that a round went unanswered, and pause.
+        """Emit that a round went unanswered, and pause.
 
         Raises:
             FederationError: the run was stopped.
         """
-        self._tell(done, refused)
+        self._emit_missing(done, refused)
         self._attempts += 1
         self._pause(min(FIRST_SECONDS * 2 ** (self._attempts - 1), LONGEST_SECONDS))
 
     def rest(self) -> None:
         """A round was answered: the next pause is short again."""
-        self._attempts, self._told = 0, {}
+        self._attempts, self._emitted = 0, {}
 
-    def _tell_missing(self, done: int) -> None:
+    def _emit_shortage(self, done: int) -> None:
         if len(self.roster.members) < self.setup.plan.quorum:
-            self._tell(done, self.roster.missing)
+            self._emit_missing(done, self.roster.missing)
 
-    def _tell(self, done: int, missing: Mapping[str, str]) -> None:
-        if dict(missing) == self._told:
+    def _emit_missing(self, done: int, missing: Mapping[str, str]) -> None:
+        if dict(missing) == self._emitted:
             return
-        self._told, here = dict(missing), sorted(self.roster.members)
+        self._emitted, here = dict(missing), sorted(self.roster.members)
         causes = "".join(f"; {name}: {cause}" for name, cause in sorted(missing.items()))
         text = f"waiting for nodes: {len(here)} agree, {self.setup.plan.quorum} are needed{causes}"
-        self.tell({"event": "waiting", "round": done, "nodes": here, "missing": self._told, "text": text})
+        self.emit({"event": "waiting", "round": done, "nodes": here, "missing": self._emitted, "text": text})
 
     def _pause(self, seconds: float) -> None:
         if self.stop.wait(seconds):

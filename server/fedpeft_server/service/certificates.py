@@ -150,7 +150,7 @@ def _leaf(
     from cryptography.hazmat.primitives.hashes import SHA384
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-    names = [_general_name(one) for one in dict.fromkeys((host, *_ALWAYS))]
+    names = [_general_name(name) for name in dict.fromkeys((host, *_ALWAYS))]
     usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
     return (
         x509.CertificateBuilder()

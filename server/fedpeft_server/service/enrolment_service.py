@@ -13,7 +13,7 @@ from fedpeft.flower import Admission, Limits, OpenCall, Refusal, public_port, th
 from fedpeft.protocol.enrolment import MAX_BYTES, PATH, Answer, Request
 from fedpeft_server.service.node_registry import Registry, Ruling
 from fedpeft_server.service.server_home import ServerHome
-from fedpeft_server.service.service_log import Tell
+from fedpeft_server.service.service_log import Emit
 
 MOST_NETWORKS = 49
 """Strangers on so many networks keep nobody out who joins from another one, however long they go on."""
@@ -22,11 +22,11 @@ LIMITS = Limits(burst=20, per_second=4, all_burst=1000, all_per_second=200)
 
 
 @dataclass(frozen=True)
-class Desk:
+class EnrolmentService:
     """Answers requests; every one of them, however wrong, gets a plain cause."""
 
     home: ServerHome
-    tell: Tell
+    emit: Emit
     clock: Callable[[], float] = time.time
 
     def call(self, data: bytes, peer: str) -> bytes | Refusal:
@@ -34,7 +34,7 @@ class Desk:
         try:
             return self.answer(data, peer).encode()
         except (FedPeftError, OSError) as error:
-            self.tell("enrolment failed", "error", peer=peer, cause=f"{type(error).__name__}: {error}")
+            self.emit("enrolment failed", "error", peer=peer, cause=f"{type(error).__name__}: {error}")
             return Refusal(503, "the coordinator has a fault: try again later\n")
 
     def answer(self, data: bytes, peer: str) -> Answer:
@@ -43,13 +43,13 @@ class Desk:
             request = Request.decode(data)
         except FederationError as error:
             return self._refused(str(error), peer)
-        ruling = Registry(self.home).judge(request, self.clock())
+        ruling = Registry(self.home).check(request, self.clock())
         if ruling.state == "refused":
             return self._refused(ruling.cause, peer, request.name)
         return self._granted(request, ruling)
 
     def _refused(self, cause: str, peer: str, name: str = "") -> Answer:
-        self.tell("enrolment refused", "warning", peer=peer, node=name, cause=cause)
+        self.emit("enrolment refused", "warning", peer=peer, node=name, cause=cause)
         return Answer("refused", cause)
 
     def _granted(self, request: Request, ruling: Ruling) -> Answer:
@@ -65,7 +65,7 @@ class Desk:
         return thin_app()[1]
 
 
-def serving(home: ServerHome, tell: Tell) -> AbstractContextManager[Admission]:
+def serving(home: ServerHome, emit: Emit) -> AbstractContextManager[Admission]:
     """Serve enrolments in threads of this process; a renewed certificate is used without a restart.
 
     A connection carries one request, and has ten seconds for it. Strangers on at most `MOST_NETWORKS`
@@ -79,5 +79,5 @@ def serving(home: ServerHome, tell: Tell) -> AbstractContextManager[Admission]:
         FederationError: the port is taken.
     """
     settings, pair = home.settings, (home.path / "server.crt", home.path / "server.key")
-    call = OpenCall(PATH, MAX_BYTES, Desk(home, tell).call)
+    call = OpenCall(PATH, MAX_BYTES, EnrolmentService(home, emit).call)
     return public_port(call, settings.bind, settings.enrolment_port, pair, LIMITS)

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 
 from fedpeft_server.service.child_process import Child
-from fedpeft_server.service.service_log import Tell
+from fedpeft_server.service.service_log import Emit
 
 PAUSE = 10.0
 TIMEOUT = 10.0
@@ -21,14 +21,14 @@ class Probe:
     Attributes:
         port: of the link on loopback.
         link: its process.
-        tell: where events go.
+        emit: where events go.
         silences: unanswered questions in a row since the link last answered; None before its first answer,
             as a link takes its time to start.
     """
 
     port: int
     link: Child
-    tell: Tell
+    emit: Emit
     silences: int | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -46,7 +46,7 @@ class Probe:
         elif self.silences is not None:
             self.silences += 1
             if self.silences >= MOST_SILENCES and self.link.alive:
-                self.tell("link does not answer and is ended", "error", silences=self.silences)
+                self.emit("link does not answer and is ended", "error", silences=self.silences)
                 self.link.kill()
 
     def answers(self) -> bool:

@@ -29,11 +29,11 @@ ARM = "federated"
 
 
 @dataclass
-class Judging:
+class HeldOutEvaluation:
     """Judges the base, each `federation.evaluate_every`-th round and the result.
 
     It sees what the coordinator holds anyway, and records that no organisation gave: no privacy is spent. A
-    round that is done while another is being judged may be passed over. A failure is told in the log and
+    round that is done while another is being evaluated may be passed over. A failure is told in the log and
     never ends the run.
 
     Attributes:
@@ -54,7 +54,7 @@ class Judging:
         if not self.store.test.exists():
             yield
             return
-        thread = threading.Thread(target=self._follow, daemon=True, name="fedpeft-judging")
+        thread = threading.Thread(target=self._follow, daemon=True, name="fedpeft-evaluation")
         thread.start()
         try:
             yield
@@ -75,44 +75,44 @@ class Judging:
         """Judge the base if that was not done yet, and the newest checkpoint if it is due."""
         from fedpeft_server.rounds.final_adapter import load_checkpoint
 
-        if 0 not in self._told:
-            self._judge("base", 0)
+        if 0 not in self._evaluated:
+            self._evaluate("base", 0)
         federation, newest = self._config.federation, newest_round(self.store.path)
-        every, last = federation.evaluate_every, max(self._told)
+        every, last = federation.evaluate_every, max(self._evaluated)
         if every and newest // every > last // every and newest < federation.rounds:
-            self._judge(ARM, newest, load_checkpoint)
+            self._evaluate(ARM, newest, load_checkpoint)
 
     def _conclude(self) -> None:
         from fedpeft_server.rounds.final_adapter import load_final
 
-        if (last := self._config.federation.rounds) not in self._told:
-            self._judge(ARM, last, load_final)
+        if (last := self._config.federation.rounds) not in self._evaluated:
+            self._evaluate(ARM, last, load_final)
 
     @cached_property
     def _config(self) -> Config:
         return self.store.config
 
     @cached_property
-    def _told(self) -> set[int]:
-        """Rounds that have been judged, or could not be."""
+    def _evaluated(self) -> set[int]:
+        """Rounds that have been evaluated, or could not be."""
         return {event["round"] for event in self.store.events("evaluation")}
 
-    def _judge(self, arm: str, round: int, load: Load | None = None) -> None:
+    def _evaluate(self, arm: str, round: int, load: Load | None = None) -> None:
         """Append one evaluation; what prevents it is one line of the log, without a word of the records."""
         from fedpeft.evaluation.held_out import evaluation_event
 
-        self._told.add(round)
+        self._evaluated.add(round)
         try:
-            held_out, attached = self._judged
+            held_out, attached = self._loaded
             if load is not None:
                 attached.begin(load(self.store, attached))
             self.store.append(evaluation_event(arm, round, held_out.score(attached)))
         except Exception as error:
             cause = str(error) if isinstance(error, FedPeftError) else type(error).__name__
-            print(f"round {round} is not judged: {cause}", file=sys.stderr)
+            print(f"round {round} is not evaluated: {cause}", file=sys.stderr)
 
     @cached_property
-    def _judged(self) -> tuple[HeldOut, Attached]:
+    def _loaded(self) -> tuple[HeldOut, Attached]:
         from fedpeft.adapters import attach
         from fedpeft.evaluation.held_out import HeldOut
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fedpeft.errors import FederationError
 from fedpeft_server.service.node_registry import Registry
 from fedpeft_server.service.server_home import ServerHome
-from fedpeft_server.service.service_log import Tell
+from fedpeft_server.service.service_log import Emit
 
 PAUSE = 0.5
 SLOW_PAUSE = 5.0
@@ -26,12 +26,12 @@ class Registrar:
 
     Attributes:
         home: the coordinator.
-        tell: where events go.
+        emit: where events go.
         generation: number of the link process that runs; after a new one everything is registered again.
     """
 
     home: ServerHome
-    tell: Tell
+    emit: Emit
     generation: Callable[[], int]
     _synced: tuple[int, frozenset[str], frozenset[str]] | None = field(default=None)
 
@@ -45,7 +45,7 @@ class Registrar:
         try:
             return self.sync()
         except Exception as error:
-            self.tell("registration failed", "error", cause=f"{type(error).__name__}: {error}")
+            self.emit("registration failed", "error", cause=f"{type(error).__name__}: {error}")
             return False
 
     def sync(self) -> bool:
@@ -61,7 +61,7 @@ class Registrar:
             return True
         self._register(wanted, goal[2])
         self._synced = goal
-        self.tell("registrations in line", enrolled=len(wanted), revoked=len(goal[2]))
+        self.emit("registrations in line", enrolled=len(wanted), revoked=len(goal[2]))
         return True
 
     def _register(self, wanted: frozenset[str], revoked: frozenset[str]) -> None:
@@ -77,7 +77,7 @@ class Registrar:
             except Fault:
                 raise
             except FederationError as error:
-                self.tell("transport key not taken", "error", key=line[-16:], cause=str(error))
+                self.emit("transport key not taken", "error", key=line[-16:], cause=str(error))
 
 
 def listens(port: int) -> bool:

@@ -14,7 +14,7 @@ from fedpeft.errors import FedPeftError
 from fedpeft.terminal import clean_output
 from fedpeft_server.service.child_process import begin_service, end_with_parent
 from fedpeft_server.service.server_home import ServerHome
-from fedpeft_server.service.stock_nodes import Desk
+from fedpeft_server.service.stock_nodes import BundleGate
 
 
 def main(arguments: list[str]) -> int:
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     from fedpeft.flower import LinkSettings, hush, serve_link
 
     hush()
-    settings, folder, desk = home.settings, home.path, Desk(home)
+    settings, folder, gate = home.settings, home.path, BundleGate(home)
     serve_link(
         LinkSettings(
             folder=folder,
@@ -36,8 +36,8 @@ def main(arguments: list[str]) -> int:
             key=folder / "server.key",
             ca=folder / "ca.crt",
             secret=home.secret.read_bytes(),
-            handout=desk,
-            stock=desk.is_stock,
+            handout=gate,
+            stock=gate.is_stock,
         ),
         stop,
     )

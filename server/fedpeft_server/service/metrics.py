@@ -135,7 +135,7 @@ def _add_run(families: _Families, view: RunView) -> None:
 
 def _bounded(causes: Counter[str]) -> Counter[str]:
     """The most frequent causes, and all the others as one."""
-    kept = Counter(dict(causes.most_common(MOST_CAUSES)))
-    if rest := causes.total() - kept.total():
-        kept["other"] += rest
-    return kept
+    bounded = Counter(dict(causes.most_common(MOST_CAUSES)))
+    if rest := causes.total() - bounded.total():
+        bounded["other"] += rest
+    return bounded

@@ -48,7 +48,7 @@ class Node:
 
 @dataclass(frozen=True)
 class IssuedToken:
-    """A token that was given out; its text is not kept, only the SHA-256 by which it is found.
+    """A token that was given out; its text is not stored, only the SHA-256 that finds it.
 
     Attributes:
         name: whom it lets in.
@@ -98,19 +98,21 @@ class Registry:
         if not valid_name(name):
             raise ConfigError(f"{name!r} is no name: use 1 to 64 letters, digits, '.', '_' or '-'")
         if not 0 < hours <= 24 * 30:
-            raise ConfigError(f"--hours {hours:g}: a token lives more than 0 and at most 720 hours")
+            raise ConfigError(f"--hours {hours:g}: a token is good for more than 0 and at most 720 hours")
         with self.home.locked(_LOCK):
             if name in self.enrolled():
                 raise ConfigError(f"{name!r} is enrolled; 'fedpeft server revoke {name}' comes first")
             token = Token.make((self.home.path / "ca.crt").read_bytes(), self.home.settings.enrolment_port)
             now, tokens = time.time(), self._tokens()
             self.home.record("enroll", node=name, hours=hours, stock=stock)
-            kept = {key: one for key, one in tokens.items() if one.name != name and _alive(one, now)}
+            others = {
+                key: other for key, other in tokens.items() if other.name != name and _alive(other, now)
+            }
             issued = IssuedToken(name, now + 3600 * hours, stock=stock)
-            self._write("tokens.json", {**kept, _digest(token): issued})
+            self._write("tokens.json", {**others, _digest(token): issued})
         return token
 
-    def judge(self, request: Request, now: float) -> Ruling:
+    def check(self, request: Request, now: float) -> Ruling:
         """Answer a request, remembering its keys if it is the first to use a good token.
 
         The same request may come any number of times: it changes nothing after the first.
@@ -122,9 +124,9 @@ class Registry:
         if not request.proven():
             return Ruling("refused", "the request is not signed by both of its keys")
         with self.home.locked(_LOCK):
-            return self._judge(request, now)
+            return self._check(request, now)
 
-    def _judge(self, request: Request, now: float) -> Ruling:
+    def _check(self, request: Request, now: float) -> Ruling:
         tokens, fingerprint = self._tokens(), request.fingerprint()
         digest = _find(tokens, _digest(Token.parse(request.token)))
         if digest is None:
@@ -228,7 +230,7 @@ def _digest(token: Token) -> str:
 
 
 def _find(tokens: Mapping[str, IssuedToken], digest: str) -> str | None:
-    """The kept digest that equals this one; each comparison takes the same time."""
+    """The stored digest that equals this one; each comparison takes the same time."""
     return next((key for key in tokens if hmac.compare_digest(key, digest)), None)
 
 

@@ -22,7 +22,7 @@ from fedpeft.runstore import RunStore
 from fedpeft.terminal import clean_output
 from fedpeft_server.service.child_process import begin_service, end_with_parent
 from fedpeft_server.service.contacts import Contacts
-from fedpeft_server.service.held_out_evaluation import Judging
+from fedpeft_server.service.held_out_evaluation import HeldOutEvaluation
 from fedpeft_server.service.key_sync import listens
 from fedpeft_server.service.node_registry import Registry
 from fedpeft_server.service.server_home import (
@@ -54,7 +54,7 @@ class Runner:
         run: the run directory.
         stop: ends the rounds when it is set.
         contacts: when each node was last heard of.
-        judging: held-out figures on the coordinator's own records, if there are some.
+        evaluation: held-out figures on the coordinator's own records, if there are some.
         entered: whether the round loop was reached: what goes wrong before is not the run's fault.
     """
 
@@ -62,12 +62,12 @@ class Runner:
     run: Path
     stop: threading.Event = field(default_factory=threading.Event)
     contacts: Contacts = field(init=False)
-    judging: Judging = field(init=False)
+    evaluation: HeldOutEvaluation = field(init=False)
     entered: bool = False
 
     def __post_init__(self) -> None:
         self.contacts = Contacts(self.run)
-        self.judging = Judging(RunStore(self.run))
+        self.evaluation = HeldOutEvaluation(RunStore(self.run))
 
     def main(self) -> int:
         """Run to the end; the exit code."""
@@ -104,13 +104,13 @@ class Runner:
         hush()
         enrolled = enrolment(self.home)
         inner = make_app(self._report, self.run, self.stop, enrolled)
-        with self.judging.beside():
+        with self.evaluation.beside():
             run_server_app(self.home.link, self._noted(inner), {}, self.run / "flower_run")
         export_adapter(self.run)
 
     def _report(self, event: dict[str, Any]) -> None:
         self.contacts.report(event)
-        self.judging.report(event)
+        self.evaluation.report(event)
 
     def _may_be_repeated(self, error: FedPeftError) -> bool:
         """Whether this attempt ended and not the run: told to end, not begun, or without a link."""

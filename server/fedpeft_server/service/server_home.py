@@ -46,13 +46,13 @@ def only_home() -> Path:
     Raises:
         ConfigError: there is none, or more than one.
     """
-    found = sorted(path.parent for path in coordinators().glob("*/server.json"))
-    if not found:
+    homes = sorted(path.parent for path in coordinators().glob("*/server.json"))
+    if not homes:
         raise ConfigError(f"no coordinator in {coordinators()}; make one with 'fedpeft server init'")
-    if len(found) > 1:
-        names = ", ".join(str(path) for path in found)
+    if len(homes) > 1:
+        names = ", ".join(str(path) for path in homes)
         raise ConfigError(f"there are several coordinators; give one with --home: {names}")
-    return found[0]
+    return homes[0]
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,8 @@ class ServerHome:
 
     def run_folders(self) -> list[Path]:
         """All submitted runs, oldest first."""
-        found = [path.parent for path in self.runs.glob("*/status.json") if valid_name(path.parent.name)]
-        return sorted(found, key=lambda path: (_date(path / "config.toml"), path.name))
+        folders = [path.parent for path in self.runs.glob("*/status.json") if valid_name(path.parent.name)]
+        return sorted(folders, key=lambda path: (_date(path / "config.toml"), path.name))
 
     @contextmanager
     def locked(self, name: str) -> Generator[None]:

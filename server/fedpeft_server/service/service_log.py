@@ -16,8 +16,8 @@ LARGEST_LOG = 10_000_000
 OLD_LOGS = 3
 
 Level = Literal["info", "warning", "error"]
-Tell = Callable[..., None]
-"""``tell(event, level="info", **facts)`` writes one line."""
+Emit = Callable[..., None]
+"""``emit(event, level="info", **facts)`` writes one line."""
 
 
 class _Lines(logging.Formatter):
@@ -32,7 +32,7 @@ class _Lines(logging.Formatter):
 
 
 @contextmanager
-def open_log(path: Path) -> Generator[Tell]:
+def open_log(path: Path) -> Generator[Emit]:
     """A function that writes events to stderr and to a file, which is rotated at 10 MB."""
     logger = logging.Logger(f"fedpeft-server {path}")
     file = RotatingFileHandler(path, maxBytes=LARGEST_LOG, backupCount=OLD_LOGS, delay=True)
@@ -40,10 +40,10 @@ def open_log(path: Path) -> Generator[Tell]:
         handler.setFormatter(_Lines())
         logger.addHandler(handler)
 
-    def tell(event: str, level: Level = "info", **facts: Any) -> None:
+    def emit(event: str, level: Level = "info", **facts: Any) -> None:
         logger.log(getattr(logging, level.upper()), event, extra={"facts": facts})
 
     try:
-        yield tell
+        yield emit
     finally:
         file.close()

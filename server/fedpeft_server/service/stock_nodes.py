@@ -19,7 +19,7 @@ REFUSED = "is a stock Flower node; the run takes none (federation.stock_nodes)"
 
 
 @dataclass(frozen=True)
-class Desk:
+class BundleGate:
     """Hands out app bundles where a run takes stock nodes, and notes who asked.
 
     Attributes:

@@ -21,7 +21,7 @@ from fedpeft_server.service.child_process import Child, stop_all
 from fedpeft_server.service.health_probe import Probe
 from fedpeft_server.service.key_sync import Registrar
 from fedpeft_server.service.server_home import ENDED, ServerHome, read_status, take_lock, write_status
-from fedpeft_server.service.service_log import Tell
+from fedpeft_server.service.service_log import Emit
 
 TICK = 0.25
 CERTIFICATE_SECONDS = 60.0
@@ -46,13 +46,13 @@ class Supervisor:
 
     Attributes:
         home: the coordinator.
-        tell: where events go.
+        emit: where events go.
         stop: ends the service when it is set.
         restarts: how often each kind of process was started again.
     """
 
     home: ServerHome
-    tell: Tell
+    emit: Emit
     stop: threading.Event = field(default_factory=threading.Event)
     restarts: dict[str, int] = field(default_factory=lambda: {"link": 0, "runner": 0})
     _runs: dict[str, _RunChild] = field(default_factory=dict)
@@ -76,23 +76,23 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_only_one(self.home))
             stack.enter_context(exposing(self.home, self.restarts))
-            stack.enter_context(serving(self.home, self.tell))
-            self.tell("service started", **self._ports())
+            stack.enter_context(serving(self.home, self.emit))
+            self.emit("service started", **self._ports())
             threads = self._helpers()
             try:
                 self._loop()
             finally:
                 self.stop.set()
-                stop_all([one.child for one in self._runs.values()])
+                stop_all([process.child for process in self._runs.values()])
                 stop_all([self._link])
                 for thread in threads:
                     thread.join(_JOIN_SECONDS)
-                self.tell("service ended")
+                self.emit("service ended")
 
     def _helpers(self) -> list[threading.Thread]:
         """What goes on beside the loop."""
-        registrar = Registrar(self.home, self.tell, lambda: self._link.starts)
-        probe = Probe(self.home.settings.inside_port, self._link, self.tell)
+        registrar = Registrar(self.home, self.emit, lambda: self._link.starts)
+        probe = Probe(self.home.settings.inside_port, self._link, self.emit)
         targets = (registrar.run, probe.run)
         threads = [threading.Thread(target=target, args=(self.stop,), daemon=True) for target in targets]
         for thread in threads:
@@ -123,7 +123,7 @@ class Supervisor:
             part()
         except (FedPeftError, OSError) as error:
             if self._faults.get(name) != str(error):
-                self.tell("fault", "error", part=name, cause=str(error))
+                self.emit("fault", "error", part=name, cause=str(error))
             self._faults[name] = str(error)
         else:
             self._faults.pop(name, None)
@@ -135,50 +135,52 @@ class Supervisor:
         self._checked = time.monotonic()
         if certificates.needs_renewal(certificates.load(self.home.path / "server.crt")):
             certificates.renew(self.home.path, self.home.settings.host)
-            self.tell("certificate renewed", days=certificates.SERVER_DAYS)
+            self.emit("certificate renewed", days=certificates.SERVER_DAYS)
 
     def _keep_link(self) -> None:
         if (code := self._link.ended()) is not None:
             self.restarts["link"] += 1
-            self.tell("link ended", "error", code=code, cause=self._link.last_line())
+            self.emit("link ended", "error", code=code, cause=self._link.last_line())
         if self._link.start_if_due():
-            self.tell("link started", pid=_pid(self._link))
+            self.emit("link started", pid=_pid(self._link))
 
     def _keep_run(self, folder: Path) -> None:
         """Start a run's process, start it again after a death, and forget it when the run has ended."""
         if read_status(folder).state in ENDED:
             return self._drop(folder)
         command = ("fedpeft_server.service.run_process", str(self.home.path), folder.name)
-        one = self._runs.setdefault(folder.name, _RunChild(Child(command, folder / "runner.log")))
-        if (code := one.child.ended()) is not None:
-            self._died(folder, one, code)
-        elif one.child.start_if_due():
-            self.tell("run process started", run=folder.name, pid=_pid(one.child))
+        process = self._runs.setdefault(folder.name, _RunChild(Child(command, folder / "runner.log")))
+        if (code := process.child.ended()) is not None:
+            self._died(folder, process, code)
+        elif process.child.start_if_due():
+            self.emit("run process started", run=folder.name, pid=_pid(process.child))
 
     def _drop(self, folder: Path) -> None:
         """Forget the process of a run that has ended, once it is gone."""
-        one = self._runs.get(folder.name)
-        if one is None or one.child.alive:
+        process = self._runs.get(folder.name)
+        if process is None or process.child.alive:
             return
-        one.child.finish(0.0)
+        process.child.finish(0.0)
         del self._runs[folder.name]
         status = read_status(folder)
-        self.tell("run ended", run=folder.name, state=status.state, cause=status.cause)
+        self.emit("run ended", run=folder.name, state=status.state, cause=status.cause)
 
-    def _died(self, folder: Path, one: _RunChild, code: int) -> None:
+    def _died(self, folder: Path, process: _RunChild, code: int) -> None:
         """Count a crash; a run whose process dies again and again at the same place is given up."""
         progress = _progress(folder)
-        before = one.crashes if progress == one.progress else 0
-        one.crashes, one.progress = before + (code != os.EX_TEMPFAIL), progress
+        before = process.crashes if progress == process.progress else 0
+        process.crashes, process.progress = before + (code != os.EX_TEMPFAIL), progress
         self.restarts["runner"] += 1
-        cause = one.child.last_line()
-        self.tell("run process died", "error", run=folder.name, code=code, crashes=one.crashes, cause=cause)
+        cause = process.child.last_line()
+        self.emit(
+            "run process died", "error", run=folder.name, code=code, crashes=process.crashes, cause=cause
+        )
         status = read_status(folder)
         if status.state in ENDED:
             return
         status = replace(status, restarts=status.restarts + 1)
-        if one.crashes >= MOST_CRASHES:
-            cause = f"its process died {one.crashes} times at the same place; see {folder / 'runner.log'}"
+        if process.crashes >= MOST_CRASHES:
+            cause = f"its process died {process.crashes} times at the same place; see {folder / 'runner.log'}"
             status = status.to("failed", cause)
         write_status(folder, status)
 

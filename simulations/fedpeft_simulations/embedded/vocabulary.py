@@ -42,10 +42,6 @@ def read_table(name: str) -> dict[str, Any]:
     return tomllib.loads(read_text(f"{name}.toml"))
 
 
-def _topic(table: dict[str, Any]) -> Topic:
-    return Topic(table["name"], tuple(table["issues"]), tuple(table["actions"]))
-
-
 @cache
 def domains() -> tuple[Domain, ...]:
     """Return the domains in their fixed order; organisation i works in domain i modulo their number."""
@@ -55,7 +51,10 @@ def domains() -> tuple[Domain, ...]:
             table["subject"],
             table["role"],
             tuple(table["actors"]),
-            tuple(_topic(topic) for topic in table["topic"]),
+            tuple(
+                Topic(topic["name"], tuple(topic["issues"]), tuple(topic["actions"]))
+                for topic in table["topic"]
+            ),
         )
         for table in read_table("vocabulary")["domain"]
     )

@@ -60,7 +60,7 @@ def kills(count: int, seed: int = 0, report: Callable[[str], None] | None = None
                 struck += 1
                 if report:
                     report(f"kill {struck} after {delay:.1f} s")
-            _finish(harried, settings)
+            subprocess.run(_arguments(harried, settings), check=True, capture_output=True)
             same = {part: same[part] and _hash(calm / part) == _hash(harried / part) for part in same}
     return {"kills": struck, **{f"same_{part}": equal for part, equal in same.items()}}
 
@@ -80,10 +80,6 @@ def _killed_after(out: Path, settings: list[str], seconds: float) -> bool:
         child.send_signal(signal.SIGKILL)
         child.wait()
         return True
-
-
-def _finish(out: Path, settings: list[str]) -> None:
-    subprocess.run(_arguments(out, settings), check=True, capture_output=True)
 
 
 def _hash(folder: Path) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.ledger import Ledger, Reservation
+from fedpeft.privacy.ledger import Ledger
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.trust import Signer
 
@@ -161,14 +161,10 @@ def _work(path: Path, budget: float, pipe: int) -> NoReturn:
 
 def _round(ledger: Ledger, lineage: str, run: str, round: int, pipe: int) -> None:
     reservation = ledger.reserve(lineage, run, round, PLAN, 5)
-    _acknowledge(pipe, reservation)
+    os.write(pipe, f"{reservation.head.seq} {reservation.head.hash}\n".encode())
     ledger.started(reservation)
     head = ledger.released(reservation, f"{reservation.head.seq:064x}")
     os.write(pipe, f"{head.seq} {head.hash}\n".encode())
-
-
-def _acknowledge(pipe: int, reservation: Reservation) -> None:
-    os.write(pipe, f"{reservation.head.seq} {reservation.head.hash}\n".encode())
 
 
 def _check(path: Path, budget: float, seen: set[str], tally: Tally) -> None:
