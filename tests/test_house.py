@@ -110,7 +110,7 @@ VAGUE = (
     "wholes found given held kept one own said"
 )
 """Names that say nothing of the thing they stand for, or that only this project gave a meaning."""
-PLAIN_FOLDERS = ("fedpeft", "kernels")
+PLAIN_FOLDERS = ("fedpeft", "kernels", "attacks", "server", "simulations")
 
 
 def _defined_names(path):

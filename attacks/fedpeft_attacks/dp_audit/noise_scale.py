@@ -15,7 +15,7 @@ from fedpeft.privacy.matrix import square_root
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
 from fedpeft_attacks.dp_audit.canary_rehearsal import Observed, skellam_noise, whitened
-from fedpeft_attacks.dp_audit.synthetic_model import StandIn
+from fedpeft_attacks.dp_audit.synthetic_model import SyntheticModel
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def of_release(plan: PrivacyPlan, coordinates: int) -> NoiseSize:
 
 
 def _local(plan: PrivacyPlan, coordinates: int) -> NDArray[np.float64]:
-    gradient = noisy_gradient(StandIn.of(coordinates, plan.clip).attached, [], Mechanism(plan))
+    gradient = noisy_gradient(SyntheticModel.of(coordinates, plan.clip).attached, [], Mechanism(plan))
     return gradient.astype(np.float64) * (plan.expected_batch_size / plan.clip)
 
 

@@ -53,7 +53,7 @@ class DiracForSequenceClassification(nn.Module):
 
 
 @dataclass(frozen=True)
-class StandIn:
+class SyntheticModel:
     """What training and privacy use of an attached adapter.
 
     Attributes:
@@ -67,7 +67,7 @@ class StandIn:
     parameters: dict[str, nn.Parameter]
 
     @classmethod
-    def of(cls, size: int, clip: float) -> StandIn:
+    def of(cls, size: int, clip: float) -> SyntheticModel:
         """A table of ``size`` entries whose records exceed the clip by `EXCESS`."""
         model = DiracForSequenceClassification(size, EXCESS * clip)
         parameters = dict(model.named_parameters())
@@ -99,7 +99,7 @@ def noisy_steps(plan: PrivacyPlan, examples: Sequence[Example], size: int) -> ND
     Each step is a whole `train_local` of one step from the table of zeros, so that every noisy gradient is
     seen and each canary's gradient is the same in all of them.
     """
-    synthetic, seen = StandIn.of(size, plan.clip), list[FloatVector]()
+    synthetic, seen = SyntheticModel.of(size, plan.clip), list[FloatVector]()
 
     def see(gradient: FloatVector, _: Batch) -> None:
         seen.append(gradient)
