@@ -178,7 +178,7 @@ class Probe:
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return False
         pairs = [(shared[name], value) for name, value in plain.items()]
-        return all(bool((one - two).abs().max() <= PROBE_TOLERANCE * two.abs().max()) for one, two in pairs)
+        return all(bool((a - b).abs().max() <= PROBE_TOLERANCE * b.abs().max()) for a, b in pairs)
 
     def _side_by_side(self, read: Prefixes, proposals_BP: torch.Tensor, modules: Sequence[str]) -> Inputs:
         """All proposals of a prefix in one row; each sees the prefix and itself."""
