@@ -94,7 +94,7 @@ BUGS = (
         12,
         "a ledger that starts anew: restart, new job, renamed or edited data, restored machine",
         "Opacus: one engine per round",
-        "a file per node, one lineage per data set for life, a hash chain that the coordinator has seen",
+        "a file per node, one budget id per data set for life, a hash chain that the coordinator has seen",
     ),
     Bug(
         13,
