@@ -56,10 +56,10 @@ def _alone(handler: Handler) -> Handler:
             with _turn:
                 return handler(message, context)
         except PolicyError as refusal:
-            _tell(context, str(refusal))
+            _log(context, str(refusal))
             return flower.error_reply(message, flower.REFUSED, refusal.code)
         except Exception as error:
-            _tell(context, _words(error))
+            _log(context, _words(error))
             raise
 
     return answered
@@ -67,13 +67,13 @@ def _alone(handler: Handler) -> Handler:
 
 @app.query("terms")
 @_alone
-def run_terms(message: Message, context: Context) -> Message:
-    """Judge the terms of a run."""
+def answer_terms(message: Message, context: Context) -> Message:
+    """Answer the terms of a run."""
     asked, blob = unpack(message, Terms, LARGEST_TERMS)
     if "organisation" not in context.node_config:
         raise FederationError("a simulated node has agreed to its run already")
-    post = run_approval.Post.of(context.node_config)
-    return Message(pack(run_approval.answer(post, context.run_id, asked, blob)), reply_to=message)
+    link = run_approval.CoordinatorLink.of(context.node_config)
+    return Message(pack(run_approval.answer(link, context.run_id, asked, blob)), reply_to=message)
 
 
 @app.query()
@@ -105,20 +105,20 @@ def train(message: Message, context: Context) -> Message:
 def _node(context: Context, timed: bool = True) -> NodeContext:
     """The node that a message is for; an organisation's after policy, hours and approval were checked."""
     if "organisation" in context.node_config:
-        post = run_approval.Post.of(context.node_config)
-        post.organisation.outbox.require_ready()
-        ledger_witness.require(post.organisation)
+        link = run_approval.CoordinatorLink.of(context.node_config)
+        link.organisation.outbox.require_ready()
+        ledger_witness.require(link.organisation)
         if timed:
-            check_hours(post.policy())
-        return NodeContext(post.home(context.run_id))
+            check_hours(link.policy())
+        return NodeContext(link.home(context.run_id))
     path = context.node_config.get("home")
     if path is None:
         raise ConfigError("this node has no home: give node config home=<folder with node.json>")
     return NodeContext(open_home(Path(str(path))))
 
 
-def _tell(context: Context, words: str) -> None:
-    """Say to the organisation's own log what the coordinator is not told."""
+def _log(context: Context, words: str) -> None:
+    """Write to the organisation's own log what the coordinator does not get."""
     if "organisation" in context.node_config:
         LOG.warning("%s", words)
 

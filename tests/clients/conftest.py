@@ -126,10 +126,10 @@ class Joined:
     settings: dict
 
     @property
-    def post(self):
-        from fedpeft_clients.governance.run_approval import Post
+    def link(self):
+        from fedpeft_clients.governance.run_approval import CoordinatorLink
 
-        return Post(self.organisation, self.grant)
+        return CoordinatorLink(self.organisation, self.grant)
 
     def policy(self, **changes):
         """Write settings into the policy; ``privacy={"units": [...]}`` and the like change tables."""
@@ -165,7 +165,7 @@ class Joined:
         asked.metadata.__dict__["_message_id"] = "asked"
         node = {"organisation": str(self.organisation.path), "coordinator": self.grant.fingerprint}
         reply = flower.guarded(app, asked, Context(flower_run, 1000, node, RecordDict(), {}))
-        return asked, OrganisationGate(self.post)(asked, reply)
+        return asked, OrganisationGate(self.link)(asked, reply)
 
     def terms(self, config, signer=None, **changes):
         from dataclasses import replace

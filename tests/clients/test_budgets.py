@@ -24,7 +24,7 @@ def test_the_epsilon_that_was_approved_is_a_ceiling(joined):
     assert joined.offer(config) == ("agreed", "")
     joined.first_task(config)
     run = run_id(config)
-    layout = NodeContext(open_home(joined.post.folder(run))).attached.layout
+    layout = NodeContext(open_home(joined.link.folder(run))).attached.layout
     answered = 0
     for number in range(1, 13):
         values = np.full(layout.size, 0.001 * number, np.float32)
@@ -51,7 +51,7 @@ def test_budgets_are_read_at_the_organisations_own_delta(joined):
     joined.policy(privacy={"budget_delta": 1e-7})
     other = joined.config(run={"seed": 9}, privacy={"noise_multiplier": 3.0, "delta": 1e-5})
     assert joined.offer(other) == ("refused", "budget")
-    budget = open_home(joined.post.folder(run_id(config))).budget
+    budget = open_home(joined.link.folder(run_id(config))).budget
     assert (budget.delta, budget.repeats) == (1e-5, 8), "as the policy said when the run was agreed on"
 
 
@@ -82,7 +82,7 @@ def test_a_round_without_privacy_under_a_leapt_clock_empties_nobodys_year(joined
     }
     config = joined.config(privacy=open_)
     assert joined.offer(config) == ("agreed", "")
-    home = open_home(joined.post.folder(run_id(config)))
+    home = open_home(joined.link.folder(run_id(config)))
     ledger = NodeContext(home).ledger
     assert home.budget is None
     yearly = Ledger(home.ledger, Budget(100.0, 50.0), joined.organisation.signer)

@@ -127,7 +127,7 @@ def test_the_same_records_under_a_second_lineage_are_refused(clinic, tmp_path, w
     assert "patients" in said and "max_overlap" in said and "--lineage patients" in said
     assert "Patient" not in said and "\n" not in said
     assert list(clinic.datasets()) == ["notes"], "nothing is registered"
-    assert add(clinic, "other", file, "patients", *options).exit_code == 0, "the same lineage may"
+    assert add(clinic, "other", file, "patients", *options).exit_code == 0, "the same id may"
 
 
 @pytest.mark.parametrize(("common", "refused"), [(0, False), (5, False), (6, True), (60, True)])
@@ -148,7 +148,9 @@ def test_the_policy_says_what_share_is_allowed(clinic, tmp_path):
     text = clinic.policy.read_text()
     clinic.policy.write_text(text.replace("max_overlap = 0.05 ", "max_overlap = 1.0 "))
     left = add(clinic, "other", file, "fresh")
-    assert left.exit_code == 0 and "100 of its records are in lineage 'patients' too" in left.stderr
+    assert (
+        left.exit_code == 0 and "100 of its records are under privacy-budget id 'patients' too" in left.stderr
+    )
     clinic.policy.write_text("nonsense")
     assert add(clinic, "third", file, "new").exit_code != 0
 

@@ -29,7 +29,7 @@ def through(joined, reply_for):
     joined.offer(config)
     task = joined.first_task(config)
     asked, honest = joined.say(TRAIN, task)
-    return OrganisationGate(joined.post)(asked, reply_for(asked, honest))
+    return OrganisationGate(joined.link)(asked, reply_for(asked, honest))
 
 
 def test_an_error_leaves_with_its_code_and_class_alone(joined):

@@ -232,7 +232,7 @@ def serve(home: Path, app: Any, longest_step: float) -> None:
     """Serve the coordinator that a home has joined with any app, without a gate, whatever its books say."""
     from fedpeft import flower
     from fedpeft_clients.governance.organisation import open_organisation
-    from fedpeft_clients.governance.run_approval import Post
+    from fedpeft_clients.governance.run_approval import CoordinatorLink
     from fedpeft_clients.service.service import allowed_apps
 
     organisation = open_organisation(home)
@@ -249,7 +249,7 @@ def serve(home: Path, app: Any, longest_step: float) -> None:
         memory=grant.folder / "flower.id",
     )
     node_config = {"organisation": str(organisation.path), "coordinator": grant.fingerprint}
-    allowed = allowed_apps(Post(organisation, grant).policy())
+    allowed = allowed_apps(CoordinatorLink(organisation, grant).policy())
     flower.serve_node(connection, app, node_config, allowed)
 
 

@@ -61,9 +61,9 @@ MUTANTS = (
         12,
         "a ledger that the outbox log outran is known by its length alone",
         WITNESS,
-        "held = {entry.hash for entry in chain.entries} | _declared(chain)",
+        "recorded = {entry.hash for entry in chain.entries} | _declared(chain)",
         "known = list(known)\n"
-        "    held = {o.head.hash for o in known if chain.head.seq >= o.head.seq} | _declared(chain)",
+        "    recorded = {o.head.hash for o in known if chain.head.seq >= o.head.seq} | _declared(chain)",
         ("clients/test_witness.py::test_a_copy_that_was_put_back_and_went_on_is_known_by_its_hashes",),
     ),
     Mutant(

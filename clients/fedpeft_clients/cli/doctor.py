@@ -31,7 +31,7 @@ Check = dict[str, str]
 def examine(organisation: Organisation) -> list[Check]:
     """All checks: name, state (``ok``, ``note`` or ``wrong``) and plain words."""
     checks = (_keys, _policy, _bases, _data, _ledger, _outbox, _coordinators, _disk, _machine)
-    return [found for check in checks for found in _safely(check, organisation)]
+    return [result for check in checks for result in _safely(check, organisation)]
 
 
 def _safely(check: Callable[[Organisation], Iterator[Check]], organisation: Organisation) -> list[Check]:
@@ -83,12 +83,14 @@ def _bases(organisation: Organisation) -> Iterator[Check]:
         yield _note("base", "no base is allowed yet: add its hash and folder under [bases] of the policy")
     for agreed, folder in policy.bases.items():
         place = base_folder(BaseConfig(model=folder))
-        stored = stored_quantisation(read_model_config(place))
-        kinds = ("none", "int8", "nf4") if stored == "none" else (stored,)
+        quantisation = stored_quantisation(read_model_config(place))
+        kinds = ("none", "int8", "nf4") if quantisation == "none" else (quantisation,)
         if agreed in (content_hash(place, kind) for kind in kinds):
             yield _ok("base", f"{folder} has the agreed content {agreed[:12]}")
         else:
-            yield _wrong("base", f"{folder} has not the agreed content {agreed[:12]}; get the agreed base")
+            yield _wrong(
+                "base", f"{folder} does not have the agreed content {agreed[:12]}; get the agreed base"
+            )
 
 
 def _data(organisation: Organisation) -> Iterator[Check]:
@@ -100,9 +102,9 @@ def _data(organisation: Organisation) -> Iterator[Check]:
         yield _note("data", "no data set is registered: fedpeft node data add")
     for name, dataset in known.items():
         records = read_records(Path(dataset.file), DataConfig.model_validate(dict(dataset.columns)))
-        yield _ok("data", f"{name} has {len(records)} readable records, lineage {dataset.lineage}")
-        for one in admit(organisation, dataset, most):
-            yield _note("data", f"{name}: {one}")
+        yield _ok("data", f"{name} has {len(records)} readable records, privacy-budget id {dataset.lineage}")
+        for overlap in admit(organisation, dataset, most):
+            yield _note("data", f"{name}: {overlap}")
 
 
 def _ledger(organisation: Organisation) -> Iterator[Check]:
@@ -154,7 +156,7 @@ def _clock(grant: Grant) -> Check:
     finally:
         link.close()
     if date is None:
-        return _note("clock", f"{address} does not tell the time")
+        return _note("clock", f"{address} sends no time")
     skew = time.time() - parsedate_to_datetime(date).timestamp()
     if abs(skew) > MOST_SKEW:
         return _wrong("clock", f"this clock is {skew:+.0f} s off {address}'s: set the time (NTP)")
@@ -178,13 +180,13 @@ def _machine(organisation: Organisation) -> Iterator[Check]:
 
     for device in describe_devices():
         yield _ok("device", f"{device.name}: {device.model}, {quantity(device.free)} of memory free")
-    found = [f"fedpeft {__version__}"]
+    versions = [f"fedpeft {__version__}"]
     for package in PACKAGES:
         try:
-            found.append(f"{package} {version(package)}")
+            versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    yield _ok("versions", ", ".join(found))
+    yield _ok("versions", ", ".join(versions))
 
 
 def _parsed(organisation: Organisation) -> Policy:

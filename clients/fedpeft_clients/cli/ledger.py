@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from fedpeft.privacy.ledger import Budget, Chain, Entry, Head
 
 PLACE = typer.Argument(None, help="A node's folder, its ledger file, or an export; default: the only node.")
-LINEAGE = typer.Option(None, help="Only this data set; default: all.")
+LINEAGE = typer.Option(None, help="Only this privacy-budget id; default: all.")
 OUT = typer.Option(None, "-o", "--out", help="File to write; default: print it.")
 KNOWN = typer.Option(None, help="SEQ:HASH of an entry that was seen before.")
 KEY = typer.Option(None, help="The node's public key, 64 hexadecimal digits.")
 HOME = typer.Option(None, "--home", help="The node's folder; default: the only one in $FEDPEFT_HOME/node.")
 CONFIRM = typer.Option(False, "--confirm", help="Write down that this machine's clock is right.")
 BECAUSE = typer.Option(..., help="Why it is lost; written down and signed.")
-CLOSE = typer.Option(False, "--close", help="End all budgets where nobody knows what something cost.")
+CLOSE = typer.Option(False, "--close", help="End all budgets where the cost of an update is not known.")
 COLUMNS = (
     "entry",
     "time (UTC)",
@@ -100,7 +100,7 @@ def export(place: Path | None = PLACE, out: Path | None = OUT) -> None:
 
 
 def clock(confirm: bool = CONFIRM, home: Path | None = HOME, as_json: bool = JSON_OPTION) -> None:
-    """Compare the ledger's time with this machine's, and go on after a leap that was none."""
+    """Compare the ledger's time with this machine's, and confirm a leap of the clock that was right."""
     import time
 
     from fedpeft.privacy.ledger import Ledger
@@ -113,9 +113,9 @@ def clock(confirm: bool = CONFIRM, home: Path | None = HOME, as_json: bool = JSO
     if confirm:
         ledger.confirm_clock()
     facts = {"newest_entry": _moment(seen) if seen else None, "clock": _moment(now), "confirmed": confirm}
-    word = "; confirmed: the ledger goes on from there" if confirm else ""
+    confirmed = "; confirmed: the ledger goes on from there" if confirm else ""
     newest = facts["newest_entry"] or "none"
-    emit(facts, as_json, lambda: typer.echo(f"newest entry {newest}, clock {facts['clock']}{word}"))
+    emit(facts, as_json, lambda: typer.echo(f"newest entry {newest}, clock {facts['clock']}{confirmed}"))
 
 
 def declare(
@@ -206,13 +206,13 @@ def _total(chain: Chain, lineage: str, budget: Budget) -> list[dict[str, Any]]:
         return [unknown | {"cause": str(error)}]
     now, delta = clock.present(chain.entries, time.time(), False), budget.delta or spending.delta_of(spent)
     recent = [charge for charge in spent if charge.moment >= now - spending.YEAR]
-    found: list[dict[str, Any]] = []
+    totals: list[dict[str, Any]] = []
     for claim in spending.promised(spent):
         total, yearly = (spending.joint(part, delta, claim) for part in (spent, recent))
         sums = {"epsilon": total, "epsilon_365_days": yearly}
-        told = {name: written(value) for name, value in sums.items()}
-        found.append({**told, "delta": delta, **claim._asdict()})
-    return found
+        epsilons = {name: written(value) for name, value in sums.items()}
+        totals.append({**epsilons, "delta": delta, **claim._asdict()})
+    return totals
 
 
 def _budget(place: Path) -> Budget:

@@ -86,7 +86,7 @@ def join(
     home: Path | None = HOME,
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Ask a coordinator to be let in; exits with 7 if its operator has not decided in time."""
+    """Ask a coordinator for admission; exits with 7 if its operator has not decided in time."""
     from fedpeft.errors import FederationError
     from fedpeft.protocol.enrolment import Token
     from fedpeft_clients.governance.joining import Address, join
@@ -99,7 +99,7 @@ def join(
     emit(facts, as_json, lambda: typer.echo(f"joined {grant.federation}, coordinator {grant.fingerprint}"))
 
 
-def _secret(given: str, file: Path | None) -> str:
+def _secret(token: str, file: Path | None) -> str:
     """A token as given, or from a file or from standard input."""
     from fedpeft.errors import ConfigError
 
@@ -108,8 +108,8 @@ def _secret(given: str, file: Path | None) -> str:
             return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--token-file {str(file)!r} cannot be read ({type(error).__name__})") from None
-    if given != "-":
-        return given
+    if token != "-":
+        return token
     if sys.stdin.isatty():
         return typer.prompt("token", hide_input=True)
     return sys.stdin.readline().strip()
@@ -118,17 +118,19 @@ def _secret(given: str, file: Path | None) -> str:
 def add_data(
     name: str = typer.Argument(help="Name of the data set on this node."),
     file: Path = typer.Argument(help="JSONL, CSV or Parquet file, or a datasets folder; it stays there."),
-    lineage: str = typer.Option(..., help="Name in the privacy ledger, for life; edits keep it."),
+    lineage: str = typer.Option(
+        ..., help="Privacy-budget id of the data set in the ledger, for life; edits keep it."
+    ),
     prompt: str = typer.Option("prompt", "--prompt-column", help="Column of the prompt."),
     completion: str = typer.Option("completion", "--completion-column", help="Of the completion or label."),
     messages: str | None = typer.Option(None, "--messages-column", help="Of chats; instead of both."),
     person: str | None = typer.Option(None, "--person-column", help="Of whose record it is."),
     format: str = typer.Option("auto", help="auto, jsonl, csv, parquet or datasets."),
-    preview: bool = typer.Option(True, help="Show two records on this screen."),
+    preview: bool = typer.Option(True, help="Print two records on this screen."),
     home: Path | None = HOME,
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Register a data set; the records are read, counted and shown here, and copied nowhere."""
+    """Register a data set; the records are read, counted and shown here, and not copied."""
     from fedpeft.config.models import DataConfig
     from fedpeft.data import read_records
     from fedpeft_clients.governance.organisation import DataSet
@@ -141,41 +143,46 @@ def add_data(
     _check_lineage(organisation, name, dataset)
     common = _admitted(organisation, dataset)
     organisation.add(name, dataset)
-    shown = [(one.prompt[:_WIDTH], one.completion[:_WIDTH]) for one in records[:SHOWN]]
+    shown = [(record.prompt[:_WIDTH], record.completion[:_WIDTH]) for record in records[:SHOWN]]
     emit(
-        {"name": name, **asdict(dataset), "in_common": [asdict(one) for one in common]},
+        {"name": name, **asdict(dataset), "in_common": [asdict(record) for record in common]},
         as_json,
         lambda: _show_added(name, dataset, shown if preview else []),
     )
 
 
 def _check_lineage(organisation: Organisation, name: str, dataset: DataSet) -> None:
-    """A data set keeps its lineage: under another name it would have a fresh budget."""
+    """A data set keeps its privacy-budget id: under another one it would have a fresh budget."""
     from fedpeft.errors import ConfigError
 
-    for known, held in organisation.datasets().items():
-        same = known == name or held.file == dataset.file
-        if same and held.lineage != dataset.lineage:
+    for known, registered in organisation.datasets().items():
+        same = known == name or registered.file == dataset.file
+        if same and registered.lineage != dataset.lineage:
             raise ConfigError(
-                f"data set {known!r} has lineage {held.lineage!r}, which it keeps for life; "
-                f"give --lineage {held.lineage}"
+                f"data set {known!r} has privacy-budget id {registered.lineage!r}, which it keeps for life; "
+                f"give --lineage {registered.lineage}"
             )
 
 
 def _admitted(organisation: Organisation, dataset: DataSet) -> list[Overlap]:
-    """Refuse records that have a budget under another lineage already; warn of what the policy allows."""
+    """Refuse records that another privacy-budget id has a budget for; warn of what the policy allows."""
     from fedpeft_clients.governance.policy import parse_policy
     from fedpeft_clients.governance.record_overlap import admit
 
     policy = parse_policy(organisation.policy.read_text(encoding="utf-8"))
     common = admit(organisation, dataset, policy.privacy.max_overlap)
-    for one in common:
-        typer.echo(f"warning: {one}: each lineage has a budget of its own, and these spend both", err=True)
+    for overlap in common:
+        typer.echo(
+            f"warning: {overlap}: each privacy-budget id has its own budget; these records spend both",
+            err=True,
+        )
     return common
 
 
 def _show_added(name: str, dataset: DataSet, shown: list[tuple[str, str]]) -> None:
-    typer.echo(f"data set {name}: {dataset.records} records in {dataset.file}, lineage {dataset.lineage}")
+    typer.echo(
+        f"data set {name}: {dataset.records} records in {dataset.file}, privacy-budget id {dataset.lineage}"
+    )
     for prompt, completion in shown:
         typer.echo(f"  {prompt!r} -> {completion!r}")
 
@@ -183,29 +190,33 @@ def _show_added(name: str, dataset: DataSet, shown: list[tuple[str, str]]) -> No
 def list_data(home: Path | None = HOME, as_json: bool = JSON_OPTION) -> None:
     """List the data sets; no record is opened."""
     known = _open(home).datasets()
-    rows = [(name, one.records, one.lineage, one.file) for name, one in known.items()]
-    facts = {"datasets": {name: asdict(one) for name, one in known.items()}}
-    emit(facts, as_json, lambda: table("data sets", ("name", "records", "lineage", "file"), rows))
+    rows = [(name, dataset.records, dataset.lineage, dataset.file) for name, dataset in known.items()]
+    facts = {"datasets": {name: asdict(dataset) for name, dataset in known.items()}}
+    emit(facts, as_json, lambda: table("data sets", ("name", "records", "privacy-budget id", "file"), rows))
 
 
 def runs(home: Path | None = HOME, as_json: bool = JSON_OPTION) -> None:
     """Show the runs that coordinators offered, and in plain words what they ask for."""
     from fedpeft_clients.cli.status import describe_offers
 
-    found = describe_offers(_open(home))
-    emit({"runs": found}, as_json, lambda: _show_runs(found))
+    proposals = describe_offers(_open(home))
+    emit({"runs": proposals}, as_json, lambda: _show_runs(proposals))
 
 
-def _show_runs(found: list[dict[str, Any]]) -> None:
-    for one in found:
-        typer.echo(f"\nrun {one['run'][:12]} of coordinator {one['coordinator']}: {one['answer']}")
-        if one["rule"]:
-            typer.echo(f"  rule {one['rule']}: {one['sentence']}")
-        for line in one["terms"]:
+def _show_runs(proposals: list[dict[str, Any]]) -> None:
+    for proposal in proposals:
+        typer.echo(
+            f"\nrun {proposal['run'][:12]} of coordinator {proposal['coordinator']}: {proposal['answer']}"
+        )
+        if proposal["rule"]:
+            typer.echo(f"  rule {proposal['rule']}: {proposal['sentence']}")
+        for line in proposal["terms"]:
             typer.echo(f"  {line}")
-        if one["answer"] == "waiting" and not one["rule"]:
-            typer.echo(f"  to take part: fedpeft node approve {one['run'][:12]} --terms {one['hash'][:32]}")
-    if not found:
+        if proposal["answer"] == "waiting" and not proposal["rule"]:
+            typer.echo(
+                f"  to take part: fedpeft node approve {proposal['run'][:12]} --terms {proposal['hash'][:32]}"
+            )
+    if not proposals:
         typer.echo("no run was offered yet")
 
 
@@ -213,11 +224,11 @@ def approve(
     run: str = typer.Argument(help="First digits of the run, as 'fedpeft node runs' shows it."),
     terms: str | None = typer.Option(None, help="Hash of the terms that you have read, from 'node runs'."),
     data: str | None = typer.Option(None, help="Data set to train on; default: the only one."),
-    refuse: bool = typer.Option(False, "--refuse", help="Say no, now or to a run that was approved."),
+    refuse: bool = typer.Option(False, "--refuse", help="Refuse the run, also one that was approved."),
     home: Path | None = HOME,
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Let this node take part in a run, or refuse it; orders are answered accordingly from now on."""
+    """Let this node take part in a run, or refuse it; it holds from the next message on."""
     from fedpeft_clients.governance.policy import parse_policy
     from fedpeft_clients.governance.run_approval import approve, named_data
 
@@ -225,9 +236,13 @@ def approve(
     name = named_data(organisation, parse_policy(organisation.policy.read_text(encoding="utf-8")), data)
     if not refuse and name in organisation.datasets():
         _admitted(organisation, organisation.datasets()[name])
-    stored = approve(organisation, run, terms, data, refuse)
-    word = "refused" if refuse else "approved"
-    emit({"run": stored.run, "answer": word}, as_json, lambda: typer.echo(f"run {stored.run[:12]}: {word}"))
+    saved = approve(organisation, run, terms, data, refuse)
+    decision = "refused" if refuse else "approved"
+    emit(
+        {"run": saved.run, "answer": decision},
+        as_json,
+        lambda: typer.echo(f"run {saved.run[:12]}: {decision}"),
+    )
 
 
 def run(
@@ -254,13 +269,13 @@ def doctor(home: Path | None = HOME, as_json: bool = JSON_OPTION) -> None:
     """Check keys, policy, base, data, disk, clock and memory; exits with 1 if something is wrong."""
     from fedpeft_clients.cli.doctor import examine
 
-    found = examine(_open(home))
-    wrong = [one for one in found if one["state"] == "wrong"]
-    emit({"checks": found, "ok": not wrong}, as_json, lambda: _show_checks(found))
+    checks = examine(_open(home))
+    wrong = [check for check in checks if check["state"] == "wrong"]
+    emit({"checks": checks, "ok": not wrong}, as_json, lambda: _show_checks(checks))
     if wrong:
         raise typer.Exit(1)
 
 
-def _show_checks(found: list[dict[str, str]]) -> None:
-    for one in found:
-        typer.echo(f"{one['state']:>5}  {one['check']}: {one['words']}")
+def _show_checks(checks: list[dict[str, str]]) -> None:
+    for check in checks:
+        typer.echo(f"{check['state']:>5}  {check['check']}: {check['words']}")

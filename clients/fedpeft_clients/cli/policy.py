@@ -38,10 +38,12 @@ def show(home: Path | None = HOME, as_json: bool = JSON_OPTION) -> None:
 def _show(facts: dict[str, object]) -> None:
     import tomli_w
 
-    def held(table: dict[str, object]) -> dict[str, object]:
+    def present(table: dict[str, object]) -> dict[str, object]:
         return {key: value for key, value in table.items() if value is not None}
 
-    tables = {key: held(value) if isinstance(value, dict) else value for key, value in held(facts).items()}
+    tables = {
+        key: present(value) if isinstance(value, dict) else value for key, value in present(facts).items()
+    }
     typer.echo(tomli_w.dumps(tables), nl=False)
 
 

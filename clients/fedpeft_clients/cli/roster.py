@@ -28,13 +28,13 @@ def show(run: str | None = RUN, home: Path | None = HOME, as_json: bool = JSON_O
     from fedpeft_clients.governance.rosters import pinned, states
 
     organisation = open_organisation(home)
-    offer = offered(organisation, run) if run else None
-    roster = offer.roster if offer else {}
+    saved = offered(organisation, run) if run else None
+    roster = saved.roster if saved else {}
     known = states(organisation, roster)
     facts: dict[str, Any] = {
         "pinned": pinned(organisation),
-        "run": offer.run if offer else None,
-        "terms": offer.digest if offer else None,
+        "run": saved.run if saved else None,
+        "terms": saved.digest if saved else None,
         "roster": {name: {"key": key.hex(), "state": known[name]} for name, key in sorted(roster.items())},
     }
     emit(facts, as_json, lambda: _show(facts))
@@ -44,7 +44,7 @@ def _show(facts: dict[str, Any]) -> None:
     from fedpeft.terminal import printable
 
     if facts["roster"]:
-        rows = [(printable(name), one["key"], one["state"]) for name, one in facts["roster"].items()]
+        rows = [(printable(name), entry["key"], entry["state"]) for name, entry in facts["roster"].items()]
         table("roster of the run", ("name", "public signing key", "state"), rows)
         typer.echo(f"hash of its terms: {facts['terms']}")
     else:
@@ -75,7 +75,7 @@ def pin(
     else:
         roster = read_before(organisation, what, terms).roster
         known = states(organisation, roster)
-        keys = {name: one.hex() for name, one in sorted(roster.items()) if known[name] != "own"}
+        keys = {name: public.hex() for name, public in sorted(roster.items()) if known[name] != "own"}
     pin(organisation, keys)
     emit({"pinned": keys}, as_json, lambda: _show({"pinned": keys, "roster": {}}))
 

@@ -19,8 +19,8 @@ from fedpeft.terminal import printable
 from fedpeft.trust.signed_log import entries_of
 from fedpeft_clients.cli.outbox import COLUMNS, row
 from fedpeft_clients.governance.organisation import Grant, Organisation
-from fedpeft_clients.governance.policy_rules import Offer, agreed_base, run_epsilon
-from fedpeft_clients.governance.proposals import Stored, offers
+from fedpeft_clients.governance.policy_rules import ProposedRun, agreed_base, run_epsilon
+from fedpeft_clients.governance.proposals import SavedProposal, offers
 from fedpeft_clients.rounds.node_state import held_rounds
 from fedpeft_clients.service.service import running
 
@@ -36,7 +36,7 @@ def examine(organisation: Organisation) -> dict[str, Any]:
         "name": organisation.name,
         "home": str(organisation.path),
         "coordinators": [_coordinator(grant) for grant in organisation.grants()],
-        "runs": [_run(stored) for stored in offers(organisation)],
+        "runs": [_run(saved) for saved in offers(organisation)],
         "lineages": _lineages(organisation),
         "sent": {"messages": len(entries), "bytes": sum(entry.get("bytes", 0) for entry in entries)},
         "outbox": entries[-LAST:],
@@ -45,33 +45,33 @@ def examine(organisation: Organisation) -> dict[str, Any]:
 
 def describe_offers(organisation: Organisation) -> list[dict[str, Any]]:
     """Every offered run with its terms in plain words."""
-    found: list[dict[str, Any]] = []
-    for one in offers(organisation):
-        facts = {key: getattr(one, key) for key in ("run", "coordinator", "answer", "rule", "sentence")}
-        words = {"since": one.since, "hash": one.digest, "labels": _labels(one)}
-        found.append({**facts, **words, "terms": _words(one, organisation)})
-    return found
+    descriptions: list[dict[str, Any]] = []
+    for saved in offers(organisation):
+        facts = {key: getattr(saved, key) for key in ("run", "coordinator", "answer", "rule", "sentence")}
+        words = {"since": saved.since, "hash": saved.digest, "labels": _labels(saved)}
+        descriptions.append({**facts, **words, "terms": _words(saved, organisation)})
+    return descriptions
 
 
 def show(facts: dict[str, Any]) -> None:
     """Print it for people."""
     typer.echo(f"node {facts['name']} in {facts['home']}")
-    for one in facts["coordinators"]:
-        life = "running" if one["running"] else "not running"
-        last = f"; last said {_ago(one['time'])} ago: {one['state']}" if one["state"] else ""
-        typer.echo(
-            f"coordinator {one['federation']} at {one['address']} ({one['fingerprint']}): {life}{last}"
-        )
-    runs = ((one["run"][:12], one["answer"], one["rule"] or "-", one["round"]) for one in facts["runs"])
+    for coordinator in facts["coordinators"]:
+        life = "running" if coordinator["running"] else "not running"
+        state = coordinator["state"]
+        last = f"; {_ago(coordinator['time'])} ago: {state}" if state else ""
+        where = f"{coordinator['federation']} at {coordinator['address']} ({coordinator['fingerprint']})"
+        typer.echo(f"coordinator {where}: {life}{last}")
+    runs = ((run["run"][:12], run["answer"], run["rule"] or "-", run["round"]) for run in facts["runs"])
     table("runs", ("run", "answer", "rule", "last round"), runs)
     sums = (
         (
-            one["lineage"],
-            shown(one["epsilon"], ".4g", "unknown"),
-            one["budget"] or "no limit",
-            one["unit"],
+            total["lineage"],
+            shown(total["epsilon"], ".4g", "unknown"),
+            total["budget"] or "no limit",
+            total["unit"],
         )
-        for one in facts["lineages"]
+        for total in facts["lineages"]
     )
     table("privacy", ("data set", "epsilon", "of", "per"), sums)
     sent = facts["sent"]
@@ -79,18 +79,18 @@ def show(facts: dict[str, Any]) -> None:
 
 
 def _coordinator(grant: Grant) -> dict[str, Any]:
-    said = read_json(grant.service, {})
+    state = read_json(grant.service, {})
     facts = {"federation": grant.federation, "address": grant.address, "fingerprint": grant.fingerprint}
-    return {**facts, "running": running(grant), "state": said.get("state"), "time": said.get("time")}
+    return {**facts, "running": running(grant), "state": state.get("state"), "time": state.get("time")}
 
 
-def _run(stored: Stored) -> dict[str, Any]:
-    rounds = held_rounds(stored.folder / "state")
+def _run(saved: SavedProposal) -> dict[str, Any]:
+    rounds = held_rounds(saved.folder / "state")
     return {
-        "run": stored.run,
-        "coordinator": stored.coordinator,
-        "answer": stored.answer,
-        "rule": stored.rule,
+        "run": saved.run,
+        "coordinator": saved.coordinator,
+        "answer": saved.answer,
+        "rule": saved.rule,
         "round": rounds[-1] if rounds else 0,
     }
 
@@ -108,24 +108,24 @@ def _lineages(organisation: Organisation) -> list[dict[str, Any]]:
         budget = parse_policy(organisation.policy.read_text(encoding="utf-8")).privacy.budget()
     except (OSError, FedPeftError):
         budget = Budget()
-    found = totals_of(load_chain(organisation.ledger), None, budget)
+    totals = totals_of(load_chain(organisation.ledger), None, budget)
     names = ("lineage", "epsilon", "budget", "unit", "trust", "delta")
-    return [{name: one[name] for name in names} for one in found]
+    return [{name: total[name] for name in names} for total in totals]
 
 
-def _words(stored: Stored, organisation: Organisation) -> list[str]:
+def _words(saved: SavedProposal, organisation: Organisation) -> list[str]:
     """The terms of a run for an operator; what the coordinator wrote cannot move the cursor."""
     try:
-        terms = _terms(Offer(stored.config, organisation.name, stored.coordinator))
-        return [printable(line) for line in [*terms, _classes(_labels(stored)), f"hash: {stored.digest}"]]
+        terms = _terms(ProposedRun(saved.config, organisation.name, saved.coordinator))
+        return [printable(line) for line in [*terms, _classes(_labels(saved)), f"hash: {saved.digest}"]]
     except FedPeftError as error:
         return [f"its terms cannot be shown: {error}"]
 
 
-def _labels(stored: Stored) -> list[str]:
+def _labels(saved: SavedProposal) -> list[str]:
     """Of the task, as the coordinator lists them."""
     try:
-        return list(RunProposal.decode(bytes.fromhex(stored.terms)).labels)
+        return list(RunProposal.decode(bytes.fromhex(saved.terms)).labels)
     except FedPeftError:
         return []
 
@@ -138,8 +138,8 @@ def _classes(labels: list[str]) -> str:
     return f"labels: {len(labels)}, SHA-256 {digest}: {listed}" if labels else "labels: none"
 
 
-def _terms(offer: Offer) -> list[str]:
-    config = offer.config
+def _terms(proposal: ProposedRun) -> list[str]:
+    config = proposal.config
     federation, adapter, up = config.federation, config.adapter, config.exchange.up
     base = agreed_base(config) or "not named by hash"
     mode = f", {adapter.aggregation}" if adapter.key != adapter.method else ""
@@ -147,21 +147,21 @@ def _terms(offer: Offer) -> list[str]:
     return [
         f"name: {config.run.name}",
         f"model: {config.base.model} ({base}), quantisation {config.base.quantisation}",
-        f"adapter: {adapter.method}{mode}, rank {offer.rank}",
+        f"adapter: {adapter.method}{mode}, rank {proposal.rank}",
         f"training: {federation.rounds} rounds of {federation.local_steps} steps with "
         f"{federation.batch_size} records, learning rate {federation.lr:g}",
-        _records(offer),
-        f"others: {federation.nodes} nodes; quorum {offer.quorum}",
-        f"what leaves: each round one update, {up.codec}, {offer.density:.0%} of its values{sums}",
-        *_sums(offer),
-        _privacy(offer),
+        _records(proposal),
+        f"others: {federation.nodes} nodes; quorum {proposal.quorum}",
+        f"what leaves: each round one update, {up.codec}, {proposal.density:.0%} of its values{sums}",
+        *_sums(proposal),
+        _privacy(proposal),
         f"machine: {config.base.threads or 'any number of'} threads, {config.run.tokens_at_once} tokens "
         f"at once, engine {config.run.engine}, {federation.deadline:g} s a round",
     ]
 
 
-def _records(offer: Offer) -> str:
-    data, privacy = offer.config.data, offer.config.privacy
+def _records(proposal: ProposedRun) -> str:
+    data, privacy = proposal.config.data, proposal.config.privacy
     form = (
         "chats in the template of the base, which its hash covers" if data.messages else repr(data.template)
     )
@@ -173,28 +173,28 @@ def _records(offer: Offer) -> str:
     return f"records: {form}, at most {data.max_length} tokens{seed}"
 
 
-def _sums(offer: Offer) -> list[str]:
-    if not offer.config.exchange.secure.enabled:
+def _sums(proposal: ProposedRun) -> list[str]:
+    if not proposal.config.exchange.secure.enabled:
         return []
-    cohort, run = Cohort.of(offer.config), offer.run.hex()[:12]
+    cohort, run = Cohort.of(proposal.config), proposal.run.hex()[:12]
     return [f"sums: {cohort.words}; compare and pin their keys: fedpeft node roster show {run}"]
 
 
-def _privacy(offer: Offer) -> str:
-    privacy = offer.config.privacy
+def _privacy(proposal: ProposedRun) -> str:
+    privacy = proposal.config.privacy
     if privacy.unit == "none":
-        return "privacy: none is promised; the update may tell of single records"
-    reached = run_epsilon(offer.config)
+        return "privacy: none is promised; the update may reveal single records"
+    reached = run_epsilon(proposal.config)
     return (
         f"privacy: epsilon {shown(written(reached), '.4g')} at delta {privacy.delta:g} per {privacy.unit} "
-        "over the whole run, which is the most that leaves; rounds that a crash cuts off are charged beside "
-        f"it; noise by trust {privacy.trust}, clip {privacy.clip:g}{_adjacency(offer)}"
+        "over the whole run, which is the most that leaves; rounds that a crash cuts off are charged "
+        f"besides; noise by trust {privacy.trust}, clip {privacy.clip:g}{_adjacency(proposal)}"
     )
 
 
-def _adjacency(offer: Offer) -> str:
-    """What else holds of noise that the nodes add together."""
-    if offer.config.privacy.trust != "distributed":
+def _adjacency(proposal: ProposedRun) -> str:
+    """The adjacency of noise that the nodes add together."""
+    if proposal.config.privacy.trust != "distributed":
         return ""
     return ", against one node's update being replaced by zero"
 

@@ -53,7 +53,7 @@ def join(
     address: Address,
     token: Token,
     wait: float,
-    tell: Callable[[str], None] = lambda line: None,
+    emit: Callable[[str], None] = lambda line: None,
 ) -> Grant | None:
     """Ask to be let in, also while nobody answers, until the coordinator's operator has decided.
 
@@ -65,7 +65,7 @@ def join(
         address: of the public port.
         token: from the coordinator's operator.
         wait: seconds to wait for the approval; a later call with the same token goes on.
-        tell: what happens, in plain lines.
+        emit: what happens, in plain lines.
 
     Returns:
         The grant; None if the operator has not decided yet.
@@ -73,7 +73,7 @@ def join(
     Raises:
         FederationError: the coordinator cannot be reached, is not the one of the token, or refuses.
     """
-    deadline, told = time.monotonic() + wait, set[str]()
+    deadline, emitted = time.monotonic() + wait, set[str]()
     while True:
         try:
             ca = fetch_ca(address, token)
@@ -85,12 +85,12 @@ def join(
             line = f"{error}; trying again"
         else:
             if answer.state == "enrolled":
-                return _stored(organisation, address, ca, answer)
+                return _save_grant(organisation, address, ca, answer)
             if answer.state == "refused":
                 raise FederationError(f"the coordinator refuses: {answer.cause}")
-        if line not in told:
-            tell(line)
-            told.add(line)
+        if line not in emitted:
+            emit(line)
+            emitted.add(line)
         if time.monotonic() + PAUSE > deadline:
             return None
         time.sleep(PAUSE)
@@ -123,12 +123,12 @@ def fetch_ca(address: Address, token: Token) -> bytes:
     status, data = _ask(address, unverified, "GET", "/ca.crt")
     try:
         pem = lone_certificate(data if status == 200 else b"")
-        found = certificate_fingerprint(pem)
+        shown = certificate_fingerprint(pem)
     except ExchangeError:
-        pem, found = b"", "none"
-    if found != token.ca:
+        pem, shown = b"", "none"
+    if shown != token.ca:
         raise FederationError(
-            f"{address} is not the coordinator of this token: its CA has fingerprint {found}, the token says "
+            f"{address} is not the coordinator of this token: its CA has fingerprint {shown}, the token says "
             f"{token.ca}; do not go on, ask the coordinator's operator"
         )
     return pem
@@ -151,7 +151,7 @@ def _ask(
         link.close()
 
 
-def _stored(organisation: Organisation, address: Address, ca: bytes, answer: Answer) -> Grant:
+def _save_grant(organisation: Organisation, address: Address, ca: bytes, answer: Answer) -> Grant:
     """Write the grant down, the certificate first."""
     key = bytes.fromhex(answer.coordinator)
     folder = organisation.path / "coordinators" / fingerprint(key)

@@ -2,7 +2,7 @@
 
 * ``organisation.json``: who it is; ``signing.key``, ``transport.key``: private keys, mode 0600
 * ``policy.toml``: its limits; ``data.json``: its data sets by name; ``approvals.json``: the operator's word
-* ``records/``, ``records.key``: keyed hashes of the records of each lineage, and their key
+* ``records/``, ``records.key``: keyed hashes of the records of each privacy-budget id, and their key
 * ``roster.json``: keys of other organisations that its operator has compared and pinned
 * ``coordinators/<fingerprint>/``: ``grant.json``, ``ca.crt`` and ``flower.json`` of each that it has joined
 * ``ledger.sqlite``: privacy spent; ``outbox.jsonl``, ``outbox.head``: what left
@@ -33,7 +33,7 @@ class DataSet:
 
     Attributes:
         file: absolute path of a data file or datasets folder, which stays where it is.
-        lineage: name of the data set in the privacy ledger, for life.
+        lineage: privacy-budget id: the name of the data set in the privacy ledger, for life.
         records: how many it held when it was added.
         columns: where prompt, completion, messages and person stand, and the file's format.
     """
@@ -155,8 +155,8 @@ class Organisation:
 
     def grants(self) -> list[Grant]:
         """Coordinators that it has joined, by fingerprint."""
-        found = sorted((self.path / "coordinators").glob("*/grant.json"))
-        return [Grant(**GRANT.read(path, {}), folder=path.parent) for path in found]
+        paths = sorted((self.path / "coordinators").glob("*/grant.json"))
+        return [Grant(**GRANT.read(path, {}), folder=path.parent) for path in paths]
 
     def grant(self, fingerprint: str | None = None) -> Grant:
         """One coordinator; without a fingerprint there must be exactly one.
@@ -164,12 +164,12 @@ class Organisation:
         Raises:
             ConfigError: none of that fingerprint, none at all, or several to choose from.
         """
-        grants = [one for one in self.grants() if fingerprint in (None, one.fingerprint)]
+        grants = [grant for grant in self.grants() if fingerprint in (None, grant.fingerprint)]
         if len(grants) == 1:
             return grants[0]
         if not grants:
             raise ConfigError("no such coordinator; run 'fedpeft node join ADDRESS --token TOKEN' first")
-        listed = ", ".join(one.fingerprint for one in grants)
+        listed = ", ".join(grant.fingerprint for grant in grants)
         raise ConfigError(f"several coordinators are joined: give --coordinator, one of {listed}")
 
 
@@ -204,11 +204,11 @@ def open_organisation(path: Path | None = None) -> Organisation:
         ConfigError: there is none, or several to choose from.
     """
     if path is None:
-        found = sorted((state_root() / "node").glob(f"*/{FILE}"))
-        if len(found) != 1:
-            cause = "several nodes are" if found else "no node is"
+        paths = sorted((state_root() / "node").glob(f"*/{FILE}"))
+        if len(paths) != 1:
+            cause = "several nodes are" if paths else "no node is"
             raise ConfigError(f"{cause} in {state_root() / 'node'}: give --home, or run 'fedpeft node init'")
-        path = found[0].parent
+        path = paths[0].parent
     facts = ORGANISATION.read(path / FILE, {})
     if not isinstance(facts.get("name"), str):
         raise ConfigError(f"{path} holds no organisation; run 'fedpeft node init NAME --home {path}'")

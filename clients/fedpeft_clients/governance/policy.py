@@ -119,7 +119,7 @@ class PrivacyRules(Section):
         default=0.05,
         ge=0,
         le=1,
-        description="share of records that data sets of two lineages may have in common; 1: only warn",
+        description="share of records that two privacy-budget ids may have in common; 1: only warn",
     )
     max_repeats: int = Field(
         default=8,
@@ -128,7 +128,7 @@ class PrivacyRules(Section):
     )
 
     def budget(self) -> Budget:
-        """The limits of a lineage, as its ledger holds them."""
+        """The limits of a privacy-budget id, as its ledger holds them."""
         return Budget(self.lineage_epsilon, self.yearly_epsilon, self.budget_delta, self.max_repeats)
 
 
@@ -136,7 +136,7 @@ class CohortRules(Section):
     """Among how many others this node's update must be."""
 
     min_nodes: int = Field(default=3, ge=1, description="federation.nodes at least")
-    min_quorum: int = Field(default=2, ge=1, description="replies that make a round at least")
+    min_quorum: int = Field(default=2, ge=1, description="least number of replies to a round")
     secure: bool = Field(default=False, description="require secure aggregation")
     min_summed: int = Field(default=3, ge=2, description="with it: nodes in every opened sum at least")
     min_threshold: float = Field(
@@ -278,14 +278,14 @@ def window(text: str) -> tuple[frozenset[int], int, int]:
     Raises:
         ValueError: not a window.
     """
-    found = _WINDOW.fullmatch(text)
-    if found is None:
+    match = _WINDOW.fullmatch(text)
+    if match is None:
         raise ValueError("a window looks like '20:00-06:00', 'sat 00:00-24:00' or 'mon-fri 20:00-06:00'")
-    first, last = found[1] or "mon", found[2] or found[1] or "sun"
+    first, last = match[1] or "mon", match[2] or match[1] or "sun"
     if not {first, last} <= set(DAYS):
         raise ValueError(f"days are {', '.join(DAYS)}")
-    start, end = (60 * int(found[at]) + int(found[at + 1]) for at in (3, 5))
-    if start >= _DAY_MINUTES or end > _DAY_MINUTES or start == end or max(found[4], found[6]) >= "60":
+    start, end = (60 * int(match[at]) + int(match[at + 1]) for at in (3, 5))
+    if start >= _DAY_MINUTES or end > _DAY_MINUTES or start == end or max(match[4], match[6]) >= "60":
         raise ValueError("times are 00:00 to 24:00, and a window is not empty")
     begin, count = DAYS.index(first), (DAYS.index(last) - DAYS.index(first)) % 7 + 1
     return frozenset((begin + step) % 7 for step in range(count)), start, end

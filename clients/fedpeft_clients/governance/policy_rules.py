@@ -35,7 +35,7 @@ SHARE = 0.6
 
 
 @dataclass(frozen=True)
-class Offer:
+class ProposedRun:
     """A run as this organisation is offered it.
 
     Attributes:
@@ -75,14 +75,14 @@ class Offer:
         return 1.0 if CODECS[up.codec].sends_all else up.density
 
 
-def judge(policy: Policy, offer: Offer) -> None:
+def check_policy(policy: Policy, proposal: ProposedRun) -> None:
     """Refuse a run that breaks the policy, whatever the time of day.
 
     Raises:
         PolicyError: names the first rule that is broken.
     """
     for check in (_who, _adapter, _training, _privacy, _cohort, _exchange, _base):
-        for rule, sentence in check(policy, offer):
+        for rule, sentence in check(policy, proposal):
             raise PolicyError(rule, sentence)
 
 
@@ -134,19 +134,19 @@ def memory_needed(config: Config, model: str) -> float:
     facts = read_model_config(folder)
     if "quantization_config" in facts:
         return sum(file.stat().st_size for file in weight_files(folder)) / SHARE
-    stored = 2.0 if "16" in str(facts.get("dtype") or facts.get("torch_dtype")) else 4.0
-    parameters = sum(file.stat().st_size for file in weight_files(folder)) / stored
+    stored_bytes = 2.0 if "16" in str(facts.get("dtype") or facts.get("torch_dtype")) else 4.0
+    parameters = sum(file.stat().st_size for file in weight_files(folder)) / stored_bytes
     half = config.base.dtype in ("bfloat16", "float16") and config.base.quantisation == "none"
     return parameters * (2.0 if half else BYTES[config.base.quantisation]) / SHARE
 
 
-def _who(policy: Policy, offer: Offer) -> Problems:
-    if policy.coordinators != "joined" and offer.coordinator not in policy.coordinators:
-        yield "coordinator", f"coordinator {offer.coordinator} is not one of coordinators"
+def _who(policy: Policy, proposal: ProposedRun) -> Problems:
+    if policy.coordinators != "joined" and proposal.coordinator not in policy.coordinators:
+        yield "coordinator", f"coordinator {proposal.coordinator} is not one of coordinators"
 
 
-def _adapter(policy: Policy, offer: Offer) -> Problems:
-    rules, adapter = policy.adapter, offer.config.adapter
+def _adapter(policy: Policy, proposal: ProposedRun) -> Problems:
+    rules, adapter = policy.adapter, proposal.config.adapter
     if adapter.method not in rules.methods:
         yield "method", f"adapter.method = {adapter.method!r}, allowed are {_list(rules.methods)}"
     if adapter.key != adapter.method and adapter.aggregation not in rules.aggregations:
@@ -154,35 +154,35 @@ def _adapter(policy: Policy, offer: Offer) -> Problems:
         yield "aggregation", f"adapter.aggregation = {adapter.aggregation!r}, allowed are {allowed}"
     if ADAPTER_METHODS[adapter.key].traits.trains_inputs:
         yield "method", f"adapter.method = {adapter.method!r} may train an embedding, which shows tokens"
-    if offer.rank > rules.max_rank:
-        yield "rank", f"adapter.rank = {offer.rank}, allowed are at most {rules.max_rank}"
-    if offer.tokens / offer.rank < rules.min_tokens_per_rank:
+    if proposal.rank > rules.max_rank:
+        yield "rank", f"adapter.rank = {proposal.rank}, allowed are at most {rules.max_rank}"
+    if proposal.tokens / proposal.rank < rules.min_tokens_per_rank:
         least = f"{rules.min_tokens_per_rank:g} tokens per rank"
-        yield "tokens", f"a step has {offer.tokens} tokens for rank {offer.rank}, needed are {least}"
+        yield "tokens", f"a step has {proposal.tokens} tokens for rank {proposal.rank}, needed are {least}"
     if missing := set(rules.skipped_layers) - set(adapter.skip_layers):
         yield "layers", f"adapter.skip_layers lacks {', '.join(map(str, sorted(missing)))}"
 
 
-def _training(policy: Policy, offer: Offer) -> Problems:
-    rules, federation = policy.training, offer.config.federation
+def _training(policy: Policy, proposal: ProposedRun) -> Problems:
+    rules, federation = policy.training, proposal.config.federation
     if not rules.rounds[0] <= federation.rounds <= rules.rounds[1]:
         yield "rounds", f"federation.rounds = {federation.rounds}, allowed are {_range(rules.rounds)}"
     if not rules.local_steps[0] <= federation.local_steps <= rules.local_steps[1]:
         steps = federation.local_steps
         yield "steps", f"federation.local_steps = {steps}, allowed are {_range(rules.local_steps)}"
-    if offer.tokens > rules.max_step_tokens:
-        yield "step", f"a step has {offer.tokens} tokens, allowed are {rules.max_step_tokens}"
-    if (at_once := offer.config.run.tokens_at_once) > (most := max(rules.max_step_tokens, USUAL)):
+    if proposal.tokens > rules.max_step_tokens:
+        yield "step", f"a step has {proposal.tokens} tokens, allowed are {rules.max_step_tokens}"
+    if (at_once := proposal.config.run.tokens_at_once) > (most := max(rules.max_step_tokens, USUAL)):
         yield "memory", f"run.tokens_at_once = {at_once}, allowed are {most}"
-    if offer.config.base.threads > policy.limits.max_threads:
-        threads = offer.config.base.threads
+    if proposal.config.base.threads > policy.limits.max_threads:
+        threads = proposal.config.base.threads
         yield "threads", f"base.threads = {threads}, allowed are {policy.limits.max_threads}"
     if not rules.lr[0] <= federation.lr <= rules.lr[1]:
         yield "rate", f"federation.lr = {federation.lr:g}, allowed are {_range(rules.lr)}"
 
 
-def _privacy(policy: Policy, offer: Offer) -> Problems:
-    rules, privacy = policy.privacy, offer.config.privacy
+def _privacy(policy: Policy, proposal: ProposedRun) -> Problems:
+    rules, privacy = policy.privacy, proposal.config.privacy
     if privacy.unit not in rules.units:
         yield "unit", f"privacy.unit = {privacy.unit!r}, allowed are {_list(rules.units)}"
     if privacy.randomness != "system" and not rules.seeded:
@@ -191,7 +191,7 @@ def _privacy(policy: Policy, offer: Offer) -> Problems:
         return
     if privacy.trust not in rules.trusts:
         yield "trust", f"privacy.trust = {privacy.trust!r}, allowed are {_list(rules.trusts)}"
-    if (reached := _epsilon(offer.config)) > rules.max_epsilon:
+    if (reached := _epsilon(proposal.config)) > rules.max_epsilon:
         yield "epsilon", f"the run spends epsilon {reached:.4g}, allowed are {rules.max_epsilon:g}"
     if not rules.min_delta <= privacy.delta <= rules.max_delta:
         allowed = _range((rules.min_delta, rules.max_delta))
@@ -207,13 +207,13 @@ def _epsilon(config: Config) -> float:
         return math.inf
 
 
-def _cohort(policy: Policy, offer: Offer) -> Problems:
-    rules, config = policy.cohort, offer.config
+def _cohort(policy: Policy, proposal: ProposedRun) -> Problems:
+    rules, config = policy.cohort, proposal.config
     federation, secure = config.federation, config.exchange.secure
     if federation.nodes < rules.min_nodes:
         yield "cohort", f"federation.nodes = {federation.nodes}, needed are {rules.min_nodes}"
-    if offer.quorum < rules.min_quorum:
-        yield "quorum", f"the quorum is {offer.quorum}, at least {rules.min_quorum} is required"
+    if proposal.quorum < rules.min_quorum:
+        yield "quorum", f"the quorum is {proposal.quorum}, at least {rules.min_quorum} is required"
     if rules.secure and not secure.enabled:
         yield "secure", "exchange.secure.enabled = false, but updates must be summed securely"
     if secure.enabled:
@@ -234,19 +234,19 @@ def _sums(policy: Policy, config: Config) -> Problems:
         yield "colluders", f"exchange.secure.colluders = {secure.colluders}, needed are {least}"
 
 
-def _exchange(policy: Policy, offer: Offer) -> Problems:
-    rules, up = policy.exchange, offer.config.exchange.up
+def _exchange(policy: Policy, proposal: ProposedRun) -> Problems:
+    rules, up = policy.exchange, proposal.config.exchange.up
     if up.codec not in rules.codecs:
         yield "codec", f"exchange.up.codec = {up.codec!r}, allowed are {_list(rules.codecs)}"
-    if offer.density > rules.max_density:
+    if proposal.density > rules.max_density:
         most = f"{rules.max_density:g}"
-        yield "density", f"updates send {offer.density:g} of their values, allowed are {most}"
+        yield "density", f"updates send {proposal.density:g} of their values, allowed are {most}"
 
 
-def _base(policy: Policy, offer: Offer) -> Problems:
+def _base(policy: Policy, proposal: ProposedRun) -> Problems:
     try:
-        model = own_base(policy, offer.config)
-        needed = memory_needed(offer.config, model) if policy.limits.memory_gib else 0.0
+        model = own_base(policy, proposal.config)
+        needed = memory_needed(proposal.config, model) if policy.limits.memory_gib else 0.0
     except PolicyError as refusal:
         yield refusal.rule, refusal.sentence
     except FedPeftError as error:

@@ -15,14 +15,14 @@ from fedpeft.runstore import Format
 from fedpeft_clients.governance.organisation import Organisation
 
 FILE = "terms.json"
-OFFER = Format()
+PROPOSAL = Format()
 """Of ``terms.json``."""
 LEAST_DIGITS = 32
 """Of the hash by which terms are named: 128 bits, as their author may look for two that share them."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class SavedProposal:
     """An offered run as it lies in the organisation's folder.
 
     Attributes:
@@ -63,29 +63,31 @@ class Stored:
         """Write it, atomically."""
         facts = asdict(self)
         del facts["folder"]
-        OFFER.write(self.folder / FILE, facts)
+        PROPOSAL.write(self.folder / FILE, facts)
 
 
-def offers(organisation: Organisation) -> list[Stored]:
+def offers(organisation: Organisation) -> list[SavedProposal]:
     """All runs that were offered, the newest first."""
-    found = [OFFER.read(path, {}) | {"folder": path.parent} for path in organisation.runs.glob(f"*/{FILE}")]
-    return sorted((Stored(**facts) for facts in found), key=lambda one: -one.since)
+    proposals = [
+        PROPOSAL.read(path, {}) | {"folder": path.parent} for path in organisation.runs.glob(f"*/{FILE}")
+    ]
+    return sorted((SavedProposal(**facts) for facts in proposals), key=lambda proposal: -proposal.since)
 
 
-def offered(organisation: Organisation, run: str) -> Stored:
+def offered(organisation: Organisation, run: str) -> SavedProposal:
     """The one run that was offered under an id with these first digits.
 
     Raises:
         ConfigError: no such run, or several of that name.
     """
-    found = [one for one in offers(organisation) if run and one.run.startswith(run)]
-    if len(found) != 1:
-        waiting = ", ".join(one.run[:12] for one in offers(organisation)) or "none"
-        raise ConfigError(f"run {run!r} names {len(found)} offered runs; those offered are: {waiting}")
-    return found[0]
+    matches = [proposal for proposal in offers(organisation) if run and proposal.run.startswith(run)]
+    if len(matches) != 1:
+        waiting = ", ".join(proposal.run[:12] for proposal in offers(organisation)) or "none"
+        raise ConfigError(f"run {run!r} names {len(matches)} offered runs; those offered are: {waiting}")
+    return matches[0]
 
 
-def read_before(organisation: Organisation, run: str, terms: str | None) -> Stored:
+def read_before(organisation: Organisation, run: str, terms: str | None) -> SavedProposal:
     """The offered run whose terms the operator has read: the coordinator may send others at any time.
 
     Args:
@@ -96,11 +98,11 @@ def read_before(organisation: Organisation, run: str, terms: str | None) -> Stor
     Raises:
         ConfigError: no such run, several of that name, or other terms lie here by now.
     """
-    stored = offered(organisation, run)
-    if not (terms and len(terms) >= LEAST_DIGITS and stored.digest.startswith(terms.lower())):
+    saved = offered(organisation, run)
+    if not (terms and len(terms) >= LEAST_DIGITS and saved.digest.startswith(terms.lower())):
         raise ConfigError(
-            f"the terms of run {stored.run[:12]} are not those of --terms {terms or '(none)'}: read them "
+            f"the terms of run {saved.run[:12]} are not those of --terms {terms or '(none)'}: read them "
             "with 'fedpeft node runs', their keys with 'fedpeft node roster show RUN', and give the hash "
             "that is shown there"
         )
-    return stored
+    return saved

@@ -1,10 +1,10 @@
-"""Which records each lineage holds, as keyed hashes, so that the same data get no second budget.
+"""Which records each privacy-budget id covers, as keyed hashes, so that the same data get no second budget.
 
-The organisation keeps, for each lineage, hashes of all records that were ever added to it, under a key of its
+The organisation stores, for each id, hashes of all records that were ever added to it, under a key of its
 own (``records.key``); key and hashes (``records/``) are for their owner only and never leave. A data set is
-compared with every other lineage when it is added, when terms are agreed on that use it, and before a round
-if its file has changed since. A copy, a hard link, another format, other columns or labels, a part of the
-records or more around them are all the same records.
+compared with those of every other id when it is added, when terms that use it are agreed on, and before a
+round if its file has changed since. A copy, a hard link, another format, other columns or labels, a part of
+the records or more around them are all the same records.
 
 A record is known by three hashes: of prompt and completion together, and of each of the two that has at least
 `LEAST` characters, unless more than `MOST` records share that text, as they do a template. Before hashing, a
@@ -54,7 +54,7 @@ _GAP = re.compile(r"\W+")
 
 @dataclass(frozen=True)
 class Overlap:
-    """Records of a data set that another lineage holds too.
+    """Records of a data set that another privacy-budget id covers too.
 
     Attributes:
         lineage: the other.
@@ -68,20 +68,21 @@ class Overlap:
 
     def __str__(self) -> str:
         return (
-            f"{self.records} of its records are in lineage {self.lineage!r} too ({self.share:.1%} in common)"
+            f"{self.records} of its records are under privacy-budget id {self.lineage!r} too "
+            f"({self.share:.1%} in common)"
         )
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """What is known of a lineage: its records, and which state of which file they were read from."""
+class _Known:
+    """What is known of a privacy-budget id: its records, and the state of the files that they are from."""
 
     rows: Hashes
     stamps: dict[str, list[int]]
 
 
 def admit(organisation: Organisation, dataset: DataSet, most: float) -> list[Overlap]:
-    """Compare a data set with all other lineages, and remember its records; unchanged files are not read.
+    """Compare a data set with those of other budgets, and store its hashes; unchanged files are not read.
 
     Args:
         organisation: whose data sets are compared.
@@ -89,27 +90,28 @@ def admit(organisation: Organisation, dataset: DataSet, most: float) -> list[Ove
         most: the share in common that is allowed; 1 allows everything.
 
     Returns:
-        What it has in common with other lineages, the largest share first.
+        What it has in common with other privacy-budget ids, the largest share first.
 
     Raises:
-        PrivacyError: more than is allowed is in common; nothing is remembered then.
+        PrivacyError: more than is allowed is in common; nothing is stored then.
         DataError: a data set cannot be read.
     """
     for other in organisation.datasets().values():
-        if other.lineage != dataset.lineage and _kept(organisation, other.lineage) is None:
+        if other.lineage != dataset.lineage and _known(organisation, other.lineage) is None:
             _remember(organisation, other, _stamp(Path(other.file)), _rows(organisation, other))
-    held, stamp = _kept(organisation, dataset.lineage), _stamp(Path(dataset.file))
-    fresh = held is None or held.stamps.get(dataset.file) != stamp
-    rows = _rows(organisation, dataset) if held is None or fresh else held.rows
-    found = sorted(_overlaps(organisation, dataset.lineage, rows), key=lambda one: -one.share)
-    if found and found[0].share > most:
+    known, stamp = _known(organisation, dataset.lineage), _stamp(Path(dataset.file))
+    fresh = known is None or known.stamps.get(dataset.file) != stamp
+    rows = _rows(organisation, dataset) if known is None or fresh else known.rows
+    overlaps = sorted(_overlaps(organisation, dataset.lineage, rows), key=lambda overlap: -overlap.share)
+    if overlaps and overlaps[0].share > most:
         raise PrivacyError(
-            f"data set {dataset.file}: {found[0]}, allowed are {most:.1%} (privacy.max_overlap): a second "
-            f"lineage would spend the same records twice; use --lineage {found[0].lineage}, or take them out"
+            f"data set {dataset.file}: {overlaps[0]}, allowed are {most:.1%} (privacy.max_overlap): a second "
+            f"privacy-budget id would spend the same records twice; use --lineage {overlaps[0].lineage}, or "
+            "take them out"
         )
     if fresh:
         _remember(organisation, dataset, stamp, rows)
-    return found
+    return overlaps
 
 
 def changed(organisation: Organisation, dataset: DataSet) -> bool:
@@ -139,15 +141,15 @@ def hashes(records: Iterable[Record], key: bytes) -> Hashes:
     return rows
 
 
-def share(one: Hashes, other: Hashes) -> tuple[int, float]:
+def share(first: Hashes, second: Hashes) -> tuple[int, float]:
     """Records of the first that the second holds too, and the share in common."""
-    if not len(one) or not len(other):
+    if not len(first) or not len(second):
         return 0, 0.0
-    common = [_held(left, right) for left, right in ((one, other), (other, one))]
-    return common[0], max(common[0] / len(one), common[1] / len(other))
+    common = [_in_common(left, right) for left, right in ((first, second), (second, first))]
+    return common[0], max(common[0] / len(first), common[1] / len(second))
 
 
-def _held(rows: Hashes, by: Hashes) -> int:
+def _in_common(rows: Hashes, by: Hashes) -> int:
     return int(np.any(np.isin(rows, by[by != 0]), axis=1).sum())
 
 
@@ -171,10 +173,10 @@ def _digest(text: str, key: bytes) -> bytes:
 
 def _overlaps(organisation: Organisation, lineage: str, rows: Hashes) -> Iterator[Overlap]:
     for path in sorted(organisation.records.glob("*.npz")):
-        other, kept = _read(path)
+        other, known = _read(path)
         if other == lineage:
             continue
-        records, part = share(rows, kept.rows)
+        records, part = share(rows, known.rows)
         if records:
             yield Overlap(other, records, part)
 
@@ -201,34 +203,34 @@ def _file(organisation: Organisation, lineage: str) -> Path:
     return organisation.records / f"{hashlib.sha256(lineage.encode()).hexdigest()[:32]}.npz"
 
 
-def _kept(organisation: Organisation, lineage: str) -> _Kept | None:
+def _known(organisation: Organisation, lineage: str) -> _Known | None:
     path = _file(organisation, lineage)
     return _read(path)[1] if path.exists() else None
 
 
-def _read(path: Path) -> tuple[str, _Kept]:
-    """A lineage's name and what is known of it.
+def _read(path: Path) -> tuple[str, _Known]:
+    """A privacy-budget id and what is known of it.
 
     Raises:
         PrivacyError: the file is damaged.
     """
-    with _opened(path) as (stored, facts):
-        rows = stored["rows"]
+    with _opened(path) as (archive, facts):
+        rows = archive["rows"]
         if rows.dtype != np.uint64 or rows.ndim != 2 or rows.shape[1] != 3:
             raise ValueError("shape")
-        return facts["lineage"], _Kept(rows, facts["stamps"])
+        return facts["lineage"], _Known(rows, facts["stamps"])
 
 
 @contextmanager
 def _opened(path: Path) -> Generator[tuple[Mapping[str, NDArray[Any]], dict[str, Any]]]:
-    """The arrays of a lineage's file, each read when it is asked for, and its facts.
+    """The arrays of the file of a privacy-budget id, each read when it is asked for, and its facts.
 
     Raises:
         PrivacyError: the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            yield stored, json.loads(stored["facts"].tobytes())
+        with np.load(path, allow_pickle=False) as archive:
+            yield archive, json.loads(archive["facts"].tobytes())
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise PrivacyError(
             f"{path} is damaged ({type(error).__name__}): restore it, or remove it and add the data set again"
@@ -236,11 +238,11 @@ def _opened(path: Path) -> Generator[tuple[Mapping[str, NDArray[Any]], dict[str,
 
 
 def _remember(organisation: Organisation, dataset: DataSet, stamp: list[int], rows: Hashes) -> None:
-    """Add records of a file, as it was at ``stamp``, to those of its lineage, which keeps them all."""
-    held = _kept(organisation, dataset.lineage)
-    if held is not None:
-        rows = np.concatenate([held.rows, rows[~np.isin(rows[:, 0], held.rows[:, 0])]])
-    stamps = {**(held.stamps if held else {}), dataset.file: stamp}
+    """Add records of a file, as it was at ``stamp``, to those of its budget; none is ever removed."""
+    known = _known(organisation, dataset.lineage)
+    if known is not None:
+        rows = np.concatenate([known.rows, rows[~np.isin(rows[:, 0], known.rows[:, 0])]])
+    stamps = {**(known.stamps if known else {}), dataset.file: stamp}
     facts = json.dumps({"lineage": dataset.lineage, "stamps": stamps}).encode()
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, rows=rows, facts=np.frombuffer(facts, np.uint8))
@@ -252,4 +254,4 @@ def _stamp(path: Path) -> list[int]:
     """What changes when a file, or a file of a folder, is written."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     facts = [file.stat() for file in files if file.exists()]
-    return [value for one in facts for value in (one.st_mtime_ns, one.st_size, one.st_ino)]
+    return [value for stat in facts for value in (stat.st_mtime_ns, stat.st_size, stat.st_ino)]

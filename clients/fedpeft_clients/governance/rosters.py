@@ -86,8 +86,8 @@ def check_roster(organisation: Organisation, config: Config, roster: Mapping[str
     if roster.get(organisation.name) != organisation.signer.public:
         raise PolicyError("roster", "the run's roster does not hold this node's own key")
     if config.exchange.secure.enabled and not len(roster) == len(set(roster.values())) == nodes:
-        found = f"{len(set(roster.values()))} keys under {len(roster)} names"
-        raise PolicyError("roster", f"the run's roster has {found}, agreed are federation.nodes = {nodes}")
+        keys = f"{len(set(roster.values()))} keys under {len(roster)} names"
+        raise PolicyError("roster", f"the run's roster has {keys}, agreed are federation.nodes = {nodes}")
     for name, state in states(organisation, roster).items():
         if state == "another key is pinned":
             raise PolicyError(

@@ -29,7 +29,7 @@ from fedpeft.protocol.messages import (
 )
 from fedpeft.runstore import read_json
 from fedpeft_clients.governance.policy import PolicyError
-from fedpeft_clients.governance.run_approval import Post
+from fedpeft_clients.governance.run_approval import CoordinatorLink
 from fedpeft_clients.rounds.leak_check import verdict_on
 from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.run_home import Home, open_home
@@ -41,14 +41,14 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
     TRAIN: ("train", TrainReply),
     SECURE: ("secure", SecureReply),
 }
-_WORD = re.compile(r"[A-Za-z]{1,60}")
+_LETTERS = re.compile(r"[A-Za-z]{1,60}")
 
 
 @dataclass(frozen=True)
 class OrganisationGate:
     """Lets replies of one organisation to one coordinator out; a `fedpeft.flower.Gate`."""
 
-    post: Post
+    link: CoordinatorLink
 
     def __call__(self, asked: Message, reply: Message) -> Message:
         """What really leaves: the reply, or an error in its place, after it was logged.
@@ -63,7 +63,7 @@ class OrganisationGate:
         except PolicyError as refusal:
             leaving = flower.error_reply(asked, flower.REFUSED, refusal.code)
             facts = self._facts(asked, leaving)
-        self.post.organisation.outbox.append(facts)
+        self.link.organisation.outbox.append(facts)
         return leaving
 
     def _facts(self, asked: Message, reply: Message) -> dict[str, Any]:
@@ -75,26 +75,26 @@ class OrganisationGate:
         flower_run, run = asked.metadata.run_id, self._run(asked)
         common: dict[str, Any] = {
             "time": time.time(),
-            "to": self.post.grant.fingerprint,
+            "to": self.link.grant.fingerprint,
             "flower_run": str(flower_run),
             "run": run,
         }
         if reply.has_error():
             return common | {"kind": "error", "code": reply.error.code, "reason": reply.error.reason}
-        kind, said, blob = _opened(asked, reply)
+        kind, content, blob = _opened(asked, reply)
         entry: dict[str, Any] = {"kind": kind, "bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
         if kind == "train":
-            home = open_home(self.post.organisation.runs / str(run))
-            charge = _charge_of(home, said, entry["sha256"])
-            entry |= {"epsilon": said.epsilon, "audit": _verdict(home, said.round), "charge": charge}
-        facts = {key: _plain(value) for key, value in asdict(said).items()}
+            home = open_home(self.link.organisation.runs / str(run))
+            charge = _charge_of(home, content, entry["sha256"])
+            entry |= {"epsilon": content.epsilon, "audit": _verdict(home, content.round), "charge": charge}
+        facts = {key: _plain(value) for key, value in asdict(content).items()}
         return common | entry | {"round": facts.get("round"), "facts": facts}
 
     def _run(self, asked: Message) -> str | None:
         """Which run a message belongs to, as far as this node knows."""
         if asked.metadata.message_type == TERMS:
             return _named(asked)
-        return read_json(self.post.grant.flower, {}).get(str(asked.metadata.run_id))
+        return read_json(self.link.grant.flower, {}).get(str(asked.metadata.run_id))
 
 
 def _named(asked: Message) -> str | None:
@@ -117,7 +117,7 @@ def _opened(asked: Message, reply: Message) -> tuple[str, Any, bytes]:
 def _bare(asked: Message, reply: Message) -> Message:
     """An error with its code and one word of letters: the class of an exception or a rule."""
     reason = reply.error.reason or ""
-    return flower.error_reply(asked, reply.error.code, reason if _WORD.fullmatch(reason) else "Error")
+    return flower.error_reply(asked, reply.error.code, reason if _LETTERS.fullmatch(reason) else "Error")
 
 
 def _charge_of(home: Home, reply: TrainReply, digest: str) -> dict[str, Any]:
@@ -151,10 +151,10 @@ def _verdict(home: Home, round: int) -> str:
         return "masked"
     if home.audit.outbox == "off":
         return "off"
-    found = read_json(home.outbox / f"r{round:02d}.audit.json", None)
-    if found is None:
+    audit = read_json(home.outbox / f"r{round:02d}.audit.json", None)
+    if audit is None:
         return "missing"
-    return verdict_on(found["findings"])
+    return verdict_on(audit["findings"])
 
 
 def _plain(value: Any) -> Any:

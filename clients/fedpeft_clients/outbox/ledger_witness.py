@@ -54,18 +54,20 @@ def problems(organisation: Organisation) -> list[str]:
     """What is missing, in plain words; nothing where all fits."""
     known = list(_witnesses(organisation))  # before the ledger is read: another process may go on meanwhile
     chain = _chain(organisation)
-    found = [
-        f"{one.place} knows entry {one.head.hash[:12]} of the ledger, which ends at {chain.head.seq} "
+    missing = [
+        f"{witness.place} knows entry {witness.head.hash[:12]} of the ledger, which ends at {chain.head.seq} "
         "without it: it was deleted or put back"
-        for one in _unknown(known, chain)
+        for witness in _unknown(known, chain)
     ]
     if cut := _broken(organisation.outbox):
-        found.append(cut)
+        missing.append(cut)
     elif chain.entries and not organisation.outbox.path.stat().st_size:
-        found.append(f"the ledger has {chain.head.seq} entries, but the outbox log is empty: it was deleted")
+        missing.append(
+            f"the ledger has {chain.head.seq} entries, but the outbox log is empty: it was deleted"
+        )
     else:
-        found += _untold(chain, organisation.outbox)  # read after the ledger, which is written before it
-    return found
+        missing += _untold(chain, organisation.outbox)  # read after the ledger, which is written before it
+    return missing
 
 
 def declare(organisation: Organisation, because: str, close: bool) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def declare(organisation: Organisation, because: str, close: bool) -> dict[str, 
             what it cost.
 
     Returns:
-        ``restored`` rounds, the lineages that were ``closed``, and the ledger's ``head``.
+        ``restored`` rounds, the privacy-budget ids that were ``closed``, and the ledger's ``head``.
 
     Raises:
         ConfigError: nothing is missing, or no reason is given.
@@ -91,27 +93,27 @@ def declare(organisation: Organisation, because: str, close: bool) -> dict[str, 
     chain, log = _chain(organisation), organisation.outbox
     lost = _lost(log, chain)
     unknown = list(_unknown(_witnesses(organisation), chain))
-    named = {one.hash for one in lost}
-    nameless = [one for one in unknown if one.head.hash not in named] + [
-        Witness(f"entry {one['seq']} of the outbox log", head)
-        for head, one in lost.items()
-        if "charge" not in one
+    named = {head.hash for head in lost}
+    nameless = [witness for witness in unknown if witness.head.hash not in named] + [
+        Witness(f"entry {entry['seq']} of the outbox log", head)
+        for head, entry in lost.items()
+        if "charge" not in entry
     ]
     if nameless and not close:
         raise PrivacyError(
             f"nobody knows what {nameless[0].place} cost: restore the ledger, or give --close, after which "
             "no data set of this node has a budget for private runs"
         )
-    closed = sorted({one.lineage for one in organisation.datasets().values()}) if nameless else []
-    heads = [*lost, *(one.head for one in unknown if one.head.hash not in named)]
-    charges = [(one["charge"], one["sha256"]) for one in lost.values() if "charge" in one]
+    closed = sorted({dataset.lineage for dataset in organisation.datasets().values()}) if nameless else []
+    heads = [*lost, *(witness.head for witness in unknown if witness.head.hash not in named)]
+    charges = [(entry["charge"], entry["sha256"]) for entry in lost.values() if "charge" in entry]
     charges += [(entry_bodies.closing(lineage), None) for lineage in closed]
     ledger = Ledger(organisation.ledger, None, organisation.signer, strict=True)
-    head = ledger.declare(charges, entry_bodies.declared(because, heads))
+    newest = ledger.declare(charges, entry_bodies.declared(because, heads))
     if _broken(log):
         log.set_aside()
     log.append({"time": ledger.clock(), "kind": "declared", "run": None, "to": "", "because": because})
-    return {"restored": len(charges) - len(closed), "closed": closed, "head": f"{head.seq}:{head.hash}"}
+    return {"restored": len(charges) - len(closed), "closed": closed, "head": f"{newest.seq}:{newest.hash}"}
 
 
 def _broken(log: SignedLog) -> str:
@@ -138,29 +140,29 @@ def _unknown(known: Iterator[Witness] | list[Witness], chain: Chain) -> Iterator
     They know an entry by its hash: its number is told as that within its run
     (`fedpeft_clients.rounds.ledger_view`).
     """
-    held = {entry.hash for entry in chain.entries} | _declared(chain)
-    yield from (one for one in known if one.head.hash not in held)
+    recorded = {entry.hash for entry in chain.entries} | _declared(chain)
+    yield from (witness for witness in known if witness.head.hash not in recorded)
 
 
 def _untold(chain: Chain, log: SignedLog) -> Iterator[str]:
     """Runs of which the ledger released what the log does not know, since the last loss that was declared."""
-    known, sent = _told(log)
+    known, sent = _logged(log)
     for run, rounds in _released(chain).items():
         missing = [(run, round) not in sent for round in rounds]
         if not known.intersection((run, None)):
             yield f"the ledger released updates of run {run[:12]}, of which the outbox log knows nothing"
-        elif any(one and other for one, other in pairwise(missing)):
+        elif any(earlier and later for earlier, later in pairwise(missing)):
             yield f"the ledger released rounds of run {run[:12]} that the outbox log lacks: it was put back"
 
 
-def _told(log: SignedLog) -> tuple[set[str | None], set[tuple[str, int]]]:
+def _logged(log: SignedLog) -> tuple[set[str | None], set[tuple[str, int]]]:
     """Runs that the log says were agreed on, None for a declared loss; and the rounds that it says left."""
     entries = [json.loads(line) for line in log.read() if any(kind in line for kind in _KINDS)]
-    sent = {(one["run"], one["round"]) for one in entries if one["kind"] == "train"}
+    sent = {(entry["run"], entry["round"]) for entry in entries if entry["kind"] == "train"}
     agreed = {
-        one["run"]
-        for one in entries
-        if one["kind"] == "declared" or (one["kind"] == "terms" and one["facts"]["answer"] == "agreed")
+        entry["run"]
+        for entry in entries
+        if entry["kind"] == "declared" or (entry["kind"] == "terms" and entry["facts"]["answer"] == "agreed")
     }
     return agreed | {run for run, _ in sent}, sent
 
@@ -169,12 +171,12 @@ def _released(chain: Chain) -> dict[str, list[int]]:
     """Rounds of each run that were released since the newest declared loss, in order, each once."""
     since = max((entry.seq for entry in chain.entries if entry.kind == "declared"), default=0)
     reserved = {entry.seq: entry.body for entry in chain.entries if entry.kind == "reserve"}
-    found: dict[str, dict[int, None]] = {}
+    rounds_of: dict[str, dict[int, None]] = {}
     for entry in chain.entries:
         if entry.kind == "released" and entry.seq > since:
             body = reserved[entry.body["reservation"]]
-            found.setdefault(body["run"], {})[body["round"]] = None
-    return {run: list(rounds) for run, rounds in found.items()}
+            rounds_of.setdefault(body["run"], {})[body["round"]] = None
+    return {run: list(rounds) for run, rounds in rounds_of.items()}
 
 
 def _declared(chain: Chain) -> set[str]:
@@ -185,9 +187,9 @@ def _declared(chain: Chain) -> set[str]:
 def _lost(log: SignedLog, chain: Chain) -> dict[Head, Entry]:
     """Updates of the outbox log by the ledger entries that released them, which the ledger lacks."""
     sent = [entry for entry in entries_of(log.read()) if entry["kind"] == "train"]
-    found = {_head(entry["facts"]): entry for entry in sent}
-    lacking = {one.head for one in _unknown([Witness("", head) for head in found], chain)}
-    return {head: entry for head, entry in found.items() if head in lacking}
+    heads = {_head(entry["facts"]): entry for entry in sent}
+    lacking = {witness.head for witness in _unknown([Witness("", head) for head in heads], chain)}
+    return {head: entry for head, entry in heads.items() if head in lacking}
 
 
 def _witnesses(organisation: Organisation) -> Iterator[Witness]:

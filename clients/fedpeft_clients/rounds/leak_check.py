@@ -53,8 +53,7 @@ def look(node: NodeContext, round: int, lr: float, values: FloatVector, examples
     wanted = node.home.audit.outbox
     if wanted == "off":
         return
-    found = _examined(node, round, lr, values, examples)
-    findings = [finding.facts() for finding in found]
+    findings = [finding.facts() for finding in _examined(node, round, lr, values, examples)]
     write_json(node.home.outbox / _file(round), {"round": round, "findings": findings})
     verdict = verdict_on(findings)
     if wanted == "refuse" and verdict != CLEAN:
@@ -66,8 +65,8 @@ def look(node: NodeContext, round: int, lr: float, values: FloatVector, examples
 
 def verdict_on(findings: Sequence[Mapping[str, Any]]) -> str:
     """What written findings say of an update: the worst of their verdicts, or that it is clean."""
-    said = {finding["verdict"] for finding in findings}
-    return next((verdict for verdict in _CAUSES if verdict in said), CLEAN)
+    verdicts = {finding["verdict"] for finding in findings}
+    return next((verdict for verdict in _CAUSES if verdict in verdicts), CLEAN)
 
 
 def _file(round: int) -> str:
@@ -83,10 +82,10 @@ def _examined(
 
     attached, audit = node.attached, node.home.audit
     known = knowledge_of(attached, _prior(node), (node.home.name, round), lr)
-    behind, own = (_tokens(given) - known.special for given in examples)
+    behind, all_tokens = (_tokens(records) - known.special for records in examples)
     stage, counts = "envelope", (len(behind), len(examples[0]))
     view = View(stage, role_of(stage), attached.method.name, attached.layout, values, known, *counts)
-    return examine(view, behind, own - behind, audit.outbox_seconds, audit.threshold)
+    return examine(view, behind, all_tokens - behind, audit.outbox_seconds, audit.threshold)
 
 
 def _tokens(examples: Sequence[Example]) -> frozenset[int]:
@@ -99,10 +98,10 @@ def _prior(node: NodeContext) -> NDArray[np.float64]:
 
     attached, base, priors = node.attached, node.base, node.cache.priors
     if base.sha256 not in priors:
-        held = attached.get()
+        values = attached.get()
         attached.load(attached.initial())
         try:
             priors[base.sha256] = prior_of(base)
         finally:
-            attached.load(held)
+            attached.load(values)
     return priors[base.sha256]

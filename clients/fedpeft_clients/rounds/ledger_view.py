@@ -15,8 +15,14 @@ from fedpeft.privacy.ledger.chain import Entry
 
 def of_run(entries: Sequence[Entry], run: str) -> list[Entry]:
     """The entries of a run in order: its reservations, and what was started and released under them."""
-    own = {entry.seq for entry in entries if entry.kind == "reserve" and entry.body.get("run") == run}
-    return [entry for entry in entries if entry.seq in own or entry.body.get("reservation") in own]
+    reservations = {
+        entry.seq for entry in entries if entry.kind == "reserve" and entry.body.get("run") == run
+    }
+    return [
+        entry
+        for entry in entries
+        if entry.seq in reservations or entry.body.get("reservation") in reservations
+    ]
 
 
 def place(ledger: Ledger, run: str, head: Head) -> int:
@@ -36,8 +42,8 @@ def require(ledger: Ledger, run: str, number: int, digest: str) -> None:
     Raises:
         PrivacyError: it does not.
     """
-    own = of_run(ledger.entries(), run)
-    if len(own) < number or own[number - 1].hash != digest:
+    entries = of_run(ledger.entries(), run)
+    if len(entries) < number or entries[number - 1].hash != digest:
         raise PrivacyError(
             f"the ledger does not hold entry {number} of this run as it was told: it was rolled back or "
             "replaced; restore the newest copy, or ask the coordinator's operator"
@@ -46,5 +52,5 @@ def require(ledger: Ledger, run: str, number: int, digest: str) -> None:
 
 def epsilon(ledger: Ledger, lineage: str, run: str) -> float:
     """What a run has spent on a lineage by itself; inf where something of it is not private."""
-    own = budget.charges(of_run(ledger.entries(), run), lineage)
-    return budget.joint(own, budget.delta_of(own), budget.claim_of(own), None)
+    charges = budget.charges(of_run(ledger.entries(), run), lineage)
+    return budget.joint(charges, budget.delta_of(charges), budget.claim_of(charges), None)

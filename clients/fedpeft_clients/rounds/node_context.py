@@ -155,26 +155,26 @@ class NodeContext:
         if task.broadcast == "full":
             layout = self._state_layout(task.ranks)
             values = self._open(links[0], DenseFp32(), task.round, NO_STATE, layout).dense()
-            law = self.attached.aggregator
-            return Received(law.from_tensors(layout.split(values)) if law else values, None)
+            aggregator = self.attached.aggregator
+            return Received(aggregator.from_tensors(layout.split(values)) if aggregator else values, None)
         return self._follow(task, links)
 
     def _follow(self, task: TrainTask, links: list[bytes]) -> Received:
         """Apply the deltas of the rounds after the one whose state this node holds."""
-        values, delta, layout = self._held(task.since).copy(), None, self.attached.layout
+        values, delta, layout = self._earlier(task.since).copy(), None, self.attached.layout
         for number, link in enumerate(links, task.since + 1):
             before = state_digest(layout, values)
             delta = self._open(link, self.plan.down.codec, number, before, layout)
             delta.add_to(values)
         return Received(values, delta)
 
-    def _held(self, round: int) -> FloatVector:
+    def _earlier(self, round: int) -> FloatVector:
         """The state of an earlier round: the agreed start, or what this node has trained from."""
         if self.attached.aggregator is not None:
             raise FederationError("factors are sent whole; a delta does not apply")
-        stored = load_state(self.home.states, round)
-        if stored is not None:
-            return stored.values
+        saved = load_state(self.home.states, round)
+        if saved is not None:
+            return saved.values
         if round != 1:
             raise FederationError(f"this node does not hold the state of round {round}")
         return self.attached.initial()
@@ -185,14 +185,16 @@ class NodeContext:
         return open_envelope(data, layout, codec.at(context, None), context, verifier)
 
     def _state_layout(self, ranks: list[int]) -> Layout:
-        law = self.attached.aggregator
-        if law is None:
+        aggregator = self.attached.aggregator
+        if aggregator is None:
             return self.attached.layout
-        if len(ranks) != len(law.shapes) or any(
-            rank > min(shape) for rank, (_, shape) in zip(ranks, law.shapes, strict=True)
+        if len(ranks) != len(aggregator.shapes) or any(
+            rank > min(shape) for rank, (_, shape) in zip(ranks, aggregator.shapes, strict=True)
         ):
             raise FederationError("the announced ranks do not fit the adapter's modules")
-        return law.state_layout({module: rank for rank, (module, _) in zip(ranks, law.shapes, strict=True)})
+        return aggregator.state_layout(
+            {module: rank for rank, (module, _) in zip(ranks, aggregator.shapes, strict=True)}
+        )
 
 
 def trust(home: Home, key: bytes) -> None:

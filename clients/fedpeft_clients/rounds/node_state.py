@@ -22,7 +22,7 @@ from fedpeft.protocol.messages import TrainReply
 from fedpeft.runstore import write_atomic
 from fedpeft.runstore.files import append_whole
 
-KEPT = 2
+STATES = 2
 _RESIDUAL = "residual/"
 _INDEX = "answers.jsonl"
 
@@ -74,7 +74,7 @@ def save_state(folder: Path, state: NodeState) -> None:
         **arrays,
     )
     write_atomic(folder / f"{state.round:04d}.npz", buffer.getvalue())
-    for old in held_rounds(folder)[:-KEPT]:
+    for old in held_rounds(folder)[:-STATES]:
         (folder / f"{old:04d}.npz").unlink()
 
 
@@ -88,8 +88,8 @@ def load_state(folder: Path, round: int) -> NodeState | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
         answer = _answer(json.loads(arrays["facts"].tobytes()), arrays["envelope"].tobytes())
     except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
         raise RunError(f"cannot read the node's state {path.name}: {type(error).__name__}") from None
@@ -123,8 +123,8 @@ def put_out(folder: Path, round: int, answer: Answer) -> None:
 def sent(folder: Path, round: int) -> Answer | None:
     """The newest answer of a round that lies in the outbox."""
     path = folder / f"r{round:02d}.fpd"
-    found = [facts for facts in _index(folder) if facts.pop("answered", None) == round]
-    return _answer(found[-1], path.read_bytes()) if found and path.exists() else None
+    answers = [facts for facts in _index(folder) if facts.pop("answered", None) == round]
+    return _answer(answers[-1], path.read_bytes()) if answers and path.exists() else None
 
 
 def _index(folder: Path) -> list[dict[str, Any]]:

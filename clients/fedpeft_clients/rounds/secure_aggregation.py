@@ -66,12 +66,12 @@ class Session:
             FederationError: this node has no part in that attempt.
         """
         try:
-            found = json.loads(_file(home, round, attempt).read_bytes())
+            content = json.loads(_file(home, round, attempt).read_bytes())
         except FileNotFoundError:
             raise FederationError(f"round {round}: this node has no part in secure sum {attempt}") from None
-        facts: dict[str, Any] = found["task"]
+        facts: dict[str, Any] = content["task"]
         facts["state"] = bytes.fromhex(facts["state"])
-        return cls(SecureTask(**facts), NodeSecrets.from_bytes(found["secrets"].encode()))
+        return cls(SecureTask(**facts), NodeSecrets.from_bytes(content["secrets"].encode()))
 
     def check(self, plan: ExchangePlan, layout: Layout, noisy: bool, inbox: bytes) -> None:
         """Refuse a sum that this node could not answer, before anything is trained and charged for it.
@@ -89,11 +89,11 @@ class Session:
         votes = 0 if noisy else len(layout.names)
         support = public_support(plan.codec)
         size = votes + (layout.size if support is None else support.positions(layout).size)
-        found = (self.task.size, len(self.task.scales))
-        if found != (size, votes):
+        announced = (self.task.size, len(self.task.scales))
+        if announced != (size, votes):
             raise FederationError(
-                f"round {self.task.round}: the secure sum is of {found[0]} integers with {found[1]} scales, "
-                f"this run's are of {size} with {votes}"
+                f"round {self.task.round}: the secure sum is of {announced[0]} integers with {announced[1]} "
+                f"scales, this run's are of {size} with {votes}"
             )
         check_inbox(self.secrets, unpack_table(inbox))
 

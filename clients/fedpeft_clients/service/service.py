@@ -17,7 +17,7 @@ from fedpeft.errors import RunError
 from fedpeft.runstore import write_json
 from fedpeft_clients.governance.organisation import Grant, Organisation
 from fedpeft_clients.governance.policy import Policy
-from fedpeft_clients.governance.run_approval import Post
+from fedpeft_clients.governance.run_approval import CoordinatorLink
 
 
 def serve(organisation: Organisation, grant: Grant, poll: float) -> None:
@@ -34,8 +34,8 @@ def serve(organisation: Organisation, grant: Grant, poll: float) -> None:
     from fedpeft_clients.app import app
     from fedpeft_clients.outbox.gate import OrganisationGate
 
-    post = Post(organisation, grant)
-    policy = post.policy()
+    link = CoordinatorLink(organisation, grant)
+    policy = link.policy()
     _limit_gpu(policy)
     flower.hush()
     node_config = {"organisation": str(organisation.path), "coordinator": grant.fingerprint}
@@ -50,7 +50,7 @@ def serve(organisation: Organisation, grant: Grant, poll: float) -> None:
     with _alone(grant):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _leave)
-        teller, gate = _Teller(grant), OrganisationGate(post)
+        teller, gate = _Teller(grant), OrganisationGate(link)
         try:
             flower.serve_node(connection, app, node_config, allowed_apps(policy), gate=gate, emit=teller)
         except SystemExit:
