@@ -30,14 +30,14 @@ ARM = "federated"
 
 @dataclass
 class HeldOutEvaluation:
-    """Judges the base, each `federation.evaluate_every`-th round and the result.
+    """Evaluates the base, each `federation.evaluate_every`-th round and the result.
 
     It sees what the coordinator holds anyway, and records that no organisation gave: no privacy is spent. A
-    round that is done while another is being evaluated may be passed over. A failure is told in the log and
+    round that is done while another is being evaluated may be passed over. A failure is logged and
     never ends the run.
 
     Attributes:
-        store: the run directory; without ``data/test.jsonl`` nothing is judged.
+        store: the run directory; without ``data/test.jsonl`` nothing is evaluated.
     """
 
     store: RunStore
@@ -50,7 +50,7 @@ class HeldOutEvaluation:
 
     @contextmanager
     def beside(self) -> Generator[None]:
-        """Judge rounds as long as the block lasts, and the result if it ends well."""
+        """Evaluate rounds as long as the block lasts, and the result if it ends well."""
         if not self.store.test.exists():
             yield
             return
@@ -72,7 +72,7 @@ class HeldOutEvaluation:
                 self.catch_up()
 
     def catch_up(self) -> None:
-        """Judge the base if that was not done yet, and the newest checkpoint if it is due."""
+        """Evaluate the base if that was not done yet, and the newest checkpoint if it is due."""
         from fedpeft_server.rounds.final_adapter import load_checkpoint
 
         if 0 not in self._evaluated:
