@@ -18,7 +18,7 @@ from fedpeft_server.service.service_log import Emit
 MOST_NETWORKS = 49
 """Strangers on so many networks keep nobody out who joins from another one, however long they go on."""
 LIMITS = Limits(burst=20, per_second=4, all_burst=1000, all_per_second=200)
-"""All who come here are strangers. What so many networks may take leaves room in what all may take."""
+"""Everybody here is a stranger. So many networks together take less than all may take."""
 
 
 @dataclass(frozen=True)
