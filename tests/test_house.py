@@ -110,7 +110,6 @@ VAGUE = (
     "wholes found given held kept one own said"
 )
 """Names that say nothing of the thing they stand for, or that only this project gave a meaning."""
-PLAIN_FOLDERS = ("fedpeft", "kernels", "attacks", "server", "simulations")
 
 
 def _defined_names(path):
@@ -125,10 +124,9 @@ def _defined_names(path):
 
 def test_names_are_nouns_of_what_they_stand_for():
     vague = {*VAGUE.split(), "runterms", "standin"}
-    sources = [path for folder in PLAIN_FOLDERS for path in (ROOT / folder).rglob("*.py")]
     wrong = [
         f"{path.relative_to(ROOT)}: {name}"
-        for path in sources
+        for path in SOURCES
         for name in _defined_names(path)
         if name.strip("_").lower() in vague
     ]

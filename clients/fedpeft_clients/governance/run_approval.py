@@ -26,7 +26,7 @@ from fedpeft_clients.governance.proposals import FILE, PROPOSAL, SavedProposal, 
 from fedpeft_clients.governance.record_overlap import admit, changed
 from fedpeft_clients.governance.rosters import check_roster, unpinned
 from fedpeft_clients.outbox import ledger_witness
-from fedpeft_clients.rounds.run_home import HOME, Home, Own, open_home
+from fedpeft_clients.rounds.run_home import HOME, Home, OrganisationSettings, open_home
 
 MOST_OFFERS = 64
 """Runs of one coordinator that may lie here without having been agreed on; more are refused unread."""
@@ -83,14 +83,14 @@ class CoordinatorLink:
         check_policy(policy, proposal)
         if _decision(self, proposal.run).get("answer") == "refused":
             raise PolicyError("approval", f"run {name[:12]} was refused by the operator")
-        _, dataset = _dataset(self, policy, proposal, home.own.data)
+        _, dataset = _dataset(self, policy, proposal, home.settings.data)
         if changed(self.organisation, dataset):
             _compare(self.organisation, policy, dataset)
         roster = {member: bytes.fromhex(key) for member, key in home.roster.items()}
         check_roster(self.organisation, home.config, roster)
         if sentence := unpinned(self.organisation, policy, home.config, roster):
             raise PolicyError("roster", sentence)
-        return _settled(self, policy, proposal, (home.labels, home.roster), home.own.data)
+        return _settled(self, policy, proposal, (home.labels, home.roster), home.settings.data)
 
 
 def answer(link: CoordinatorLink, flower_run: int, asked: Terms, blob: bytes) -> TermsReply:
@@ -266,7 +266,7 @@ def _agree(
     roster = {name: key.hex() for name, key in terms.roster.items()}
     labels, data = terms.labels, _decision(link, proposal.run).get("data")
     if (folder / "node.json").exists():
-        data = open_home(folder).own.data
+        data = open_home(folder).settings.data
     else:
         _, dataset = _dataset(link, policy, proposal, data)
         _compare(link.organisation, policy, dataset)
@@ -305,13 +305,13 @@ def _settled(
 
 def _organisation_settings(
     link: CoordinatorLink, policy: Policy, proposal: ProposedRun, dataset: DataSet
-) -> Own:
+) -> OrganisationSettings:
     """What this organisation sets for itself in a run."""
     private = proposal.config.privacy.unit != "none"
     mode: Literal["off", "report", "refuse"] = (
         "report" if private and policy.audit.mode == "block" else _AUDIT[policy.audit.mode]
     )
-    return Own(
+    return OrganisationSettings(
         ledger=str(link.organisation.ledger),
         key=str(link.organisation.signing),
         base=own_base(policy, proposal.config),

@@ -42,7 +42,7 @@ from fedpeft.trust import Verifier
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds import ledger_view
 from fedpeft_clients.rounds.leak_check import Behind, look
-from fedpeft_clients.rounds.node_context import Held, NodeContext, Received
+from fedpeft_clients.rounds.node_context import NodeContext, Received, SentState
 from fedpeft_clients.rounds.node_state import Answer, NodeState, held_rounds, load_state
 from fedpeft_clients.rounds.pipeline_taps import Taps
 from fedpeft_clients.rounds.run_home import Home
@@ -68,7 +68,7 @@ def work(node: NodeContext, task: TrainTask, received: Received, inbox: bytes) -
     if session is not None:
         session.check(plan, node.attached.layout, node.plan.distributed is not None, inbox)
     reservation = _reserve(node, task)
-    start = node.attached.begin(received.held, task.round, home.name)
+    start = node.attached.begin(received.state, task.round, home.name)
     taps = Taps(home.taps(task.round))
     taps.start(start)
     ledger.started(reservation)
@@ -88,7 +88,7 @@ def work(node: NodeContext, task: TrainTask, received: Received, inbox: bytes) -
     head = Head(ledger_view.place(ledger, node.run.hex(), head), head.hash)
     reply = _reply(node, task, spent, head, notes)
     answer = Answer(task.state, reply, envelope, task.attempt)
-    return NodeState(task.round, _values(received.held), answer, residuals)
+    return NodeState(task.round, _values(received.state), answer, residuals)
 
 
 def session_of(node: NodeContext, task: TrainTask) -> Session | None:
@@ -124,7 +124,7 @@ def hidden(
 
 def _newest(home: Home, round: int) -> NodeState | None:
     """What this node kept of the last round before this one that it took part in."""
-    earlier = [held for held in held_rounds(home.states) if held < round]
+    earlier = [number for number in held_rounds(home.states) if number < round]
     return load_state(home.states, earlier[-1]) if earlier else None
 
 
@@ -347,5 +347,5 @@ def _reply(
     )
 
 
-def _values(held: Held) -> FloatVector:
-    return held if isinstance(held, np.ndarray) else held.values
+def _values(state: SentState) -> FloatVector:
+    return state if isinstance(state, np.ndarray) else state.values

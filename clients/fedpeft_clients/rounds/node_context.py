@@ -30,14 +30,14 @@ from fedpeft_clients.process_cache import PROCESS, ProcessCache
 from fedpeft_clients.rounds.node_state import load_state
 from fedpeft_clients.rounds.run_home import Home
 
-Held = FloatVector | FactorState
+SentState = FloatVector | FactorState
 
 
 @dataclass(frozen=True)
 class Received:
     """The state to train from, and the newest delta that led to it, if one did."""
 
-    held: Held
+    state: SentState
     released: Decoded | None
 
 
@@ -96,7 +96,9 @@ class NodeContext:
             PrivacyError: it cannot be opened.
         """
         home = self.home
-        return self.cache.ledger(home.ledger, home.budget, self.signer, strict=home.own.ledger is not None)
+        return self.cache.ledger(
+            home.ledger, home.budget, self.signer, strict=home.settings.ledger is not None
+        )
 
     @cached_property
     def plan(self) -> RunPlan:
@@ -112,18 +114,18 @@ class NodeContext:
             engine_of(self.attached, config.run.engine, config.data.max_length)
         return plan
 
-    def initial(self) -> Held:
+    def initial(self) -> SentState:
         """The agreed starting state."""
         return self.attached.aggregator.initial() if self.attached.aggregator else self.attached.initial()
 
-    def layout_of(self, held: Held) -> Layout:
+    def layout_of(self, state: SentState) -> Layout:
         """Layout of a state."""
-        return held.layout if isinstance(held, FactorState) else self.attached.layout
+        return state.layout if isinstance(state, FactorState) else self.attached.layout
 
-    def digest_of(self, held: Held) -> bytes:
+    def digest_of(self, state: SentState) -> bytes:
         """Digest of a state, 32 bytes."""
-        values = held.values if isinstance(held, FactorState) else held
-        return state_digest(self.layout_of(held), values)
+        values = state.values if isinstance(state, FactorState) else state
+        return state_digest(self.layout_of(state), values)
 
     def receive(self, task: TrainTask, blob: bytes) -> Received:
         """The state to train from.
@@ -137,7 +139,7 @@ class NodeContext:
         if task.round == 1 and task.state != self.digest_of(self.initial()):
             raise PolicyError("start", "round 1 begins at the agreed starting adapter and at no other")
         received = self._read(task, self._links(task, blob))
-        if self.digest_of(received.held) != task.state:
+        if self.digest_of(received.state) != task.state:
             raise FederationError(f"round {task.round}: the state received is not the one announced")
         return received
 

@@ -23,7 +23,7 @@ HOME = Format()
 
 
 @dataclass(frozen=True)
-class Own:
+class OrganisationSettings:
     """What an organisation sets for itself, whatever a run's config says; all None in a simulation.
 
     Attributes:
@@ -65,7 +65,7 @@ class Home:
         path: the folder.
         name: the organisation's name in the federation.
         train: its training records, JSONL.
-        lineage: name of the data set in the privacy ledger.
+        lineage: privacy-budget id of the data set in the ledger.
         config: the config that the organisation agreed to.
         labels: labels of the task, if it has some, in agreed order.
         tapped: whether updates are written down for the audit (simulation only).
@@ -73,7 +73,7 @@ class Home:
         coordinator: the coordinator's public key, hexadecimal; None: believe the first one seen.
         roster: pinned public keys of all nodes that this one ever sums with, its own included, hexadecimal by
             name; empty: it sums with nobody.
-        own: what the organisation sets for itself, if it is a real one.
+        settings: what the organisation sets for itself, if it is a real one.
     """
 
     path: Path
@@ -86,7 +86,7 @@ class Home:
     signing_seed: str | None = None
     coordinator: str | None = None
     roster: Mapping[str, str] = field(default_factory=dict[str, str])
-    own: Own = Own()
+    settings: OrganisationSettings = OrganisationSettings()
 
     @property
     def reproducible(self) -> bool:
@@ -121,43 +121,43 @@ class Home:
     @property
     def ledger(self) -> Path:
         """The privacy ledger."""
-        return Path(self.own.ledger) if self.own.ledger else self.path / "ledger.sqlite"
+        return Path(self.settings.ledger) if self.settings.ledger else self.path / "ledger.sqlite"
 
     @property
     def key(self) -> Path:
         """File of the signing key."""
-        return Path(self.own.key) if self.own.key else self.path / "signing.key"
+        return Path(self.settings.key) if self.settings.key else self.path / "signing.key"
 
     @property
     def base(self) -> BaseConfig:
         """The agreed base, where it lies on this machine."""
-        own = {"model": self.own.base, "device": self.own.device}
-        return self.config.base.model_copy(update={name: value for name, value in own.items() if value})
+        places = {"model": self.settings.base, "device": self.settings.device}
+        return self.config.base.model_copy(update={name: value for name, value in places.items() if value})
 
     @property
     def audit(self) -> AuditConfig:
         """The audit as this organisation wants it."""
         names = ("outbox", "threshold", "outbox_seconds")
-        given = {name: value for name in names if (value := getattr(self.own, name)) is not None}
-        return self.config.audit.model_copy(update=given)
+        settings = {name: value for name in names if (value := getattr(self.settings, name)) is not None}
+        return self.config.audit.model_copy(update=settings)
 
     @property
     def budget(self) -> Budget | None:
         """The limits on the data set's epsilon; None where a run promises no privacy."""
-        privacy, own = self.config.privacy, self.own
+        privacy, limits = self.config.privacy, self.settings
         if privacy.unit == "none" or privacy.randomness != "system":
             return None
-        if own.budget is not None or own.yearly_budget is not None:
-            return Budget(own.budget, own.yearly_budget, own.budget_delta, own.repeats)
+        if limits.budget is not None or limits.yearly_budget is not None:
+            return Budget(limits.budget, limits.yearly_budget, limits.budget_delta, limits.repeats)
         target = privacy.epsilon if privacy.trust != "central" else None
         return Budget(privacy.budget or target, privacy.yearly_budget)
 
     @property
     def data(self) -> DataConfig:
         """How the training records are read: the run's settings with the columns of this node's own file."""
-        if self.own.columns is None:
+        if self.settings.columns is None:
             return as_written(self.config.data)
-        return self.config.data.model_copy(update=dict(self.own.columns))
+        return self.config.data.model_copy(update=dict(self.settings.columns))
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -252,7 +252,7 @@ def _read(file: Path, stamp: int) -> Home:
         facts = dict(HOME.read(file, {}))
         config, labels = build_config(facts.pop("config")), tuple(facts.pop("labels", ()))
         train = file.parent / facts.pop("train")
-        own = Own(**facts.pop("own", {}))
-        return Home(path=file.parent, train=train, config=config, labels=labels, own=own, **facts)
+        settings = OrganisationSettings(**facts.pop("own", {}))
+        return Home(path=file.parent, train=train, config=config, labels=labels, settings=settings, **facts)
     except (ConfigError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{file} is not a valid node.json ({type(error).__name__}: {error})") from None
