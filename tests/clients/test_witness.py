@@ -70,7 +70,7 @@ def test_a_deleted_ledger_renews_no_budget(node):
     spent = node.spend_all()
     node.delete()
     assert [node.run(seed, 0.8) for seed in (50, 51)] == ["ledger", "ledger"]
-    assert any("knows entry" in words and "ledger declare" in words for words in node.wrong())
+    assert any("lists entry" in words and "ledger declare" in words for words in node.wrong())
     assert not node.organisation.ledger.exists() or not Ledger(node.organisation.ledger).entries()
     found = ledger_witness.declare(node.organisation, "the disk died", close=False)
     assert found["restored"] >= 1 and found["closed"] == []
@@ -146,7 +146,7 @@ def test_ledger_and_log_gone_together_are_remembered_by_the_runs(node):
     for name in ("outbox.jsonl", "outbox.head"):
         (node.organisation.path / name).unlink()
     assert node.run(50) == "ledger"
-    with pytest.raises(PrivacyError, match=r"nobody knows what run .* cost"):
+    with pytest.raises(PrivacyError, match=r"the cost of run .* is not known"):
         ledger_witness.declare(node.organisation, "all gone", close=False)
     assert ledger_witness.declare(node.organisation, "all gone", close=True)["closed"] == ["notes"]
     assert node.wrong() == [] and node.run(51) == "budget"

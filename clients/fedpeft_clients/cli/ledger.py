@@ -121,7 +121,7 @@ def clock(confirm: bool = CONFIRM, home: Path | None = HOME, as_json: bool = JSO
 def declare(
     because: str = BECAUSE, close: bool = CLOSE, home: Path | None = HOME, as_json: bool = JSON_OPTION
 ) -> None:
-    """Go on after ledger or outbox log were lost for good: what the log knows is charged again."""
+    """Go on after ledger or outbox log were lost for good: what the log lists is charged again."""
     from fedpeft_clients.governance.organisation import open_organisation
     from fedpeft_clients.outbox import ledger_witness
 

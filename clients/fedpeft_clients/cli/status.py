@@ -1,4 +1,4 @@
-"""What an operator wants to know at a glance: coordinators, runs, privacy spent, what left last."""
+"""Overview for an operator: coordinators, runs, privacy spent, what left last."""
 
 from __future__ import annotations
 

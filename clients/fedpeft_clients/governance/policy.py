@@ -34,7 +34,7 @@ class PolicyError(FederationError):
 
     @property
     def code(self) -> str:
-        """What the coordinator is told: one word of letters."""
+        """What the coordinator gets: one word of letters."""
         return f"Policy{self.rule.capitalize()}"
 
 
@@ -78,7 +78,7 @@ class AdapterRules(Section):
         default=8.0, ge=0, description="tokens of one step (batch_size * max_length) over the rank, at least"
     )
     skipped_layers: tuple[int, ...] = Field(
-        default=(), description="layers that must bear no adapter; 0 is what attacks on tokens read"
+        default=(), description="layers that must not carry an adapter; attacks on tokens read layer 0"
     )
 
 

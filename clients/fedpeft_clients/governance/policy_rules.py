@@ -1,4 +1,4 @@
-"""A run held against the organisation's policy: one function per table, the first broken rule refuses."""
+"""A run checked against the organisation's policy: one function per table, the first broken rule refuses."""
 
 from __future__ import annotations
 

@@ -40,14 +40,14 @@ from fedpeft.runstore import write_atomic
 from fedpeft_clients.governance.organisation import DataSet, Organisation
 
 LEAST = 24
-"""Characters of a normalised text that knows a record by itself; labels and short answers do not."""
+"""Least characters of a text that identifies a record by itself; labels and short answers do not."""
 MOST = 10
-"""Records that may share a text before it is a template, which knows none."""
+"""Records that may share a text before it counts as a template, which identifies none."""
 HASH_BYTES = 8
 KEY_BYTES = 32
 
 Hashes = NDArray[np.uint64]
-"""Of records, shape ``(records, 3)``: whole, prompt, completion; 0 for a text that knows none."""
+"""Of records, shape ``(records, 3)``: whole, prompt, completion; 0 for a text that identifies none."""
 
 _GAP = re.compile(r"\W+")
 

@@ -1,4 +1,4 @@
-"""Keys of other organisations that this one has compared and pinned, and rosters of runs held against them.
+"""Keys of other organisations that this one has compared and pinned, and rosters of runs compared with them.
 
 What a secure sum promises counts on the others being who they are said to be. Whoever may name their keys may
 be all of them: with unpinned keys that is the coordinator.

@@ -1,4 +1,4 @@
-"""Terms of a run: read, judged and remembered, and the home that a run gets once it is agreed on."""
+"""Terms of a run: read, checked and stored, and the home that a run gets once it is agreed on."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ class CoordinatorLink:
         """
         name = read_json(self.grant.flower, {}).get(str(flower_run))
         if name is None:
-            raise PolicyError("terms", f"Flower run {flower_run} speaks before its terms were agreed on")
+            raise PolicyError(
+                "terms", f"Flower run {flower_run} sent an order before its terms were agreed on"
+            )
         home = open_home(self.organisation.runs / name)
         policy, proposal = self.policy(), ProposedRun(home.config, home.name, self.grant.fingerprint)
         if home.coordinator != self.grant.coordinator:
@@ -94,7 +96,7 @@ class CoordinatorLink:
 
 
 def answer(link: CoordinatorLink, flower_run: int, asked: Terms, blob: bytes) -> TermsReply:
-    """Check the terms of a run and answer them; only names of rules are told.
+    """Check the terms of a run and answer them; only names of rules leave the node.
 
     Once this says ``agreed``, the run's home and the Flower run's place in it are on the disk.
     """
@@ -145,7 +147,7 @@ def _verified(link: CoordinatorLink, asked: Terms, blob: bytes) -> tuple[RunProp
             f"{PROTOCOL}: upgrade {'this node' if old == 'node' else 'the coordinator'}",
         )
     if asked.coordinator.hex() != link.grant.coordinator:
-        raise PolicyError("coordinator", "another coordinator speaks than the one that was joined")
+        raise PolicyError("coordinator", "this is not the coordinator that was joined")
     try:
         terms = RunProposal.decode(blob)
         if not Verifier(asked.coordinator).verify(terms.signature, terms.message(asked.run)):
@@ -257,7 +259,7 @@ def _approved(link: CoordinatorLink, policy: Policy, proposal: ProposedRun, save
 def _agree(
     link: CoordinatorLink, flower_run: int, policy: Policy, proposal: ProposedRun, terms: RunProposal
 ) -> None:
-    """Make or find the run's home, and remember which Flower run it is; not while ledger or log lack some."""
+    """Make or find the run's home and store its Flower run; refused while ledger or log lack entries."""
     try:
         ledger_witness.require(link.organisation)
     except PrivacyError as error:
@@ -354,12 +356,12 @@ def _dataset(
         if getattr(wanted, role) is not None and columns.get(role) is None:
             raise PolicyError("data", f"the run needs a column for {role}, which data set {name!r} lacks")
     if wanted.messages is None and columns.get("messages") is not None:
-        raise PolicyError("data", f"the run wants prompts and completions, data set {name!r} holds chats")
+        raise PolicyError("data", f"the run needs prompts and completions, data set {name!r} holds chats")
     return name, known[name]
 
 
 def _affordable(link: CoordinatorLink, policy: Policy, proposal: ProposedRun, dataset: DataSet) -> None:
-    """Refuse a run that the data set's budget cannot bear to its end; the ledger guards each round."""
+    """Refuse a run that exceeds the data set's budget before its end; the ledger checks each round."""
     config = proposal.config
     if config.privacy.unit == "none" or config.privacy.trust != "local":
         return

@@ -1,1 +1,1 @@
-"""What leaves a node: the gate that every reply passes, and the records that remember it."""
+"""What leaves a node: the gate that every reply passes, and the logs of it."""

@@ -91,7 +91,7 @@ class OrganisationGate:
         return common | entry | {"round": facts.get("round"), "facts": facts}
 
     def _run(self, asked: Message) -> str | None:
-        """Which run a message belongs to, as far as this node knows."""
+        """The run that a message belongs to; None where it is not known."""
         if asked.metadata.message_type == TERMS:
             return _named(asked)
         return read_json(self.link.grant.flower, {}).get(str(asked.metadata.run_id))
@@ -121,7 +121,7 @@ def _bare(asked: Message, reply: Message) -> Message:
 
 
 def _charge_of(home: Home, reply: TrainReply, digest: str) -> dict[str, Any]:
-    """What the ledger charged for an update; one that it does not know is held back.
+    """What the ledger charged for an update; one that it does not list does not leave.
 
     Raises:
         PolicyError: rule ``ledger``: no reservation of this run and round, or other bytes were released.

@@ -1,4 +1,4 @@
-"""Who else remembers the ledger: a ledger that was deleted or put back does not renew a budget.
+"""Other files that prove the ledger's entries: deleting or restoring the ledger renews no budget.
 
 Each update that left is in the outbox log with the ledger entry that released it, and in the outbox of its
 run. The ledger must hold the newest entry of each. The log in turn must hold what the ledger released since
@@ -26,7 +26,7 @@ from fedpeft_clients.process_cache import PROCESS
 
 REMEDY = (
     "restore the newest copy; if there is none, 'fedpeft node ledger declare --because TEXT' charges again "
-    "what the outbox log knows and goes on"
+    "what the outbox log lists and goes on"
 )
 
 
@@ -41,7 +41,7 @@ class Witness(NamedTuple):
 
 
 def require(organisation: Organisation) -> None:
-    """Refuse to go on with a ledger, or an outbox log, that lost what another file remembers.
+    """Refuse to go on with a ledger, or an outbox log, that lost what another file proves.
 
     Raises:
         PrivacyError: it did; says what is missing and what to do.
@@ -55,7 +55,7 @@ def problems(organisation: Organisation) -> list[str]:
     known = list(_witnesses(organisation))  # before the ledger is read: another process may go on meanwhile
     chain = _chain(organisation)
     missing = [
-        f"{witness.place} knows entry {witness.head.hash[:12]} of the ledger, which ends at {chain.head.seq} "
+        f"{witness.place} lists entry {witness.head.hash[:12]} of the ledger, which ends at {chain.head.seq} "
         "without it: it was deleted or put back"
         for witness in _unknown(known, chain)
     ]
@@ -71,20 +71,20 @@ def problems(organisation: Organisation) -> list[str]:
 
 
 def declare(organisation: Organisation, because: str, close: bool) -> dict[str, Any]:
-    """Go on after a loss that cannot be undone; what the outbox log knows is charged again, in one commit.
+    """Go on after a loss that cannot be undone; what the outbox log lists is charged again, in one commit.
 
     Args:
         organisation: whose ledger or log lost something.
         because: the owner's reason, which is written down and signed.
-        close: end the budgets of all data sets for private runs, where something left of which nobody knows
-            what it cost.
+        close: end the budgets of all data sets for private runs, where the cost of an update that left is
+            not known.
 
     Returns:
         ``restored`` rounds, the privacy-budget ids that were ``closed``, and the ledger's ``head``.
 
     Raises:
         ConfigError: nothing is missing, or no reason is given.
-        PrivacyError: nobody knows what something cost, and ``close`` is not given.
+        PrivacyError: the cost of an update is not known, and ``close`` is not given.
     """
     if not because.strip():
         raise ConfigError("a loss is declared with its reason: say why in --because")
@@ -101,7 +101,7 @@ def declare(organisation: Organisation, because: str, close: bool) -> dict[str, 
     ]
     if nameless and not close:
         raise PrivacyError(
-            f"nobody knows what {nameless[0].place} cost: restore the ledger, or give --close, after which "
+            f"the cost of {nameless[0].place} is not known: restore the ledger, or give --close, after which "
             "no data set of this node has a budget for private runs"
         )
     closed = sorted({dataset.lineage for dataset in organisation.datasets().values()}) if nameless else []
@@ -145,12 +145,12 @@ def _unknown(known: Iterator[Witness] | list[Witness], chain: Chain) -> Iterator
 
 
 def _untold(chain: Chain, log: SignedLog) -> Iterator[str]:
-    """Runs of which the ledger released what the log does not know, since the last loss that was declared."""
+    """Runs of which the ledger released what the log lacks, since the last loss that was declared."""
     known, sent = _logged(log)
     for run, rounds in _released(chain).items():
         missing = [(run, round) not in sent for round in rounds]
         if not known.intersection((run, None)):
-            yield f"the ledger released updates of run {run[:12]}, of which the outbox log knows nothing"
+            yield f"the ledger released updates of run {run[:12]}, which the outbox log does not list"
         elif any(earlier and later for earlier, later in pairwise(missing)):
             yield f"the ledger released rounds of run {run[:12]} that the outbox log lacks: it was put back"
 
@@ -193,7 +193,7 @@ def _lost(log: SignedLog, chain: Chain) -> dict[Head, Entry]:
 
 
 def _witnesses(organisation: Organisation) -> Iterator[Witness]:
-    """The newest entry that the outbox log knows, and the newest of each run's own outbox."""
+    """The newest entry that the outbox log lists, and the newest of each run's own outbox."""
     for line in reversed(organisation.outbox.read()):
         if b'"kind":"train"' in line:
             entry = json.loads(line)

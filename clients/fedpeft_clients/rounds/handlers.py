@@ -1,4 +1,4 @@
-"""What a node does when the coordinator speaks: introduce itself, or answer the order of a round."""
+"""What a node does with a coordinator's message: introduce itself, or answer the order of a round."""
 
 from __future__ import annotations
 

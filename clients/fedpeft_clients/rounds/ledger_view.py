@@ -1,4 +1,4 @@
-"""What one coordinator is told of a ledger that other runs and coordinators write into as well.
+"""What one coordinator learns of a ledger that other runs and coordinators write into as well.
 
 Numbers and sums are those of its own run: how much others train on the same data is none of its business.
 """
@@ -31,7 +31,7 @@ def place(ledger: Ledger, run: str, head: Head) -> int:
 
 
 def require(ledger: Ledger, run: str, number: int, digest: str) -> None:
-    """Check that the ledger still holds what was told of it; each entry's hash covers all before it.
+    """Check that the ledger still holds the entry that was reported; each entry's hash covers all before it.
 
     Args:
         ledger: of this node.
@@ -45,12 +45,12 @@ def require(ledger: Ledger, run: str, number: int, digest: str) -> None:
     entries = of_run(ledger.entries(), run)
     if len(entries) < number or entries[number - 1].hash != digest:
         raise PrivacyError(
-            f"the ledger does not hold entry {number} of this run as it was told: it was rolled back or "
+            f"the ledger does not hold entry {number} of this run as it was reported: it was rolled back or "
             "replaced; restore the newest copy, or ask the coordinator's operator"
         )
 
 
 def epsilon(ledger: Ledger, lineage: str, run: str) -> float:
-    """What a run has spent on a lineage by itself; inf where something of it is not private."""
+    """What a run by itself has spent of a privacy-budget id; inf where something of it is not private."""
     charges = budget.charges(of_run(ledger.entries(), run), lineage)
     return budget.joint(charges, budget.delta_of(charges), budget.claim_of(charges), None)

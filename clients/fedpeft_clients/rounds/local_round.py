@@ -274,7 +274,7 @@ def _measurable(values: FloatVector, start: FloatVector) -> bool:
 
 
 def _batches(home: Home, round: int) -> np.random.Generator:
-    """What draws a round's batches: the system's entropy, for whoever knows them knows whom to look for."""
+    """What draws a round's batches: the system's entropy, as known batches would help an attack."""
     if home.reproducible:
         return stream(home.config.run.seed, round, home.name, "batches")
     return np.random.default_rng(int.from_bytes(os.urandom(32)))
@@ -303,7 +303,7 @@ def _decoded(node: NodeContext, task: TrainTask, plan: ExchangePlan, envelope: b
 
 
 def _look(node: NodeContext, task: TrainTask, plan: ExchangePlan, envelope: bytes, examples: Behind) -> None:
-    """The node's own audit of the very bytes, if it wants one; it may refuse to send them."""
+    """The node's own audit of the envelope, if it is configured; it may refuse to send it."""
     if node.home.audit.outbox == "off":
         return
     values = _decoded(node, task, plan, envelope)
@@ -331,7 +331,7 @@ def _compressed(
 def _reply(
     node: NodeContext, task: TrainTask, spent: float, head: Head, notes: dict[str, float]
 ) -> TrainReply:
-    """What the coordinator is told, of its own run alone; seconds stay where they would tell of records.
+    """What the coordinator gets, of its own run alone; without seconds where they would reveal records.
 
     The loss stays in the node's own file always; under DP in the node there is none.
     """

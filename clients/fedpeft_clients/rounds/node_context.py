@@ -209,7 +209,7 @@ def trust(home: Home, key: bytes) -> None:
     if home.coordinator is None and not pinned.exists():
         write_atomic(pinned, key)
     if coordinator_key(home) != key:
-        raise FederationError("another coordinator speaks than the one this node trusts")
+        raise FederationError("this is not the coordinator that this node trusts")
 
 
 def coordinator_key(home: Home) -> bytes:

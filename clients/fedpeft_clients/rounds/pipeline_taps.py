@@ -47,7 +47,7 @@ class Taps:
             self.stages.append(name)
 
     def start(self, values: FloatVector) -> None:
-        """The trainable values before the round, which whoever sent them knows."""
+        """The trainable values before the round, which the coordinator has."""
         if self.folder is not None:
             self._write("start", values)
 

@@ -95,7 +95,7 @@ class Home:
 
     @property
     def discreet(self) -> bool:
-        """Whether nothing but the update may tell of a record: under DP, and in a secure sum."""
+        """Whether nothing but the update may depend on a record: under DP, and in a secure sum."""
         return self.config.privacy.unit != "none" or self.config.exchange.secure.enabled
 
     @property
@@ -136,7 +136,7 @@ class Home:
 
     @property
     def audit(self) -> AuditConfig:
-        """The audit as this organisation wants it."""
+        """The audit as this organisation has configured it."""
         names = ("outbox", "threshold", "outbox_seconds")
         settings = {name: value for name in names if (value := getattr(self.settings, name)) is not None}
         return self.config.audit.model_copy(update=settings)
@@ -177,7 +177,7 @@ class Home:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What only a simulation knows of an organisation.
+    """What only a simulation sets of an organisation.
 
     Attributes:
         tapped: write updates down for the audit.

@@ -1,4 +1,4 @@
-"""``fedpeft node run``: one warm process that serves one coordinator until it is told to stop."""
+"""``fedpeft node run``: one warm process that serves one coordinator until it is stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedpeft_clients.governance.run_approval import CoordinatorLink
 
 
 def serve(organisation: Organisation, grant: Grant, poll: float) -> None:
-    """Serve a coordinator; returns on SIGTERM or SIGINT and heals from every fault of the network.
+    """Serve a coordinator; returns on SIGTERM or SIGINT and recovers from every fault of the network.
 
     Raises:
         RunError: another process serves this coordinator already.

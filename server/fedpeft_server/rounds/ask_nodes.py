@@ -64,7 +64,7 @@ class Question:
 
 @runtime_checkable
 class Bounded(Protocol):
-    """A grid that fetches replies over a network, and no more of one than it is told."""
+    """A grid that fetches replies over a network, and of each no more than a given size."""
 
     largest: int
     busy: bool
@@ -116,7 +116,7 @@ def _bounded(grid: object) -> Bounded | None:
 
 
 def _push(grid: Grid, question: Question, contents: Mapping[int, RecordDict]) -> dict[str, int]:
-    """Nodes by message; a node that the SuperLink does not know any more has none."""
+    """Nodes by message; a node that left the SuperLink has none."""
     messages = [
         Message(content, node, question.kind, ttl=question.deadline + 1.0, group_id=question.group)
         for node, content in contents.items()

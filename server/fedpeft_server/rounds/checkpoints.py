@@ -90,7 +90,7 @@ def _rounds(folder: Path) -> list[int]:
 
 
 def trim_events(path: Path, last_round: int) -> None:
-    """Drop events after a round and a torn last line, so that a resumed run tells each round once."""
+    """Drop events after a round and a torn last line, so that a resumed run logs each round once."""
     if not path.exists():
         return
     lines = [line for line in path.read_bytes().splitlines() if _is_kept(line, last_round)]

@@ -143,7 +143,7 @@ class Roster:
         return None if known else "this name belongs to another key"
 
     def _name(self, member: Member) -> str:
-        """Under which name a refusal is told: the enrolled one, or what the node calls itself."""
+        """Under which name a refusal is logged: the enrolled one, or what the node calls itself."""
         if self.terms is not None:
             return self.terms.agreed[member.node].name
         return member.name or f"node-{member.node}"

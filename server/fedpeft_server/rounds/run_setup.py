@@ -1,4 +1,4 @@
-"""What the coordinator computes before it speaks to anybody: base, starting state, keys and plans."""
+"""What the coordinator computes before it sends anything: base, starting state, keys and plans."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Setup:
     plan: RunPlan
 
     def down_context(self, round: int, before: bytes) -> Context:
-        """What both ends know of a broadcast that applies to the state of digest ``before``."""
+        """The context, known to both ends, of a broadcast that applies to the state of digest ``before``."""
         return Context(self.run_id, round, COORDINATOR, before, "down")
 
     @property

@@ -52,7 +52,7 @@ class EnrolledNode:
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What a deployed run knows of its federation.
+    """The federation of a deployed run.
 
     Attributes:
         keys: reads the nodes by name that are enrolled now; whoever was revoked is not among them.

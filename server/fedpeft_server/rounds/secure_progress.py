@@ -36,7 +36,7 @@ def fix_roster(run: Path, keys: Mapping[str, bytes], nodes: int) -> dict[str, by
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the sum of a round has come; on disk before a node is told of it.
+    """How far the sum of a round has come; on disk before a node learns of it.
 
     Attributes:
         attempt: the newest; 0: none yet.

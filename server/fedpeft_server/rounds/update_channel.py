@@ -22,7 +22,7 @@ from fedpeft_server.rounds.secure_aggregation import Asker, SecureSums
 
 LEDGER = "ledger.sqlite"
 MEASURED = ("codecs", "density", "entropy_bits")
-"""What an event tells of the updates as they came; under the coordinator's noise it does not."""
+"""Keys of an event that depend on single updates; left out under the coordinator's noise."""
 
 
 class UpdateChannel(Protocol):
@@ -45,7 +45,7 @@ class UpdateChannel(Protocol):
         ...
 
     def reserve(self, round: int) -> dict[str, Any]:
-        """Spend a round's privacy before any node is asked; what an event tells of it.
+        """Spend a round's privacy before any node is asked; returns what an event says of it.
 
         Raises:
             PrivacyError: the budget does not allow it.
@@ -244,7 +244,7 @@ class CentralNoiseChannel(PlainChannel):
     def absorb(
         self, state: GlobalState, contributions: Iterator[Contribution], inbox: Inbox, needed: int
     ) -> tuple[GlobalState, dict[str, Any]]:
-        """Step along the noisy mean, however few updates came: a step left out would tell how many."""
+        """Step along the noisy mean, however few updates came: a step left out would reveal how many."""
         after, measured = state.absorb(inbox.round, contributions)
         self.account.released(inbox.round, measured["mean"])
         return after, {"applied": True, **measured}

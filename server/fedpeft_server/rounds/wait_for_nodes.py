@@ -123,7 +123,7 @@ class NoWaiting:
 
 @dataclass
 class WaitForNodes:
-    """A deployed run: waits until a quorum agrees, and tells once per change who is missing and why.
+    """A deployed run: waits until a quorum agrees, and emits once per change who is missing and why.
 
     Attributes:
         setup: of the run.

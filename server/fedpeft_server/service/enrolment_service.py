@@ -16,9 +16,9 @@ from fedpeft_server.service.server_home import ServerHome
 from fedpeft_server.service.service_log import Emit
 
 MOST_NETWORKS = 49
-"""Strangers on so many networks keep nobody out who joins from another one, however long they go on."""
+"""Strangers on so many networks do not block nodes that join from another one."""
 LIMITS = Limits(burst=20, per_second=4, all_burst=1000, all_per_second=200)
-"""Everybody here is a stranger. So many networks together take less than all may take."""
+"""All who connect here are strangers; the limit of all is above what so many networks may take."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class EnrolmentService:
     clock: Callable[[], float] = time.time
 
     def call(self, data: bytes, peer: str) -> bytes | Refusal:
-        """The answer to the bytes of a request; what is wrong with this machine is told to its operator."""
+        """The answer to the bytes of a request; faults of this machine go to its operator's log."""
         try:
             return self.answer(data, peer).encode()
         except (FedPeftError, OSError) as error:

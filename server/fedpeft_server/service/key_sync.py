@@ -36,7 +36,7 @@ class Registrar:
     _synced: tuple[int, frozenset[str], frozenset[str]] | None = field(default=None)
 
     def run(self, stop: threading.Event) -> None:
-        """Follow the registry until the event is set; faults are told and tried again."""
+        """Follow the registry until the event is set; faults are logged and tried again."""
         while not stop.is_set():
             done = self._try()
             stop.wait(PAUSE if done else SLOW_PAUSE)

@@ -1,4 +1,4 @@
-"""The link process: Flower's SuperLink with its two listeners, until it is told to end.
+"""The link process: Flower's SuperLink with its two listeners, until it is stopped.
 
 ``python -m fedpeft_server.service.link_process SERVER_HOME``; the supervisor starts it, and
 starts it again when it dies.

@@ -23,7 +23,7 @@ from fedpeft_server.service.run_view import ONLINE_SECONDS, RunView, read_view
 from fedpeft_server.service.server_home import ServerHome
 
 MOST_CAUSES = 50
-"""Different causes that are told apart in a run; what comes after them is one more."""
+"""Different causes that are counted by themselves in a run; all others count as one."""
 STATES = ("submitted", "running", "done", "failed", "stopped")
 _Families = dict[str, CounterMetricFamily | GaugeMetricFamily]
 
@@ -53,7 +53,7 @@ def exposing(home: ServerHome, restarts: Mapping[str, int]) -> Generator[None]:
 
 @dataclass(frozen=True, eq=False)
 class HomeCollector(Collector):
-    """Everything that is told of a home; a file that cannot be read is left out of one scrape."""
+    """All metrics of a home; a file that cannot be read is left out of one scrape."""
 
     home: ServerHome
     restarts: Mapping[str, int]

@@ -244,7 +244,7 @@ def _digits(fingerprint: str) -> bytes:
 
 
 def _ruling(node: Node | None, fingerprint: str) -> Ruling:
-    """What a node that used its token first is told."""
+    """The answer to a node that used its token first."""
     if node is None or node.fingerprint != fingerprint or node.state == "revoked":
         return Ruling("refused", "the node is not admitted any more: ask for a new token")
     if node.state == "waiting":

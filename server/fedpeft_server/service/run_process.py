@@ -113,7 +113,7 @@ class Runner:
         self.evaluation.report(event)
 
     def _may_be_repeated(self, error: FedPeftError) -> bool:
-        """Whether this attempt ended and not the run: told to end, not begun, or without a link."""
+        """Whether this attempt ended and not the run: stopped, not begun, or without a link."""
         from fedpeft.flower import Fault, RunEnded
 
         lost = isinstance(error, Fault | RunEnded) or not listens(self.home.settings.inside_port)

@@ -27,7 +27,7 @@ ONLINE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as its files tell it.
+    """A run as its files show it.
 
     Attributes:
         name: of the run.
@@ -96,7 +96,7 @@ def read_view(home: ServerHome, run: Path) -> RunView:
 
 
 def _contacts(run: Path, nodes: Mapping[str, Node], asked: Mapping[str, bool]) -> dict[str, Contact]:
-    """All enrolled nodes and those that were heard of; enrolment speaks before what the run remembers."""
+    """All enrolled nodes and those that were heard of; enrolment comes before the run's own files."""
     known = read_contacts(run)
     for name, node in nodes.items():
         if node.state == "enrolled":
