@@ -150,9 +150,24 @@ def _methods() -> Iterable[str]:
     return dict.fromkeys(name.partition("/")[0] for name in ADAPTER_METHODS)
 
 
+def modes_of(method: str) -> list[str]:
+    """What ``adapter.aggregation`` may be with a method; empty: the method has one mode."""
+    parts = [name.partition("/") for name in ADAPTER_METHODS]
+    return [mode for name, _, mode in parts if name == method and mode]
+
+
+def _modes() -> Iterable[str]:
+    return dict.fromkeys(mode for method in _methods() for mode in modes_of(method))
+
+
 CodecName = Annotated[str, AfterValidator(known("codec", lambda: CODECS)), Field(examples=[*CODECS.shipped])]
 MethodName = Annotated[
     str, AfterValidator(known("adapter method", _methods)), Field(examples=["lora", "miss", "ia3"])
+]
+AggregationName = Annotated[
+    str,
+    AfterValidator(known("aggregation", _modes)),
+    Field(examples=["frozen_a", "stack", "reproject", "naive"]),
 ]
 ReaderName = Annotated[
     str, AfterValidator(known("format", lambda: (AUTO, *READERS))), Field(examples=[AUTO, *READERS.shipped])

@@ -127,9 +127,15 @@ def quorum(federation: FederationConfig) -> int:
     return min(federation.quorum or asked // 2 + 1, federation.nodes)
 
 
+def classes_of(base: BaseConfig, labels: Sequence[str]) -> tuple[str, ...] | None:
+    """The agreed labels where they are the outputs of a sequence classifier; None for a language model."""
+    return tuple(labels) if base.task == "sequence-classification" else None
+
+
 def num_classes(base: BaseConfig, labels: Sequence[str]) -> int | None:
     """Outputs of a sequence-classification head, one per agreed label; None for a causal language model."""
-    return len(labels) if base.task == "sequence-classification" else None
+    classes = classes_of(base, labels)
+    return None if classes is None else len(classes)
 
 
 def _node_clip(privacy: PrivacyPlan | None) -> float | None:

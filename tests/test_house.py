@@ -133,6 +133,46 @@ def test_names_are_nouns_of_what_they_stand_for():
     assert not wrong
 
 
+PLUG_INS = (  # where a name may stand: the plug-ins themselves, and who made them
+    "fedpeft/plugins.py",
+    "fedpeft/config/models.py",
+    "fedpeft/adapters/methods/",
+    "fedpeft/exchange/codecs/",
+    "fedpeft/aggregation/lora_factors.py",
+    "fedpeft/packing/",  # words of a file format, which are older than the registry
+    "fedpeft_bench/audit/sequences.py",  # its own stages
+)
+SHARED = {"none", "auto", "int8"}
+"""Names of plug-ins that are also values of other settings: bases, privacy, devices."""
+
+
+def test_no_code_outside_of_a_plug_in_asks_for_its_name():
+    """What is to be known of a plug-in is an attribute of it: lists forget names of other packages."""
+    from fedpeft import plugins
+
+    registries = [item for item in vars(plugins).values() if isinstance(item, plugins.Registry)]
+    shipped = [name for registry in registries for name in registry.shipped]
+    names = {part for name in shipped for part in (name, *name.split("/"))} - SHARED
+    wrong = []
+    for path in SOURCES:
+        place = path.relative_to(ROOT).as_posix()
+        if any(part in place for part in PLUG_INS):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            wrong += [f"{place}: {ast.unparse(node)}" for value in _compared(node) if value in names]
+    assert not wrong
+
+
+def _compared(node):
+    """The texts that an expression or a case compares with."""
+    sides = [node.value] if isinstance(node, ast.MatchValue) else []
+    if isinstance(node, ast.Compare):
+        sides = [node.left] if isinstance(node.ops[0], ast.Eq | ast.NotEq) else []
+        for side in node.comparators:
+            sides += side.elts if isinstance(side, ast.Tuple | ast.Set | ast.List) else [side]
+    return [side.value for side in sides if isinstance(side, ast.Constant)]
+
+
 def test_no_folder_holds_more_than_20_modules():
     folders = collections.Counter(path.parent.relative_to(ROOT) for path in SOURCES)
     assert not {str(folder): count for folder, count in folders.items() if count > 20}

@@ -109,7 +109,7 @@ class Attached:
         self.load(self.initial())
         shapes = {name: tuple(tensor.shape) for name, tensor in self.frozen.items()}
         _copy(self.frozen, {name: self.method.initial(name, shapes[name], self.seed) for name in self.frozen})
-        if self.method.aggregation == "stack":
+        if self.method.renews_factors:
             _set_global(self, None)
 
     def begin(self, state: FloatVector | FactorState, round: int = 0, node: str = "") -> FloatVector:
@@ -122,7 +122,7 @@ class Attached:
             aggregator = self.aggregator
             if aggregator is None:
                 raise TypeError(f"{self.method.name} has no factors")
-            if self.method.aggregation == "stack":
+            if self.method.renews_factors:
                 _set_global(self, state)
             state = aggregator.start_values(state, round, node)
         self.load(state)

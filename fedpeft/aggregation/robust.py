@@ -163,7 +163,7 @@ def rule_of(config: Config) -> AggregationRule:
 def _comparable(config: Config) -> bool:
     """Whether single updates may be looked at, mean the same on all nodes, and fit into memory together."""
     hidden = config.exchange.secure.enabled or config.privacy.trust == "central"
-    factors = ADAPTER_METHODS[config.adapter.key].aggregation != "mean"
+    factors = ADAPTER_METHODS[config.adapter.key].sends_factors
     return not hidden and not factors and LEAST_NORMS <= config.federation.nodes <= MOST_COMPARED
 
 

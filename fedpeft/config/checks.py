@@ -26,22 +26,21 @@ def check(config: Config) -> None:
 
 def _adapter(config: Config) -> Iterator[str]:
     adapter, up, down = config.adapter, config.exchange.up, config.exchange.down
-    aggregation = ADAPTER_METHODS[adapter.key].aggregation
-    factors = aggregation != "mean"
-    if adapter.ranks and not factors:
+    method = ADAPTER_METHODS[adapter.key]
+    if adapter.ranks and not method.sends_factors:
         yield (
             "adapter.ranks needs adapter.aggregation = 'stack' or 'reproject'; "
             f"{adapter.method} with {adapter.aggregation!r} has one rank for all nodes"
         )
-    if factors and not CODECS[down.codec].exact:
+    if method.sends_factors and not CODECS[down.codec].exact:
         yield (
             f"adapter.aggregation = {adapter.aggregation!r} sends whole factors down: "
             f"set exchange.down.codec = 'dense-fp32' (given: {down.codec!r})"
         )
-    if aggregation == "stack" and up.error_feedback:
+    if method.renews_factors and up.error_feedback:
         yield (
-            "adapter.aggregation = 'stack' starts new factors each round, so a residual has no meaning: "
-            "set exchange.up.error_feedback = false"
+            f"adapter.aggregation = {adapter.aggregation!r} starts new factors each round, so a residual has "
+            "no meaning: set exchange.up.error_feedback = false"
         )
 
 
@@ -77,7 +76,7 @@ def _robust(config: Config) -> Iterator[str]:
         yield from _looks_at_singles(config, setting)
     if rule is None:
         return
-    if rule.compares_values and ADAPTER_METHODS[config.adapter.key].aggregation != "mean":
+    if rule.compares_values and ADAPTER_METHODS[config.adapter.key].sends_factors:
         yield (
             f"{setting} compares values of one meaning, which factors do not have: set adapter.aggregation = "
             f"'frozen_a' (given: {config.adapter.aggregation!r})"
@@ -167,7 +166,7 @@ def _nodes_unit(config: Config) -> Iterator[str]:
             "privacy.unit = 'node' needs privacy.trust = 'central' or 'distributed': noise that hides a node "
             "by itself also hides what it learned"
         )
-    if ADAPTER_METHODS[config.adapter.key].aggregation != "mean":
+    if ADAPTER_METHODS[config.adapter.key].sends_factors:
         yield (
             f"privacy.unit = 'node' needs a plain mean: adapter.aggregation = "
             f"{config.adapter.aggregation!r} mixes factors; set 'frozen_a'"
@@ -214,7 +213,7 @@ def _secure(config: Config) -> Iterator[str]:
             f"exchange.secure works for 2 to {MOST_SECURE_NODES} nodes; federation.nodes = {federation.nodes}"
         )
     method = ADAPTER_METHODS[config.adapter.key]
-    if method.aggregation != "mean" or not method.traits.linear:
+    if method.sends_factors or not method.traits.linear:
         yield (
             "exchange.secure shows the sum alone, which has to be exact: set adapter.aggregation = "
             f"'frozen_a' (given: {method.name!r})"
@@ -224,7 +223,7 @@ def _secure(config: Config) -> Iterator[str]:
             "exchange.secure hides the updates that privacy.trust = 'central' has to clip: "
             "set privacy.trust = 'distributed', or exchange.secure.enabled = false"
         )
-    if config.exchange.up.codec != "ternary":
+    if CODECS[config.exchange.up.codec].summed(config.exchange) is None:
         yield (
             "exchange.secure sums ternary values on a public support (exchange.secure.share): set "
             f"exchange.up.codec = 'ternary' (given: {config.exchange.up.codec!r})"

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedpeft.plugins import ADAPTER_METHODS, AttackName, CodecName, MethodName, ReaderName, RuleName
+from fedpeft.plugins import (
+    ADAPTER_METHODS,
+    AggregationName,
+    AttackName,
+    CodecName,
+    MethodName,
+    ReaderName,
+    RuleName,
+    modes_of,
+)
+from fedpeft.registry import nearest
 
 EMBEDDED = "embedded"
 
 Quantisation = Literal["none", "int8", "nf4"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Task = Literal["causal-lm", "sequence-classification"]
-Aggregation = Literal["frozen_a", "stack", "reproject", "naive"]
 Profile = Literal["none", "drop-in", "thin", "private"]
 Selection = Literal["seeded", "poisson", "cyclic"]
 Unit = Literal["none", "record", "person", "node"]
@@ -46,8 +55,8 @@ class AdapterConfig(Section):
     """The trainable part and how it is aggregated."""
 
     method: MethodName = Field(default="lora", description="adapter method")
-    aggregation: Aggregation = Field(
-        default="frozen_a", description="for lora: what is sent and how it is averaged"
+    aggregation: AggregationName = Field(
+        default="frozen_a", description="mode of a method that has several: what is sent, how it is averaged"
     )
     rank: int = Field(default=16, ge=1, description="rank (lora, miss)")
     ranks: dict[str, int] = Field(default_factory=dict, description="rank per node; stack, reproject only")
@@ -56,6 +65,14 @@ class AdapterConfig(Section):
     skip_layers: tuple[int, ...] = Field(
         default=(0,), description="layers without adapter; layer 0 is what token extraction reads"
     )
+
+    @model_validator(mode="after")
+    def _mode_of_the_method(self) -> AdapterConfig:
+        modes = modes_of(self.method)
+        if modes and self.aggregation not in modes:
+            hint = nearest(f"aggregation of {self.method!r}", self.aggregation, modes)
+            raise ValueError(f"aggregation {self.aggregation!r} is not one of {self.method!r}; {hint}")
+        return self
 
     @property
     def key(self) -> str:

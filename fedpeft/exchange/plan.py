@@ -16,7 +16,6 @@ from fedpeft.exchange.codecs.base import Codec, public_support
 from fedpeft.exchange.codecs.public_ternary import PublicTernary
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.message_context import Context
-from fedpeft.exchange.support import PublicSupport
 from fedpeft.exchange.transforms import (
     RESIDUAL,
     AddResidual,
@@ -135,10 +134,16 @@ def codec_from_config(direction: DirectionConfig) -> Codec:
 
 
 def up_codec(exchange: ExchangeConfig) -> Codec:
-    """The codec of the updates: integers under secure aggregation, else as configured."""
-    if exchange.secure.enabled:
-        return PublicTernary(PublicSupport(exchange.secure.share, exchange.up.support))
-    return codec_from_config(exchange.up)
+    """The codec of the updates: integers under secure aggregation, else as configured.
+
+    Raises:
+        PlanError: the codec has none for a secure sum.
+    """
+    if not exchange.secure.enabled:
+        return codec_from_config(exchange.up)
+    if (codec := CODECS[exchange.up.codec].summed(exchange)) is None:
+        raise PlanError(f"exchange.secure cannot sum values of codec {exchange.up.codec!r}; take 'ternary'")
+    return codec
 
 
 def up_plan(exchange: ExchangeConfig, private: bool = False, clip: float | None = None) -> ExchangePlan:

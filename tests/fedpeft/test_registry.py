@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fedpeft import registry
 from fedpeft.config import build_config
 from fedpeft.errors import ConfigError, ExchangeError
 from fedpeft.exchange import Codec, Decoded, DenseFp32, codec_named
-from fedpeft.plugins import CODECS, FOREIGN_WIRE_IDS
+from fedpeft.plugins import ADAPTER_METHODS, CODECS, FOREIGN_WIRE_IDS
 
 
 class Plain(Codec):
@@ -136,3 +137,28 @@ def test_settings_are_checked_without_an_import():
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_a_codec_that_says_nothing_of_sums_is_refused_in_a_secure_sum(plain):
+    secure = {"secure": {"enabled": True}, "up": {"codec": "plain", "error_feedback": False}}
+    with pytest.raises(ConfigError, match=r"set exchange\.up\.codec = 'ternary' \(given: 'plain'"):
+        build_config({"exchange": secure, "federation": {"nodes": 4}})
+
+
+@pytest.fixture
+def modes():
+    names = ("shards/even", "shards/odd")
+    for name in names:
+        ADAPTER_METHODS.register(name, replace(ADAPTER_METHODS["miss"], name=name))
+    yield
+    for name in names:
+        ADAPTER_METHODS.forget(name)
+
+
+def test_a_method_of_another_package_brings_its_own_modes(modes):
+    assert build_config({"adapter": {"method": "shards", "aggregation": "odd"}}).adapter.key == "shards/odd"
+    for adapter in ({"method": "shards"}, {"method": "shards", "aggregation": "naive"}):
+        with pytest.raises(ConfigError, match=r"is not one of 'shards'.* there are even, odd"):
+            build_config({"adapter": adapter})
+    with pytest.raises(ConfigError, match=r"is not one of 'lora'.* there are frozen_a, stack"):
+        build_config({"adapter": {"aggregation": "even"}})

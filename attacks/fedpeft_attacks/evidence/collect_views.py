@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedpeft.adapters import attach, detach
 from fedpeft.bases import load_base
 from fedpeft.config import Config
+from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.evidence.taps import AGGREGATE, Tap, TokenIds, aggregate_of, read_values
 from fedpeft_attacks.tokens.adversary_knowledge import knowledge_of, prior_of
@@ -68,7 +69,8 @@ def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
         AuditError: a tap does not fit the run's adapter.
     """
     detach()
-    base = load_base(config.base, _classes(store, config))
+    agreed = json.loads((store.homes[0] / "node.json").read_text(encoding="utf-8")) if store.homes else {}
+    base = load_base(config.base, num_classes(config.base, agreed.get("labels", ())))
     prior = prior_of(base)
     seen, starts = list[Observed](), dict[bytes, Start]()
     for tap in taps:
@@ -124,11 +126,3 @@ def _aggregate(store: RunStore, number: int, group: Sequence[Observed]) -> Obser
     role = role_of(AGGREGATE)
     view = View(AGGREGATE, role, like.adapter, like.layout, values, like.knowledge, len(truth))
     return Observed(ALL_NODES, number, view, truth)
-
-
-def _classes(store: RunStore, config: Config) -> int | None:
-    """Number of classes of a classification run, as its nodes agreed to it."""
-    if config.base.task == "causal-lm":
-        return None
-    facts = json.loads((store.homes[0] / "node.json").read_text(encoding="utf-8"))
-    return len(facts.get("labels", ())) or None

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from fedpeft.config import Config, config_hash
 from fedpeft.errors import AuditError
-from fedpeft.privacy import PrivacyPlan, plan_from_config
 from fedpeft.rng import stream
+from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import write_json
 from fedpeft_attacks.memory.membership_scores import confidence, losses
 from fedpeft_attacks.memory.statistics import Floats
@@ -97,21 +97,16 @@ def _confidences(
 ) -> Floats:
     from fedpeft.training import Extras, LocalPlan, train_local
 
-    examples, privacy = [candidates[int(index)] for index in np.flatnonzero(inside)], _privacy(config)
+    examples = [candidates[int(index)] for index in np.flatnonzero(inside)]
+    privacy = RunPlan.from_config(config, attached.layout.size).local
+    if privacy is not None:  # of shadows nothing is claimed: their noise comes from a seed
+        privacy = replace(privacy, reproducible=True)
     extras = Extras(longest=config.data.max_length)
     attached.reset()
     for round_ in range(1, config.federation.rounds + 1):
         batches = stream(config.run.seed, round_, f"shadow-{place}", "batches")
         train_local(attached, examples, LocalPlan.of(config.federation, round_), batches, privacy, extras)
     return confidence(losses(attached.model, candidates))
-
-
-def _privacy(config: Config) -> PrivacyPlan | None:
-    """The run's plan with noise from a seed, where nodes add noise to their own steps."""
-    if config.privacy.unit not in ("record", "person"):
-        return None
-    plan = plan_from_config(config)
-    return None if plan is None else replace(plan, reproducible=True)
 
 
 def _key(config: Config, candidates: Sequence[Example], shadows: int) -> str:

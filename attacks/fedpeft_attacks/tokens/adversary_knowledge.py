@@ -90,7 +90,7 @@ def _projections(attached: Attached, place: tuple[str, int]) -> Mapping[str, NDA
     """Known input projections by module: agreed ones, fresh ones, and in round 1 the agreed start."""
     node, round_ = place
     frozen = {name: _array(tensor) for name, tensor in attached.frozen.items()}
-    if attached.aggregator is not None and (attached.method.aggregation == "stack" or round_ == 1):
+    if attached.aggregator is not None and (attached.method.renews_factors or round_ == 1):
         start = attached.aggregator.start(attached.aggregator.initial(), round_, node)
         return {module: a for module, (a, _) in start.items()}
     if round_ == 1:

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from fedpeft.config.models import Aggregation, Section, Trust, Unit
+from fedpeft.config.models import Section, Trust, Unit
 from fedpeft.errors import ConfigError, FederationError
-from fedpeft.plugins import CodecName, MethodName
+from fedpeft.plugins import AggregationName, CodecName, MethodName
 from fedpeft.privacy import Budget
 from fedpeft.terminal import printable
 
@@ -72,7 +72,9 @@ class AdapterRules(Section):
     """What may be trained."""
 
     methods: tuple[MethodName, ...] = Field(default=("lora",), description="adapter methods")
-    aggregations: tuple[Aggregation, ...] = Field(default=("frozen_a",), description="for lora")
+    aggregations: tuple[AggregationName, ...] = Field(
+        default=("frozen_a",), description="modes of methods that have several"
+    )
     max_rank: int = Field(default=64, ge=1, description="rank of this node's adapter")
     min_tokens_per_rank: float = Field(
         default=8.0, ge=0, description="tokens of one step (batch_size * max_length) over the rank, at least"

@@ -21,7 +21,7 @@ from fedpeft.exchange import (
 )
 from fedpeft.privacy import Ledger
 from fedpeft.protocol.messages import COORDINATOR, NO_STATE, TrainTask, run_id, state_digest
-from fedpeft.run_plan import RunPlan
+from fedpeft.run_plan import RunPlan, num_classes
 from fedpeft.runstore import write_atomic
 from fedpeft.training.dp.engine_selection import engine_of
 from fedpeft.trust import Signer, Verifier
@@ -68,7 +68,7 @@ class NodeContext:
         Raises:
             BaseModelError: it is not here, or not the agreed one.
         """
-        return load_base(self.home.base, len(self.home.classes) if self.home.classes else None)
+        return load_base(self.home.base, num_classes(self.home.base, self.home.labels))
 
     @cached_property
     def attached(self) -> Attached:

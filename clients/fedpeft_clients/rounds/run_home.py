@@ -15,6 +15,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.privacy import Budget
 from fedpeft.protocol.enrolment import MAX_NAME, valid_name
 from fedpeft.rng import stream
+from fedpeft.run_plan import classes_of
 from fedpeft.runstore import Format
 from fedpeft.trust import Signer
 
@@ -162,7 +163,7 @@ class Home:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """The labels where they are the model's classes (sequence classification), else None."""
-        return self.labels if self.config.base.task == "sequence-classification" else None
+        return classes_of(self.config.base, self.labels)
 
     @property
     def rank(self) -> int:

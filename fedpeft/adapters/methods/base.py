@@ -7,16 +7,19 @@ tests/fedpeft/test_adapters_methods.py runs every method that is shipped through
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedpeft.adapters.targets import find_targets, linear_modules
 from fedpeft.bases.load import Base
 from fedpeft.config.models import AdapterConfig
 from fedpeft.errors import ConfigError
-from fedpeft.exchange.layout import FloatVector
+from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.plugins import ADAPTER_METHODS
+
+if TYPE_CHECKING:
+    from fedpeft.aggregation.mean import Contribution
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,9 @@ Content = tuple[dict[str, FloatVector], Any]
 """Tensors by name and the peft configuration of an adapter folder."""
 
 
+Measure = Callable[[Layout, FloatVector, Iterable["Contribution"]], dict[str, Any]]
+
+
 def _all_linear(model_type: str) -> tuple[str, ...]:
     """No suffix: every linear module."""
     return ()
@@ -146,6 +152,8 @@ class AdapterMethod:
         default_targets: suffixes of the modules that are adapted where the settings name none, from the
             architecture; none: all linear ones.
         packing: how an exported adapter is packed; None: in bfloat16.
+        measured: facts for the event of a round, from the layout, the values before it and its updates;
+            None: there is nothing to measure.
         exported: what a folder holds in place of the tensors as they are trained; None: those.
     """
 
@@ -158,7 +166,18 @@ class AdapterMethod:
     token_rows: TokenRows | None = None
     default_targets: Callable[[str], tuple[str, ...]] = _all_linear
     packing: PackingRoles | None = None
+    measured: Measure | None = None
     exported: Callable[[Spec, Mapping[str, FloatVector]], Content | None] | None = None
+
+    @property
+    def sends_factors(self) -> bool:
+        """Whether LoRA's factors are sent and combined; else updates are flat vectors of one meaning."""
+        return self.aggregation != "mean"
+
+    @property
+    def renews_factors(self) -> bool:
+        """Whether each round trains new factors beside the federation's, which are frozen."""
+        return self.aggregation == "stack"
 
 
 def method_of(cfg: AdapterConfig) -> AdapterMethod:
@@ -168,7 +187,7 @@ def method_of(cfg: AdapterConfig) -> AdapterMethod:
         ConfigError: ranks per node under an aggregation that needs equal ones.
     """
     method = ADAPTER_METHODS[cfg.key]
-    if cfg.ranks and method.aggregation == "mean":
+    if cfg.ranks and not method.sends_factors:
         raise ConfigError(
             f"adapter.ranks needs aggregation 'stack' or 'reproject'; {method.name!r} needs one rank"
         )

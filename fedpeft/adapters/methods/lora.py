@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fedpeft.adapters.methods.base import AdapterMethod, PackingRoles, Spec, TokenRows, Traits, scaling_of
-from fedpeft.exchange.layout import FloatVector
+from fedpeft.aggregation.mean import Contribution, naive_warning, product_error
+from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.rng import stream
 
 A, B = "lora_A.weight", "lora_B.weight"
@@ -53,7 +56,12 @@ def _mode(name: str, exact: bool, aggregation: Any, *trained: str) -> AdapterMet
     )
 
 
+def _naive_error(layout: Layout, start: FloatVector, contributions: Iterable[Contribution]) -> dict[str, Any]:
+    error = product_error(layout, start, contributions)
+    return {"naive_error": error, "warning": naive_warning(error)}
+
+
 FROZEN_A = _mode("frozen_a", True, "mean", B)
 STACK = _mode("stack", True, "stack", A, B)
 REPROJECT = _mode("reproject", False, "reproject", A, B)
-NAIVE = _mode("naive", False, "mean", A, B)
+NAIVE = replace(_mode("naive", False, "mean", A, B), measured=_naive_error)

@@ -18,7 +18,7 @@ from fedpeft.exchange.transforms import Quantise, Transform
 from fedpeft.plugins import CODECS
 
 if TYPE_CHECKING:
-    from fedpeft.config.models import DirectionConfig
+    from fedpeft.config.models import DirectionConfig, ExchangeConfig
 
 
 class Codec(ABC):
@@ -62,6 +62,11 @@ class Codec(ABC):
     def transforms(cls, direction: DirectionConfig) -> tuple[Transform, ...]:
         """The steps of that direction's plan, error feedback aside; the last rounds for the codec."""
         return (Quantise(cls.configured(direction)),)
+
+    @classmethod
+    def summed(cls, exchange: ExchangeConfig) -> Codec | None:
+        """The codec in its place where a secure sum adds values up; None: its values cannot be summed."""
+        return None
 
     @property
     def shared_support(self) -> PublicSupport | None:

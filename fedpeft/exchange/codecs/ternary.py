@@ -33,15 +33,17 @@ from fedpeft.exchange.codecs.bitfields import (
     write_counts,
     write_scales,
 )
+from fedpeft.exchange.codecs.public_ternary import PublicTernary
 from fedpeft.exchange.codecs.sparse_positions import PositionCode
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft.exchange.support import PublicSupport
 from fedpeft.exchange.transforms import Quantise, Rounding, Sparsify, Transform
 from fedpeft_kernels.golomb import Integers, Small
 from fedpeft_kernels.ternary import group_sums, magnitude_sums, mean_magnitudes
 
 if TYPE_CHECKING:
-    from fedpeft.config.models import DirectionConfig
+    from fedpeft.config.models import DirectionConfig, ExchangeConfig
 
 MAX_VALUES = 1 << 28
 _MAX = float(np.finfo(np.float32).max)
@@ -63,6 +65,11 @@ class Ternary(Codec):
     def transforms(cls, direction: DirectionConfig) -> tuple[Transform, ...]:
         """The largest values, then one magnitude per tensor."""
         return (Sparsify(direction.density), Ternarise())
+
+    @classmethod
+    def summed(cls, exchange: ExchangeConfig) -> PublicTernary:
+        """Ternary values on a public support, with public scales."""
+        return PublicTernary(PublicSupport(exchange.secure.share, exchange.up.support))
 
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """Give every nonzero value its tensor's mean magnitude, rounded down to 7 significant bits.

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedpeft.aggregation import Contribution, naive_warning, product_error
+from fedpeft.aggregation import Contribution
 from fedpeft.aggregation.central_dp import Account, randomness
 from fedpeft.aggregation.global_state import GlobalState
 from fedpeft.epsilons import written
+from fedpeft.plugins import ADAPTER_METHODS
 from fedpeft.privacy import Ledger
 from fedpeft.privacy.csprng import Randomness, words
 from fedpeft.secagg import SecureAggregationError
@@ -141,15 +142,14 @@ class PlainChannel:
         if first is None:
             return state, {}
         updates: Any = _chain(first, contributions)
-        adapter, warning = self.setup.config.adapter, dict[str, Any]()
-        if adapter.method == "lora" and adapter.aggregation == "naive":
+        method, of_method = ADAPTER_METHODS[self.setup.config.adapter.key], dict[str, Any]()
+        if method.measured is not None:
             updates = list(updates)
-            error = product_error(state.layout, state.node_values, updates)
-            warning = {"naive_error": error, "warning": naive_warning(error)}
+            of_method = method.measured(state.layout, state.node_values, updates)
         after, measured = state.absorb(inbox.round, updates)
         if len(inbox.accepted) < needed:
             return state, {}
-        return after, {"applied": True, **measured, **warning}
+        return after, {"applied": True, **measured, **of_method}
 
     def is_spent(self, round: int) -> bool:
         """Nodes that answered a round send the same bytes again."""

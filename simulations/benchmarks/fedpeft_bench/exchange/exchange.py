@@ -27,6 +27,7 @@ from fedpeft.exchange import (
     plan_from_config,
     seal,
 )
+from fedpeft.plugins import CODECS
 from fedpeft_bench.exchange.peers import Peer, compeft_formula_bits, sparse_peers
 from fedpeft_bench.exchange.peers_dense import dense_peers
 from fedpeft_bench.exchange.tensors import Vector
@@ -162,11 +163,13 @@ def _ours(ours: Ours, vector: Vector, density: float) -> Row:
         raise RunError(f"{ours.label}: the decoded values are not the ones that were sealed")
     row = _row("ours", ours.label, density if ours.sparse else None, len(envelope), vector)
     chosen = codec_of(envelope, plan.codec)
-    agreed = chosen == "masked-sign"  # both ends know the support: only signs are to be told
+    codec = CODECS[chosen]
+    # where both ends know the support, only signs are to be told
+    agreed = codec.same_values and not codec.sends_all
     bound = float(np.count_nonzero(opened)) if agreed else symbol_bits(opened, vector.layout)
     rates = {"encode": passed + sealed, "seal": sealed, "decode": took}
     row |= _quality(vector, opened, bound, len(envelope)) | _rates(vector, rates)
-    return row | ({"chosen": chosen} if ours.settings["codec"] == "auto" else {})
+    return row | ({"chosen": chosen} if len(plan.codec.writers) > 1 else {})
 
 
 def _peer(peer: Peer, vector: Vector) -> Row:
