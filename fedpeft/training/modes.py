@@ -29,10 +29,10 @@ def steady(model: Any) -> Generator[None]:
     and bitsandbytes layers: in evaluation mode the 4-bit ones repack the shared base in place on CPUs with
     AVX512-BF16, and the 8-bit ones choose outliers over the whole batch. Restored on exit, as by `forget`.
     """
-    changed = [module for module in model.modules() if module.training != _stays_in_training(module)]
     outermost = model not in _steady
     if outermost:
         _steady[model] = [_ModuleState(module) for module in model.modules()]
+    changed = [state.module for state in _steady[model] if state.module.training != state.stays]
     try:
         for module in changed:
             module.training = not module.training
@@ -59,11 +59,13 @@ def forget(model: Any) -> None:
 
 
 class _ModuleState:
-    """The state of one module besides its parameters and children."""
+    """The state of one module besides its parameters and children; `stays` is its mode while it is steady."""
 
     def __init__(self, module: nn.Module) -> None:
+        self.module, self.stays = module, _stays_in_training(module)
         attributes: dict[str, Any] = vars(module)
-        self.places = [(place, place.copy()) for place in (attributes, attributes["_buffers"])]
+        buffers = attributes["_buffers"]
+        self.places = [(attributes, attributes | {"training": self.stays}), (buffers, buffers.copy())]
         self.values = [
             _Value(value)
             for place in (attributes, attributes["_buffers"])
