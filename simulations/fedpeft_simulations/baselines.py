@@ -1,17 +1,21 @@
-"""The baselines of a run: the child process that runs them, and their results."""
+"""The baselines of a run: a child process runs them, and the run those that are left; their results."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedpeft.errors import RunError
-from fedpeft.runstore import RunStore
+from fedpeft.runstore import RunStore, write_json
+
+Runner = Callable[[RunStore], dict[str, Any]]
+"""Computes the result of one baseline of a run."""
 
 
 @contextmanager
@@ -32,6 +36,32 @@ def companion(store: RunStore) -> Generator[subprocess.Popen[bytes] | None]:
             raise
         finally:
             child.wait()
+
+
+def run_baselines(store: RunStore, runners: Mapping[str, Runner]) -> None:
+    """Run those of these baselines that the run names and nobody else is at, one after the other."""
+    for baseline, runner in runners.items():
+        if baseline in store.config.run.baselines:
+            with _taken(store, baseline) as is_free:
+                if is_free:
+                    write_json(result_file(store, baseline), runner(store))
+
+
+@contextmanager
+def _taken(store: RunStore, baseline: str) -> Generator[bool]:
+    """Yields whether a baseline has no result and no other process is at it; none comes to it inside.
+
+    The lock of a process that was killed goes with it.
+    """
+    file = result_file(store, baseline)
+    file.parent.mkdir(exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = not file.exists()
+        except BlockingIOError:
+            is_free = False
+        yield is_free
 
 
 def results(store: RunStore) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,7 @@
-"""Baselines of a run: what each organisation reaches alone, all data in one place, and the same under DP.
+"""The process beside a federation, which runs its baselines: the same under DP, and those trained alone.
 
-Each baseline trains with the same steps, batches and learning rates as the federation, and is evaluated
-on the same records. The module is the process beside the federation:
-``python -m fedpeft_simulations.baselines_process RUN``.
+``python -m fedpeft_simulations.baselines_process RUN``. The private one goes first, as it takes longest; what
+is left when the run itself is done with its own work it takes from the other end.
 """
 
 from __future__ import annotations
@@ -11,31 +10,16 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedpeft.adapters import attach
 from fedpeft.config import Config, build_config
 from fedpeft.config.renamed import current_name
-from fedpeft.data import Example, read_written
 from fedpeft.errors import FedPeftError
-from fedpeft.evaluation.held_out import HeldOut, tokens
-from fedpeft.evaluation.metrics import Evaluation
-from fedpeft.rng import stream
-from fedpeft.runstore import RunStore, write_json
-from fedpeft.training import Extras, LocalPlan, PerformanceFlags, train_local
-from fedpeft_simulations.baselines import result_file
+from fedpeft.runstore import RunStore
+from fedpeft_simulations.baseline_training import TRAINED
+from fedpeft_simulations.baselines import run_baselines
 from fedpeft_simulations.federation_run import run
-
-
-def run_baselines(store: RunStore) -> None:
-    """Run the baselines that have no result yet, one after the other."""
-    baselines = {"local_only": _local_only, "centralised": _centralised, "private": _private}
-    for baseline in store.config.run.baselines:
-        if not (file := result_file(store, baseline)).exists():
-            write_json(file, baselines[baseline](store))
 
 
 def private_config(config: Config) -> Config:
@@ -51,26 +35,6 @@ def private_config(config: Config) -> Config:
     return build_config(settings)
 
 
-def _local_only(store: RunStore) -> dict[str, Any]:
-    held_out = HeldOut.of(store)
-    data = _node_data(store, held_out)
-    scores = {name: _train_alone(held_out, examples, name, 1) for name, examples in data}
-    accuracies = [score.accuracy for score in scores.values() if score.accuracy is not None]
-    return {
-        "loss": sum(score.loss for score in scores.values()) / len(scores),
-        "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
-        "nodes": {name: {"loss": s.loss, "accuracy": s.accuracy} for name, s in scores.items()},
-    }
-
-
-def _centralised(store: RunStore) -> dict[str, Any]:
-    held_out = HeldOut.of(store)
-    data = list(_node_data(store, held_out))
-    pooled = [example for _, examples in data for example in examples]
-    score = _train_alone(held_out, pooled, "centralised", len(data))
-    return {"loss": score.loss, "accuracy": score.accuracy}
-
-
 def _private(store: RunStore) -> dict[str, Any]:
     folder = store.path / "arms" / "private"
     mode = "resume" if (folder / "config.toml").exists() else "new"
@@ -84,22 +48,8 @@ def _private(store: RunStore) -> dict[str, Any]:
     }
 
 
-def _node_data(store: RunStore, held_out: HeldOut) -> Iterator[tuple[str, Sequence[Example]]]:
-    for home in store.homes:
-        records = read_written(home / "train.jsonl", held_out.config.data)
-        yield home.name, tokens(records, held_out.base, held_out.config, held_out.labels)
-
-
-def _train_alone(held_out: HeldOut, examples: Sequence[Example], name: str, pooled: int) -> Evaluation:
-    """Train as a federation of one: same steps and rates, batches ``pooled`` times as large."""
-    federation, seed = held_out.config.federation, held_out.config.run.seed
-    attached = attach(held_out.base, held_out.config.adapter, seed)
-    extras = Extras(flags=PerformanceFlags.of(held_out.config.run))
-    for round in range(1, federation.rounds + 1):
-        plan = LocalPlan.of(federation, round)
-        plan = replace(plan, batch_size=plan.batch_size * pooled)
-        train_local(attached, examples, plan, stream(seed, round, name, "batches"), extras=extras)
-    return held_out.score(attached)
+RUNNERS = {"private": _private, **dict(reversed(TRAINED.items()))}
+"""What computes each baseline, in the order of this process."""
 
 
 def _end_with_parent() -> None:
@@ -114,6 +64,6 @@ def _end_with_parent() -> None:
 if __name__ == "__main__":
     _end_with_parent()
     try:
-        run_baselines(RunStore.open(Path(sys.argv[1])))
+        run_baselines(RunStore.open(Path(sys.argv[1])), RUNNERS)
     except FedPeftError as error:
         sys.exit(f"error: {error}")

@@ -30,7 +30,8 @@ from fedpeft_clients.rounds.run_home import Simulated, create_home
 from fedpeft_server.rounds.checkpoints import latest
 from fedpeft_server.rounds.final_adapter import load_checkpoint, load_final
 from fedpeft_simulations.backends import run_federation
-from fedpeft_simulations.baselines import companion, results
+from fedpeft_simulations.baseline_training import TRAINED
+from fedpeft_simulations.baselines import companion, results, run_baselines
 from fedpeft_simulations.organisations import Federation, Organisation, load_federation
 from fedpeft_simulations.plant_canaries import draw_canaries, planted
 from fedpeft_simulations.plots import plot_run
@@ -77,6 +78,7 @@ def run(config: Config, out: Path, mode: Mode, report: Progress, trackers: Seque
         _federate(store, emit)
         summary = _evaluate(store, emit)
         audit = _audit(store, report)
+        run_baselines(store, TRAINED)
         at("waiting for the baselines")
     summary = complete(summary, results(store), audit, time.monotonic() - started)
     write_card(store.adapter, card_facts(store, summary))
