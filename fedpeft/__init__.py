@@ -8,8 +8,10 @@ transformers.
 import os
 from typing import TYPE_CHECKING
 
-# libgomp's threads spin while they wait and starve every other process; it reads this when torch loads it.
+# Threads of libgomp (torch) and OpenBLAS (numpy) spin while they wait and starve every other process; both
+# read this when they are loaded. numpy's matrices here are small: more threads make them slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from fedpeft import errors
 from fedpeft._version import __version__

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,15 @@ def test_importing_a_package_imports_nothing_heavy(package):
     loaded, count = shown.stdout.rsplit(" ", 1)
     assert loaded == "[]"
     assert int(count) <= 200
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")])
+def test_numpy_computes_on_one_thread_unless_the_user_says_otherwise(before, after):
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    script = "import fedpeft, os; print(os.environ['OPENBLAS_NUM_THREADS'])"
+    command = [sys.executable, "-c", script]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env={**environment, **before})
+    assert shown.stdout.strip() == after
 
 
 @pytest.mark.parametrize("package", PAGES)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.adapters import attach
 from fedpeft.data import Example, read_written
 from fedpeft.evaluation.held_out import HeldOut, tokens
+from fedpeft.progress_reports import at
 from fedpeft.rng import stream
 from fedpeft.runstore import RunStore
 
@@ -54,9 +55,11 @@ def _train_alone(held_out: HeldOut, examples: Sequence[Example], name: str, pool
     attached = attach(held_out.base, held_out.config.adapter, seed)
     extras = Extras(flags=PerformanceFlags.of(held_out.config.run))
     for round in range(1, federation.rounds + 1):
+        at("round of a baseline", round - 1, federation.rounds)
         plan = LocalPlan.of(federation, round)
         plan = replace(plan, batch_size=plan.batch_size * pooled)
         train_local(attached, examples, plan, stream(seed, round, name, "batches"), extras=extras)
+    at("round of a baseline", federation.rounds, federation.rounds)
     return held_out.score(attached)
 
 

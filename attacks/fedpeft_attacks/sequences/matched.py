@@ -92,8 +92,8 @@ class Null:
         sides: dict[str, tuple[Matrix, Matrix]] = {}
         for name in layout.names:
             parts = [_flat(tensors[name]) for tensors in split]
-            rows: Matrix = np.sum([part @ part.T for part in parts], axis=0)
-            columns: Matrix = np.sum([part.T @ part for part in parts], axis=0)
+            wide, tall = np.hstack(parts), np.vstack(parts)
+            rows, columns = wide @ wide.T, tall.T @ tall
             energy = max(float(np.trace(rows)) / len(parts), _TINY)
             sides[name] = (_inverse(rows) / energy, _inverse(columns))
         whitening = Whitening(layout, sides)
