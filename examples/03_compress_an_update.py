@@ -25,8 +25,8 @@ for density in (0.5, 0.2, 0.05):
     received = open_envelope(envelope, layout, codec, context, Verifier(signer.public)).dense()
     assert np.array_equal(received, sent.values)  # what is decoded is what was sent, bit for bit
     assert np.allclose(received + state["residual"], change, atol=1e-6)  # nothing is lost, some is late
-    kept = 1 - np.sum((change - received) ** 2) / np.sum(change**2)
-    print(f"{density:7.0%} {len(envelope):6,} {change.nbytes / len(envelope):5.1f}x {kept:8.0%}")
+    share = 1 - np.sum((change - received) ** 2) / np.sum(change**2)
+    print(f"{density:7.0%} {len(envelope):6,} {change.nbytes / len(envelope):5.1f}x {share:8.0%}")
 
 try:
     open_envelope(envelope[:-1] + b"x", layout, codec, context, Verifier(signer.public))

@@ -110,7 +110,7 @@ def _values(schema: dict[str, Any], whole: dict[str, Any]) -> str:
     if "$ref" in schema:
         return _values(whole["$defs"][schema["$ref"].rsplit("/", 1)[1]], whole)
     if "anyOf" in schema:
-        return " or ".join(_values(one, whole) for one in schema["anyOf"] if one.get("type") != "null")
+        return " or ".join(_values(part, whole) for part in schema["anyOf"] if part.get("type") != "null")
     if choices := schema.get("enum") or schema.get("examples"):
         return ", ".join(f"`{choice}`" for choice in choices)
     if "const" in schema:
@@ -121,7 +121,7 @@ def _values(schema: dict[str, Any], whole: dict[str, Any]) -> str:
         return "table"
     words = {"minimum": "at least", "exclusiveMinimum": "above"}
     words |= {"maximum": "at most", "exclusiveMaximum": "below"}
-    limits = [f"{word} {schema[key]:g}" for key, word in words.items() if key in schema]
+    limits = [f"{limit} {schema[key]:g}" for key, limit in words.items() if key in schema]
     kind = {"integer": "whole number", "boolean": "`true`, `false`", "string": "text"}
     return ", ".join([kind.get(schema.get("type", ""), schema.get("type", "any")), *limits])
 
@@ -132,7 +132,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, tuple):
-        return "`[" + ", ".join(f'"{one}"' if isinstance(one, str) else str(one) for one in value) + "]`"
+        return "`[" + ", ".join(f'"{item}"' if isinstance(item, str) else str(item) for item in value) + "]`"
     return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
 
 

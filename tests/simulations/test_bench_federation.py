@@ -161,7 +161,7 @@ def test_every_arm_is_a_valid_config_and_stands_behind_its_dense_reference():
 
 
 def test_two_of_eight_nodes_take_part_in_every_arm():
-    for settings in participation.ARMS.values():
+    for settings in participation.VARIANTS.values():
         config = load_config(embedded_scenario(), gain.options({**participation.SETTING, **settings}))
         assert config.federation.nodes * config.federation.participation == 2
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0
 FAREWELL_SECONDS = 5.0
-ARM = "federated"
+FEDERATED = "federated"
 
 
 @dataclass
@@ -80,13 +80,13 @@ class HeldOutEvaluation:
         federation, newest = self._config.federation, newest_round(self.store.path)
         every, last = federation.evaluate_every, max(self._evaluated)
         if every and newest // every > last // every and newest < federation.rounds:
-            self._evaluate(ARM, newest, load_checkpoint)
+            self._evaluate(FEDERATED, newest, load_checkpoint)
 
     def _conclude(self) -> None:
         from fedpeft_server.rounds.final_adapter import load_final
 
         if (last := self._config.federation.rounds) not in self._evaluated:
-            self._evaluate(ARM, last, load_final)
+            self._evaluate(FEDERATED, last, load_final)
 
     @cached_property
     def _config(self) -> Config:
@@ -97,7 +97,7 @@ class HeldOutEvaluation:
         """Rounds that have been evaluated, or could not be."""
         return {event["round"] for event in self.store.events("evaluation")}
 
-    def _evaluate(self, arm: str, round: int, load: Load | None = None) -> None:
+    def _evaluate(self, name: str, round: int, load: Load | None = None) -> None:
         """Append one evaluation; what prevents it is one line of the log, without a word of the records."""
         from fedpeft.evaluation.held_out import evaluation_event
 
@@ -106,7 +106,7 @@ class HeldOutEvaluation:
             held_out, attached = self._loaded
             if load is not None:
                 attached.begin(load(self.store, attached))
-            self.store.append(evaluation_event(arm, round, held_out.score(attached)))
+            self.store.append(evaluation_event(name, round, held_out.score(attached)))
         except Exception as error:
             cause = str(error) if isinstance(error, FedPeftError) else type(error).__name__
             print(f"round {round} is not evaluated: {cause}", file=sys.stderr)

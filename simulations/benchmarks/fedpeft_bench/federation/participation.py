@@ -18,7 +18,7 @@ SETTING: Mapping[str, Any] = {
 FORGETFUL = {"exchange.up.error_feedback": False, "exchange.down.error_feedback": False}
 RESYNC = {"exchange.cache_rounds": 0}
 
-ARMS: Mapping[str, Mapping[str, Any]] = {
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "dense": DENSE,
     "feedback, cached": {},
     "feedback, not cached": RESYNC,
@@ -46,7 +46,7 @@ def rows(
     for profile in each(profiles, "profile"):
         for seed in each(seeds, "seed"):
             dense: Figures | None = None
-            for name, settings in ARMS.items():
+            for name, settings in VARIANTS.items():
                 chosen = {"exchange.profile": profile, **SETTING, **settings, "run.seed": seed}
                 figures = platform(options(chosen))
                 dense = dense or figures

@@ -18,7 +18,7 @@ DENSE = (
     "audit.enabled=false",
     "run.baselines=[]",
 )
-ARMS = "run.baselines=['local_only','centralised']"
+BASELINES = "run.baselines=['local_only','centralised']"
 COLUMNS = (
     "seed",
     "local-only",
@@ -43,7 +43,7 @@ def seeds(numbers: Sequence[int]) -> list[dict[str, Any]]:
 def _row(seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         chosen = f"run.seed={seed}"
-        compressed = simulate(Path(folder) / "compressed", (chosen, ARMS, "audit.enabled=false"))
+        compressed = simulate(Path(folder) / "compressed", (chosen, BASELINES, "audit.enabled=false"))
         dense = simulate(Path(folder) / "dense", (chosen, *DENSE))
     accuracy, sent, time = compressed["accuracy"], compressed["bytes"], compressed["time"]
     loss, dense_loss = compressed["loss"]["federated"], dense["loss"]["federated"]
