@@ -1,6 +1,6 @@
 """Epsilon as it is written down, sent and shown: a number, or that there is no bound.
 
-JSON knows no infinity, and neither 0 nor null may stand for it: the first is perfect privacy, the second says
+JSON has no infinity, and neither 0 nor null may represent it: the first is perfect privacy, the second says
 that nobody promised anything or knows.
 """
 

@@ -48,7 +48,7 @@ class Registry(Generic[T]):
     Attributes:
         kind: of objects, in the plural; the entry-point group is ``fedpeft.<kind>``.
         noun: what a message calls one of them.
-        error: raised for names that stand for nothing, and for plug-ins that cannot be used.
+        error: raised for unknown names, and for plug-ins that cannot be used.
         expects: ``module:attribute`` of the class that every object is an instance or a subclass of.
         shipped: name to ``module:attribute``.
         problem: what is wrong with an object of another package beside the others of other packages, if

@@ -53,7 +53,7 @@ def _restore(*before: TextIO) -> None:
 
 
 def drawing(stream: TextIO) -> TextIO:
-    """What lies behind the door of a stream, for tables and live views that draw with escape codes."""
+    """The unfiltered stream beneath, for tables and live views that draw with escape codes."""
     return stream.behind if isinstance(stream, _Door) else stream
 
 

@@ -46,7 +46,7 @@ def scenario_file(name: str) -> Path | None:
 
 
 def load_scenario(name: Path | str | None, overrides: Sequence[str] = ()) -> Scenario:
-    """The settings that a scenario argument and ``--set`` options stand for.
+    """The settings that follow from a scenario argument and ``--set`` options.
 
     Args:
         name: a TOML file, ``embedded``, ``defaults``, or None for the rule of this module.

@@ -63,7 +63,7 @@ def _indices(keys: list[str], cfg: DataConfig, nodes: int, seed: int) -> list[li
     partitioner.dataset = datasets.Dataset.from_dict({"index": list(range(len(keys))), "key": keys})
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about its own retries; a failure is told below
+            warnings.simplefilter("ignore", UserWarning)  # about its own retries; a failure is reported below
             loaded = [
                 [int(i) for i in partitioner.load_partition(number)["index"]] for number in range(count)
             ]

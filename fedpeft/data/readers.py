@@ -1,7 +1,7 @@
 """From a file or folder to rows, each with its place, and from the columns of a row to a record.
 
 `fedpeft.plugins.READERS` has the readers of rows by the name of ``data.format``. Every error names the file,
-the line or row and the rule; none repeats what stands in the record. What is wrong with one row is an error
+the line or row and the rule; none repeats the record's text. What is wrong with one row is an error
 of this row alone: a reader that must not tell of it leaves it out and goes on.
 """
 
@@ -33,7 +33,7 @@ class Reader:
 
     Attributes:
         rows: the rows of a file or folder, from its path. What is wrong with the whole raises `DataError`,
-            what is wrong with one row stands in its place; neither carries text of the data.
+            an error of one row is returned in its place; neither carries text of the data.
         suffixes: endings of file names, in lower case, by which ``data.format = "auto"`` knows the format.
         inner_files: names of files that a folder of this format holds one of.
     """
@@ -224,7 +224,7 @@ def _kind(value: Any) -> str:
 
 
 def _read_jsonl(path: Path) -> Rows:
-    # not splitlines: U+2028 and form feeds may stand inside a JSON string
+    # not splitlines: U+2028 and form feeds are allowed inside a JSON string
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             yield f"line {number}", _object(f"{path} line {number}", line)

@@ -54,7 +54,7 @@ def tokenise(
     Prompt and completion are tokenised apart, as they are at inference. The tokens that the tokenizer
     itself puts before a text (often a beginning-of-sequence token) lead; a chat has those of its template.
     The completion ends with the end-of-sequence token. A record longer than ``cfg.max_length`` loses the
-    left of its prompt, and a completion that leaves no room for one prompt token loses its right.
+    left of its prompt, and a completion that leaves no space for one prompt token loses its right.
 
     Args:
         records: what to tokenise.

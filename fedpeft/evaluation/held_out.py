@@ -81,6 +81,6 @@ def tokens(records: Sequence[Record], base: Base, config: Config, labels: Sequen
 
 
 def evaluation_event(arm: str, round: int, score: Evaluation) -> dict[str, Any]:
-    """An evaluation as ``metrics.jsonl`` tells it; arm ``base`` is the base as it is, at round 0."""
+    """An evaluation as an event of ``metrics.jsonl``; arm ``base`` is the untrained base, at round 0."""
     facts = {"loss": score.loss, "accuracy": score.accuracy}
     return {"event": "evaluation", "arm": arm, "round": round, **facts}

@@ -78,7 +78,7 @@ def run_on_device(plan: ExchangePlan, change: torch.Tensor, update: Update, stat
 
 
 def _decoded(planes: Planes, scales: FloatVector, layout: Layout) -> Decoded:
-    """What the planes and scales stand for, as it will be decoded."""
+    """The values of planes and scales, as they will be decoded."""
     flags = np.unpackbits(planes.mask, count=planes.size, bitorder="little")
     positions = np.flatnonzero(flags)
     negative = np.unpackbits(planes.sign, count=planes.size, bitorder="little")[positions]

@@ -1,4 +1,4 @@
-"""What both ends of a message know without being told."""
+"""What both ends of a message know without sending it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Direction = Literal["up", "down"]
 
 @dataclass(frozen=True)
 class Context:
-    """What both ends know without being told; authenticated, never transmitted.
+    """What both ends know already; authenticated, never transmitted.
 
     Attributes:
         run: identifier of the run, 16 bytes.

@@ -1,4 +1,4 @@
-"""Supports that both ends derive for themselves: no position is sent, and none tells anything of the data."""
+"""Supports that both ends derive: no position is sent, and none reveals anything about the data."""
 
 from __future__ import annotations
 

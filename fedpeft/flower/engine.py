@@ -9,7 +9,7 @@ from fedpeft.errors import ConfigError
 
 
 def run_ray(server_app: ServerApp, client_app: ClientApp, nodes: int, cpus_per_node: int = 1) -> None:
-    """Run both apps on Flower's simulation engine; nodes are told apart by ``partition-id``.
+    """Run both apps on Flower's simulation engine; nodes are distinguished by ``partition-id``.
 
     Raises:
         ConfigError: ray is not installed.

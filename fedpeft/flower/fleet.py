@@ -38,7 +38,7 @@ class Connection:
     Attributes:
         address: ``host:port`` of the SuperLink's public port.
         root_certificates: PEM of the authority that must have signed the SuperLink's certificate; each
-            request is signed for it, so that no other coordinator can use one. `None` speaks plain HTTP
+            request is signed for it, so that no other coordinator can use one. `None` uses plain HTTP
             (loopback only).
         private_key: EC key, OpenSSH PEM; `None` makes a key for the life of the process, which a SuperLink
             with node authentication refuses.

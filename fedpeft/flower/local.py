@@ -1,4 +1,4 @@
-"""Nodes that live in this process."""
+"""Nodes in this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedpeft.progress_reports import at
 
 
 class LocalGrid(Grid):
-    """A grid whose nodes live in this process and answer one after the other.
+    """A grid whose nodes are in this process and answer one after the other.
 
     Every message is serialised and read back, so that nothing works here that would not cross a network.
     One worker thread serves all nodes: they share one base.

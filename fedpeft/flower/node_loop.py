@@ -48,7 +48,7 @@ def serve_node(
     hash is compared with ``allowed``. Errors leave as the name of their class only.
 
     ``stop`` is looked at between messages; a signal handler that raises `SystemExit` ends the call at once.
-    Either way the coordinator is told that the node goes. An app that works longer than
+    Either way the node signs off at the coordinator. An app that works longer than
     ``connection.longest_step`` on one message ends the process with exit code 75. A gate that raises turns
     the reply into an error that names the class of what it raised, which passes the gate too; if that
     raises again, nothing leaves.

@@ -1,4 +1,4 @@
-"""Who asks, told by the head of a request alone: an enrolled node, or a process that holds the secret."""
+"""Who sends a request, from its headers alone: an enrolled node, or a process that holds the secret."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INSIDE = "inside"
 """The audience of requests to the port on loopback."""
 _FLOWER = ("flwr-public-key", "flwr-signature", "flwr-timestamp")
 ONCE = frozenset({SIGNATURE, TIME, DIGEST, *_FLOWER, "content-length", "content-type"})
-"""Headers that may stand in a request once: two readers could each take another one for the right one."""
+"""Headers that a request may have once: two readers could each take another one for the right one."""
 _FRESH_SECONDS = 5.0
 _MOST_KEYS = 10_000
 

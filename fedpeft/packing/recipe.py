@@ -96,7 +96,7 @@ def codec_of(name: str, files: AdapterFiles, recipe: Recipe) -> str:
 
 
 def _roles(peft_type: str) -> PackingRoles:
-    """The roles of a method's tensors; of one that nobody knows, none."""
+    """The roles of a method's tensors; of an unknown method, none."""
     if peft_type in _ROLES_OF_OTHERS:
         return _ROLES_OF_OTHERS[peft_type]
     known = (method.packing for _, method in ADAPTER_METHODS.items() if method.packing is not None)

@@ -20,7 +20,7 @@ TRUSTS = {"record": ("local",), "person": ("local",), "node": ("central", "distr
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers that stand for values in a secure sum.
+    """The integers that encode values in a secure sum.
 
     Stochastic rounding moves each value by less than one step, so a node's integer vector is at most
     ``steps_per_clip + sqrt(size)`` steps long, always. (The tighter bound of Kairouz et al. 2021, section
@@ -167,7 +167,7 @@ class PrivacyPlan:
     def adjacency(self) -> Literal["add-or-remove-one", "replace-by-zero"]:
         """What epsilon holds for: one unit more or less, or one node's update against zeros.
 
-        A secure sum tells who takes part in it, so that distributed noise hides what a node sent, not that
+        A secure sum shows who takes part in it, so that distributed noise hides what a node sent, not that
         it sent something.
         """
         return "replace-by-zero" if self.trust == "distributed" else "add-or-remove-one"

@@ -52,10 +52,10 @@ class Terms:
     """What a deployed node is asked to agree to before anything else of a run; the blob is `RunProposal`.
 
     Attributes:
-        protocol: newest version that the coordinator speaks.
+        protocol: newest version that the coordinator understands.
         run: `run_id` of the config, 16 bytes.
         coordinator: Ed25519 public key, 32 bytes.
-        oldest: version that it speaks.
+        oldest: version that it understands.
     """
 
     protocol: int
@@ -136,7 +136,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class HelloReply:
-    """What a node computed itself, for comparison; it never believes what it is told.
+    """What a node computed itself, for comparison; it never relies on what it is sent.
 
     Attributes:
         name: the organisation's name; orders nodes everywhere.
@@ -173,7 +173,7 @@ class TrainTask:
         state: digest of the state to train from, 32 bytes.
         ranks: rank of each module in a factor state, in order of name; empty for vectors.
         expires: seconds since the epoch after which the work is useless.
-        ledger_entry: the newest entry of this run in the node's ledger that was told; 0: none yet.
+        ledger_entry: the newest entry of this run in the node's ledger that was reported; 0: none yet.
         ledger: hash of that entry, 32 bytes; empty: none yet.
         attempt: of secure aggregation in this round; 0: the update is not masked.
         inbox: bytes at the end of the blob that are the shares for this node.

@@ -45,7 +45,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_json(path: Path, missing: Any) -> Any:
-    """The JSON object of a file, or what stands for a file that is not there.
+    """The JSON object of a file, or a given value where there is no file.
 
     Raises:
         ConfigError: the file holds no JSON object.

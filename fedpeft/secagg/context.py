@@ -26,7 +26,7 @@ MOST_VALUES = 2**31
 class SecureContext:
     """The public terms of one secure sum.
 
-    Every signature and every derived key covers `digest`, so nodes that were told different terms (another
+    Every signature and every derived key covers `digest`, so nodes that were sent different terms (another
     model, another threshold, another roster) verify nothing of each other and share no mask.
 
     Attributes:

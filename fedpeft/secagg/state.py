@@ -26,7 +26,7 @@ class Member:
         name: the node's name in rosters.
         signer: its Ed25519 key.
         store: its durable record of releases.
-        roster: Ed25519 public keys of all nodes that the round asks, by name: pinned, not told.
+        roster: Ed25519 public keys of all nodes that the round asks, by name: pinned, not as sent.
         cohort: the numbers that were agreed on.
     """
 

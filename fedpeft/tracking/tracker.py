@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Tracked:
-    """What a tracker is told of the run that it will follow.
+    """What a tracker gets about the run that it follows.
 
     Attributes:
         name: of the run.

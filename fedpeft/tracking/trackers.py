@@ -16,7 +16,7 @@ from fedpeft.tracking.tracker import Tracked, Tracker
 
 LOG = logging.getLogger("fedpeft.tracking")
 SETTINGS = ("adapter", "federation", "exchange", "privacy")
-"""Sections of the config that a tracker is told; not where records or bases lie."""
+"""Sections of the config that a tracker gets; no paths of records or bases."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -51,7 +51,7 @@ def tracking(
 ) -> Generator[Callable[[Mapping[str, Any]], None]]:
     """Follow a run while the body runs: whatever event the body passes on goes to all trackers.
 
-    A tracker that fails is left out from then on and never ends the run.
+    A tracker that fails is not used any more and never ends the run.
 
     Raises:
         ConfigError: as `open_trackers`.

@@ -1,4 +1,4 @@
-"""Who signed what, and who speaks: Ed25519 signing keys, EC transport keys and fingerprints."""
+"""Who signed what, and who connects: Ed25519 signing keys, EC transport keys and fingerprints."""
 
 from fedpeft.trust.keys import Signer, Verifier
 from fedpeft.trust.transport import (

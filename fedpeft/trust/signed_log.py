@@ -1,4 +1,4 @@
-"""A signed log: one JSON line per entry, chained by hashes, signed, on the disk before what it tells happens.
+"""A signed log: one JSON line per entry, chained by hashes, signed, on the disk before its event.
 
 A node keeps one of all that left it (its outbox), a coordinator one of what its operators did.
 
@@ -49,7 +49,7 @@ class LogFormat:
     """How the entries of one kind of log are sealed; no entry of one kind is valid in a log of another.
 
     Attributes:
-        kind: ``outbox``, ``operator``, ...; it stands in everything that is hashed or signed.
+        kind: ``outbox``, ``operator``, ...; part of everything that is hashed or signed.
     """
 
     kind: str
@@ -190,7 +190,7 @@ class SignedLog:
     def append(self, facts: Mapping[str, Any]) -> Entry:
         """Write an entry; when this returns, it is on the disk.
 
-        A last line that a crash has torn is removed first: what it tells never happened.
+        A last line that a crash has torn is removed first: its event never happened.
 
         Raises:
             RunError: the log is shorter than its head says, or its end was changed; nothing may happen then.
@@ -240,7 +240,7 @@ class SignedLog:
             yield file, last
 
     def read(self) -> list[bytes]:
-        """The lines; one that a crash has torn at the end is left out: what it tells never happened."""
+        """The lines; one that a crash has torn at the end is left out: its event never happened."""
         lines = lines_of(self.path.read_bytes()) if self.path.exists() else []
         return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
 

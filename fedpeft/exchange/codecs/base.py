@@ -119,7 +119,7 @@ def public_support(codec: Codec) -> PublicSupport | None:
 
 
 def numbered(codec: Codec, number: int) -> Codec:
-    """The codec that a header's number stands for, of those agreed on.
+    """The codec with a header's number, of those agreed on.
 
     Raises:
         EnvelopeError: it is another one.

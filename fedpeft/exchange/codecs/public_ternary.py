@@ -141,7 +141,7 @@ class PublicTernary(Codec):
 
 
 def scales_of(exponents: Sequence[int]) -> FloatVector:
-    """The scales that exponents stand for, float32."""
+    """The scales of exponents, float32."""
     steps = (np.asarray(exponents, np.float64) - ZERO_EXPONENT) / STEPS_PER_OCTAVE
     return np.exp2(steps).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""How many connections a coordinator keeps, and whose: room for enrolled nodes whatever strangers do."""
+"""How many connections a coordinator keeps, and whose: some are reserved for enrolled nodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Limits:
     """What strangers may take: connections whose sender has proved no enrolled key.
 
     A network is an IPv4 address or an IPv6 /64. One from which an enrolled key was proved within the last
-    hour is known: it has room of its own, which no network that is not known can take.
+    hour is known: connections are reserved for it, which no unknown network can take.
 
     Attributes:
         strangers: connections of all networks that are not known.
@@ -53,7 +53,7 @@ class Visit:
 
 @dataclass
 class Admission:
-    """Who is connected. Where there is no room, the oldest stranger of the busiest network makes some.
+    """Who is connected. At the limit, the oldest stranger of the busiest network is disconnected.
 
     So a network that takes all it can harms its own visitors only, and a visitor who proves an enrolled key
     soon is not turned out by those who came before.

@@ -128,7 +128,7 @@ def check_part(name: str, place: Place, content: bytes) -> None:
 def payload_bytes(root: str, parts: Mapping[str, bytes]) -> int:
     """Bytes of all payloads once a message is put together; nothing is put together for it.
 
-    A payload names its pieces by number and may name one many times, so few bytes can stand for many.
+    A payload names its pieces by number and may name one many times, so a few bytes can expand to many.
 
     Raises:
         BadPart: the parts are no message.

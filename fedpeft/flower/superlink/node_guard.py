@@ -185,7 +185,7 @@ class _Counter:
             raise _Useless(ConfirmMessageReceivedResponse())
 
     def _hand_on(self, upload: Upload) -> None:
-        """Give a whole reply to Flower: every name that gets into its store comes with what it stands for."""
+        """Give a whole reply to Flower: every name in its store comes with its content."""
         from flwr.common.serde import message_from_proto
 
         complete = False
@@ -255,7 +255,7 @@ def _check_header(header: Any, order: dict[str, Any], node: int) -> None:
     if node != expected[1] or not order["delivered_at"]:
         raise Refused(403, "a node answers only what it was asked")
     if tuple(getattr(metadata, name) for name in _COPIED) != expected:
-        raise Refused(403, "a reply speaks for its sender and for the message that it answers only")
+        raise Refused(403, "a reply is valid for its sender and for the message that it answers only")
     if header.content.ByteSize():
         raise Refused(400, "a reply's content comes in parts, not with its header")
     if header.ByteSize() > LONGEST_HEADER:

@@ -16,7 +16,7 @@ Send = Callable[[Any], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 GUEST = "guest"
-"""Name under which a connection stands in the state of its requests."""
+"""Key of a connection in the state of its requests."""
 LARGEST_HEAD = 2**14
 """Bytes of a request's headers."""
 MOST_UNDER_WAY = 2**25
@@ -25,7 +25,7 @@ _IN_A_THREAD = 2**18
 
 
 class Guest(Protocol):
-    """A connection that can be told who is on it."""
+    """A connection whose sender can be set."""
 
     def prove(self, key: str) -> None:
         """The sender of the request holds this key."""

@@ -1,4 +1,4 @@
-"""The SuperLink: one in a thread for simulations, one behind a fence for a federation."""
+"""The SuperLink: one in a thread for simulations, one with public routes only for a federation."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def require_promised(chain: Chain, body: Body, repeats: int | None) -> None:
 
 
 def _spent(chain: Chain, run: str, lineage: str, round: int) -> tuple[int, int]:
-    """Noisy releases of a run that left before a round is asked for, and its reservations opened in vain."""
+    """Noisy releases of a run before a round, and its opened reservations without a release."""
     mine = {e.seq: e.body for e in chain.entries if _of(e, run, lineage)}
     opened = sorted({e.body["reservation"] for e in chain.entries if e.kind == "started"} & mine.keys())
     released = {e.body["reservation"] for e in chain.entries if e.kind == "released"}

@@ -112,7 +112,7 @@ def engine_of(
 
 
 def _fingerprint(attached: Attached) -> object:
-    """What the choice hangs on: the trainables themselves, the kinds of all layers, how torch multiplies."""
+    """What the choice depends on: the trainables, the kinds of all layers, how torch multiplies."""
     trainables = tuple(id(parameter) for parameter in attached.parameters.values())
     layers = tuple((type(m), getattr(m, "gradient_checkpointing", False)) for m in attached.model.modules())
     return attached.layout.digest, trainables, layers, torch.get_float32_matmul_precision()
@@ -240,7 +240,7 @@ def _perturbed(attached: Attached) -> Generator[None]:
 
 
 def _refuse_unplaced(model: Any, longest: int) -> None:
-    """A record beyond a table of positions would end the round by an error, which tells of that record."""
+    """A record beyond a table of positions would end the round with an error, which reveals it."""
     places = getattr(model.config.get_text_config(), "max_position_embeddings", None) or longest
     tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
     if longest > places and any(places <= rows <= places + 4 for rows in tables):
