@@ -30,7 +30,7 @@ for name in bank hospital; do
     home="$FEDPEFT_HOME/node/$name"
     token=$(fedpeft server enroll "$name" --json | field token)
     fingerprint=$(fedpeft node init "$name" --policy research-pilot --json | field fingerprint)
-    fedpeft node data add notes "$folder/data/$name.jsonl" --lineage "$name-notes" --no-preview --home "$home"
+    fedpeft node data add notes "$folder/data/$name.jsonl" --budget-id "$name-notes" --no-preview --home "$home"
     fedpeft node join "127.0.0.1:$port" --token "$token" --home "$home" --wait 120 &
     joining=$!
     until fedpeft server approve "$name" --fingerprint "$fingerprint" 2> /dev/null; do sleep 2; done

@@ -48,7 +48,7 @@ def clinic(tmp_path):
 def add(made, name, file, lineage, *options):
     app = typer.Typer()
     register(app)
-    words = ["node", "data", "add", name, file, "--lineage", lineage, "--home", made.path, *options]
+    words = ["node", "data", "add", name, file, "--budget-id", lineage, "--home", made.path, *options]
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
@@ -124,7 +124,7 @@ def test_the_same_records_under_a_second_lineage_are_refused(clinic, tmp_path, w
     left = add(clinic, "other", file, "fresh", *options)
     assert isinstance(left.exception, PrivacyError)
     said = str(left.exception)
-    assert "patients" in said and "max_overlap" in said and "--lineage patients" in said
+    assert "patients" in said and "max_overlap" in said and "--budget-id patients" in said
     assert "Patient" not in said and "\n" not in said
     assert list(clinic.datasets()) == ["notes"], "nothing is registered"
     assert add(clinic, "other", file, "patients", *options).exit_code == 0, "the same id may"

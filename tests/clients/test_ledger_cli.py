@@ -153,7 +153,7 @@ def test_each_promise_of_a_data_set_has_its_own_total(home):
 
     person = replace(PLAN, unit="person", records_per_unit=2)
     Ledger(home / "ledger.sqlite", None, OWN).reserve("patients", "other", 1, person, 5)
-    found = json.loads(node("show", home, "--lineage", "patients", "--json").stdout)["lineages"]
+    found = json.loads(node("show", home, "--budget-id", "patients", "--json").stdout)["lineages"]
     by_unit = {one["unit"]: one["epsilon"] for one in found}
     assert by_unit["person"] == "unbounded", "earlier rounds protect per record only"
     assert by_unit["record"] > epsilon([Steps(0.1, 1.0, 15), Pure(0.1, 1)], 1e-5)

@@ -57,7 +57,7 @@ def test_without_a_node_commands_say_what_to_do(node, tmp_path):
 
 def test_data_are_counted_and_shown_on_this_screen_only(node, records, tmp_path):
     said(node("init", "clinic"))
-    columns = ("--prompt-column", "q", "--completion-column", "a", "--lineage", "notes")
+    columns = ("--prompt-column", "q", "--completion-column", "a", "--budget-id", "notes")
     shown = said(node("data", "add", "notes", records, *columns))
     assert "2 records" in shown and "'how is it' -> 'green'" in shown
     assert "how is it" not in said(node("data", "add", "notes", records, *columns, "--no-preview"))
@@ -70,14 +70,14 @@ def test_data_are_counted_and_shown_on_this_screen_only(node, records, tmp_path)
 def test_a_data_set_keeps_its_lineage_for_life(node, records):
     said(node("init", "clinic"))
     columns = ("--prompt-column", "q", "--completion-column", "a")
-    said(node("data", "add", "notes", records, *columns, "--lineage", "notes"))
+    said(node("data", "add", "notes", records, *columns, "--budget-id", "notes"))
     for name in ("notes", "again"):
-        refused(node("data", "add", name, records, *columns, "--lineage", "fresh"), "keeps for life")
+        refused(node("data", "add", name, records, *columns, "--budget-id", "fresh"), "keeps for life")
 
 
 def test_data_with_other_columns_are_refused_with_the_nearest(node, records):
     said(node("init", "clinic"))
-    refused(node("data", "add", "notes", records, "--lineage", "notes"), "no column 'prompt'")
+    refused(node("data", "add", "notes", records, "--budget-id", "notes"), "no column 'prompt'")
 
 
 def test_an_edited_policy_replaces_the_old_one_only_if_it_holds(node, monkeypatch, tmp_path):

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from fedpeft.privacy.ledger import Budget, Chain, Entry, Head
 
 PLACE = typer.Argument(None, help="A node's folder, its ledger file, or an export; default: the only node.")
-LINEAGE = typer.Option(None, help="Only this privacy-budget id; default: all.")
+LINEAGE = typer.Option(
+    None,
+    "--budget-id",
+    "--lineage",
+    help="Only this privacy-budget id; default: all. (--lineage: its old name, until 0.3)",
+)
 OUT = typer.Option(None, "-o", "--out", help="File to write; default: print it.")
 KNOWN = typer.Option(None, help="SEQ:HASH of an entry that was seen before.")
 KEY = typer.Option(None, help="The node's public key, 64 hexadecimal digits.")

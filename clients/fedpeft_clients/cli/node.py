@@ -119,7 +119,11 @@ def add_data(
     name: str = typer.Argument(help="Name of the data set on this node."),
     file: Path = typer.Argument(help="JSONL, CSV or Parquet file, or a datasets folder; it stays there."),
     lineage: str = typer.Option(
-        ..., help="Privacy-budget id of the data set in the ledger, for life; edits keep it."
+        ...,
+        "--budget-id",
+        "--lineage",
+        help="Privacy-budget id of the data set in the ledger, for life; edits keep it. (--lineage: its old "
+        "name, until 0.3)",
     ),
     prompt: str = typer.Option("prompt", "--prompt-column", help="Column of the prompt."),
     completion: str = typer.Option("completion", "--completion-column", help="Of the completion or label."),
@@ -160,7 +164,7 @@ def _check_lineage(organisation: Organisation, name: str, dataset: DataSet) -> N
         if same and registered.lineage != dataset.lineage:
             raise ConfigError(
                 f"data set {known!r} has privacy-budget id {registered.lineage!r}, which it keeps for life; "
-                f"give --lineage {registered.lineage}"
+                f"give --budget-id {registered.lineage}"
             )
 
 

@@ -106,7 +106,7 @@ def admit(organisation: Organisation, dataset: DataSet, most: float) -> list[Ove
     if overlaps and overlaps[0].share > most:
         raise PrivacyError(
             f"data set {dataset.file}: {overlaps[0]}, allowed are {most:.1%} (privacy.max_overlap): a second "
-            f"privacy-budget id would spend the same records twice; use --lineage {overlaps[0].lineage}, or "
+            f"privacy-budget id would spend the same records twice; use --budget-id {overlaps[0].lineage} or "
             "take them out"
         )
     if fresh:
