@@ -29,7 +29,7 @@ def nobody(run: int, key: str) -> bool:
     return False
 
 
-def fenced(application: Application, ca: Path, handout: Handout = nobody) -> Application:
+def public_only(application: Application, ca: Path, handout: Handout = nobody) -> Application:
     """The application without what only its own machine may use: Control and Runtime API, pages, sockets.
 
     Args:

@@ -21,9 +21,9 @@ from fedpeft.flower.superlink.public_routes import (
     HEALTH,
     LARGEST_BODY,
     Handout,
-    fenced,
     is_fleet_call,
     nobody,
+    public_only,
 )
 from fedpeft.flower.superlink.request_check import Application, Entrance
 from fedpeft.flower.superlink.uploads import DEFAULT_QUOTA, Quota
@@ -163,8 +163,8 @@ def _outside(application: Any, settings: LinkSettings) -> Listener:
     proof = NodeProof(
         lambda: certificate_fingerprint(settings.ca.read_bytes()), Remembered(enrolled), settings.stock
     )
-    fence = fenced(application, settings.ca, settings.handout)
-    entrance = Entrance(fence, proof, lambda method, path: not is_fleet_call(method, path), LARGEST_BODY)
+    routes = public_only(application, settings.ca, settings.handout)
+    entrance = Entrance(routes, proof, lambda method, path: not is_fleet_call(method, path), LARGEST_BODY)
     return secured(entrance, settings.certificate, settings.key)
 
 
