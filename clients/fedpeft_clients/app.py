@@ -19,16 +19,8 @@ from flwr.clientapp import ClientApp
 from fedpeft import flower
 from fedpeft.errors import ConfigError, FederationError, FedPeftError
 from fedpeft.exchange import OVERHEAD_BYTES
-from fedpeft.protocol.messages import (
-    LARGEST_TABLE,
-    LARGEST_TERMS,
-    Hello,
-    SecureTask,
-    Terms,
-    TrainTask,
-    pack,
-    unpack,
-)
+from fedpeft.protocol.encoding import pack, unpack
+from fedpeft.protocol.messages import LARGEST_TABLE, LARGEST_TERMS, Hello, SecureTask, Terms, TrainTask
 from fedpeft_clients.governance import run_approval
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.governance.policy_rules import check_hours

@@ -55,7 +55,7 @@ class Coordinator:
 
 def deal(homes, task):
     """Keys and shares of an attempt, with all of its nodes; what each was dealt, by node and dealer."""
-    from fedpeft.protocol.messages import pack_table, unpack_table
+    from fedpeft.protocol.encoding import pack_table, unpack_table
     from fedpeft_clients.rounds import secure_aggregation
     from fedpeft_clients.rounds.node_context import NodeContext
 
@@ -156,7 +156,7 @@ class Joined:
         from flwr.app import Context, Message, RecordDict
 
         from fedpeft import flower
-        from fedpeft.protocol.messages import pack
+        from fedpeft.protocol.encoding import pack
         from fedpeft_clients.app import app
         from fedpeft_clients.outbox.gate import OrganisationGate
 
@@ -180,7 +180,8 @@ class Joined:
 
     def offer(self, config, flower_run=7, **changes):
         """The node's answer to a run's terms."""
-        from fedpeft.protocol.messages import TERMS, TermsReply, unpack
+        from fedpeft.protocol.encoding import unpack
+        from fedpeft.protocol.messages import TERMS, TermsReply
 
         asked, blob = self.terms(config, **changes)
         reply = unpack(self.say(TERMS, asked, blob, flower_run)[1], TermsReply, 0)[0]
@@ -189,7 +190,8 @@ class Joined:
     def first_task(self, config, **changes):
         import time
 
-        from fedpeft.protocol.messages import HELLO, PROTOCOL, Hello, HelloReply, TrainTask, run_id, unpack
+        from fedpeft.protocol.encoding import unpack
+        from fedpeft.protocol.messages import HELLO, PROTOCOL, Hello, HelloReply, TrainTask, run_id
 
         asked = Hello(PROTOCOL, run_id(config), self.signer.public)
         state = unpack(self.say(HELLO, asked)[1], HelloReply, 0)[0].state

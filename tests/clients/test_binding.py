@@ -12,7 +12,8 @@ from dataclasses import replace
 import pytest
 
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.protocol.messages import TRAIN, TrainReply, run_id, unpack
+from fedpeft.protocol.encoding import unpack
+from fedpeft.protocol.messages import TRAIN, TrainReply, run_id
 from fedpeft.runstore import write_json
 from fedpeft.trust import Signer, fingerprint
 from fedpeft_clients.cli.status import describe_offers

@@ -6,19 +6,8 @@ import os
 
 import pytest
 
-from fedpeft.protocol.messages import (
-    HELLO,
-    PROTOCOL,
-    SECURE,
-    TRAIN,
-    Hello,
-    SecureTask,
-    TrainReply,
-    pack,
-    pack_table,
-    run_id,
-    unpack,
-)
+from fedpeft.protocol.encoding import pack, pack_table, unpack
+from fedpeft.protocol.messages import HELLO, PROTOCOL, SECURE, TRAIN, Hello, SecureTask, TrainReply, run_id
 from fedpeft.trust import signed_log
 from fedpeft_clients.outbox.gate import OrganisationGate
 

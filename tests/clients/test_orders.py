@@ -15,7 +15,8 @@ import pytest
 from fedpeft.data.batches import epochs
 from fedpeft.errors import FederationError, FedPeftError
 from fedpeft.privacy import Ledger
-from fedpeft.protocol.messages import TRAIN, SecureTask, pack_table
+from fedpeft.protocol.encoding import pack_table
+from fedpeft.protocol.messages import TRAIN, SecureTask
 from fedpeft.rng import stream
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds import local_round, secure_aggregation

@@ -12,7 +12,8 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy import Ledger
 from fedpeft.privacy.accounting import Steps, epsilon
 from fedpeft.privacy.plan import Grid, PrivacyPlan
-from fedpeft.protocol.messages import SecureTask, pack_table
+from fedpeft.protocol.encoding import pack_table
+from fedpeft.protocol.messages import SecureTask
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds import local_round, secure_aggregation
 from fedpeft_clients.rounds.handlers import train

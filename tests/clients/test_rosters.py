@@ -19,7 +19,8 @@ from fedpeft.errors import ConfigError, FederationError
 from fedpeft.exchange import Context as Bound
 from fedpeft.exchange import open_payload
 from fedpeft.privacy import Ledger
-from fedpeft.protocol.messages import PROTOCOL, Hello, SecureTask, TrainTask, pack_table, run_id, unpack_table
+from fedpeft.protocol.encoding import pack_table, unpack_table
+from fedpeft.protocol.messages import PROTOCOL, Hello, SecureTask, TrainTask, run_id
 from fedpeft.secagg import CoordinatorRound, SecureAggregationError, SecureContext, from_residues
 from fedpeft.secagg.messages import RECEIPT_BYTES
 from fedpeft.trust import Signer, Verifier

@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fedpeft.protocol.messages import TRAIN, SecureTask, TrainReply, pack_table, unpack
+from fedpeft.protocol.encoding import pack_table, unpack
+from fedpeft.protocol.messages import TRAIN, SecureTask, TrainReply
 from fedpeft.runstore import write_json
 from fedpeft_clients.process_cache import PROCESS
 from fedpeft_clients.rounds import local_round

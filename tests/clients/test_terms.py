@@ -7,17 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from fedpeft.protocol.messages import (
-    HELLO,
-    PROTOCOL,
-    TERMS,
-    TRAIN,
-    Hello,
-    TermsReply,
-    TrainReply,
-    run_id,
-    unpack,
-)
+from fedpeft.protocol.encoding import unpack
+from fedpeft.protocol.messages import HELLO, PROTOCOL, TERMS, TRAIN, Hello, TermsReply, TrainReply, run_id
 from fedpeft.trust import Signer
 from fedpeft_clients.governance.run_approval import approve, offers
 

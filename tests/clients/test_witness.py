@@ -10,7 +10,8 @@ import pytest
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.privacy import Ledger, PrivacyPlan
-from fedpeft.protocol.messages import TRAIN, TrainReply, TrainTask, unpack
+from fedpeft.protocol.encoding import unpack
+from fedpeft.protocol.messages import TRAIN, TrainReply, TrainTask
 from fedpeft_clients.cli.doctor import examine
 from fedpeft_clients.outbox import ledger_witness
 from fedpeft_clients.process_cache import PROCESS

@@ -125,7 +125,8 @@ class Hostile:
         from flwr.app import ConfigRecord, Message, RecordDict
 
         from fedpeft import flower
-        from fedpeft.protocol.messages import TrainReply, TrainTask, pack, unpack
+        from fedpeft.protocol.encoding import pack, unpack
+        from fedpeft.protocol.messages import TrainReply, TrainTask
 
         if kind == "error-with-text":
             return flower.error_reply(message, flower.APP_FAILED, TEXT)

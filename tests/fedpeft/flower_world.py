@@ -29,7 +29,8 @@ from flwr.serverapp import ServerApp
 
 from fedpeft import flower
 from fedpeft.flower.superlink import listener
-from fedpeft.protocol.messages import TrainReply, pack, unpack
+from fedpeft.protocol.encoding import pack, unpack
+from fedpeft.protocol.messages import TrainReply
 from fedpeft.trust import new_transport_key, public_line
 
 REPLY = TrainReply(round=3, steps=2, train_s=0.5, epsilon=0.0, ledger_entry=1, ledger=b"")

@@ -11,7 +11,8 @@ import pytest
 from fedpeft.epsilons import UNBOUNDED, is_epsilon, shown, worst, written
 from fedpeft.errors import FederationError
 from fedpeft.privacy.plan import PrivacyPlan
-from fedpeft.protocol.messages import TrainReply, pack, unpack
+from fedpeft.protocol.encoding import pack, unpack
+from fedpeft.protocol.messages import TrainReply
 from fedpeft.runstore.summary import NodePrivacy, PrivacyFacts
 
 

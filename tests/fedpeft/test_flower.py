@@ -12,7 +12,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedpeft import flower
-from fedpeft.protocol.messages import TrainReply, pack, unpack
+from fedpeft.protocol.encoding import pack, unpack
+from fedpeft.protocol.messages import TrainReply
 
 REPLY = TrainReply(round=3, steps=2, train_s=0.5, epsilon=0.0, ledger_entry=1, ledger=b"")
 

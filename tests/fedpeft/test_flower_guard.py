@@ -14,7 +14,8 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from fedpeft import flower
 from fedpeft.flower.messages import identify, serialise
 from fedpeft.flower.superlink.uploads import DEFAULT_QUOTA
-from fedpeft.protocol.messages import TrainReply, pack, unpack
+from fedpeft.protocol.encoding import pack, unpack
+from fedpeft.protocol.messages import TrainReply
 from fedpeft_server.rounds import ask_nodes
 from fedpeft_server.rounds.ask_nodes import Question, ask
 from tests.fedpeft.flower_stranger import Stranger, chunk, leaf, name_of, part, payload, poison, tree

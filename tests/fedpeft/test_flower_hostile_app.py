@@ -14,7 +14,8 @@ from flwr.serverapp import ServerApp
 
 from fedpeft import flower
 from fedpeft.flower import control
-from fedpeft.protocol.messages import Hello, pack
+from fedpeft.protocol.encoding import pack
+from fedpeft.protocol.messages import Hello
 
 NODE = """
 import sys

@@ -14,6 +14,7 @@ from fedpeft.aggregation.global_state import initial_state
 from fedpeft.aggregation.robust import rule_of
 from fedpeft.config import build_config
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Layout, Update, seal
+from fedpeft.protocol.encoding import pack, unpack
 from fedpeft.protocol.messages import (
     HelloReply,
     RunProposal,
@@ -21,10 +22,8 @@ from fedpeft.protocol.messages import (
     TermsReply,
     TrainReply,
     TrainTask,
-    pack,
     run_id,
     state_digest,
-    unpack,
 )
 from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, create_run

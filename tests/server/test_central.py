@@ -16,7 +16,8 @@ from fedpeft.config import build_config
 from fedpeft.errors import FederationError, PrivacyError
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Layout, Update, seal
 from fedpeft.privacy import Ledger, noise
-from fedpeft.protocol.messages import HelloReply, TrainReply, TrainTask, pack, run_id, state_digest, unpack
+from fedpeft.protocol.encoding import pack, unpack
+from fedpeft.protocol.messages import HelloReply, TrainReply, TrainTask, run_id, state_digest
 from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, create_run
 from fedpeft.trust import Signer

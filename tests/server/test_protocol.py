@@ -6,7 +6,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from fedpeft import flower
 from fedpeft.config import Config
 from fedpeft.errors import FederationError
-from fedpeft.protocol.messages import SMALL, Hello, TrainReply, TrainTask, pack, run_id, unpack
+from fedpeft.protocol.encoding import SMALL, pack, unpack
+from fedpeft.protocol.messages import Hello, TrainReply, TrainTask, run_id
 
 REPLY = TrainReply(round=2, steps=3, train_s=1.5, epsilon=0.0, ledger_entry=2, ledger=b"x" * 32)
 TASK = TrainTask(1, 2, 0.1, "delta", 1, [40, 2], bytes(32), [0, 3], 5.0)

@@ -10,7 +10,8 @@ from flwr.clientapp import ClientApp
 from fedpeft import flower
 from fedpeft.config.models import FederationConfig
 from fedpeft.privacy.plan_builder import period
-from fedpeft.protocol.messages import HelloReply, pack
+from fedpeft.protocol.encoding import pack
+from fedpeft.protocol.messages import HelloReply
 from fedpeft_server.rounds.roster import GREETINGS, Agreed, Roster, sample
 
 AGREED = Agreed(b"r" * 16, "ba5e", lambda name: b"l" * 32, b"s" * 32, b"k" * 32)

@@ -8,7 +8,8 @@ import pytest
 
 from fedpeft.config import build_config
 from fedpeft.errors import FederationError
-from fedpeft.protocol.messages import TermsReply, pack, run_id
+from fedpeft.protocol.encoding import pack
+from fedpeft.protocol.messages import TermsReply, run_id
 from fedpeft.trust import Signer, Verifier
 from fedpeft_server.rounds import checkpoints
 from fedpeft_server.rounds.checkpoints import load_arrays

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedpeft import flower
 from fedpeft.exchange import Layout
-from fedpeft.protocol.messages import pack
+from fedpeft.protocol.encoding import pack
 from fedpeft.trust import Signer
 from fedpeft_server.rounds import replies
 from fedpeft_server.rounds.ask_nodes import Question, ask

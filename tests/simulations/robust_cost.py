@@ -18,7 +18,8 @@ from flwr.clientapp import ClientApp
 from fedpeft import flower
 from fedpeft.config import build_config
 from fedpeft.exchange import Context, Update, open_envelope, seal
-from fedpeft.protocol.messages import TrainReply, TrainTask, pack, run_id, unpack
+from fedpeft.protocol.encoding import pack, unpack
+from fedpeft.protocol.messages import TrainReply, TrainTask, run_id
 from fedpeft.trust import Verifier
 from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.run_home import open_home

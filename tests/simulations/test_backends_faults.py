@@ -9,7 +9,8 @@ from flwr.clientapp import ClientApp
 
 from fedpeft import flower
 from fedpeft.errors import FederationError
-from fedpeft.protocol.messages import TrainReply, pack, unpack
+from fedpeft.protocol.encoding import pack, unpack
+from fedpeft.protocol.messages import TrainReply
 
 
 def misbehave(kind, message, context, honest):

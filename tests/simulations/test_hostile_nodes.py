@@ -14,7 +14,8 @@ from fedpeft.data import Record
 from fedpeft.evaluation.held_out import load_run_base, tokens
 from fedpeft.evaluation.metrics import evaluate
 from fedpeft.exchange import Context, DenseFp32, ExchangePlan, Update, envelope, open_envelope, seal
-from fedpeft.protocol.messages import TrainReply, TrainTask, pack, run_id, unpack
+from fedpeft.protocol.encoding import pack, unpack
+from fedpeft.protocol.messages import TrainReply, TrainTask, run_id
 from fedpeft.trust import Verifier
 from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.run_home import open_home

@@ -12,7 +12,8 @@ from flwr.clientapp import ClientApp
 from fedpeft import flower
 from fedpeft.errors import FederationError
 from fedpeft.exchange import OVERHEAD_BYTES
-from fedpeft.protocol.messages import SecureReply, TrainReply, pack, pack_table, unpack
+from fedpeft.protocol.encoding import pack, pack_table, unpack
+from fedpeft.protocol.messages import SecureReply, TrainReply
 from fedpeft.secagg.messages import RECEIPT_BYTES
 
 SECURE = {"up": {"density": 1.0}, "secure": {"enabled": True}}

@@ -14,6 +14,7 @@ from flwr.app import Message
 from fedpeft import flower
 from fedpeft.exchange import OVERHEAD_BYTES
 from fedpeft.privacy.ledger.entry_bodies import charged
+from fedpeft.protocol.encoding import unpack
 from fedpeft.protocol.messages import (
     HELLO,
     LARGEST_TERMS,
@@ -25,7 +26,6 @@ from fedpeft.protocol.messages import (
     Terms,
     TermsReply,
     TrainReply,
-    unpack,
 )
 from fedpeft.runstore import read_json
 from fedpeft_clients.governance.policy import PolicyError

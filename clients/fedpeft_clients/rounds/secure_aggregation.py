@@ -14,7 +14,8 @@ import numpy as np
 from fedpeft.cohort import Cohort, draw
 from fedpeft.errors import FederationError
 from fedpeft.exchange import ExchangePlan, FloatVector, Layout, public_support
-from fedpeft.protocol.messages import SecureReply, SecureTask, pack_table, unpack_table
+from fedpeft.protocol.encoding import pack_table, unpack_table
+from fedpeft.protocol.messages import SecureReply, SecureTask
 from fedpeft.runstore import write_atomic
 from fedpeft.secagg import (
     Member,

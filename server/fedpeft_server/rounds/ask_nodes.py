@@ -12,7 +12,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpeft.errors import FederationError
-from fedpeft.protocol.messages import LARGEST_TABLE, error_cause
+from fedpeft.protocol.encoding import error_cause
+from fedpeft.protocol.messages import LARGEST_TABLE
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25
 SHORTEST_GRACE = 30.0

@@ -16,7 +16,8 @@ from fedpeft.exchange import (
     seal,
 )
 from fedpeft.privacy import Head
-from fedpeft.protocol.messages import NO_STATE, Broadcast, TrainTask, pack
+from fedpeft.protocol.encoding import pack
+from fedpeft.protocol.messages import NO_STATE, Broadcast, TrainTask
 from fedpeft.runstore import write_atomic
 from fedpeft.training import LocalPlan
 from fedpeft_server.rounds.broadcast_cache import START

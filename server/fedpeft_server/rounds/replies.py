@@ -24,7 +24,8 @@ from fedpeft.exchange import (
     open_payload,
 )
 from fedpeft.privacy import Head
-from fedpeft.protocol.messages import TrainReply, unpack
+from fedpeft.protocol.encoding import unpack
+from fedpeft.protocol.messages import TrainReply
 from fedpeft.runstore import write_atomic
 from fedpeft.trust import Verifier
 from fedpeft_server.rounds.ask_nodes import cause_of, is_answer

@@ -16,7 +16,8 @@ from fedpeft.errors import FederationError
 from fedpeft.privacy.csprng import Randomness, words
 from fedpeft.privacy.plan_builder import period
 from fedpeft.privacy.sampling import poisson
-from fedpeft.protocol.messages import HELLO, PROTOCOL, Hello, HelloReply, pack, unpack
+from fedpeft.protocol.encoding import pack, unpack
+from fedpeft.protocol.messages import HELLO, PROTOCOL, Hello, HelloReply
 from fedpeft_server.rounds.ask_nodes import Question, ask
 from fedpeft_server.rounds.run_terms import TermsRound
 

@@ -16,7 +16,8 @@ from flwr.serverapp import Grid
 from fedpeft.aggregation.global_state import GlobalState, digest
 from fedpeft.errors import FederationError
 from fedpeft.privacy import Head
-from fedpeft.protocol.messages import LARGEST_TABLE, SECURE, TRAIN, SecureTask, pack
+from fedpeft.protocol.encoding import pack
+from fedpeft.protocol.messages import LARGEST_TABLE, SECURE, TRAIN, SecureTask
 from fedpeft.runstore import RunStore
 from fedpeft_server.rounds import checkpoints
 from fedpeft_server.rounds.ask_nodes import Question, ask

@@ -17,7 +17,8 @@ from flwr.serverapp import Grid
 from fedpeft import flower
 from fedpeft.config import Config, canonical
 from fedpeft.errors import FederationError
-from fedpeft.protocol.messages import PROTOCOL, TERMS, RunProposal, Terms, TermsReply, pack, unpack
+from fedpeft.protocol.encoding import pack, unpack
+from fedpeft.protocol.messages import PROTOCOL, TERMS, RunProposal, Terms, TermsReply
 from fedpeft.runstore import RunStore
 from fedpeft.trust import Signer
 from fedpeft_server.rounds.ask_nodes import Question, ask, cause_of

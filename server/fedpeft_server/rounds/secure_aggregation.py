@@ -17,15 +17,8 @@ from fedpeft.errors import FederationError, FedPeftError
 from fedpeft.exchange import Context, Decoded, PublicTernary
 from fedpeft.exchange.codecs.public_ternary import exponent_of, moved
 from fedpeft.privacy.plan import Grid, PrivacyPlan
-from fedpeft.protocol.messages import (
-    COORDINATOR,
-    LARGEST_TABLE,
-    SecureReply,
-    SecureTask,
-    pack_table,
-    unpack,
-    unpack_table,
-)
+from fedpeft.protocol.encoding import pack_table, unpack, unpack_table
+from fedpeft.protocol.messages import COORDINATOR, LARGEST_TABLE, SecureReply, SecureTask
 from fedpeft.secagg import CoordinatorRound, SecureAggregationError, SecureContext, from_residues
 from fedpeft.secagg.messages import RECEIPT_BYTES
 from fedpeft.secagg.skellam import from_grid, largest
