@@ -69,6 +69,7 @@ def embedded_run(tmp_path_factory):
         "data.samples=24",
         "data.test_samples=24",
         "run.baselines=['local_only']",
+        "audit.attacks=['span', 'released']",  # all of them: tests/regression
     )
     return _simulate(out, *SMALL, *settings)
 
