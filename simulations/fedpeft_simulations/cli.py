@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -14,11 +14,16 @@ from fedpeft.cli.scenario import SCENARIO, SCENARIO_HELP, SET, scenario_config
 if TYPE_CHECKING:
     from fedpeft.config import Config
 
+StoredType = Literal["bfloat16", "float32"]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this package."""
     app.command("simulate")(simulate)
-    base = typer.Typer(help="The embedded base.", no_args_is_help=True)
+    base = typer.Typer(
+        help="Bases: import a GGUF file, describe one, rebuild the embedded one.", no_args_is_help=True
+    )
+    base.command("import")(import_base)
     base.command("build")(build_base)
     base.command("info")(base_info)
     data = typer.Typer(help="Records of a scenario.", no_args_is_help=True)
@@ -89,6 +94,25 @@ def _chosen(
         else scenario_config(scenario, overrides, as_json=as_json)
     )
     return config, out or Path("runs") / config.run.name
+
+
+def import_base(
+    file: Path = typer.Argument(help="A GGUF file, as llama.cpp and Ollama keep models."),
+    out: Path = typer.Option(..., "-o", "--out", help="Folder to write."),
+    dtype: StoredType = typer.Option("bfloat16", help="Type of the written weights."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Write the model of a GGUF file as a base folder, its weights dequantised."""
+    from fedpeft.bases.gguf import import_gguf
+
+    made = import_gguf(file, out, dtype)
+    facts = {
+        "folder": str(made.folder),
+        "architecture": made.architecture,
+        "parameters": made.parameters,
+        "sha256": made.sha256,
+    }
+    emit(facts, as_json, lambda: typer.echo("\n".join(f"{key}: {value}" for key, value in facts.items())))
 
 
 def build_base(

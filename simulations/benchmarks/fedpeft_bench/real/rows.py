@@ -1,0 +1,72 @@
+"""The lines of the real-base table: settings that all share, and what each one changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedpeft_bench.federation.federation import DENSE
+from fedpeft_bench.real.prepare import Material
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: as printed, and of the run's folder.
+        settings: what it changes.
+        baselines: whether local-only and centralised training run beside it; they are the same for each row.
+        seeds: whether it is run with every seed, or with the first alone.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    baselines: bool = False
+    seeds: bool = False
+
+
+PRIVATE: Mapping[str, Any] = {
+    "privacy.unit": "record",
+    "privacy.epsilon": 8.0,
+    "privacy.public_records": 80,  # the smallest organisation has 88
+    "federation.batch_size": 32,  # few records: the noise is divided by the expected batch
+}
+
+ROWS = (
+    Row("drop-in", {"exchange.profile": "drop-in"}, baselines=True, seeds=True),
+    Row("dense", DENSE, seeds=True),
+    Row("thin", {"exchange.profile": "thin"}),
+    Row("nf4", {"exchange.profile": "drop-in", "base.quantisation": "nf4"}),
+    Row("stack", {**DENSE, "adapter.aggregation": "stack", "exchange.up.error_feedback": False}),
+    Row("miss", {"exchange.profile": "drop-in", "adapter.method": "miss"}),
+    Row("ia3", {"exchange.profile": "drop-in", "adapter.method": "ia3"}),
+    Row("epsilon-8", PRIVATE),
+)
+
+SIZES: Mapping[str, Any] = {
+    "federation.rounds": 6,
+    "federation.local_steps": 4,
+    "federation.batch_size": 8,
+}
+QUICK: Mapping[str, Any] = {"federation.rounds": 3, "federation.local_steps": 3, "federation.batch_size": 4}
+
+
+def settings(material: Material, quick: bool = False) -> dict[str, Any]:
+    """What all rows share; dotted keys."""
+    return {
+        "base.model": str(material.base),
+        "base.threads": 1,
+        "data.source": str(material.organisations),
+        "data.test": str(material.test),
+        "data.template": "Review: {prompt}\nRating: {completion}",
+        "data.max_length": 128,
+        "data.validation": 0.0,
+        "adapter.rank": 16,
+        "federation.lr": 1e-3,
+        "federation.lr_decay": 0.8,
+        "audit.enabled": False,
+        "run.name": "real",
+        **(QUICK if quick else SIZES),
+    }
