@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from fedpeft.data import Batch, Example
@@ -29,6 +30,7 @@ TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65536}
 """Padded tokens of one pass, by device; on CPUs a small pass stays in the cache and is a third faster."""
 
 Completion = tuple[int, ...]
+Classes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,35 @@ class Evaluation:
         loss: mean over examples of the per-example loss.
         accuracy: share of examples whose true completion beats every other label; None without labels.
         count: number of examples.
+        macro_f1: `macro_f1` of the labels; None without labels.
+        labels: label index of each example, in their order; empty without labels.
+        predicted: the label that wins for each.
     """
 
     loss: float
     accuracy: float | None
     count: int
+    macro_f1: float | None = None
+    labels: tuple[int, ...] = ()
+    predicted: tuple[int, ...] = ()
+
+
+def macro_f1(labels: Classes, predicted: Classes) -> float:
+    """Unweighted mean of F1 over the classes that occur among labels or predictions.
+
+    F1 of a class is 2 TP / (2 TP + FP + FN); a class that is never predicted counts 0. Uneven classes weigh
+    alike, so that naming the largest always scores low.
+
+    Args:
+        labels: true class of each example, int, shape ``(N,)``.
+        predicted: shape ``(N,)``.
+    """
+    scores = [
+        2 * np.sum((labels == label) & (predicted == label))
+        / (np.sum(labels == label) + np.sum(predicted == label))
+        for label in np.union1d(labels, predicted)
+    ]
+    return float(np.mean(scores))
 
 
 def evaluate(
@@ -82,38 +108,57 @@ def _evaluate(
         return _evaluate_classes(model, examples, device)
     spelled = spellings(examples, labels, tokenizer) if labels else []
     firsts = [spelling[0] for spelling in spelled]
-    loss, hits = _one_pass(model, examples, firsts, device)
+    loss, predicted = _one_pass(model, examples, firsts, device)
     if not labels:
         return Evaluation(loss, None, len(examples))
     if len(set(firsts)) < len(firsts):
-        hits = _completion_hits(model, examples, spelled, device)
-    return Evaluation(loss, hits / len(examples), len(examples))
+        predicted = _most_probable(model, examples, spelled, device)
+    return _labelled(loss, examples, predicted)
 
 
-def _one_pass(model: Any, examples: Sequence[Example], firsts: list[int], device: str) -> tuple[float, int]:
-    """Mean loss, and how many examples' labels have the most probable of the first tokens."""
-    candidates, losses, hits = torch.tensor(firsts, device=device), 0.0, 0
-    numbered = [replace(example, label_index=i) for i, example in enumerate(examples)]
+def _labelled(loss: float, examples: Sequence[Example], predicted: Classes) -> Evaluation:
+    labels = np.array([example.label_index for example in examples], np.int64)
+    return Evaluation(
+        loss,
+        float(np.mean(labels == predicted)),
+        len(examples),
+        macro_f1(labels, predicted),
+        tuple(labels.tolist()),
+        tuple(predicted.tolist()),
+    )
+
+
+def _numbered(examples: Sequence[Example]) -> list[Example]:
+    """Examples that carry their place as target: passes are made in the order of lengths."""
+    return [replace(example, label_index=i) for i, example in enumerate(examples)]
+
+
+def _one_pass(
+    model: Any, examples: Sequence[Example], firsts: list[int], device: str
+) -> tuple[float, Classes]:
+    """Mean loss, and the label whose first token is the most probable one after each prompt."""
+    candidates, losses = torch.tensor(firsts, device=device), 0.0
     before = torch.tensor([max(example.prompt_length, 1) - 1 for example in examples], device=device)
-    wanted = torch.tensor([example.label_index for example in examples], device=device)
-    for batch in _passes(model, numbered):
+    predicted = np.full(len(examples), -1, np.int64)
+    for batch in _passes(model, _numbered(examples)):
         rows, columns = weighted_positions(batch)
         logits = token_logits(model, batch.ids, rows, columns)
         losses += float(causal_loss(batch, rows, columns, logits).double().sum())
         if firsts:
             starts = columns == before[batch.targets[rows]]
             best = logits[starts][:, candidates].argmax(1)
-            hits += int((best == wanted[batch.targets[rows[starts]]]).sum())
-    return losses / len(examples), hits
+            predicted[batch.targets[rows[starts]].cpu().numpy()] = best.cpu().numpy()
+    return losses / len(examples), predicted
 
 
 def _evaluate_classes(model: Any, examples: Sequence[Example], device: str) -> Evaluation:
-    loss, hits = 0.0, 0
-    for batch in _passes(model, examples):
+    loss, predicted = 0.0, np.zeros(len(examples), np.int64)
+    labels = torch.tensor([example.label_index for example in examples], device=device)
+    for batch in _passes(model, _numbered(examples)):
         logits = class_logits(model, batch).float()
-        loss += float(functional.cross_entropy(logits, batch.targets, reduction="sum"))
-        hits += int((logits.argmax(1) == batch.targets).sum())
-    return Evaluation(loss / len(examples), hits / len(examples), len(examples))
+        loss += float(functional.cross_entropy(logits, labels[batch.targets], reduction="sum"))
+        predicted[batch.targets.cpu().numpy()] = logits.argmax(1).cpu().numpy()
+    return _labelled(loss / len(examples), examples, predicted)
 
 
 def _passes(model: Any, examples: Sequence[Example]) -> Iterator[Batch]:
@@ -146,10 +191,12 @@ def completion(example: Example) -> Completion:
     return tuple(int(token) for token in example.ids[example.prompt_length :])
 
 
-def _completion_hits(model: Any, examples: Sequence[Example], spelled: list[Completion], device: str) -> int:
-    """Counts examples whose own label is the most probable completion of the prompt."""
+def _most_probable(
+    model: Any, examples: Sequence[Example], spelled: list[Completion], device: str
+) -> Classes:
+    """The label that is the most probable completion of each prompt."""
     scores = np.stack([_log_likelihoods(model, examples, spelling, device) for spelling in spelled], axis=1)
-    return int((scores.argmax(1) == [example.label_index for example in examples]).sum())
+    return scores.argmax(1)
 
 
 def _log_likelihoods(
