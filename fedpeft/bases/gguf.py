@@ -81,37 +81,42 @@ def _check(file: Path, folder: Path) -> None:
 def _write(file: Path, place: Path, dtype: str) -> tuple[str, int]:
     """Load, rebuild without the marks of GGUF and save; gives architecture and number of parameters."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model: Any
-    loaded: Any
-    try:
-        with offline(), quiet(), open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # progress bars
-            loaded, info = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
-            )
-            tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # whatever a foreign file provokes becomes one line
-        line = (str(error).strip().splitlines() or [""])[0][:200]
-        cause = f"{type(error).__name__}: {line}"
-    else:
-        cause = ""
-    if cause:
-        raise BaseModelError(f"{file} cannot be read by transformers: {cause}")
-    missing = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
-    if missing:
-        raise BaseModelError(f"{file} is no complete model: {missing[0]!r} is missing or of another shape")
+    loaded, tokenizer = _load(file)
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config.name_or_path = config._name_or_path = ""
+    config.name_or_path = ""
     weights = loaded.state_dict()
     with torch.device("meta"):
-        model = type(loaded)(config)
+        model: Any = type(loaded)(config)
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
     model = model.to(getattr(torch, dtype))
     with quiet():
         model.save_pretrained(place)
-        tokenizer.save_pretrained(place)
+    tokenizer.save_pretrained(place)
     return str(config.model_type), int(model.num_parameters())
+
+
+def _load(file: Path) -> tuple[Any, Any]:
+    """Model in float32 and tokenizer of a GGUF file."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    auto: Any = AutoModelForCausalLM
+    try:
+        with offline(), quiet(), open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # progress bars
+            model, info = auto.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # whatever a foreign file provokes becomes one line
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        cause = f"{type(error).__name__}: {line}"
+    else:
+        missing = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
+        if not missing:
+            return model, tokenizer
+        cause = f"{missing[0]!r} is missing or of another shape"
+    raise BaseModelError(f"{file} cannot be read as a model by transformers: {cause}")

@@ -12,7 +12,7 @@ from fedpeft.config import Config
 from fedpeft.config.models import Task
 from fedpeft.data import Example, Record, label_set, read_written, tokenise
 from fedpeft.run_plan import num_classes
-from fedpeft.runstore import RunStore
+from fedpeft.runstore import RunStore, write_json
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -82,5 +82,15 @@ def tokens(records: Sequence[Record], base: Base, config: Config, labels: Sequen
 
 def evaluation_event(arm: str, round: int, score: Evaluation) -> dict[str, Any]:
     """An evaluation as an event of ``metrics.jsonl``; arm ``base`` is the untrained base, at round 0."""
-    facts = {"loss": score.loss, "accuracy": score.accuracy}
+    facts = {"loss": score.loss, "accuracy": score.accuracy, "macro_f1": score.macro_f1}
     return {"event": "evaluation", "arm": arm, "round": round, **facts}
+
+
+def write_predictions(store: RunStore, name: str, score: Evaluation) -> None:
+    """Keep what an adapter predicts for each record of the global test, as ``predictions/NAME.json``.
+
+    Label indices in the order of the test's records, so that adapters can be compared record by record.
+    """
+    if score.labels:
+        table = {"label": list(score.labels), "predicted": list(score.predicted)}
+        write_json(store.path / "predictions" / f"{name}.json", table)

@@ -65,7 +65,8 @@ def macro_f1(labels: Classes, predicted: Classes) -> float:
         predicted: shape ``(N,)``.
     """
     scores = [
-        2 * np.sum((labels == label) & (predicted == label))
+        2
+        * np.sum((labels == label) & (predicted == label))
         / (np.sum(labels == label) + np.sum(predicted == label))
         for label in np.union1d(labels, predicted)
     ]

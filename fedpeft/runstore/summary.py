@@ -106,6 +106,9 @@ class RunSummary(Facts):
     nodes: int
     loss: dict[str, float]
     accuracy: dict[str, float | None]
+    macro_f1: dict[str, float | None] = Field(
+        default_factory=dict, description="mean of the classes' F1; null without labels"
+    )
     bytes: ByteFacts
     privacy: PrivacyFacts
     time: TimeFacts

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpeft.adapters import attach
 from fedpeft.data import Example, read_written
-from fedpeft.evaluation.held_out import HeldOut, tokens
+from fedpeft.evaluation.held_out import HeldOut, tokens, write_predictions
 from fedpeft.progress_reports import at
 from fedpeft.rng import stream
 from fedpeft.runstore import RunStore
@@ -25,11 +25,13 @@ def _local_only(store: RunStore) -> dict[str, Any]:
     held_out = HeldOut.of(store)
     data = _node_data(store, held_out)
     scores = {name: _train_alone(held_out, examples, name, 1) for name, examples in data}
-    accuracies = [score.accuracy for score in scores.values() if score.accuracy is not None]
+    for name, score in scores.items():
+        write_predictions(store, f"local_only-{name}", score)
     return {
         "loss": sum(score.loss for score in scores.values()) / len(scores),
-        "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
-        "nodes": {name: {"loss": s.loss, "accuracy": s.accuracy} for name, s in scores.items()},
+        "accuracy": _mean([score.accuracy for score in scores.values()]),
+        "macro_f1": _mean([score.macro_f1 for score in scores.values()]),
+        "nodes": {name: _figures(score) for name, score in scores.items()},
     }
 
 
@@ -38,7 +40,18 @@ def _centralised(store: RunStore) -> dict[str, Any]:
     data = list(_node_data(store, held_out))
     pooled = [example for _, examples in data for example in examples]
     score = _train_alone(held_out, pooled, "centralised", len(data))
-    return {"loss": score.loss, "accuracy": score.accuracy}
+    write_predictions(store, "centralised", score)
+    return _figures(score)
+
+
+def _figures(score: Evaluation) -> dict[str, float | None]:
+    return {"loss": score.loss, "accuracy": score.accuracy, "macro_f1": score.macro_f1}
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    """Of all; None where there are no labels, and so no scores."""
+    values = [score for score in scores if score is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _node_data(store: RunStore, held_out: HeldOut) -> Iterator[tuple[str, Sequence[Example]]]:

@@ -42,6 +42,7 @@ def _private(store: RunStore) -> dict[str, Any]:
     return {
         "loss": facts["loss"]["federated"],
         "accuracy": facts["accuracy"]["federated"],
+        "macro_f1": facts["macro_f1"]["federated"],
         "epsilon": facts["privacy"]["epsilon"],
         "delta": facts["privacy"]["delta"],
         "run": str(folder.relative_to(store.path)),

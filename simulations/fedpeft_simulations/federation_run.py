@@ -17,7 +17,13 @@ from fedpeft.bases import Base
 from fedpeft.config import Config
 from fedpeft.data import Record, write_records
 from fedpeft.errors import ConfigError
-from fedpeft.evaluation.held_out import HeldOut, classes, evaluation_event, load_run_base
+from fedpeft.evaluation.held_out import (
+    HeldOut,
+    classes,
+    evaluation_event,
+    load_run_base,
+    write_predictions,
+)
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.progress_reports import at
 from fedpeft.run_plan import RunPlan
@@ -231,6 +237,7 @@ def _evaluate(store: RunStore, report: Progress) -> RunSummary:
     for name, score in scores.items():
         round = config.federation.rounds if name == "federated" else 0
         _emit_evaluation(store, report, name, round, score)
+        write_predictions(store, name, score)
     export(attached, store.adapter, final if isinstance(final, FactorState) else None)
     return summarise(store, attached, scores)
 

@@ -52,6 +52,7 @@ def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluati
         nodes=config.federation.nodes,
         loss={name: score.loss for name, score in scores.items()},
         accuracy={name: score.accuracy for name, score in scores.items()},
+        macro_f1={name: score.macro_f1 for name, score in scores.items()},
         bytes=_coarse(config, attached) if central else _bytes(store, config, attached),
         privacy=privacy_facts(store),
         time=_time(store),
@@ -89,6 +90,8 @@ def complete(
             "loss": summary.loss | {name: result["loss"] for name, result in baselines.items()},
             "accuracy": summary.accuracy | {name: result["accuracy"] for name, result in baselines.items()},
             "arms": baselines,
+            "macro_f1": summary.macro_f1
+            | {name: result.get("macro_f1") for name, result in baselines.items()},
             "audit": audit,
             "time": summary.time.model_copy(update={"command_s": command_s}),
         }

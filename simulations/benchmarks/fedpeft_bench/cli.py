@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
     group.command("nodes")(nodes)
     group.command("private")(private)
     group.command("audit")(audit)
+    group.command("real")(real)
     group.command("all")(everything)
     app.add_typer(group, name="bench")
 
@@ -240,6 +241,23 @@ def _show_gain(title: str, rows: list[Row], as_json: bool) -> None:
     means = gain.means(rows)
     facts = {"machine": machine(), "rows": rows, "means": means}
     emit(facts, as_json, lambda: table(f"{title} ({machine()})", gain.COLUMNS, map(gain.cells, means)))
+
+
+def real(
+    work: Path = typer.Option(Path("runs/real"), "--work", help="Folder of base, text and runs."),
+    rows: list[str] = typer.Option([], "--row", help="Only this row; may be given many times."),
+    seeds: list[int] = SEEDS,
+    quick: bool = typer.Option(False, "--quick", help="A few steps, to see that all works: 15 minutes."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """A real base on real text: federated, local-only, centralised; a night on two cores, resumable."""
+    from fedpeft_bench.harness.command import machine
+    from fedpeft_bench.real import benchmark
+
+    lines = benchmark.run(work, seeds[:1] if quick else seeds, rows, quick, _tell)
+    cells = [benchmark.cells(line) for line in lines]
+    facts = {"machine": machine(), "rows": benchmark.as_json(lines)}
+    emit(facts, as_json, lambda: table(f"real base, real text ({machine()})", benchmark.COLUMNS, cells))
 
 
 def everything() -> None:

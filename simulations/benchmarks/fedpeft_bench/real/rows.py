@@ -64,6 +64,7 @@ def settings(material: Material, quick: bool = False) -> dict[str, Any]:
         "data.max_length": 128,
         "data.validation": 0.0,
         "adapter.rank": 16,
+        "adapter.skip_layers": list(range(15)),  # of 30: backward passes are shorter, and it learns no less
         "federation.lr": 1e-3,
         "federation.lr_decay": 0.8,
         "audit.enabled": False,
