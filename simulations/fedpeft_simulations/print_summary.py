@@ -37,12 +37,11 @@ def _quality(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ..
     rows: list[tuple[str, ...]] = []
     for name in ROWS:
         if name in facts["loss"]:
-            accuracy = facts["accuracy"].get(name)
             label = f"{name} (epsilon {shown(facts['arms'][name]['epsilon'])})" if name == "private" else name
-            rows.append(
-                (label, "n/a" if accuracy is None else f"{accuracy:.3f}", f"{facts['loss'][name]:.4f}")
-            )
-    return ("model", "accuracy", "loss"), rows
+            figures = (facts.get(figure, {}).get(name) for figure in ("accuracy", "macro_f1"))
+            shares = ("n/a" if share is None else f"{share:.3f}" for share in figures)
+            rows.append((label, *shares, f"{facts['loss'][name]:.4f}"))
+    return ("model", "accuracy", "macro-F1", "loss"), rows
 
 
 def _bytes(facts: dict[str, Any]) -> list[tuple[str, ...]]:

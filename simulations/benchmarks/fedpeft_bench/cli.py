@@ -254,7 +254,7 @@ def real(
     from fedpeft_bench.harness.command import machine
     from fedpeft_bench.real import benchmark
 
-    lines = benchmark.run(work, seeds[:1] if quick else seeds, rows, quick, _tell)
+    lines = benchmark.run(work, seeds[:1] if quick else seeds, rows, quick, _log)
     cells = [benchmark.cells(line) for line in lines]
     facts = {"machine": machine(), "rows": benchmark.as_json(lines)}
     emit(facts, as_json, lambda: table(f"real base, real text ({machine()})", benchmark.COLUMNS, cells))

@@ -101,7 +101,7 @@ def _simulate(material: Material, row: Row, seed: int, folder: Path, quick: bool
     if (folder / "run.json").exists():
         return
     baselines = ["local_only", "centralised"] if row.baselines else []
-    chosen = {**settings(material, quick), **row.settings, "run.seed": seed, "run.arms": baselines}
+    chosen = {**settings(material, quick), **row.settings, "run.seed": seed, "run.baselines": baselines}
     begun = ["--resume"] if (folder / "config.toml").exists() else []
     wanted = [] if begun else [part for option in options(chosen) for part in ("--set", option)]
     command = [*COMMAND, "simulate", "--out", str(folder), *begun, *wanted]
@@ -128,9 +128,9 @@ def _lines(row: Row, seed: int, folder: Path) -> Iterator[Line]:
     truth, predicted = load(folder)
 
     def figures(name: str) -> dict[str, Any]:
-        own = predicted[name]
-        spread = interval(truth, lambda places: macro_f1(truth[places], own[places]))
-        accuracy, f1 = float(np.mean(truth == own)), macro_f1(truth, own)
+        guesses = predicted[name]
+        spread = interval(truth, lambda places: macro_f1(truth[places], guesses[places]))
+        accuracy, f1 = float(np.mean(truth == guesses)), macro_f1(truth, guesses)
         return {"accuracy": accuracy, "macro_f1": f1, "macro_f1_interval": spread}
 
     alone = [name for name in predicted if name.startswith("local_only-")]

@@ -37,12 +37,12 @@ def interval(truth: Classes, statistic: Callable[[Classes], float]) -> tuple[flo
     return float(low), float(high)
 
 
-def above_the_mean(truth: Classes, own: Classes, others: Sequence[Classes]) -> tuple[float, float]:
+def above_the_mean(truth: Classes, predicted: Classes, others: Sequence[Classes]) -> tuple[float, float]:
     """Interval of an adapter's macro-F1 less the mean of others', on the same records."""
 
     def difference(places: Classes) -> float:
         drawn = truth[places]
-        rest = [macro_f1(drawn, predicted[places]) for predicted in others]
-        return macro_f1(drawn, own[places]) - float(np.mean(rest))
+        rest = [macro_f1(drawn, other[places]) for other in others]
+        return macro_f1(drawn, predicted[places]) - float(np.mean(rest))
 
     return interval(truth, difference)

@@ -138,7 +138,7 @@ def organisation(condition: str) -> str:
     """Which organisation treats a condition."""
     lower = condition.lower()
     for name, words in CONDITIONS.items():
-        if any(word in lower for word in words.split(", ")):
+        if any(part in lower for part in words.split(", ")):
             return name
     return GENERAL
 
