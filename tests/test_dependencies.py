@@ -18,6 +18,7 @@ OWN = re.compile(r"fedpeft(_\w+)?$")
 NAMES = {"google": "protobuf", "mlflow": "mlflow", "wandb": "wandb", "faker": "faker"}
 """Modules whose distribution is not installed everywhere, or shares its namespace with others."""
 UNSEEN = {
+    "gguf": "transformers reads GGUF files with it",
     "bitsandbytes": "transformers loads it for quantised bases",
     "grpcio": "Flower imports it",
     "opacus": "benchmarks compare with it",
