@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from fedpeft.bases.load import HEAD_MODULES, Base
-from fedpeft.config.models import AdapterConfig
+from fedpeft.config.models import ALL_LINEAR, AdapterConfig
 from fedpeft.errors import ConfigError
 
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
@@ -38,7 +38,7 @@ def find_targets(base: Base, cfg: AdapterConfig, default: tuple[str, ...] = ()) 
         ConfigError: a suffix fits no module, or nothing is left.
     """
     names = list(linear_modules(base.model))
-    wanted = cfg.target_modules or default
+    wanted = () if ALL_LINEAR in cfg.target_modules else cfg.target_modules or default
     for suffix in wanted:
         if not any(fits(name, suffix) for name in names):
             raise ConfigError(_unknown(suffix, names))

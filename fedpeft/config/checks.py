@@ -24,6 +24,23 @@ def check(config: Config) -> None:
             raise ConfigError(problem)
 
 
+def check_tapped_rounds(config: Config) -> None:
+    """Refuse rounds of an audit that a run does not have.
+
+    Apart from `check`, which settings of runs from before this rule go through as well.
+
+    Raises:
+        ConfigError: ``audit.rounds`` names 0, or a round beyond ``federation.rounds``.
+    """
+    last = config.federation.rounds
+    for entry in config.audit.rounds:
+        if not 1 <= abs(entry) <= last:
+            raise ConfigError(
+                f"audit.rounds names {entry}, but federation.rounds = {last}: name 1 to {last}, or -1 (the "
+                f"last) to -{last}"
+            )
+
+
 def _adapter(config: Config) -> Iterator[str]:
     adapter, up, down = config.adapter, config.exchange.up, config.exchange.down
     method = ADAPTER_METHODS[adapter.key]

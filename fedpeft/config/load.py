@@ -102,7 +102,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"no scenario file {str(path)!r}; give the path of a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -115,7 +115,7 @@ def _pair(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not all(key.strip().split(".")):
         raise ConfigError(f"--set needs key=value, for example run.seed=7; got {override!r}")
-    return key.strip(), _value(text.strip())
+    return key.strip(), _value(current_name(key.strip()), text.strip())
 
 
 def _apply(settings: dict[str, Any], key: str, value: Any) -> None:
@@ -151,11 +151,30 @@ def _filled(settings: dict[str, Any], profile: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def _value(text: str) -> Any:
+def _value(key: str, text: str) -> Any:
+    """The value that a text stands for: TOML, but the text itself where the setting takes only texts."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return value if isinstance(value, str) or not _takes_only_text(key) else text
+
+
+def _takes_only_text(key: str) -> bool:
+    """Whether all that a setting can be is a text, or nothing: ``12e4567`` is then no number."""
+    model: type[BaseModel] = Config
+    *sections, name = key.split(".")
+    for section in sections:
+        field = model.model_fields.get(section)
+        inner = _section(field.annotation) if field else None
+        if inner is None:
+            return False
+        model = inner
+    field = model.model_fields.get(name)
+    return field is not None and set(typing.get_args(field.annotation) or (field.annotation,)) <= {
+        str,
+        type(None),
+    }
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

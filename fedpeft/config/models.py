@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fedpeft.plugins import (
     ADAPTER_METHODS,
@@ -19,6 +19,8 @@ from fedpeft.plugins import (
 from fedpeft.registry import nearest
 
 EMBEDDED = "embedded"
+ALL_LINEAR = "all-linear"
+"""In place of module names: every linear module, as in peft."""
 
 Quantisation = Literal["none", "int8", "nf4"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -61,10 +63,20 @@ class AdapterConfig(Section):
     rank: int = Field(default=16, ge=1, description="rank (lora, miss)")
     ranks: dict[str, int] = Field(default_factory=dict, description="rank per node; stack, reproject only")
     alpha: float | None = Field(default=None, gt=0, description="lora scaling numerator; default 2 * rank")
-    target_modules: tuple[str, ...] = Field(default=(), description="module name suffixes; empty: all linear")
+    target_modules: tuple[str, ...] = Field(
+        default=(),
+        description="module name suffixes, or 'all-linear'; empty: the method's own, for lora and miss all "
+        "linear modules that text goes through",
+    )
     skip_layers: tuple[int, ...] = Field(
         default=(0,), description="layers without adapter; layer 0 is what token extraction reads"
     )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        """One name alone stands for a list of one, as in peft."""
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _mode_of_the_method(self) -> AdapterConfig:

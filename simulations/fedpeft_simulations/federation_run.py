@@ -15,6 +15,7 @@ from fedpeft.adapters.export import export
 from fedpeft.aggregation import FactorState
 from fedpeft.bases import Base
 from fedpeft.config import Config
+from fedpeft.config.checks import check_tapped_rounds
 from fedpeft.data import Record, write_records
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation.held_out import (
@@ -94,6 +95,7 @@ def run(config: Config, out: Path, mode: Mode, report: Progress, trackers: Seque
 
 
 def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> RunStore:
+    check_tapped_rounds(config)
     check_free(out, overwrite=overwrite)
     at("reading the records")
     federation = load_federation(config)
