@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedpeft.bases.files import content_hash, read_model_config, stored_quantisation, view
+from fedpeft.bases.probe import Probed, check_ids, check_length, check_passes
 from fedpeft.bases.runtime import choose_device, choose_dtype, prepare
 from fedpeft.bases.source import base_folder
 from fedpeft.config.models import BaseConfig, Quantisation, Task
@@ -72,15 +73,22 @@ class Base:
 _loaded: dict[tuple[BaseConfig, int | None], Base] = {}
 
 
-def load_base(cfg: BaseConfig, num_labels: int | None = None) -> Base:
+def load_base(cfg: BaseConfig, num_labels: int | None = None, longest: int | None = None) -> Base:
     """Load a base, or return the one that this process already holds for the same settings.
 
     One base is kept at a time: asking for another lets the first go. The weights are never changed
     afterwards, neither by adapters (`fedpeft.adapters.attach`) nor by the in-place repacking with which
     bitsandbytes answers a forward pass in evaluation mode on processors with AVX512-BF16.
 
+    Args:
+        cfg: which, and how.
+        num_labels: classes of a sequence classifier.
+        longest: most tokens of a record, ``data.max_length``; None: nobody asks.
+
     Raises:
-        BaseModelError: missing, not a model, of another hash, or not supported.
+        BaseModelError: missing, not a model, of another hash, not supported, or not what training takes for
+            granted (`fedpeft.bases.probe`).
+        ConfigError: it has fewer positions than ``longest``.
     """
     key = (cfg.model_copy(update={"sha256": None}), num_labels)
     if key not in _loaded:
@@ -88,6 +96,8 @@ def load_base(cfg: BaseConfig, num_labels: int | None = None) -> Base:
         _loaded.clear()
         _loaded[key] = base
     _check_hash(cfg, _loaded[key].sha256)
+    if longest is not None:
+        check_length(_loaded[key].model, cfg.model, longest)
     return _loaded[key]
 
 
@@ -148,8 +158,11 @@ def _load(cfg: BaseConfig, folder: Path, sha256: str, quantisation: str, num_lab
         tokenizer = _tokenizer(shown, cfg)
         _rename(model, tokenizer, shown, folder)
     _fill_head(cfg, model, missing)
+    probed = Probed(cfg.model, model, tokenizer, cfg.task, dtype)
+    check_ids(probed)
     _settle(model, dtype, device, cfg)
     model.config.pad_token_id = tokenizer.pad_token_id
+    check_passes(probed)
     return Base(
         model=model,
         tokenizer=tokenizer,
@@ -261,6 +274,11 @@ def _settle(model: Any, dtype: torch.dtype, device: torch.device, cfg: BaseConfi
         model.to(device)
     model.eval()
     if cfg.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise BaseModelError(
+                f"base.model {cfg.model!r} cannot recompute its activations: set "
+                "base.gradient_checkpointing = false"
+            )
         with quiet():
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()

@@ -64,7 +64,7 @@ def _run_plan(config: Config, values: int) -> RunPlan:
         raise ConfigError(f"base.task = {config.base.task!r} depends on the nodes' labels: give --values")
     from fedpeft.bases import load_base
 
-    return RunPlan.from_base(config, load_base(config.base))
+    return RunPlan.from_base(config, load_base(config.base, longest=config.data.max_length))
 
 
 def _facts(plan: RunPlan) -> dict[str, Any]:

@@ -36,8 +36,12 @@ def classes(records: Sequence[Record], task: Task) -> list[str]:
 
 
 def load_run_base(config: Config, labels: Sequence[str]) -> Base:
-    """The base that a run's config names, with a head of as many classes as the data has."""
-    return load_base(config.base, num_classes(config.base, labels))
+    """The base that a run's config names, with a head of as many classes as the data has.
+
+    Raises:
+        BaseModelError, ConfigError: as `load_base`; it must have positions for ``data.max_length``.
+    """
+    return load_base(config.base, num_classes(config.base, labels), config.data.max_length)
 
 
 @dataclass(frozen=True)

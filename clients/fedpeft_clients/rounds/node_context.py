@@ -66,9 +66,11 @@ class NodeContext:
         """The frozen base, which is loaded once per process.
 
         Raises:
-            BaseModelError: it is not here, or not the agreed one.
+            BaseModelError: it is not here, not the agreed one, or not what training takes a base for.
+            ConfigError: it has no positions for the records that the run allows.
         """
-        return load_base(self.home.base, num_classes(self.home.base, self.home.labels))
+        home = self.home
+        return load_base(home.base, num_classes(home.base, home.labels), home.config.data.max_length)
 
     @cached_property
     def attached(self) -> Attached:

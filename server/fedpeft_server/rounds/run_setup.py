@@ -77,7 +77,7 @@ def prepare(run: Path, config: Config, signer: Signer | None = None) -> Setup:
     Raises:
         FedPeftError: the base, the adapter or the exchange cannot be made as configured.
     """
-    base = load_base(config.base, _num_labels(run, config))
+    base = load_base(config.base, _num_labels(run, config), config.data.max_length)
     attached = attach(base, config.adapter, config.run.seed)
     plan = RunPlan.from_config(config, attached.layout.size).checked()
     noise = CentralNoise.of(plan.central, config.run.seed) if plan.central else None
