@@ -92,7 +92,7 @@ def check_passes(base: Probed) -> None:
         line = (str(error).strip().splitlines() or [""])[0][:200]
         cause = f"{type(error).__name__}: {line}"
     else:
-        _judge(base, together, alone)
+        _compare(base, together, alone)
         return
     raise BaseModelError(
         f"base.model {base.name!r} makes no pass over {PREFIX + LATER} made-up tokens of text ({cause}); "
@@ -165,7 +165,7 @@ def _logits(model: Any, ids: Tensor, is_causal: bool) -> Tensor:
     return model(input_ids=ids, attention_mask=mask).logits.float()
 
 
-def _judge(base: Probed, together: Tensor, alone: Tensor) -> None:
+def _compare(base: Probed, together: Tensor, alone: Tensor) -> None:
     import torch
 
     start = f"base.model {base.name!r}"
