@@ -6,11 +6,14 @@ import platform
 import sys
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, quantity, table
+from fedpeft.cli.scenario import SET
+from fedpeft.errors import ConfigError
 
 PACKAGES = (
     "torch",
@@ -36,10 +39,71 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor(as_json: bool = JSON_OPTION) -> None:
-    """Show devices, memory, versions, and which base fits."""
+def doctor(
+    plan: Path | None = typer.Option(
+        None, "--plan", help="A scenario: what a node needs for it, memory by part and time of a step."
+    ),
+    set_: list[str] = SET,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Show devices, memory, versions, and which base fits; or what a node needs for a plan."""
+    if plan is not None:
+        facts = examine_plan(str(plan), set_)
+        emit(facts, as_json, lambda: _show_plan(facts))
+        return
+    if set_:
+        raise ConfigError("--set changes settings of a plan; give --plan too")
     facts = examine()
     emit(facts, as_json, lambda: _show(facts))
+
+
+def examine_plan(scenario: str, overrides: list[str]) -> dict[str, Any]:
+    """What one node needs for a scenario; sizes in bytes, times in seconds on the first fitting device."""
+    from fedpeft.bases import describe_devices
+    from fedpeft.config import load_config
+    from fedpeft.cost_estimate import estimate, measure_flops
+
+    config = load_config(Path(scenario), overrides)
+    needs, wanted = estimate(config), config.base.device
+    here = [
+        device
+        for device in describe_devices()
+        if wanted == "auto" or device.name == wanted or device.name.startswith(f"{wanted}:")
+    ]
+    speed = measure_flops(config.base) if here else None
+    steps = config.federation.rounds * config.federation.local_steps
+    step = None if speed is None else needs.step_flops / speed
+    return {
+        **asdict(needs),
+        "memory": needs.memory,
+        "device": here[-1].name if here else None,
+        "device_memory": here[-1].memory if here else None,
+        "fits": needs.memory <= here[-1].memory if here else None,
+        "step_s": step,
+        "training_s": None if step is None else step * steps,
+        "steps": steps,
+    }
+
+
+def _show_plan(facts: dict[str, Any]) -> None:
+    parts = {
+        "frozen base": facts["base_bytes"],
+        "adapter, gradient, optimiser": facts["adapter_bytes"],
+        "gradients of single records": facts["per_example_bytes"],
+        "activations and logits": facts["activation_bytes"],
+        "together": facts["memory"],
+    }
+    table("memory of one node (estimate)", ("part", "size"), ((k, quantity(v)) for k, v in parts.items()))
+    typer.echo(f"{facts['parameters']:,} parameters, {facts['trainable']:,} of them trained and exchanged")
+    typer.echo(f"{facts['step_flops'] / 1e12:.2f} TFLOP a step, {facts['steps']} steps at each node")
+    if facts["device"] is None:
+        typer.echo("the device that the plan names is not on this machine: no time is estimated")
+        return
+    verdict = "fits" if facts["fits"] else "does not fit"
+    typer.echo(
+        f"{facts['device']} ({quantity(facts['device_memory'])}): {verdict}; "
+        f"about {facts['step_s']:.1f} s a step, {facts['training_s'] / 60:.0f} min of training at each node"
+    )
 
 
 def examine() -> dict[str, Any]:

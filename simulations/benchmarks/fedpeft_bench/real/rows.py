@@ -46,11 +46,12 @@ ROWS = (
 )
 
 SIZES: Mapping[str, Any] = {
-    "federation.rounds": 6,
-    "federation.local_steps": 4,
+    "federation.rounds": 12,
+    "federation.local_steps": 2,  # few, and many rounds: what compression holds back is sent soon
     "federation.batch_size": 8,
+    "federation.server.lr": 2.0,
 }
-QUICK: Mapping[str, Any] = {"federation.rounds": 3, "federation.local_steps": 3, "federation.batch_size": 4}
+QUICK: Mapping[str, Any] = {**SIZES, "federation.rounds": 3, "federation.batch_size": 4}
 
 
 def settings(material: Material, quick: bool = False) -> dict[str, Any]:
