@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [DOCS / "tutorial.md", *sorted((DOCS / "how-to").glob("*.md"))]
+PAGES = [DOCS / "tutorial.md", DOCS / "recipes" / "README.md", *sorted((DOCS / "how-to").glob("*.md"))]
 NOT_RUN = re.compile(r"<!-- not run: .+ -->\n\n\Z")
 
 
@@ -61,6 +62,7 @@ def test_the_commands_of_a_page_run(path, tmp_path, monkeypatch):
     from fedpeft.cli import build_app
 
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(DOCS / "recipes", tmp_path / "docs" / "recipes")  # as in a clone, where a user types them
     monkeypatch.setenv("FEDPEFT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     session, app = {"__name__": "__main__"}, build_app()
