@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fedpeft.adapters.load_folder import cause_of, head_rows, load_adapter, tokenizer_of
 from fedpeft.adapters.untrusted_config import check_foreign
 from fedpeft.bases.load import Base, load_apart, offline, quiet
 from fedpeft.config.models import BaseConfig
 from fedpeft.errors import ConfigError
-from fedpeft.packing.peft_folder import WEIGHTS_FILE, read_config
+from fedpeft.packing.peft_folder import check_weights, read_config
+
+MOST_DIFFERENCE = 1e-3
+"""Of the logits, over what the adapter does to them: float32 rounds far below."""
+_PROBE = 16
 
 
 def merge(folder: Path, out: Path, cfg: BaseConfig) -> Path:
     """Write the base with the adapter folded into its weights as a plain model folder, in float32.
 
     A quantised base is dequantised first and stays so: merging into quantised weights rounds the
-    adapter away. The merged model computes what base and adapter compute together.
+    adapter away. The merged model computes what base and adapter compute together: both are run on a few
+    tokens, and a method for which they differ is refused. A head that shares its weights with the embeddings
+    gets its own where the adapter changes only one of them.
 
     Args:
         folder: an adapter folder of any peft method that can be merged.
@@ -29,47 +35,27 @@ def merge(folder: Path, out: Path, cfg: BaseConfig) -> Path:
         The folder ``out``.
 
     Raises:
-        ConfigError: no adapter, an occupied output folder or an adapter of another base.
+        ConfigError: no adapter, an occupied output folder, an adapter of another base or of a method that
+            cannot be merged.
+        ExchangeError: the weights of the adapter are placeholders.
         BaseModelError: the base cannot be loaded.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise ConfigError(f"{folder} is not an adapter folder: it holds no adapter_config.json")
+    config = read_config(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; give a new folder for the merged model")
-    check_foreign(read_config(folder), folder)
-    base = load_apart(cfg, _labels(folder, cfg))
-    model = load_adapter(_dequantised(base), folder).merge_and_unload(safe_merge=True)
+    check_foreign(config, folder)
+    check_weights(folder)
+    base = load_apart(cfg, head_rows(folder) if cfg.task == "sequence-classification" else None)
+    tokenizer = tokenizer_of(folder, base)
+    model = _merged(_dequantised(base), folder, str(config.get("peft_type")))
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
         folder = Path(made) / "merged"
         with quiet(), offline():
             model.save_pretrained(folder)
-        base.tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         folder.replace(out)
     return out
-
-
-def load_adapter(model: Any, folder: Path) -> Any:
-    """The peft model of an adapter folder around a base's model, frozen; nothing is asked of a hub.
-
-    Raises:
-        ConfigError: the folder holds no adapter, one that asks for more than adapting modules by their names
-            (`fedpeft.adapters.untrusted_config`), or one that does not fit the model.
-    """
-    from peft import PeftModel
-
-    check_foreign(read_config(folder), folder)
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise ConfigError(f"{folder} holds no {WEIGHTS_FILE}; weights in other files are not loaded")
-    try:
-        with offline(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            return PeftModel.from_pretrained(model, str(folder))
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
-        cause = type(error).__name__
-    raise ConfigError(
-        f"{folder} holds an adapter that does not fit this base ({cause}); give the base it names"
-    )
 
 
 def _dequantised(base: Base) -> Any:
@@ -80,13 +66,78 @@ def _dequantised(base: Base) -> Any:
     return model
 
 
-def _labels(folder: Path, cfg: BaseConfig) -> int | None:
-    """Number of classes of a classification adapter, read from its head."""
-    if cfg.task != "sequence-classification":
-        return None
-    from safetensors import safe_open
+def _merged(model: Any, folder: Path, method: str) -> Any:
+    """The base's model with the adapter folded in.
 
-    with safe_open(folder / "adapter_model.safetensors", "np") as file:
-        names: list[str] = sorted(file.keys())
-        heads = [n for n in names if {"classifier", "score"} & set(n.split(".")) and n.endswith(".weight")]
-        return int(file.get_slice(heads[-1]).get_shape()[0]) if heads else None
+    Raises:
+        ConfigError: the method cannot be merged, or what it computes would change.
+    """
+    plain = _logits(model)
+    loaded = load_adapter(model, folder)
+    if not hasattr(loaded.base_model, "merge_and_unload"):
+        raise ConfigError(
+            f"{folder}: {method} cannot be merged, since it changes no weights of the base; load it "
+            "beside the base instead"
+        )
+    tied = _untie(model)
+    try:
+        with quiet():
+            adapted = _logits(loaded)
+            merged = loaded.merge_and_unload(safe_merge=True)
+            after = _logits(merged)
+    except Exception as error:  # each method refuses in its own way
+        cause = cause_of(error)
+    else:
+        # a grown base has more logits than the plain one, which then says nothing about the effect
+        effect = float((adapted - plain).norm()) if adapted.shape == plain.shape else float(adapted.norm())
+        difference = float((adapted - after).norm())
+        if difference <= MOST_DIFFERENCE * effect + 1e-5 * float(adapted.norm()):
+            if tied:
+                _tie(merged)
+            return merged
+        cause = f"the merged logits would differ by {difference / max(effect, 1e-30):.1%} of its effect"
+    raise ConfigError(
+        f"{folder}: {method} cannot be merged into this base ({cause}); load it beside the base"
+    )
+
+
+def _logits(model: Any) -> Any:
+    """Logits of a few tokens, the same for each call."""
+    import torch
+
+    rows = model.get_input_embeddings().weight.shape[0]
+    device = next(model.parameters()).device
+    ids = torch.arange(_PROBE, device=device).remainder(rows)[None]
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+
+
+def _untie(model: Any) -> bool:
+    """Give a head that shares its weights with the embeddings a copy of its own, and say whether it did."""
+    import torch
+
+    embeddings, head = _core(model.get_input_embeddings()), _core(model.get_output_embeddings())
+    if head is None or head.weight is not embeddings.weight:
+        return False
+    head.weight = torch.nn.Parameter(embeddings.weight.detach().clone(), requires_grad=False)
+    return True
+
+
+def _tie(model: Any) -> None:
+    """Let head and embeddings be one again where merging has left them equal; else write them apart."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    same = bool((head.weight == embeddings.weight).all())
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = same
+    if same:
+        head.weight = embeddings.weight
+
+
+def _core(module: Any) -> Any:
+    """The base's own layer within whatever peft has put around it."""
+    while module is not None:
+        inner = getattr(module, "original_module", None) or getattr(module, "base_layer", None)
+        if inner is None:
+            return module
+        module = inner
+    return None

@@ -44,13 +44,19 @@ def check_foreign(config: Mapping[str, Any], source: object) -> None:
                 "the base; convert the adapter to plain LoRA where it was trained, then set it to true"
             )
         if _MATCHED.search(key):
-            _check_patterns(key, list(_strings(value)), source)
+            check_patterns(config, key, source)
         ranks = value.values() if isinstance(value, Mapping) and key == "rank_pattern" else [value]
         if key in ("r", "rank_pattern") and any(isinstance(r, int) and r > MOST_RANK for r in ranks):
             raise ConfigError(f"{source}: {key} of adapter_config.json exceeds {MOST_RANK}, the largest rank")
 
 
-def _check_patterns(key: str, patterns: list[str], source: object) -> None:
+def check_patterns(config: Mapping[str, Any], key: str, source: object) -> None:
+    """Refuse expressions of one setting that could keep the machine busy; see `check_foreign`.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    patterns = list(_strings(config.get(key)))
     if len(patterns) > MOST_PATTERNS:
         raise ConfigError(f"{source}: {key} has {len(patterns)} entries; at most {MOST_PATTERNS} are matched")
     for pattern in patterns:

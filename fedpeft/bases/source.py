@@ -33,7 +33,7 @@ def base_folder(cfg: BaseConfig) -> Path:
     return _checked(_snapshot(cfg), cfg.model)
 
 
-def held_base(name: str) -> str:
+def held_base(name: str, revision: str | None = None) -> str:
     """A base that somebody else named, where it lies on this machine: nothing is asked of a hub for it.
 
     Raises:
@@ -42,12 +42,13 @@ def held_base(name: str) -> str:
     if name == EMBEDDED or Path(name).is_dir():
         return name
     try:
-        return str(_download(name, None, local_files_only=True))
+        return str(_download(name, revision, local_files_only=True))
     except (OSError, ValueError):
         pass
+    version = f" in revision {revision[:100]!r}" if revision else ""
     raise BaseModelError(
-        f"the adapter names the base {name[:200]!r}, which is not on this machine; if you trust it, fetch it "
-        "and give it with --base"
+        f"the adapter names the base {name[:200]!r}{version}, which is not on this machine; if you trust it, "
+        "fetch it and give it with --base"
     )
 
 

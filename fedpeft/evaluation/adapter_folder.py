@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fedpeft.adapters.merge import load_adapter, merge
+from fedpeft.adapters.load_folder import head_rows, load_adapter, tokenizer_of
+from fedpeft.adapters.merge import merge
 from fedpeft.bases.load import load_apart
 from fedpeft.bases.source import held_base
 from fedpeft.config.models import BaseConfig, DataConfig, Task
-from fedpeft.data import Record, read_records, read_written, tokenise
+from fedpeft.data import Example, Record, read_records, read_written, tokenise
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation.held_out import classes
-from fedpeft.packing.peft_folder import read_config
+from fedpeft.packing.peft_folder import check_weights, read_config
 from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
 
 if TYPE_CHECKING:
     from fedpeft.evaluation.metrics import Evaluation
+
+_TASKS: dict[object, Task] = {
+    None: "causal-lm",
+    "CAUSAL_LM": "causal-lm",
+    "SEQ_CLS": "sequence-classification",
+}
 
 
 def evaluate_run(run: Path) -> Evaluation:
@@ -32,7 +40,7 @@ def evaluate_run(run: Path) -> Evaluation:
     store = RunStore.open(run)
     config, labels = store.config, json.loads(store.labels.read_text())
     rows = read_written(store.test, config.data)
-    return _evaluate(store.adapter, rows, config.base, config.data, labels)
+    return load_folder(store.adapter, rows, config.base, config.data, labels).figures()
 
 
 def evaluate_folder(folder: Path, records: Path, base: str | None, data: DataConfig) -> Evaluation:
@@ -49,12 +57,12 @@ def evaluate_folder(folder: Path, records: Path, base: str | None, data: DataCon
         DataError, BaseModelError: records or base cannot be read.
     """
     chosen, rows = base_of(folder, base), read_records(records, data)
-    return _evaluate(folder, rows, chosen, data, classes(rows, chosen.task))
+    return load_folder(folder, rows, chosen, data, classes(rows, chosen.task)).figures()
 
 
 def merge_folder(folder: Path, out: Path, base: str | None) -> None:
     """Write base and adapter as one plain model folder; see `fedpeft.adapters.merge.merge`."""
-    merge(folder, out, BaseConfig(model=base or named_base(folder)))
+    merge(folder, out, base_of(folder, base))
 
 
 def base_of(folder: Path, base: str | None) -> BaseConfig:
@@ -65,10 +73,16 @@ def base_of(folder: Path, base: str | None) -> BaseConfig:
         base: model folder or id; None: the one that the adapter names.
 
     Raises:
-        ConfigError, BaseModelError: as `named_base`.
+        ConfigError, BaseModelError: as `named_base`, or a task for which there is no model here.
     """
-    classifies = read_config(folder).get("task_type") == "SEQ_CLS"
-    task: Task = "sequence-classification" if classifies else "causal-lm"
+    kind = read_config(folder).get("task_type")
+    check_weights(folder)
+    if kind not in _TASKS:
+        raise ConfigError(
+            f"the adapter in {str(folder)!r} is for {str(kind)[:60]}; adapters for CAUSAL_LM and SEQ_CLS are "
+            "evaluated and merged"
+        )
+    task = _TASKS[kind]
     return BaseConfig(model=base or named_base(folder), task=task)
 
 
@@ -79,17 +93,68 @@ def named_base(folder: Path) -> str:
         ConfigError: the folder holds no adapter, or one that names no base.
         BaseModelError: the base is not here.
     """
-    name = read_config(folder).get("base_model_name_or_path")
+    config = read_config(folder)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:
         raise ConfigError(f"the adapter in {str(folder)!r} names no base; give --base")
-    return held_base(str(name))
+    return held_base(str(name), None if revision is None else str(revision))
 
 
-def _evaluate(
-    folder: Path, rows: Sequence[Record], base: BaseConfig, data: DataConfig, labels: list[str]
-) -> Evaluation:
-    from fedpeft.evaluation.metrics import evaluate
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter folder on its base, and records to evaluate it on.
 
+    Attributes:
+        model: the peft model.
+        tokenizer: of the adapter folder, else of the base.
+        examples: the records.
+        labels: their classes, of a classifier in the order of its head; None evaluates the loss alone.
+    """
+
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    examples: Sequence[Example] = field(repr=False)
+    labels: Sequence[str] | None
+
+    def figures(self) -> Evaluation:
+        """Held-out figures of the adapter as it now is."""
+        from fedpeft.evaluation.metrics import evaluate
+
+        return evaluate(self.model, self.examples, self.labels, self.tokenizer)
+
+
+def load_folder(
+    folder: Path, rows: Sequence[Record], base: BaseConfig, data: DataConfig, labels: Sequence[str]
+) -> Loaded:
+    """Load an adapter folder and records.
+
+    Args:
+        folder: an adapter folder of any peft method.
+        rows: the records.
+        base: the base.
+        data: columns and template of the records.
+        labels: the classes of the records; empty for free text.
+
+    Raises:
+        ConfigError: the adapter does not fit the base, or its head not the labels.
+        DataError, BaseModelError: records cannot be tokenised, or the base not be loaded.
+    """
+    if base.task == "sequence-classification" and (head := head_rows(folder)):
+        labels = _classes_of_head(folder, labels, head)
     loaded = load_apart(base, num_classes(base, labels))
-    examples = tokenise(rows, loaded.tokenizer, data, base.task, labels or None)
-    return evaluate(load_adapter(loaded.model, folder), examples, labels or None, loaded.tokenizer)
+    tokenizer = tokenizer_of(folder, loaded)
+    examples = tokenise(rows, tokenizer, data, base.task, labels or None)
+    return Loaded(load_adapter(loaded.model, folder), tokenizer, examples, labels or None)
+
+
+def _classes_of_head(folder: Path, labels: Sequence[str], head: int) -> Sequence[str]:
+    """As many classes as a head has: the labels of the records, or the numbers that they are."""
+    if len(labels) == head:
+        return labels
+    numbers = [str(number) for number in range(head)]
+    if set(labels) <= set(numbers):
+        return numbers
+    raise ConfigError(
+        f"the head of {str(folder)!r} has {head} classes, and the records {len(labels)} labels: "
+        f"{', '.join(labels)[:100]}; give records with all labels, or with the numbers of the classes"
+    )

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.adapters.merge import load_adapter
-from fedpeft.bases.load import load_apart
 from fedpeft.config.models import BaseConfig, DataConfig
-from fedpeft.data import Example, Record, read_records, read_written, tokenise
+from fedpeft.data import Record, read_records, read_written
 from fedpeft.errors import DataError
-from fedpeft.evaluation.adapter_folder import base_of
+from fedpeft.evaluation.adapter_folder import Loaded, base_of, load_folder
 from fedpeft.evaluation.held_out import classes
 from fedpeft.packing.file_format import Claim
 from fedpeft.packing.peft_folder import Tensors, digest_of
-from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
 
 if TYPE_CHECKING:
@@ -29,30 +26,24 @@ class AdapterEvaluator:
     """Held-out records, and a model into which adapters of one configuration are put in turn.
 
     Attributes:
-        model: the peft model.
-        tokenizer: the base's.
-        examples: the held-out examples.
-        labels: classes of a labelled task; None evaluates the loss alone.
+        loaded: the peft model and the held-out examples.
         records_sha256: digest of the file of the records.
         before: the adapter as it is.
     """
 
-    model: Any = field(repr=False)
-    tokenizer: Any = field(repr=False)
-    examples: Sequence[Example] = field(repr=False)
-    labels: Sequence[str] | None
+    loaded: Loaded
     records_sha256: str
     before: Evaluation
 
     def measure(self, tensors: Tensors) -> Evaluation:
         """Held-out figures with these tensors."""
-        _put(self.model, tensors)
-        return _figures(self.model, self.examples, self.labels, self.tokenizer)
+        _put(self.loaded.model, tensors)
+        return self.loaded.figures()
 
     def claim(self, tensors: Tensors) -> Claim:
         """The measured losses, as a packed adapter carries them."""
         return Claim(
-            records=len(self.examples),
+            records=len(self.loaded.examples),
             records_sha256=self.records_sha256,
             loss=self.before.loss,
             packed_loss=self.measure(tensors).loss,
@@ -99,19 +90,8 @@ def _evaluator(
     folder: Path, source: tuple[Path, Sequence[Record]], base: BaseConfig, data: DataConfig, labels: list[str]
 ) -> AdapterEvaluator:
     path, rows = source
-    loaded = load_apart(base, num_classes(base, labels))
-    examples = tokenise(rows, loaded.tokenizer, data, base.task, labels or None)
-    model = load_adapter(loaded.model, folder)
-    before = _figures(model, examples, labels or None, loaded.tokenizer)
-    return AdapterEvaluator(model, loaded.tokenizer, examples, labels or None, digest_of(path), before)
-
-
-def _figures(
-    model: Any, examples: Sequence[Example], labels: Sequence[str] | None, tokenizer: Any
-) -> Evaluation:
-    from fedpeft.evaluation.metrics import evaluate
-
-    return evaluate(model, examples, labels, tokenizer)
+    loaded = load_folder(folder, rows, base, data, labels)
+    return AdapterEvaluator(loaded, digest_of(path), loaded.figures())
 
 
 def _put(model: Any, tensors: Tensors) -> None:

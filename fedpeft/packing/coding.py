@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +14,9 @@ from fedpeft.exchange.codecs.base import codec_named
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.transforms import Sparsify, Update, l2
 from fedpeft.packing import uniform_quantiser
-from fedpeft.packing.file_format import Part
-from fedpeft.packing.peft_folder import EXACT_TYPES, AdapterFiles, Tensors
-from fedpeft.packing.recipe import Recipe, codec_of, seeded
+from fedpeft.packing.file_format import Part, check_names
+from fedpeft.packing.peft_folder import WIDTHS, AdapterFiles, FloatType, Tensors, decoded, encoded
+from fedpeft.packing.recipe import Recipe, codecs_of, seeded
 
 
 def start_of(name: str) -> float:
@@ -29,10 +30,14 @@ def code(files: AdapterFiles, recipe: Recipe) -> list[tuple[Part, bytes]]:
     Raises:
         ExchangeError: a value is too large for its codec.
     """
+    check_names(files.tensors)
     groups: dict[str, Tensors] = {}
-    for name in sorted(files.tensors):
-        groups.setdefault(codec_of(name, files, recipe), {})[name] = files.tensors[name]
-    return [_CODERS[codec](tensors, recipe) for codec, tensors in sorted(groups.items())]
+    for name, codec in codecs_of(files, recipe).items():
+        groups.setdefault(codec, {})[name] = files.tensors[name]
+    return [
+        _code_exact(tensors, files.types) if codec == "exact" else _CODERS[codec](tensors, recipe)
+        for codec, tensors in sorted(groups.items())
+    ]
 
 
 def decode(part: Part, payload: bytes) -> Tensors:
@@ -142,26 +147,25 @@ def _from_seed(part: Part, payload: bytes) -> Tensors:
     return tensors
 
 
-def _code_exact(tensors: Tensors, recipe: Recipe) -> tuple[Part, bytes]:
-    del recipe
-    types = {np.dtype(name): kind for kind, name in EXACT_TYPES.items()}
-    payload = b"".join(tensors[name].tobytes() for name in sorted(tensors))
-    named = {name: types[tensors[name].dtype] for name in sorted(tensors)}
-    return _part("exact", Layout.of(tensors), payload, 0.0, types=named)
+def _code_exact(tensors: Tensors, types: Mapping[str, FloatType]) -> tuple[Part, bytes]:
+    coded = {name: encoded(tensors[name], types.get(name, "F32")) for name in sorted(tensors)}
+    payload = b"".join(data for _, data in coded.values())
+    named = {name: kind for name, (kind, _) in coded.items()}
+    shapes = {name: list(tensors[name].shape) for name in coded}
+    return Part(codec="exact", tensors=shapes, bytes=len(payload), types=named), payload
 
 
 def _exact(part: Part, payload: bytes) -> Tensors:
     tensors: Tensors = {}
     start = 0
-    for name, shape in zip(part.layout.names, part.layout.shapes, strict=True):
+    for name, shape in part.tensors.items():
         kind = (part.types or {}).get(name, "")
-        if kind not in EXACT_TYPES:
+        if kind not in WIDTHS:
             raise EnvelopeError(f"a tensor of type {kind!r} cannot be read")
-        dtype = np.dtype(EXACT_TYPES[kind])
-        end = start + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        end = start + WIDTHS[kind] * math.prod(shape)
         if end > len(payload):
             raise EnvelopeError("tensors that are kept exactly are cut off")
-        tensors[name] = np.frombuffer(payload[start:end], dtype).reshape(shape)
+        tensors[name] = decoded(payload[start:end], kind).reshape(shape)
         start = end
     if start != len(payload):
         raise EnvelopeError("tensors that are kept exactly have bytes to spare")
@@ -187,5 +191,4 @@ _CODERS: dict[str, Coder] = {
     "dense-bf16": _code_dense("dense-bf16"),
     "int8": _code_dense("int8"),
     "seed": _code_seed,
-    "exact": _code_exact,
 }

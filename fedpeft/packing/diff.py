@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft.adapters.untrusted_config import check_patterns
 from fedpeft.packing.pack import load, tensors_of
 from fedpeft.packing.peft_folder import Array, Tensors, read_adapter
 
@@ -89,7 +91,7 @@ def difference(a: Path, b: Path) -> Difference:
     """Compare two adapters, each a folder or a packed file.
 
     Raises:
-        ConfigError: one is neither.
+        ConfigError: one is neither, or has patterns that are more than names (`check_patterns`).
         ExchangeError: a packed file is damaged.
     """
     (config_a, tensors_a), (config_b, tensors_b) = _read(a), _read(b)
@@ -152,6 +154,7 @@ def _factors(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Pair] | N
     """A and ``scaling * B`` by module, float64; None where the adapter is not plain LoRA on matrices."""
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         return None
+    check_patterns(config, "alpha_pattern", "the adapter")
     pairs: dict[str, Pair] = {}
     for name, value in tensors.items():
         module, _, end = name.rpartition(".lora_A.")
@@ -167,13 +170,22 @@ def _factors(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Pair] | N
     return pairs or None
 
 
+def _matches(key: str, module: str) -> bool:
+    """As ``peft.utils.other.get_pattern_key``."""
+    try:
+        return re.match(rf"(.*\.)?({key})$", module) is not None
+    except re.error:
+        return False
+
+
 def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float | None:
-    """LoRA's factor of a module; entries of ``alpha_pattern`` are taken as names, not as expressions."""
+    """LoRA's factor of a module; of ``alpha_pattern`` the first entry that matches its name, as in peft."""
     alpha = config.get("lora_alpha", 8)
     pattern = config.get("alpha_pattern")
-    for name, value in pattern.items() if isinstance(pattern, dict) else ():
-        if module == name or module.endswith(f".{name}"):
-            alpha = value
+    if isinstance(pattern, dict):
+        entries: dict[str, Any] = pattern
+        name = module.removeprefix("base_model.model.")
+        alpha = next((value for key, value in entries.items() if _matches(key, name)), alpha)
     if not isinstance(alpha, int | float) or rank < 1:
         return None
     return alpha / (sqrt(rank) if config.get("use_rslora") else rank)

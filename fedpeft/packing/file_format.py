@@ -2,11 +2,14 @@
 
 ::
 
-    magic 89 46 50 41 | version 2 | header length u32 | header (zlib, JSON)
+    magic 89 46 50 41 | version u8 | header length u32 | header (zlib, JSON)
     parts, each as long as the header says | SHA-256 of all before
 
 The header names tensors, shapes and how each part is coded, so that the file describes itself, and can be
 read alone: a library of files is listed without their payloads. Memory is bounded by the file's length.
+
+Version 3 adds floats that are kept exactly, a float type for each tensor, and tensors without values. Files
+that use none of it are written as version 2, which older releases read.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -36,13 +39,15 @@ from fedpeft.exchange.layout import Layout
 from fedpeft.packing.peft_folder import FloatType
 
 PartCodec = Literal["levels", "ternary", "dense-fp32", "dense-bf16", "int8", "seed", "exact"]
-Shape = Annotated[list[PositiveInt], Field(max_length=8)]
+Shape = Annotated[list[NonNegativeInt], Field(max_length=8)]
 Hex = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 DIGEST_BYTES = 32
 MAGIC = b"\x89FPA\x02"
+_MAGIC_3 = b"\x89FPA\x03"
 _START = len(MAGIC) + 4
 _MAX_HEADER = 4 << 20
+_MAX_TEXT = 24 << 20  # names and shapes of at least 100,000 tensors
 _MAX_PARTS = 8
 _FREE_VALUES = 16 << 20
 _VALUES_PER_BYTE = 512  # a file may not claim more values than 16 Mi plus this many per byte of it
@@ -117,6 +122,7 @@ class Header(_Strict):
     Attributes:
         config: the adapter's configuration.
         dtype: float type that the weights had on disk, and that unpacking writes.
+        types: float types of tensors that had another one.
         bytes_source: length of the weights file that was packed.
         parts: the coded tensors, in the order of their payloads.
         claim: the measured loss, where it was measured.
@@ -124,9 +130,22 @@ class Header(_Strict):
 
     config: dict[str, Any]
     dtype: FloatType
+    types: dict[str, FloatType] | None = None
     bytes_source: NonNegativeInt
     parts: Annotated[list[Part], Field(max_length=_MAX_PARTS)]
     claim: Claim | None = None
+
+    @property
+    def magic(self) -> bytes:
+        """First bytes of a file: of the oldest version that has all that this header uses."""
+        kinds = {kind for part in self.parts for kind in (part.types or {}).values()}
+        empty = any(0 in shape for part in self.parts for shape in part.tensors.values())
+        return _MAGIC_3 if self.types or empty or kinds & set(get_args(FloatType)) else MAGIC
+
+    def float_types(self) -> dict[str, FloatType]:
+        """The float type of each tensor on disk."""
+        types = {name: self.dtype for part in self.parts for name in part.tensors}
+        return types | (self.types or {})
 
 
 @dataclass(frozen=True)
@@ -147,8 +166,24 @@ class Packed:
 def build(header: Header, payloads: Sequence[bytes]) -> bytes:
     """The bytes of a file."""
     head = zlib.compress(header.model_dump_json(exclude_none=True).encode(), 9)
-    body = b"".join([MAGIC, struct.pack("<I", len(head)), head, *payloads])
+    body = b"".join([header.magic, struct.pack("<I", len(head)), head, *payloads])
     return body + hashlib.sha256(body).digest()
+
+
+def check_names(names: Collection[str]) -> None:
+    """Refuse tensors whose names do not fit into a header, before anything is coded.
+
+    Raises:
+        ExchangeError: says how many there may be.
+    """
+    per_tensor = 40  # its shape, its type and the marks of JSON around them
+    size = sum(len(name) + per_tensor for name in names)
+    if size > _MAX_TEXT // 2:
+        most = len(names) * (_MAX_TEXT // 2) // size
+        raise ExchangeError(
+            f"{len(names)} tensors are too many for one packed adapter: about {most} with such names fit; "
+            "pack it in parts"
+        )
 
 
 def parse(data: bytes, name: str) -> Packed:
@@ -194,7 +229,7 @@ def _header_of(file: BinaryIO, size: int, name: str) -> tuple[Header, int]:
 
 def _header_length(start: bytes, size: int, name: str) -> int:
     """Length of the compressed header, which the file and a limit bound."""
-    if len(start) < _START or not start.startswith(MAGIC):
+    if len(start) < _START or not start.startswith((MAGIC, _MAGIC_3)):
         raise ExchangeError(f"{name!r} is not a packed adapter of a version that this fedpeft reads")
     (length,) = struct.unpack_from("<I", start, len(MAGIC))
     if _START + length + DIGEST_BYTES > size or length > _MAX_HEADER:
@@ -205,7 +240,7 @@ def _header_length(start: bytes, size: int, name: str) -> int:
 def _read_header(head: bytes, size: int, name: str) -> Header:
     stream = zlib.decompressobj()
     try:
-        text = stream.decompress(head, _MAX_HEADER)
+        text = stream.decompress(head, _MAX_TEXT)
         if not stream.eof or stream.unused_data:
             raise ExchangeError(f"{name!r} has a header that is cut off or too long")
         header = Header.model_validate_json(text)
@@ -223,6 +258,8 @@ def _check_names(header: Header, name: str) -> None:
     for part in header.parts:
         if list(part.tensors) != sorted(part.tensors):
             raise ExchangeError(f"{name!r} has a header whose tensors are not sorted by name")
+        if part.codec != "exact" and any(0 in shape for shape in part.tensors.values()):
+            raise ExchangeError(f"{name!r} has a header with a tensor without values in a coded part")
         if (part.codec == "seed") != (part.seed is not None and part.sha256 is not None):
             raise ExchangeError(f"{name!r} has a header with a seed where none belongs, or without one")
         if (part.codec == "exact") != (part.types is not None and part.types.keys() == part.tensors.keys()):

@@ -53,7 +53,7 @@ class PackInfo:
     Attributes:
         peft_type: the adapter method, as peft names it.
         base_model: the base that the adapter's configuration names.
-        dtype: float type of the weights on disk.
+        dtype: float type of the weights on disk; of several that of most tensors.
         tensors: number of tensors.
         values: number of values.
         bytes_total: length of the file.
@@ -92,7 +92,7 @@ def pack(folder: Path, out: Path, recipe: Recipe | None = None, claim: Claim | N
 
     Raises:
         ConfigError: the folder is not an adapter folder.
-        ExchangeError: the tensors cannot be packed.
+        ExchangeError: the tensors cannot be packed, or there are none.
     """
     return save(compress(read_adapter(folder), recipe or Recipe(), claim), out)
 
@@ -107,6 +107,7 @@ def compress(files: AdapterFiles, recipe: Recipe, claim: Claim | None = None) ->
     header = Header(
         config=files.config,
         dtype=files.dtype,
+        types={name: kind for name, kind in files.types.items() if kind != files.dtype} or None,
         bytes_source=files.bytes,
         parts=[part for part, _ in coded],
         claim=claim,
@@ -133,7 +134,7 @@ def unpack(file: Path, out: Path) -> None:
         ConfigError: the file cannot be read.
     """
     packed = load(file)
-    write_adapter(out, packed.header.config, tensors_of(packed), packed.header.dtype)
+    write_adapter(out, packed.header.config, tensors_of(packed), packed.header.float_types())
 
 
 def load(file: Path) -> Packed:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,11 @@ Array = NDArray[Any]
 Tensors = dict[str, Array]
 FloatType = Literal["F32", "F16", "BF16"]
 
+_FLOATS = ("F32", "F16", "BF16")
+_LARGEST: dict[str, float] = {"F16": 65504.0, "BF16": 3.3895313892515355e38}
+"""Where a float type of 16 bits ends: what rounding put beyond is written as this."""
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
 EXACT_TYPES = {
     "F64": "<f8",
     "I64": "<i8",
@@ -35,6 +42,12 @@ EXACT_TYPES = {
     "BOOL": "|b1",
 }
 """Types of safetensors that are carried as they are, and what numpy calls them."""
+WIDTHS = {kind: np.dtype(name).itemsize for kind, name in EXACT_TYPES.items()} | {
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+}
+"""Bytes of a value of each type."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +57,20 @@ class AdapterFiles:
     Attributes:
         config: the object in ``adapter_config.json``.
         tensors: by name; float32 for every float type of at most 32 bits, all finite.
-        dtype: the float type on disk; F32 where there are several.
+        types: the float type on disk of each of those.
         bytes: length of the weights file.
     """
 
     config: dict[str, Any]
     tensors: Tensors
-    dtype: FloatType
+    types: dict[str, FloatType]
     bytes: int
+
+    @cached_property
+    def dtype(self) -> FloatType:
+        """The float type that most tensors have on disk; of equally many the first in the alphabet."""
+        counts = Counter[FloatType](self.types.values())
+        return max(sorted(counts), key=lambda kind: counts[kind]) if counts else "F32"
 
 
 def read_adapter(folder: Path) -> AdapterFiles:
@@ -59,19 +78,53 @@ def read_adapter(folder: Path) -> AdapterFiles:
 
     Raises:
         ConfigError: the folder is not an adapter folder.
-        ExchangeError: a tensor is of an unknown type or not finite.
+        ExchangeError: a tensor is of an unknown type or not finite, or there is none.
     """
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise ConfigError(
-                f"{str(folder)!r} has no {name}; give a folder that peft saved with safetensors"
-            )
     config = read_config(folder)
+    check_weights(folder)
     data = read_file(folder / WEIGHTS_FILE)
     tensors, types = _tensors(data, str(folder))
-    floats = types - EXACT_TYPES.keys()
-    dtype: Any = floats.pop() if len(floats) == 1 else "F32"
-    return AdapterFiles(config, tensors, dtype, len(data))
+    return AdapterFiles(config, tensors, types, len(data))
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder whose weights are missing, in other files, or left out by a sharded optimiser.
+
+    Raises:
+        ConfigError: there is no file of weights, or it is no safetensors file.
+        ExchangeError: it holds no tensor, or placeholders in place of some.
+    """
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ConfigError(f"{str(folder)!r} has no {WEIGHTS_FILE}; {_instead(folder)}")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS_FILE, "numpy") as file:
+            names: list[str] = list(file.keys())
+            shapes: dict[str, list[int]] = {name: file.get_slice(name).get_shape() for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{WEIGHTS_FILE} of {str(folder)!r} cannot be read: {error}") from None
+    hint = "was it saved under DeepSpeed ZeRO-3 or FSDP? Gather the weights, then save it again"
+    # ZeRO-3 leaves a vector without values in place of each tensor; peft itself saves none of that shape
+    left_out = sorted(name for name, shape in shapes.items() if shape == [0])
+    if left_out:
+        count = f"{len(left_out)} of {len(shapes)} tensors"
+        raise ExchangeError(
+            f"{WEIGHTS_FILE} of {str(folder)!r} has no values for {count}, such as {left_out[0]!r}; {hint}"
+        )
+    if all(0 in shape for shape in shapes.values()):
+        raise ExchangeError(f"{WEIGHTS_FILE} of {str(folder)!r} holds no values; {hint}")
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without safetensors weights has, and what to do."""
+    files = sorted(path.name for path in folder.glob("adapter_model*"))
+    pickled = [name for name in files if name.endswith(_PICKLED)]
+    if pickled:
+        return f"{pickled[0]} is there: load it with peft and save it with safe_serialization=True"
+    if files:
+        return f"{files[0]} is there: save the adapter again in one file"
+    return "give a folder that peft saved with safetensors"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -80,6 +133,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is missing or no JSON object.
     """
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"{str(folder)!r} has no {CONFIG_FILE}; {_adapters_below(folder)}")
     try:
         config = json.loads(read_file(folder / CONFIG_FILE))
     except (ValueError, RecursionError):
@@ -89,27 +144,39 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def write_adapter(folder: Path, config: Mapping[str, Any], tensors: Tensors, dtype: FloatType) -> None:
+def _adapters_below(folder: Path) -> str:
+    """The adapters in a folder's folders, and what to do."""
+    names = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG_FILE}"))
+    if not names:
+        return "give a folder that peft saved"
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    what = "an adapter" if len(names) == 1 else "adapters"
+    return f"it holds {what} in {shown}: give {str(folder / names[0])!r}{' or another' * (len(names) > 1)}"
+
+
+def write_adapter(
+    folder: Path, config: Mapping[str, Any], tensors: Tensors, types: Mapping[str, FloatType]
+) -> None:
     """Write a folder that plain peft loads, the configuration last.
 
     Args:
         folder: where to; made if it is missing.
         config: for ``adapter_config.json``.
-        tensors: float32 arrays are written as ``dtype``, others as they are.
-        dtype: the float type on disk.
+        tensors: float32 arrays are written in their type, others as they are.
+        types: the float type of each on disk; float32 where none is given.
     """
-    write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, dtype))
+    write_atomic(folder / WEIGHTS_FILE, safetensors_bytes(tensors, types))
     write_atomic(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def safetensors_bytes(tensors: Tensors, dtype: FloatType = "F32") -> bytes:
+def safetensors_bytes(tensors: Tensors, types: Mapping[str, FloatType]) -> bytes:
     """The safetensors file of these tensors, sorted by name: the same tensors give the same bytes."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     parts: list[bytes] = []
     end = 0
     # safetensors wants every tensor aligned to its type: the widest come first
-    for name in sorted(tensors, key=lambda name: (-_width(tensors[name], dtype), name)):
-        kind, data = _encoded(tensors[name], dtype)
+    for name in sorted(tensors, key=lambda name: (-_width(tensors[name], types.get(name)), name)):
+        kind, data = encoded(tensors[name], types.get(name, "F32"))
         entries[name] = {
             "dtype": kind,
             "shape": list(tensors[name].shape),
@@ -139,45 +206,54 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256(read_file(path)).hexdigest()
 
 
-def _width(value: Array, dtype: FloatType) -> int:
-    return value.itemsize if value.dtype != np.float32 else 4 if dtype == "F32" else 2
+def _width(value: Array, dtype: FloatType | None) -> int:
+    return value.itemsize if value.dtype != np.float32 else 2 if dtype in _LARGEST else 4
 
 
-def _encoded(value: Array, dtype: FloatType) -> tuple[str, bytes]:
+def encoded(value: Array, dtype: FloatType) -> tuple[str, bytes]:
     """Type and bytes of one tensor on disk."""
     if value.dtype != np.float32:
         kind = next(kind for kind, name in EXACT_TYPES.items() if np.dtype(name) == value.dtype)
         return kind, value.tobytes()
-    if dtype == "BF16":
+    if dtype in _LARGEST:
+        value = np.clip(value, -_LARGEST[dtype], _LARGEST[dtype])
+    if dtype == "BF16" and value.size:
         layout = Layout(("value",), ((value.size,),))
         codec = codec_named("dense-bf16")
         return dtype, codec.encode(codec.fit(value.reshape(-1), layout), layout)
     return dtype, value.astype("<f2" if dtype == "F16" else "<f4").tobytes()
 
 
-def _tensors(data: bytes, folder: str) -> tuple[Tensors, set[str]]:
-    """Arrays by name, and the types that occur."""
+def _tensors(data: bytes, folder: str) -> tuple[Tensors, dict[str, FloatType]]:
+    """Arrays by name, and the types of those that were floats of at most 32 bits."""
     from safetensors import SafetensorError, deserialize
 
     try:
         entries = deserialize(data)
     except SafetensorError as error:
         raise ConfigError(f"{WEIGHTS_FILE} of {folder!r} cannot be read: {error}") from None
-    tensors = {name: _array(name, entry).reshape(entry["shape"]) for name, entry in entries}
-    return tensors, {str(entry["dtype"]) for _, entry in entries}
+    tensors = {
+        name: _array(name, entry["data"], str(entry["dtype"])).reshape(entry["shape"])
+        for name, entry in entries
+    }
+    types: Any = {name: entry["dtype"] for name, entry in entries if entry["dtype"] in _FLOATS}
+    return tensors, types
 
 
-def _array(name: str, entry: Mapping[str, Any]) -> Array:
-    data, dtype = bytes(entry["data"]), str(entry["dtype"])
+def _array(name: str, data: Any, dtype: str) -> Array:
+    if dtype not in (*_FLOATS, *EXACT_TYPES):
+        allowed = ", ".join([*_FLOATS, *EXACT_TYPES])
+        raise ExchangeError(f"{name!r} is {dtype}; adapters of {allowed} can be packed")
+    values = decoded(bytes(data), dtype)
+    if dtype in _FLOATS and not np.isfinite(values).all():
+        raise ExchangeError(f"{name!r} is not finite; an adapter with NaN or infinity is not packed")
+    return values
+
+
+def decoded(data: bytes, dtype: str) -> Array:
+    """A vector from the bytes of a tensor on disk; float32 for floats of at most 32 bits."""
     if dtype in EXACT_TYPES:
         return np.frombuffer(data, EXACT_TYPES[dtype])
     if dtype == "BF16":
-        values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-    elif dtype in ("F16", "F32"):
-        values = np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype(np.float32)
-    else:
-        allowed = ", ".join(["F32", "F16", "BF16", *EXACT_TYPES])
-        raise ExchangeError(f"{name!r} is {dtype}; adapters of {allowed} can be packed")
-    if not np.isfinite(values).all():
-        raise ExchangeError(f"{name!r} is not finite; an adapter with NaN or infinity is not packed")
-    return values
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype(np.float32)

@@ -1,8 +1,10 @@
 """How an adapter is to be coded, and which of its tensors go together.
 
 Which tensors may be coded coarsely follows from the method. Factors and changes are centred at zero, and what
-is lost of them is lost of the adapter alone. All other tensors (magnitudes, saved modules, prompts, factors
-whose start takes principal parts out of the base) stay in bfloat16.
+is lost of them is lost of the adapter alone. Prompts start at random and stay in bfloat16. All other tensors
+(norms, magnitudes, saved modules, factors whose start takes principal parts out of the base) are what the
+base had plus a change that may be small beside it: any rounding could be all of the change, so that they are
+kept exactly.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Recipe:
         alpha: ternary as ComPEFT does it: all changes and factors are one vector, of which the share
             ``density`` is kept with the magnitude ``alpha`` times the standard deviation of the vector.
         rest: of factors that are no change, where they are not coded as the changes are.
-        keep: tensors whose name contains one of these stay in bfloat16.
+        keep: tensors whose name contains one of these stay in bfloat16, or exact where they are by default.
         seed: seed of a run of fedpeft whose frozen ``lora_A`` need not be stored.
 
     Raises:
@@ -78,21 +80,24 @@ class Recipe:
             raise ExchangeError(f"alpha is {self.alpha}; it must be above 0 and at most 100")
 
 
-def codec_of(name: str, files: AdapterFiles, recipe: Recipe) -> str:
-    """The codec of a tensor of an adapter."""
-    if files.tensors[name].dtype != np.float32:
+def codecs_of(files: AdapterFiles, recipe: Recipe) -> dict[str, str]:
+    """The codec of each tensor of an adapter, sorted by name."""
+    roles = _roles(str(files.config.get("peft_type"))) if _usual(files.config) else PackingRoles("", ())
+    return {name: _codec_of(name, files.tensors[name], roles, recipe) for name in sorted(files.tensors)}
+
+
+def _codec_of(name: str, value: Array, roles: PackingRoles, recipe: Recipe) -> str:
+    if value.dtype != np.float32 or not value.size:
         return "exact"
-    if recipe.seed is not None and _follows(name, files.tensors[name], recipe.seed):
+    if recipe.seed is not None and _follows(name, value, recipe.seed):
         return "seed"
-    other = "dense-fp32" if recipe.rest == "dense-fp32" else "dense-bf16"
-    if any(part in name for part in recipe.keep) or not _usual(files.config):
-        return other
-    roles = _roles(str(files.config.get("peft_type")))
-    changes, factors = roles.changes, roles.factors
     parts = set(name.split("."))
-    if parts & set(changes) or (recipe.alpha is not None and parts & set(factors)):
-        return recipe.codec
-    return recipe.rest if parts & set(factors) else other
+    change, factor = parts & set(roles.changes), parts & set(roles.factors)
+    if not (change or factor or parts & set(roles.centred)):
+        return "exact"
+    if any(part in name for part in recipe.keep) or not (change or factor):
+        return "dense-fp32" if recipe.rest == "dense-fp32" else "dense-bf16"
+    return recipe.codec if change or recipe.alpha is not None else recipe.rest
 
 
 def _roles(peft_type: str) -> PackingRoles:

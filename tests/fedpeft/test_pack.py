@@ -168,7 +168,7 @@ def test_random_starts_are_not_cut(tmp_path):
     compeft = pack(folder, tmp_path / "c", Recipe(codec="ternary", density=0.05, alpha=1.0))
     assert parts(compeft)["ternary"].values == 512
     other = write_folder(tmp_path / "pissa", factors(), {"init_lora_weights": "pissa"})
-    assert parts(pack(other, tmp_path / "d")).keys() == {"dense-bf16"}
+    assert parts(pack(other, tmp_path / "d")).keys() == {"exact"}
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_folders_that_are_no_adapters_are_refused(tmp_path):
     with pytest.raises(ExchangeError, match="not finite"):
         pack(folder, tmp_path / "a")
     save_file({"m.lora_B.weight": np.zeros((0, 3), np.float32)}, folder / "adapter_model.safetensors")
-    with pytest.raises(ExchangeError, match="empty axis"):
+    with pytest.raises(ExchangeError, match="no values"):
         pack(folder, tmp_path / "a")
     with pytest.raises(ConfigError, match="cannot be read"):
         info(tmp_path / "missing")

@@ -117,11 +117,14 @@ class PackingRoles:
         peft_type: of the folder's configuration.
         changes: tensors that start at a known value, so that they are their own change.
         factors: factors that start at random.
+        centred: other tensors that hold nothing of the base: they stay in bfloat16. What is named nowhere
+            is kept exactly.
     """
 
     peft_type: str
     changes: tuple[str, ...]
     factors: tuple[str, ...] = ()
+    centred: tuple[str, ...] = ()
 
 
 Content = tuple[dict[str, FloatVector], Any]
@@ -151,7 +154,7 @@ class AdapterMethod:
         token_rows: what an audit reads tokens from; None: the audit says that it does not cover the method.
         default_targets: suffixes of the modules that are adapted where the settings name none, from the
             architecture; none: all linear ones.
-        packing: how an exported adapter is packed; None: in bfloat16.
+        packing: how an exported adapter is packed; None: exactly.
         measured: facts for the event of a round, from the layout, the values before it and its updates;
             None: there is nothing to measure.
         exported: what a folder holds in place of the tensors as they are trained; None: those.
