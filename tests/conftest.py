@@ -25,11 +25,11 @@ CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
 ARCHITECTURES = {
     "llama": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2},
     "qwen3": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
     "mistral": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2},
     "gemma": {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
     "phi": {**SIZES, "intermediate_size": 48},

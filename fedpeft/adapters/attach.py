@@ -15,6 +15,7 @@ from fedpeft.adapters.methods.base import AdapterMethod, Spec, method_of, rank_o
 from fedpeft.aggregation.lora_factors import FactorAggregator, FactorState
 from fedpeft.bases.load import Base
 from fedpeft.config.models import AdapterConfig
+from fedpeft.errors import ConfigError
 from fedpeft.exchange.layout import FloatVector, Layout
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def attach(base: Base, cfg: AdapterConfig, seed: int, node: str | None = None) -
     global generator is left as it was.
 
     Raises:
-        ConfigError: settings that do not fit the base or each other.
+        ConfigError: settings that do not fit the base or each other; the base is then as it was.
     """
     method, rank = method_of(cfg), rank_of(cfg, node)
     if _current:
@@ -163,9 +164,12 @@ def detach() -> None:
     """Take the attached adapter off; the base is then exactly the model that was loaded."""
     if not _current:
         return
-    attached = _current.pop()
-    model = attached.base.model
-    for name, layer in linear_modules_under(attached.model).items():
+    _unwrap(_current.pop().base.model)
+
+
+def _unwrap(model: Any) -> None:
+    """Put every module of a base back in place of what peft has wrapped around it."""
+    for name, layer in linear_modules_under(model).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
     if hasattr(model, "peft_config"):
@@ -195,10 +199,19 @@ def _wrap(base: Base, method: AdapterMethod, spec: Spec, seed: int) -> Attached:
     from peft import PeftModel
 
     config = method.build(spec)
-    with _untouched_generator(base), warnings.catch_warnings():
-        # peft asks transformers whether checkpointing is on by a name that transformers deprecates
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        model = PeftModel(base.model, config, adapter_name=_ADAPTER)
+    try:
+        with _untouched_generator(base), warnings.catch_warnings():
+            # peft asks transformers whether checkpointing is on by a name that transformers deprecates
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            model = PeftModel(base.model, config, adapter_name=_ADAPTER)
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        _unwrap(base.model)  # peft may have wrapped some modules before it came to one that it refuses
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        cause = f"{type(error).__name__}: {line}"
+        raise ConfigError(f"peft puts no {method.name} on {base.name!r} ({cause}); change adapter") from error
+    if wrong := sorted(linear_modules_under(base.model).keys() ^ set(spec.targets)):
+        _unwrap(base.model)
+        raise ConfigError(f"peft does not adapt {base.name!r} as asked: {wrong[0]!r}; leave that out")
     parameters: dict[str, Any] = {}
     frozen: dict[str, Any] = {}
     for name, parameter in model.named_parameters():

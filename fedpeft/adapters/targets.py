@@ -10,22 +10,66 @@ from fedpeft.bases.load import HEAD_MODULES, Base
 from fedpeft.config.models import ALL_LINEAR, AdapterConfig
 from fedpeft.errors import ConfigError
 
+_READ_AS_WEIGHTS = ("out_proj", "dt_proj")
+"""Of a state-space mixer: layers whose weight fused kernels read; peft refuses some of them."""
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
-def linear_modules(model: Any) -> dict[str, Any]:
-    """Every linear module by name, quantised ones and GPT-2's Conv1D included, output heads excluded."""
+def linear_layers(model: Any) -> dict[str, Any]:
+    """Every linear layer by name, quantised ones and GPT-2's Conv1D included, in the model's order."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
+    kinds = (torch.nn.Linear, Conv1D)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def closed_layers(model: Any) -> dict[str, str]:
+    """The linear layers that never carry an adapter, and why: what a line for people says of them."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D)
-        and module is not head
-        and not set(name.split(".")) & set(HEAD_MODULES)
-    }
+    text, closed, expert_names = _text_stack(model), dict[str, str](), _names_of_experts(model)
+    for name, module in linear_layers(model).items():
+        parent, _, own_name = name.rpartition(".")
+        if module is head or set(name.split(".")) & set(HEAD_MODULES):
+            closed[name] = "in the output head"
+        elif not name.startswith(text):
+            closed[name] = f"outside the text stack ({'.'.join(name.split('.')[:2])})"
+        elif own_name in _READ_AS_WEIGHTS and _is_state_space(model.get_submodule(parent)):
+            closed[name] = f"in state-space mixers ({own_name}: kernels read the weight past an adapter)"
+        elif own_name in expert_names:
+            closed[name] = f"beside experts ({own_name}, which peft takes for the experts' weights)"
+    return closed
+
+
+def linear_modules(model: Any) -> dict[str, Any]:
+    """The linear layers that can carry an adapter, by name."""
+    closed = closed_layers(model)
+    return {name: module for name, module in linear_layers(model).items() if name not in closed}
+
+
+def _text_stack(model: Any) -> str:
+    """How names of the language model begin in a base of several modalities; empty: it is the whole."""
+    if model.config.get_text_config() is model.config:
+        return ""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
+
+
+def _names_of_experts(model: Any) -> frozenset[str]:
+    """Names that peft takes for experts' weights, wherever they stand, since transformers 5 fused those.
+
+    A shared expert of the same names would get no adapter, and the others one of another rank.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    families: dict[str, str] = vars(conversion)["_MODEL_TO_CONVERSION_PATTERN"]
+    names: dict[str, dict[str, str]] = vars(conversion)["_MOE_TARGET_MODULE_MAPPING"]
+    return frozenset(names.get(families.get(model.config.model_type, ""), ()))
+
+
+def _is_state_space(mixer: Any) -> bool:
+    """Whether a module is a mixer as in Mamba, which kernels compute from its weights at one go."""
+    return {"A_log", "D"} <= {name for name, _ in mixer.named_parameters(recurse=False)}
 
 
 def find_targets(base: Base, cfg: AdapterConfig, default: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -37,11 +81,14 @@ def find_targets(base: Base, cfg: AdapterConfig, default: tuple[str, ...] = ()) 
     Raises:
         ConfigError: a suffix fits no module, or nothing is left.
     """
-    names = list(linear_modules(base.model))
+    closed = closed_layers(base.model)
+    names = [name for name in linear_layers(base.model) if name not in closed]
+    if not names:
+        raise ConfigError(f"{base.name!r} has no linear module that can carry an adapter; take another base")
     wanted = () if ALL_LINEAR in cfg.target_modules else cfg.target_modules or default
     for suffix in wanted:
         if not any(fits(name, suffix) for name in names):
-            raise ConfigError(_unknown(suffix, names))
+            raise ConfigError(_unknown(suffix, names, closed))
     chosen = [name for name in names if not wanted or any(fits(name, suffix) for suffix in wanted)]
     targets = [name for name in chosen if layer_of(name) not in cfg.skip_layers]
     if not targets:
@@ -67,7 +114,10 @@ def fits(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith(f".{suffix}")
 
 
-def _unknown(suffix: str, names: list[str]) -> str:
+def _unknown(suffix: str, names: list[str], closed: dict[str, str]) -> str:
     known = sorted({name.rsplit(".", 1)[-1] for name in names})
-    near = difflib.get_close_matches(suffix, known, n=3, cutoff=0.3) or known
-    return f"adapter.target_modules: {suffix!r} fits no linear module; nearest: {', '.join(near)}"
+    near = ", ".join(difflib.get_close_matches(suffix, known, n=3, cutoff=0.3) or known)
+    reason = next((reason for name, reason in closed.items() if fits(name, suffix)), None)
+    if reason is not None:
+        return f"adapter.target_modules: {suffix!r} is {reason} and carries no adapter; others: {near}"
+    return f"adapter.target_modules: {suffix!r} fits no linear module; nearest: {near}"

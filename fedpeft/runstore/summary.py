@@ -33,6 +33,10 @@ class AdapterFacts(Facts):
 
     method: str
     trainable: int = Field(description="values that one node exchanges")
+    coverage: dict[str, Any] | None = Field(
+        default=None,
+        description="weight matrices of the base: adapted, all, share of the parameters, left out",
+    )
 
 
 class ByteFacts(Facts):

@@ -47,7 +47,7 @@ def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluati
         config_hash=config_hash(config),
         seed=config.run.seed,
         base=_base(attached),
-        adapter=AdapterFacts(method=config.adapter.key, trainable=attached.layout.size),
+        adapter=_adapter(attached),
         rounds=config.federation.rounds,
         nodes=config.federation.nodes,
         loss={name: score.loss for name, score in scores.items()},
@@ -62,6 +62,11 @@ def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluati
         if central
         else [hashlib.sha256(path.read_bytes()).hexdigest() for path in envelopes(store, "up")],
     )
+
+
+def _adapter(attached: Attached) -> AdapterFacts:
+    spec = attached.spec
+    return AdapterFacts(method=spec.config.key, trainable=attached.layout.size, coverage=spec.coverage.facts)
 
 
 def _coarse(config: Config, attached: Attached) -> ByteFacts:

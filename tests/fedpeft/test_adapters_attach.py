@@ -101,7 +101,7 @@ def test_targets(tiny_llama):
     assert {name.rsplit(".", 1)[-1] for name in feedforward_targets(ia3.spec)} == {"down_proj"}
     with pytest.raises(ConfigError, match=r"'q_prj' fits no linear module; nearest: q_proj"):
         attach(tiny_llama, AdapterConfig(skip_layers=(), target_modules=("q_prj",)), 0)
-    with pytest.raises(ConfigError, match="fits no linear module"):
+    with pytest.raises(ConfigError, match="is in the output head and carries no adapter"):
         attach(tiny_llama, AdapterConfig(skip_layers=(), target_modules=("lm_head",)), 0)
     with pytest.raises(ConfigError, match=r"no module of .* is left"):
         attach(tiny_llama, AdapterConfig(skip_layers=(0, 1)), 0)

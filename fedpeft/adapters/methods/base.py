@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedpeft.adapters.coverage import Coverage
 from fedpeft.adapters.targets import find_targets, linear_modules
 from fedpeft.bases.load import Base
 from fedpeft.config.models import AdapterConfig
@@ -57,6 +58,7 @@ class Spec:
         shapes: (module, (out, in)) pairs of the adapted modules, sorted by name.
         conv1d: whether one of them is GPT-2's Conv1D, which keeps its weight transposed.
         model_type: architecture of the base, as transformers calls it.
+        coverage: how much of the base is adapted.
     """
 
     config: AdapterConfig
@@ -64,6 +66,7 @@ class Spec:
     shapes: tuple[tuple[str, tuple[int, int]], ...]
     conv1d: bool
     model_type: str
+    coverage: Coverage
 
     @classmethod
     def of(cls, base: Base, cfg: AdapterConfig, rank: int) -> Spec:
@@ -77,7 +80,8 @@ class Spec:
         modules = linear_modules(base.model)
         shapes = tuple((name, _out_in(modules[name])) for name in targets)
         conv1d = any(type(modules[name]).__name__ == "Conv1D" for name in targets)
-        return cls(cfg, rank, shapes, conv1d, kind)
+        coverage = Coverage.of(base, dict(shapes), cfg.skip_layers)
+        return cls(cfg, rank, shapes, conv1d, kind, coverage)
 
     @property
     def targets(self) -> tuple[str, ...]:

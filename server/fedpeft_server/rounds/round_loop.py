@@ -120,6 +120,8 @@ class Coordinator:
     def run(self, grid: Grid) -> None:
         """All rounds that are left, then the result."""
         rounds = self.setup.config.federation.rounds
+        if self.setup.coverage is not None and not any(self.store.events("coverage")):
+            self._emit(self.setup.coverage.event)
         if self.done < rounds:
             self._gather(grid)
         while self.done < rounds:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeft.adapters import attach
+from fedpeft.adapters.coverage import Coverage
 from fedpeft.aggregation.central_dp import CentralNoise
 from fedpeft.aggregation.global_state import GlobalState, digest, initial_state
 from fedpeft.aggregation.robust import rule_of
@@ -39,6 +40,7 @@ class Setup:
         initial: the state before round 1.
         broadcasts: those of earlier rounds.
         plan: what follows from the config.
+        coverage: how much of the base is adapted; None: of a state that is no adapter's.
     """
 
     run: Path
@@ -49,6 +51,7 @@ class Setup:
     initial: GlobalState
     broadcasts: Broadcasts
     plan: RunPlan
+    coverage: Coverage | None = None
 
     def down_context(self, round: int, before: bytes) -> Context:
         """The context, known to both ends, of a broadcast that applies to the state of digest ``before``."""
@@ -93,7 +96,7 @@ def prepare(run: Path, config: Config, signer: Signer | None = None) -> Setup:
         key=signer.public,
     )
     broadcasts = Broadcasts(run / "broadcasts", config.exchange.cache_rounds)
-    return Setup(run, config, identity, signer, agreed, state, broadcasts, plan)
+    return Setup(run, config, identity, signer, agreed, state, broadcasts, plan, attached.spec.coverage)
 
 
 def _num_labels(run: Path, config: Config) -> int | None:

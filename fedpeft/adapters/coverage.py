@@ -1,0 +1,81 @@
+"""How much of a base carries an adapter, and what does not: said at the start of every run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.adapters.targets import closed_layers, layer_of, linear_layers
+
+if TYPE_CHECKING:
+    from fedpeft.bases.load import Base
+
+UNCHOSEN = "of other names than those adapted"
+EXPERTS = "in experts of a mixture, fused into one tensor"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which part of a base an adapter changes.
+
+    Attributes:
+        adapted: weight matrices with an adapter.
+        matrices: all of them: linear layers, the output head, and each expert's of a mixture.
+        share: parameters of the adapted matrices over all of the base.
+        left_out: what the others are, and how many.
+    """
+
+    adapted: int
+    matrices: int
+    share: float
+    left_out: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, base: Base, shapes: Mapping[str, tuple[int, int]], skipped: Collection[int]) -> Coverage:
+        """The coverage of some modules of a base that carries no adapter yet.
+
+        Args:
+            base: the base.
+            shapes: (out, in) of the modules that get an adapter, by their full names.
+            skipped: ``adapter.skip_layers``.
+        """
+        closed, rest = closed_layers(base.model), Counter[str]()
+        for name in linear_layers(base.model):
+            if name not in shapes:
+                layer = layer_of(name)
+                layer_reason = f"in layer {layer} (adapter.skip_layers)" if layer in skipped else UNCHOSEN
+                rest[closed.get(name, layer_reason)] += 1
+        rest[EXPERTS] += _experts(base.model)
+        left_out = tuple((reason, count) for reason, count in rest.items() if count)
+        adapted = sum(rows * columns for rows, columns in shapes.values())
+        return cls(len(shapes), len(shapes) + rest.total(), adapted / max(base.parameters, 1), left_out)
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        parts = ", ".join(f"{count} {reason}" for reason, count in self.left_out)
+        return (
+            f"adapts {self.adapted} of {self.matrices} weight matrices, {100 * self.share:.3g} % of the "
+            f"parameters; left out: {parts or 'none'}"
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a summary holds of it."""
+        return {**asdict(self), "left_out": dict(self.left_out)}
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """As an event of ``metrics.jsonl``."""
+        return {"event": "coverage", **self.facts, "text": self.text}
+
+
+def _experts(model: Any) -> int:
+    """Matrices of experts, which are kept in one parameter of three dimensions for all of a layer."""
+    import torch
+
+    modules = (m for m in model.modules() if not isinstance(m, torch.nn.Conv1d | torch.nn.Conv3d))
+    tensors = (tensor for module in modules for tensor in module.parameters(recurse=False))
+    return sum(int(tensor.shape[0]) for tensor in tensors if tensor.dim() == 3 and tensor.shape[0] > 1)
