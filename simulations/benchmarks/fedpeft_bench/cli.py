@@ -252,12 +252,21 @@ def real(
 ) -> None:
     """A real base on real text: federated, local-only, centralised; a night on two cores, resumable."""
     from fedpeft_bench.harness.command import machine
-    from fedpeft_bench.real import benchmark
+    from fedpeft_bench.real import base_costs, benchmark
 
     lines = benchmark.run(work, seeds[:1] if quick else seeds, rows, quick, _log)
-    cells = [benchmark.cells(line) for line in lines]
-    facts = {"machine": machine(), "rows": benchmark.as_json(lines)}
-    emit(facts, as_json, lambda: table(f"real base, real text ({machine()})", benchmark.COLUMNS, cells))
+    costs = base_costs.compare(work, _log) if not rows or "nf4" in rows else None
+    facts = {"machine": machine(), "rows": benchmark.as_json(lines), "base": costs}
+
+    def show() -> None:
+        cells = [benchmark.cells(line) for line in lines]
+        table(f"real base, real text ({machine()})", benchmark.COLUMNS, cells)
+        for line in benchmark.verdicts(lines):
+            typer.echo(line)
+        if costs:
+            table("nf4 beside no quantisation", base_costs.COLUMNS, base_costs.cells(costs))
+
+    emit(facts, as_json, show)
 
 
 def everything() -> None:

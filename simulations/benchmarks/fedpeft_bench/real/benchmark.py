@@ -49,6 +49,7 @@ class Line:
         peak_bytes: resident memory of the command's own process, at most.
         epsilon: claimed; None without privacy.
         above_local_only: interval of the macro-F1 above the mean of what the organisations reach alone.
+        audit: verdict of the audit on what left the nodes; None where none was made.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Line:
     peak_bytes: int | None = None
     epsilon: float | str | None = None
     above_local_only: tuple[float, float] | None = None
+    audit: str | None = None
 
 
 def run(work: Path, seeds: Sequence[int], names: Sequence[str], quick: bool, report: Report) -> list[Line]:
@@ -110,10 +112,11 @@ def _simulate(material: Material, row: Row, seed: int, folder: Path, quick: bool
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert child.stdout
     last = ""
-    for line in child.stdout:
-        last = line.strip() or last
-        if line.startswith("  [") or line.startswith("round"):
-            report(f"{row.name}, seed {seed}: {line.strip()}")
+    with child.stdout as output:
+        for line in output:
+            last = line.strip() or last
+            if line.startswith(("  [", "round")):
+                report(f"{row.name}, seed {seed}: {line.strip()}")
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
@@ -152,6 +155,7 @@ def _lines(row: Row, seed: int, folder: Path) -> Iterator[Line]:
         down=sent["down"],
         ratio=sent["ratio_total"],
         epsilon=facts["privacy"]["epsilon"] if facts["privacy"]["unit"] != "none" else None,
+        audit=facts["audit"]["verdict"] if facts["audit"] else None,
         above_local_only=above_the_mean(truth, predicted["federated"], others) if others else None,
         **cost,
         **figures("federated"),
@@ -199,3 +203,20 @@ def cells(line: Line) -> list[str]:
         text(line.seconds, ",.0f"),
         text(line.peak_bytes and line.peak_bytes / 2**30, ".2f"),
     ]
+
+
+def verdicts(lines: Sequence[Line]) -> Iterator[str]:
+    """The comparisons that the table is for, one line each."""
+    for line in lines:
+        beside = {other.name: other for other in lines if other.seed == line.seed}
+        if line.above_local_only and (centralised := beside.get("centralised")):
+            share, (low, high) = line.macro_f1 / centralised.macro_f1, line.above_local_only
+            yield (
+                f"seed {line.seed}: {line.name} reaches {share:.0%} of centralised macro-F1, "
+                f"{low:+.3f} to {high:+.3f} (95 %) above the mean of local-only"
+            )
+        if line.name == "drop-in" and line.loss and (dense := beside.get("dense")) and dense.loss:
+            change = line.loss / dense.loss - 1
+            yield f"seed {line.seed}: drop-in's loss is {change:+.1%} of dense, {line.ratio:.0f}x fewer bytes"
+        if line.audit:
+            yield f"seed {line.seed}: audit of what left the nodes: {line.audit}"

