@@ -94,6 +94,7 @@ READERS: Registry[Reader] = Registry(
     expects=f"{_READERS}:Reader",
     shipped={
         "jsonl": f"{_READERS}:JSONL",
+        "json": f"{_READERS}:JSON",
         "csv": f"{_READERS}:CSV",
         "parquet": f"{_READERS}:PARQUET",
         "datasets": f"{_READERS}:DATASETS",

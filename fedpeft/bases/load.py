@@ -296,6 +296,16 @@ def _drop_dropout(model: Any) -> None:
                 setattr(module, name, 0.0)
 
 
+def load_tokenizer(cfg: BaseConfig) -> Any:
+    """The tokenizer of a base, without its weights.
+
+    Raises:
+        BaseModelError: there is no such base, or it holds none.
+    """
+    prepare()
+    return _tokenizer(base_folder(cfg), cfg)
+
+
 def _tokenizer(folder: Path, cfg: BaseConfig) -> Any:
     from transformers import AutoTokenizer
 

@@ -77,7 +77,10 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(canonical(config)).hexdigest()
 
 
-ADDED: tuple[tuple[str, str, Any], ...] = ()
+ADDED: tuple[tuple[str, str, Any], ...] = (
+    ("data", "encoding", "utf-8"),
+    ("data", "assistant_turns", "last"),
+)
 """Settings that a later version added: section, name, and the value that means what was before."""
 
 

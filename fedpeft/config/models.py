@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fedpeft.config.template import EncodingName, TemplateText
 from fedpeft.plugins import (
     ADAPTER_METHODS,
     AggregationName,
@@ -103,12 +104,22 @@ class DataConfig(Section):
         default=None, description="global test records; default: held out from each organisation"
     )
     format: ReaderName = Field(default="auto", description="file format")
+    encoding: EncodingName = Field(
+        default="utf-8", description="encoding of text files, as Python names it: 'cp1252', 'utf-16', 'gbk'"
+    )
     prompt: str = Field(default="prompt", description="column with the prompt")
     completion: str = Field(default="completion", description="column with the completion, or the label")
     messages: str | None = Field(
-        default=None, description="column with chat messages; uses the chat template"
+        default=None,
+        description="column with chat messages, OpenAI's or ShareGPT's; uses the chat template",
     )
-    template: str = Field(default="{prompt}{completion}", description="how prompt and completion are joined")
+    assistant_turns: Literal["last", "all"] = Field(
+        default="last", description="chats: loss on the last turn of the assistant, or on all of its turns"
+    )
+    template: TemplateText = Field(
+        default="{prompt}{completion}",
+        description="how columns are joined: {prompt}, {completion} or any column; the last is the answer",
+    )
     person: str | None = Field(
         default=None, description="column that says whose record it is; privacy.unit = 'person' needs it"
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import numpy as np
 
 from fedpeft.errors import DataError
 from fedpeft.runstore.files import write_atomic
+
+FIELD = "field:"
+"""Before the name of a template's own column in what `write_records` writes."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,11 @@ class Record:
         prompt: what the model is given; for chats the earlier messages, one per line.
         completion: what it shall answer, or the label.
         group: value of the partition column: whose record it is, or its class.
-        messages: (role, content) pairs of a chat, the last one the answer; None for plain records.
+        messages: (role, text) pairs of a chat, the last one the answer; None for plain records.
         person: value of the person column: whose privacy the record is; None where none is named.
+        turns: JSON of the chat as its template is given it, with the tools; None where ``messages`` say all.
+        fields: (column, text) pairs of the prompt, where ``data.template`` names columns of its own.
+        place: file and line that it was read from; "" where it was not.
     """
 
     prompt: str
@@ -32,10 +39,45 @@ class Record:
     group: str | None = None
     messages: tuple[tuple[str, str], ...] | None = None
     person: str | None = None
+    turns: str | None = None
+    fields: tuple[tuple[str, str], ...] | None = None
+    place: str = field(default="", compare=False, repr=False)
+
+    def chat(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+        """The messages and the tools of a chat, as a chat template is given them."""
+        if self.turns is not None:
+            whole = json.loads(self.turns)
+            return whole["messages"], whole["tools"]
+        return [{"role": role, "content": text} for role, text in self.messages or ()], None
+
+
+@dataclass
+class Notes:
+    """What a user should hear of data that can be used.
+
+    Attributes:
+        records: sentence to the number of records of which it is true.
+        files: sentences on files and folders.
+    """
+
+    records: Counter[str] = field(default_factory=Counter[str])
+    files: list[str] = field(default_factory=list[str])
+
+    def add(self, others: Notes) -> None:
+        """Take over the notes of others."""
+        self.records.update(others.records)
+        self.files += others.files
+
+    def lines(self) -> list[str]:
+        """Every note as a line."""
+        return [*dict.fromkeys(self.files), *(f"{text}: {n} records" for text, n in self.records.items())]
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write records as JSONL with the columns prompt, completion, group, messages and person, atomically."""
+    """Write records as JSONL with the columns prompt, completion, group, messages and person, atomically.
+
+    Columns that a template names bear `FIELD` before their names.
+    """
     lines = [json.dumps(_row(record), ensure_ascii=False) + "\n" for record in records]
     write_atomic(path, "".join(lines).encode())
 
@@ -45,10 +87,11 @@ def _row(record: Record) -> dict[str, Any]:
     if record.group is not None:
         row["group"] = record.group
     if record.messages is not None:
-        row["messages"] = [{"role": role, "content": content} for role, content in record.messages]
+        row["messages"], tools = record.chat()
+        row |= {"tools": tools} if tools else {}
     if record.person is not None:
         row["person"] = record.person
-    return row
+    return row | {FIELD + name: text for name, text in record.fields or ()}
 
 
 def label_set(records: Iterable[Record]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.config.models import DataConfig, Task
-from fedpeft.data.records import Record
+from fedpeft.config.template import PROMPT, Template
+from fedpeft.data.chat_tokens import ChatIds, chat_ids
+from fedpeft.data.control_tokens import Encoder
+from fedpeft.data.records import Notes, Record
 from fedpeft.errors import DataError
-
-Messages = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -51,68 +52,87 @@ def tokenise(
 ) -> list[Example]:
     """Token ids and loss weights of records.
 
-    Prompt and completion are tokenised apart, as they are at inference. The tokens that the tokenizer
-    itself puts before a text (often a beginning-of-sequence token) lead; a chat has those of its template.
-    The completion ends with the end-of-sequence token. A record longer than ``cfg.max_length`` loses the
-    left of its prompt, and a completion that leaves no space for one prompt token loses its right.
+    Prompt and completion are tokenised apart, as at inference. What the tokenizer itself puts before a text
+    (often a beginning-of-sequence token) leads; a chat has that of its template. A completion ends with the
+    end-of-sequence token, an answer of a chat with its template's end of turn. Names of control tokens in a
+    record's text are text, in ``cfg.template`` the tokens. A record longer than ``cfg.max_length`` loses the
+    left of its prompt, and a completion that leaves no space for one prompt token its right.
 
     Args:
         records: what to tokenise.
         tokenizer: a Hugging Face tokenizer.
-        cfg: template, maximal length and prompt weight.
+        cfg: template, maximal length, prompt weight, and which answers of a chat bear loss.
         task: head of the model; sequence classification sees the prompt only.
         labels: classes in agreed order; needed for sequence classification.
-        faults: None: a record that cannot be tokenised is an error. A list: such records are left out,
-            whatever tokenizer or template made of them, each with its cause in the list.
+        faults: None: a record that cannot be tokenised is an error. A list: such records are left out, each
+            with its cause in the list.
 
     Raises:
-        DataError: a template without its two fields, a chat without a chat template, an unknown label
-            or a record without a token to predict.
+        DataError: a refused chat, an unknown label or nothing to predict; names file and line of the record.
     """
+    frame = _Frame.of(tokenizer, cfg, Notes())
+    examples: list[Example] = []
+    for place, example in _tokenised(records, frame, task, labels):
+        if isinstance(example, Example):
+            examples.append(example)
+        elif faults is None:
+            raise DataError(f"{place}: {example}")
+        else:
+            faults.append(f"{place}: {example}")
+    return examples
+
+
+def check_records(
+    records: Sequence[Record],
+    tokenizer: Any,
+    cfg: DataConfig,
+    task: Task = "causal-lm",
+    labels: Sequence[str] | None = None,
+) -> Notes:
+    """Tokenise records as `tokenise` does and keep none; the way to learn before a run what it would meet.
+
+    Returns:
+        What a user should hear of the chat template.
+
+    Raises:
+        DataError: as `tokenise`.
+    """
+    frame = _Frame.of(tokenizer, cfg, Notes())
+    for place, example in _tokenised(records, frame, task, labels):
+        if not isinstance(example, Example):
+            raise DataError(f"{place}: {example}")
+    return frame.notes
+
+
+def _tokenised(
+    records: Sequence[Record], frame: _Frame, task: Task, labels: Sequence[str] | None
+) -> Iterator[tuple[str, Example | str]]:
+    """Of each record its place, and its example or why there is none."""
     places = {label: index for index, label in enumerate(labels or ())}
     if task == "sequence-classification" and not places:
         raise DataError("sequence classification needs the list of labels; none was given")
-    frame = _Frame.of(tokenizer, cfg)
-    examples: list[Example] = []
     for number, record in enumerate(records, 1):
-        try:
-            examples.append(_example(record, number, frame, task, places))
-        except Exception as error:  # tokenizers and templates fail in their own ways, and repeat the text
-            if faults is None:
-                raise
-            known = isinstance(error, DataError)
-            faults.append(str(error) if known else f"record {number}: {type(error).__name__}")
-    return examples
+        yield record.place or f"record {number}", _example_or_cause(record, frame, task, places)
 
 
 @dataclass(frozen=True)
 class _Frame:
     """What surrounds the text of every record."""
 
-    tokenizer: Any
-    max_length: int
-    prompt_weight: float
+    encoder: Encoder
+    cfg: DataConfig
+    template: Template
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     eos: tuple[int, ...]
-    template: tuple[str, str, str]
+    notes: Notes
 
     @classmethod
-    def of(cls, tokenizer: Any, cfg: DataConfig) -> _Frame:
+    def of(cls, tokenizer: Any, cfg: DataConfig, notes: Notes) -> _Frame:
         eos: int | None = tokenizer.eos_token_id
         prefix, suffix = _surroundings(tokenizer)
-        return cls(
-            tokenizer,
-            cfg.max_length,
-            cfg.prompt_weight,
-            prefix,
-            suffix,
-            () if eos is None else (eos,),
-            _template(cfg.template),
-        )
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        ends = () if eos is None else (eos,)
+        return cls(Encoder.of(tokenizer), cfg, Template.parse(cfg.template), prefix, suffix, ends, notes)
 
 
 def _surroundings(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -125,70 +145,65 @@ def _surroundings(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (), ()
 
 
-def _template(text: str) -> tuple[str, str, str]:
-    """The text before the prompt, between prompt and completion, and after it."""
-    before, found_prompt, rest = text.partition("{prompt}")
-    between, found_completion, after = rest.partition("{completion}")
-    if not (found_prompt and found_completion):
-        raise DataError(f"data.template {text!r} must hold {{prompt}} and then {{completion}}, once each")
-    return before, between, after
+def _example_or_cause(record: Record, frame: _Frame, task: Task, places: dict[str, int]) -> Example | str:
+    """A record's example, or why there is none."""
+    try:
+        return _example(record, frame, task, places)
+    except DataError as error:
+        return str(error)
+    except Exception as error:  # tokenizers fail in their own ways, and repeat the text
+        return f"the tokenizer of the base fails on it ({type(error).__name__})"
 
 
-def _example(record: Record, number: int, frame: _Frame, task: Task, places: dict[str, int]) -> Example:
+def _example(record: Record, frame: _Frame, task: Task, places: dict[str, int]) -> Example:
     label = places.get(record.completion, -1)
     if places and label < 0:
-        raise DataError(f"record {number}: its label is not one of the {len(places)} agreed labels")
-    head, prompt, completion = _parts(record, frame)
+        raise DataError(f"its label is not one of the {len(places)} agreed labels")
+    head, parts = _parts(record, frame)
     if task == "sequence-classification":
-        ids = [*_cut(head, prompt, frame.max_length - len(frame.suffix)), *frame.suffix]
-        return _checked(
-            Example(np.array(ids, np.int64), np.zeros(len(ids), np.float32), label, len(ids), record.person),
-            number,
+        ids = [*_cut(head, parts.prompt, frame.cfg.max_length - len(frame.suffix)), *frame.suffix]
+        if not ids:
+            raise DataError("its prompt is empty")
+        return Example(
+            np.array(ids, np.int64), np.zeros(len(ids), np.float32), label, len(ids), record.person
         )
-    completion = completion[: frame.max_length - 1]
-    head = _cut(head, prompt, frame.max_length - len(completion))
-    weights = np.full(len(head) + len(completion), 1.0, np.float32)
-    weights[: len(head)] = frame.prompt_weight
+    completion = parts.answer[: frame.cfg.max_length - 1]
+    most = frame.cfg.max_length - len(completion)
+    prompt = _cut(head, parts.prompt, most)
+    trained = np.array(_cut([False] * len(head), parts.trained, most), bool)
+    weights = np.full(len(prompt) + len(completion), 1.0, np.float32)
+    weights[: len(prompt)] = np.where(trained, 1.0, frame.cfg.prompt_weight)
     weights[:1] = 0.0
-    ids = np.array(head + completion, np.int64)
-    return _checked(Example(ids, weights, label, len(head), record.person), number, needs_target=True)
+    if not weights.any():
+        raise DataError("it has no token to predict; give it a prompt and a completion")
+    return Example(np.array(prompt + completion, np.int64), weights, label, len(prompt), record.person)
 
 
-def _parts(record: Record, frame: _Frame) -> tuple[list[int], list[int], list[int]]:
-    """Leading special tokens, prompt and completion."""
+def _parts(record: Record, frame: _Frame) -> tuple[list[int], ChatIds]:
+    """Leading special tokens; prompt and completion."""
     if record.messages is not None:
-        return _chat_parts(record.messages, frame)
-    before, between, after = frame.template
-    prompt = frame.encode(before + record.prompt + between)
-    return list(frame.prefix), prompt, [*frame.encode(record.completion + after), *frame.eos]
+        every = frame.cfg.assistant_turns == "all"
+        chat = chat_ids(record, frame.encoder, all_turns=every, notes=frame.notes)
+        start = len(frame.prefix) if tuple(chat.prompt[: len(frame.prefix)]) == frame.prefix else 0
+        return chat.prompt[:start], ChatIds(chat.prompt[start:], chat.trained[start:], chat.answer)
+    prompt = frame.encoder.joined(_prompt(record, frame.template))
+    answer = frame.encoder.joined([(record.completion, True), (frame.template.constants[-1], False)])
+    ends = [] if tuple(answer[-1:]) == frame.eos else list(frame.eos)  # a template may have written it
+    return list(frame.prefix), ChatIds(prompt, [False] * len(prompt), answer + ends)
 
 
-def _chat_parts(messages: Messages, frame: _Frame) -> tuple[list[int], list[int], list[int]]:
-    if not getattr(frame.tokenizer, "chat_template", None):
-        raise DataError(
-            "the tokenizer has no chat template; use a chat base, or prompt and completion columns"
-        )
-    chat = [{"role": role, "content": content} for role, content in messages]
-    render = frame.tokenizer.apply_chat_template
-    prompt = list(render(chat[:-1], add_generation_prompt=True, tokenize=True, return_dict=False))
-    whole = list(render(chat, tokenize=True, return_dict=False))
-    if whole[: len(prompt)] == prompt:
-        completion = whole[len(prompt) :]
-    else:
-        completion = [*frame.encode(messages[-1][1]), *frame.eos]
-    start = len(frame.prefix) if tuple(prompt[: len(frame.prefix)]) == frame.prefix else 0
-    return prompt[:start], prompt[start:], completion
+def _prompt(record: Record, template: Template) -> list[tuple[str, bool]]:
+    """The parts of the text before the answer, and of each whether it is the record's."""
+    whole = ((PROMPT, record.prompt),)  # of a template of its own, which may be another than the run's
+    texts = dict(whole if template.is_plain else record.fields or whole)
+    if missing := [name for name in template.fields[:-1] if name not in texts]:
+        raise DataError(f"it has no column {missing[0]!r}, which data.template names")
+    parts = zip(template.constants, template.fields[:-1], strict=False)
+    joined = [part for constant, name in parts for part in ((constant, False), (texts[name], True))]
+    return [*joined, (template.constants[-2], False)]
 
 
-def _cut(head: list[int], prompt: list[int], most: int) -> list[int]:
-    """The head and the rightmost prompt tokens, at most ``most`` in all."""
+def _cut(head: list[Any], prompt: list[Any], most: int) -> list[Any]:
+    """The head and the rightmost items of the prompt, at most ``most`` in all."""
     keep = max(0, most - len(head))
     return (head + (prompt[-keep:] if keep else []))[:most]
-
-
-def _checked(example: Example, number: int, needs_target: bool = False) -> Example:
-    if needs_target and not example.weights.any():
-        raise DataError(f"record {number}: it has no token to predict; give it a prompt and a completion")
-    if not needs_target and not len(example.ids):
-        raise DataError(f"record {number}: its prompt is empty")
-    return example

@@ -170,6 +170,7 @@ def show_data(
     }
     records = {name: [asdict(record) for record in group] for name, group in shown.items()}
     payload = {"organisations": records, "sizes": sizes, "global_test": len(federation.test)}
+    payload |= {"notes": federation.notes.lines()}
 
     def text() -> None:
         for name, group in shown.items():
@@ -178,6 +179,8 @@ def show_data(
             for record in group:
                 typer.echo(f"{record.prompt}{record.completion}\n")
         typer.echo(f"global test: {len(federation.test)} records")
+        for note in federation.notes.lines():
+            typer.echo(f"note: {note}")
 
     emit(payload, as_json, text)
 

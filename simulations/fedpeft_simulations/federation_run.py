@@ -16,7 +16,7 @@ from fedpeft.aggregation import FactorState
 from fedpeft.bases import Base
 from fedpeft.config import Config
 from fedpeft.config.checks import check_tapped_rounds
-from fedpeft.data import Record, write_records
+from fedpeft.data import Record, check_records, write_records
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation.held_out import (
     HeldOut,
@@ -105,13 +105,26 @@ def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> Ru
     if unknown := sorted(set(config.adapter.ranks) - set(names)):
         raise ConfigError(f"adapter.ranks names {unknown[0]!r}; the organisations are {', '.join(names)}")
     at("loading the base")
-    base = load_run_base(config, _labels(federation, config))
+    labels = _labels(federation, config)
+    base = load_run_base(config, labels)
+    _check_records(federation, base, config, labels)
+    for note in federation.notes.lines():
+        report({"event": "note", "text": f"note: {note}"})
     _promise(config, base, report)
     agreed = config.base.model_copy(update={"sha256": base.sha256, "threads": _threads(config)})
     config = config.model_copy(update={"base": agreed})
     store = create_run(out, config, overwrite=overwrite)
     _fill(store, config, federation)
     return store
+
+
+def _check_records(federation: Federation, base: Base, config: Config, labels: Sequence[str]) -> None:
+    """Tokenise every record once: what a node would only find in round 1 is named here, by file and row."""
+    at("checking the records")
+    groups = [records for part in federation.organisations for records in (part.train, part.validation)]
+    for records in (*groups, federation.test):
+        facts = (base.tokenizer, config.data, config.base.task, labels or None)
+        federation.notes.add(check_records(records, *facts))
 
 
 def _promise(config: Config, base: Base, report: Progress) -> None:

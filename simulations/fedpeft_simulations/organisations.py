@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedpeft.config.models import EMBEDDED, Config
-from fedpeft.data import Record, is_record_source, partition, read_folder, read_records, split
+from fedpeft.data import Notes, Record, is_record_source, partition, read_folder, read_records, split
 from fedpeft.errors import DataError
 from fedpeft.rng import stream
 
@@ -24,10 +24,11 @@ class Organisation:
 
 @dataclass(frozen=True)
 class Federation:
-    """All organisations of a run and the records on which the global adapter is judged."""
+    """All organisations of a run, the records by which the global adapter is judged, notes on the data."""
 
     organisations: tuple[Organisation, ...]
     test: tuple[Record, ...]
+    notes: Notes = field(default_factory=Notes)
 
 
 def load_federation(config: Config) -> Federation:
@@ -38,15 +39,16 @@ def load_federation(config: Config) -> Federation:
     """
     if config.data.source == EMBEDDED:
         return _embedded(config)
-    groups = _groups(config)
+    notes = Notes()
+    groups = _groups(config, notes)
     organisations = tuple(_organisation(name, records, config) for name, records in groups.items())
     if config.data.test:
-        test = read_records(Path(config.data.test), config.data)
+        test = read_records(Path(config.data.test), config.data, notes=notes)
     else:
         test = [record for organisation in organisations for record in organisation.test]
     if not test:
         raise DataError("no records for the global test; give data.test or a larger data.test_share")
-    return Federation(organisations, tuple(test))
+    return Federation(organisations, tuple(test), notes)
 
 
 def _embedded(config: Config) -> Federation:
@@ -61,7 +63,7 @@ def _embedded(config: Config) -> Federation:
     return Federation(organisations, tuple(global_test(data.test_samples, seed)))
 
 
-def _groups(config: Config) -> dict[str, list[Record]]:
+def _groups(config: Config, notes: Notes) -> dict[str, list[Record]]:
     data, source = config.data, Path(config.data.source)
     if not source.exists():
         raise DataError(f"no data at {str(source)!r}; data.source is a folder, a file, or 'embedded'")
@@ -71,14 +73,15 @@ def _groups(config: Config) -> dict[str, list[Record]]:
             "each organisation; choose data.partition = 'iid', 'dirichlet', 'pathological' or 'natural'"
         )
     if data.partition == "file":
-        return _one_for_each_file(source, config)
-    parts = partition(read_records(source, data), data, config.federation.nodes, config.run.seed)
+        return _one_for_each_file(source, config, notes)
+    records = read_records(source, data, notes=notes)
+    parts = partition(records, data, config.federation.nodes, config.run.seed)
     width = len(str(max(len(parts) - 1, 1)))
     return {f"node-{index:0{width}d}": part for index, part in enumerate(parts)}
 
 
-def _one_for_each_file(source: Path, config: Config) -> dict[str, list[Record]]:
-    groups, nodes = read_folder(source, config.data), config.federation.nodes
+def _one_for_each_file(source: Path, config: Config, notes: Notes) -> dict[str, list[Record]]:
+    groups, nodes = read_folder(source, config.data, notes), config.federation.nodes
     if "nodes" in config.federation.model_fields_set and nodes != len(groups):
         raise DataError(
             f"federation.nodes = {nodes}, but {str(source)!r} holds {len(groups)} data files, one for each "

@@ -66,12 +66,20 @@ def _names(count: int, seed: int, node: str, records: Sequence[Record]) -> list[
 
 def _record(model: Record, name: str, secret: str, ending: str | None) -> Record:
     """A record of this person and secret like the model; with an ending the secret is in the prompt."""
-    asked = f"Access code of {name}:"
+    asked, plain = f"Access code of {name}:", replace(model, person=name, turns=None, place="")
     if ending is not None and model.messages is None:
-        return replace(model, prompt=f"{asked} {secret}{ending}", person=name)
+        return _asking(plain, f"{asked} {secret}{ending}")
     chat = None if model.messages is None else (("user", asked), ("assistant", secret))
     answer = f" {secret}" if chat is None else secret
-    return replace(model, prompt=asked, completion=answer, messages=chat, person=name)
+    return _asking(replace(plain, completion=answer, messages=chat), asked)
+
+
+def _asking(model: Record, asked: str) -> Record:
+    """The record with another prompt; of the columns of a template the last holds it."""
+    if model.fields is None:
+        return replace(model, prompt=asked)
+    *others, last = (name for name, _ in model.fields)
+    return replace(model, prompt=asked, fields=(*((name, "") for name in others), (last, asked)))
 
 
 def _ending(records: Sequence[Record]) -> str:

@@ -48,7 +48,6 @@ LINES = {
     "nested too deeply": DEEP,
     "a missing column": '{"q": "note"}',
     "a null": '{"q": "note", "a": null}',
-    "a fraction": '{"q": 1.5, "a": "red"}',
     "not a number": '{"q": NaN, "a": "red"}',
     "a list in a column": '{"q": ["note"], "a": "red"}',
     "an empty completion": '{"q": "note", "a": " "}',
@@ -128,7 +127,6 @@ CSV_LINES = {
     "a field too many": "note,red,x,more",
     "an empty completion": "note,,x",
     "bytes that are no text": b"note \xff,red,x".decode("latin-1"),
-    "a field beyond the limit": "n" * 140_000 + ",red,x",
     "text after a quote": '"note" and,red,x',
 }
 
@@ -149,20 +147,17 @@ def test_a_date_that_python_cannot_hold_counts_as_nothing(organisation, tmp_path
     import pyarrow.parquet as pq
 
     file = tmp_path / "x.parquet"
-    asked = node(organisation, file)
+    columns = {"data": {"person": "seen", "max_length": 32}}
+    asked = node(organisation, file, columns={"person": "seen"}, privacy={"unit": "person"}, **columns)
     table = pa.Table.from_pandas(pd.DataFrame(ROWS))
 
-    def write(*dates):
-        days = pa.array(dates, pa.int32()).cast(pa.date32())
-        pq.write_table(table.append_column("seen", days).slice(0, 11 if dates[-1] else 12), file)
+    def write(rows, days):
+        dates = pa.array(days, pa.int32()).cast(pa.date32())
+        pq.write_table(rows.append_column("seen", dates), file)
 
-    write(*[0] * 11, None)
-    table = table.slice(0, 11)
-    pq.write_table(table.append_column("seen", pa.array([0] * 11, pa.int32()).cast(pa.date32())), file)
+    write(table, range(12))
     without = ask(asked)
-    broken = pa.concat_tables([table, table.slice(0, 1)])
-    days = pa.array([0] * 11 + [2**31 - 1], pa.int32()).cast(pa.date32())
-    pq.write_table(broken.append_column("seen", days), file)
+    write(pa.concat_tables([table, table.slice(0, 1)]), [*range(12), 2**31 - 1])
     assert ask(asked) == without
 
 

@@ -74,7 +74,7 @@ BAD_LINES = {
     "empty completion": (json.dumps({"prompt": SECRET, "completion": "  "}), "line 2: 'completion' is empty"),
     "null": (json.dumps({"prompt": SECRET, "completion": None}), r"line 2: 'completion' is empty \(null\)"),
     "type": (json.dumps({"prompt": [SECRET], "completion": "a"}), "line 2: 'prompt' is of type list"),
-    "boolean": (json.dumps({"prompt": SECRET, "completion": True}), "line 2: 'completion' is of type bool"),
+    "not a number": ('{"prompt": NaN, "completion": "a"}', r"line 2: 'prompt' is empty \(NaN\)"),
     "column": (
         json.dumps({"promt": SECRET, "completion": "a"}),
         "line 2: no column 'prompt' .*nearest: promt",
@@ -96,33 +96,32 @@ def test_bad_rows_name_the_line_and_never_the_text(tmp_path, name):
         error = error.__context__
 
 
+ASKED, EMPTY = {"role": "user", "content": SECRET}, {"role": "assistant", "content": " "}
 BAD_CHATS = [
-    None,
-    "x",
-    [],
-    [{"role": "user", "content": SECRET}],
-    [{"role": "user"}, {"role": "assistant", "content": "a"}],
+    (None, "messages must be a list"),
+    ("x", "messages must be a list"),
+    ([], "messages must be a list"),
+    ([ASKED], "no message comes from the assistant"),
+    ([{"role": "user"}, EMPTY], "message 1 has no content"),
+    ([ASKED, EMPTY], "the last message of the assistant is empty"),
+    ([{"role": "assistant", "content": "q"}, ASKED], "nothing stands before the answer"),
+    ([{"role": "usr", "content": SECRET}, EMPTY], "message 1: its role is 'usr'; known are system"),
+    ([{"role": SECRET, "content": ""}, EMPTY], "message 1: its role is no name of a role"),
 ]
 
 
-@pytest.mark.parametrize("chat", BAD_CHATS)
-def test_bad_chats(tmp_path, chat):
+@pytest.mark.parametrize(("chat", "pattern"), BAD_CHATS)
+def test_bad_chats(tmp_path, chat, pattern):
     path = _jsonl(tmp_path / "c.jsonl", [{"chat": chat}])
-    with pytest.raises(DataError, match="line 1: messages must be a list"):
+    with pytest.raises(DataError, match=f"line 1: {pattern}") as caught:
         read_records(path, DataConfig(messages="chat"))
-
-
-def test_a_chat_must_end_with_the_assistant(tmp_path):
-    chat = [{"role": "assistant", "content": "q"}, {"role": "user", "content": SECRET}]
-    with pytest.raises(DataError, match="line 1: the last message") as caught:
-        read_records(_jsonl(tmp_path / "c.jsonl", [{"chat": chat}]), DataConfig(messages="chat"))
     assert SECRET not in str(caught.value)
 
 
 CSV = {
     "fields": ("prompt,completion\na,b\nc,d,e\n", "line 3: 3 fields, the header has 2"),
     "quote": ('prompt,completion\na,"b\n', "not valid CSV"),
-    "header": ("prompt,prompt\na,b\n", "line 1: column names"),
+    "header": ("prompt,prompt\na,b\n", r"column 'prompt' \(data.prompt\) stands twice"),
 }
 
 
@@ -147,7 +146,7 @@ def test_files_that_are_not_what_they_seem(tmp_path):
         "x.jsonl": "cannot be read as UTF-8",
         "x.txt": "cannot tell the format",
         "empty.jsonl": "holds no records",
-        "d": "is a folder without",
+        "d": "holds no data files",
         "e": "not a readable datasets folder",
         "no.jsonl": "does not exist",
     }

@@ -18,7 +18,7 @@ TERMS, TOLD, GATE = (
     "fedpeft_clients.outbox.gate",
 )
 STEP, TOKENS = "fedpeft.training.dp.dpsgd", "fedpeft.data.tokens"
-READ = "fedpeft.data.readers"
+READ = "fedpeft.data.table_files"
 
 ORDERS, SILENCE = "clients/test_orders.py::", "clients/test_silence.py::"
 BINDING, OFFERS = "clients/test_binding.py::", "clients/test_terms.py::"
@@ -117,9 +117,9 @@ MUTANTS = (
     Mutant(
         312,
         "a template's own errors leave: only fedpeft's are caught",
-        TOKENS,
-        "except Exception as error:  # tokenizers and templates",
-        "except DataError as error:  # tokenizers and templates",
+        "fedpeft.data.chat_tokens",
+        "except Exception as error:  # a template may raise anything",
+        "except DataError as error:  # a template may raise anything",
         (SILENCE + "test_a_chat_that_the_template_refuses_counts_as_nothing",),
     ),
     Mutant(

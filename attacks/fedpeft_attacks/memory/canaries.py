@@ -49,6 +49,9 @@ class Canary:
             messages=None
             if self.record.messages is None
             else tuple((role, text.replace(self.secret, other)) for role, text in self.record.messages),
+            fields=None
+            if self.record.fields is None
+            else tuple((name, text.replace(self.secret, other)) for name, text in self.record.fields),
         )
 
     def candidates(self, count: int, rng: np.random.Generator) -> list[Record]:
@@ -96,6 +99,7 @@ def _read(path: Path) -> list[Canary]:
 
 def _canary(row: dict[str, Any]) -> Canary:
     facts = dict(row["record"])
-    if facts["messages"] is not None:
-        facts["messages"] = tuple((str(role), str(text)) for role, text in facts["messages"])
+    for pairs in ("messages", "fields"):
+        if facts.get(pairs) is not None:
+            facts[pairs] = tuple((str(name), str(text)) for name, text in facts[pairs])
     return Canary(Record(**facts), str(row["secret"]), int(row["times"]), bool(row["trained"]))

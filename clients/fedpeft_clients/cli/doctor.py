@@ -13,7 +13,7 @@ from pathlib import Path
 from fedpeft import __version__
 from fedpeft.cli.doctor import PACKAGES
 from fedpeft.cli.output import quantity
-from fedpeft.config.models import BaseConfig, DataConfig
+from fedpeft.config.models import BaseConfig
 from fedpeft.errors import FedPeftError
 from fedpeft_clients.governance.joining import Address
 from fedpeft_clients.governance.organisation import Grant, Organisation
@@ -94,17 +94,20 @@ def _bases(organisation: Organisation) -> Iterator[Check]:
 
 
 def _data(organisation: Organisation) -> Iterator[Check]:
-    from fedpeft.data import read_records
+    from fedpeft.data import Notes, read_records
+    from fedpeft_clients.governance.data_check import check_chats, columns_of
     from fedpeft_clients.governance.record_overlap import admit
 
     known, most = organisation.datasets(), _parsed(organisation).privacy.max_overlap
     if not known:
         yield _note("data", "no data set is registered: fedpeft node data add")
     for name, dataset in known.items():
-        records = read_records(Path(dataset.file), DataConfig.model_validate(dict(dataset.columns)))
+        notes = Notes()
+        records = read_records(Path(dataset.file), columns_of(dataset.columns), notes=notes)
+        check_chats(organisation, records, notes)
         yield _ok("data", f"{name} has {len(records)} readable records, privacy-budget id {dataset.lineage}")
-        for overlap in admit(organisation, dataset, most):
-            yield _note("data", f"{name}: {overlap}")
+        for note in (*notes.lines(), *admit(organisation, dataset, most)):
+            yield _note("data", f"{name}: {note}")
 
 
 def _ledger(organisation: Organisation) -> Iterator[Check]:

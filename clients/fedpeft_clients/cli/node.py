@@ -129,24 +129,33 @@ def add_data(
     completion: str = typer.Option("completion", "--completion-column", help="Of the completion or label."),
     messages: str | None = typer.Option(None, "--messages-column", help="Of chats; instead of both."),
     person: str | None = typer.Option(None, "--person-column", help="Of whose record it is."),
-    format: str = typer.Option("auto", help="auto, jsonl, csv, parquet or datasets."),
+    format: str = typer.Option("auto", help="auto, jsonl, json, csv, parquet or datasets."),
+    encoding: str = typer.Option("utf-8", help="Encoding of a text file: utf-8, cp1252, utf-16, ..."),
+    template: str | None = typer.Option(
+        None, "--template", help="How columns make a record, as data.template; the last is the answer."
+    ),
     preview: bool = typer.Option(True, help="Print two records on this screen."),
     home: Path | None = HOME,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Register a data set; the records are read, counted and shown here, and not copied."""
-    from fedpeft.config.models import DataConfig
-    from fedpeft.data import read_records
+    from fedpeft.data import Notes, read_records
+    from fedpeft_clients.governance.data_check import check_chats, columns_of
     from fedpeft_clients.governance.organisation import DataSet
 
-    organisation = _open(home)
+    organisation, notes = _open(home), Notes()
     columns = {"prompt": prompt, "completion": completion, "messages": messages, "person": person}
     columns |= {"format": format, "partition_column": None}
-    records = read_records(file, DataConfig.model_validate(columns))
+    columns |= {} if encoding == "utf-8" else {"encoding": encoding}
+    columns |= {} if template is None else {"template": template}
+    records = read_records(file, columns_of(columns), notes=notes)
+    check_chats(organisation, records, notes)
     dataset = DataSet(str(file.resolve()), lineage, len(records), columns)
     _check_lineage(organisation, name, dataset)
     common = _admitted(organisation, dataset)
     organisation.add(name, dataset)
+    for note in notes.lines():
+        typer.echo(f"note: {note}", err=True)
     shown = [(record.prompt[:_WIDTH], record.completion[:_WIDTH]) for record in records[:SHOWN]]
     emit(
         {"name": name, **asdict(dataset), "in_common": [asdict(record) for record in common]},

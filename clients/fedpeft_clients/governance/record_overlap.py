@@ -33,10 +33,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.config.models import DataConfig
 from fedpeft.data import Record, read_records
 from fedpeft.errors import PrivacyError
 from fedpeft.runstore import write_atomic
+from fedpeft_clients.governance.data_check import columns_of
 from fedpeft_clients.governance.organisation import DataSet, Organisation
 
 LEAST = 24
@@ -186,7 +186,7 @@ def _rows(organisation: Organisation, dataset: DataSet) -> Hashes:
 
 
 def _records(dataset: DataSet) -> Sequence[Record]:
-    return read_records(Path(dataset.file), DataConfig.model_validate(dict(dataset.columns)))
+    return read_records(Path(dataset.file), columns_of(dataset.columns))
 
 
 def _key(organisation: Organisation) -> bytes:

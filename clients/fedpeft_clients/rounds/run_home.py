@@ -158,7 +158,7 @@ class Home:
         """How the training records are read: the run's settings with the columns of this node's own file."""
         if self.settings.columns is None:
             return as_written(self.config.data)
-        return self.config.data.model_copy(update=dict(self.settings.columns))
+        return self.config.data.model_copy(update={"encoding": "utf-8", **self.settings.columns})
 
     @property
     def classes(self) -> tuple[str, ...] | None:
