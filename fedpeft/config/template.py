@@ -53,6 +53,11 @@ class Template:
         """Whether it has the two fields prompt and completion and no column of its own."""
         return self.fields == (PROMPT, COMPLETION)
 
+    def written(self) -> str:
+        """The template for records that hold their answer as ``completion``."""
+        pairs = zip(self.constants, (*self.fields[:-1], COMPLETION), strict=False)
+        return "".join(f"{constant}{{{name}}}" for constant, name in pairs) + self.constants[-1]
+
     def prompt_of(self, values: tuple[str, ...]) -> str:
         """The text before the answer, of the values of all fields but the last."""
         pairs = zip(self.constants, values, strict=False)

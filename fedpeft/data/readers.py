@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.config.models import DataConfig
+from fedpeft.config.template import Template
 from fedpeft.data.columns import record_of
 from fedpeft.data.records import Notes, Record
 from fedpeft.data.table_files import read_dataset, read_parquet, unread
@@ -147,7 +148,8 @@ def as_written(cfg: DataConfig) -> DataConfig:
     """The settings that read what `write_records` wrote of files that ``cfg`` reads."""
     columns = {"format": "jsonl", "prompt": "prompt", "completion": "completion", "partition_column": None}
     chats = {"messages": cfg.messages and "messages", "person": cfg.person and "person"}
-    return cfg.model_copy(update={**columns, **chats, "encoding": "utf-8"})
+    texts = {"encoding": "utf-8", "template": Template.parse(cfg.template).written()}
+    return cfg.model_copy(update={**columns, **chats, **texts})
 
 
 def read_folder(path: Path, cfg: DataConfig, notes: Notes | None = None) -> dict[str, list[Record]]:

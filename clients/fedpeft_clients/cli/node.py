@@ -117,7 +117,7 @@ def _secret(token: str, file: Path | None) -> str:
 
 def add_data(
     name: str = typer.Argument(help="Name of the data set on this node."),
-    file: Path = typer.Argument(help="JSONL, CSV or Parquet file, or a datasets folder; it stays there."),
+    file: Path = typer.Argument(help="JSON, CSV, TSV or Parquet file, or a datasets folder; it stays there."),
     lineage: str = typer.Option(
         ...,
         "--budget-id",
