@@ -113,4 +113,7 @@ from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("the base named above")
 model = PeftModel.from_pretrained(model, "this folder")
-```"""
+```
+
+The folder `base` beside this one, where there is one, is that base. In the directory in which the run was
+made, `AutoPeftModelForCausalLM.from_pretrained("this folder")` finds it by itself."""

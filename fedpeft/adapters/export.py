@@ -12,7 +12,8 @@ from fedpeft.adapters.attach import Attached
 from fedpeft.adapters.methods import lora
 from fedpeft.adapters.methods.base import Content, Spec
 from fedpeft.aggregation.lora_factors import FactorState
-from fedpeft.bases.load import HEAD_MODULES
+from fedpeft.bases.beside import hub_id, place_base
+from fedpeft.bases.load import HEAD_MODULES, Base
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.runstore.files import write_atomic, write_json
 
@@ -20,7 +21,13 @@ _PREFIX = "base_model.model."
 _TASKS = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
 
 
-def export(attached: Attached, folder: Path, state: FactorState | None = None, as_lora: bool = False) -> Path:
+def export(
+    attached: Attached,
+    folder: Path,
+    state: FactorState | None = None,
+    as_lora: bool = False,
+    beside: Path | None = None,
+) -> Path:
     """Write the adapter's values as ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     The folder loads with ``peft.PeftModel.from_pretrained`` and computes the same function. The same
@@ -31,6 +38,8 @@ def export(attached: Attached, folder: Path, state: FactorState | None = None, a
         folder: where to.
         state: the federation's factors (stack, reproject): one LoRA of their rank.
         as_lora: write MiSS as plain LoRA, for servers that know only that; exact.
+        beside: where the base is laid unless it has a public id (`fedpeft.bases.beside.place_base`), so that
+            the adapter names what loads it and no private path; None: it is named as it was configured.
 
     Returns:
         The folder.
@@ -40,7 +49,7 @@ def export(attached: Attached, folder: Path, state: FactorState | None = None, a
     tensors, config = _content(attached, state, as_lora)
     base = attached.base
     config.task_type = _TASKS[base.task]
-    config.base_model_name_or_path = base.name
+    config.base_model_name_or_path, config.revision = _named(base, beside)
     config.inference_mode = True
     heads = _heads(attached)
     if heads:
@@ -49,6 +58,13 @@ def export(attached: Attached, folder: Path, state: FactorState | None = None, a
     write_atomic(folder / "adapter_model.safetensors", save(dict(named), metadata={"format": "pt"}))
     write_json(folder / "adapter_config.json", _plain(config.to_dict()))
     return folder
+
+
+def _named(base: Base, beside: Path | None) -> tuple[str, str | None]:
+    """Name and revision of the base for loaders."""
+    if beside is not None:
+        return place_base(base.folder, beside)
+    return hub_id(base.folder) or (base.name, None)
 
 
 def _content(

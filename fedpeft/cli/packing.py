@@ -107,13 +107,17 @@ def prepare(adapter: Path, recipe: Recipe, held_out: HeldOut, evaluated: bool) -
         ConfigError: no adapter, or records are needed and there are none.
         DataError, BaseModelError: records or base cannot be read.
     """
+    from fedpeft.config.models import EMBEDDED
     from fedpeft.packing.peft_folder import read_adapter
     from fedpeft.runstore import RunStore
 
     folder, run = adapter_of(adapter)
     files = read_adapter(folder)
-    if run is not None and recipe.seed is None:
-        recipe = replace(recipe, seed=RunStore.open(run).config.run.seed)
+    if run is not None:
+        config = RunStore.open(run).config
+        recipe = replace(recipe, seed=config.run.seed if recipe.seed is None else recipe.seed)
+        if config.base.model == EMBEDDED:  # the file goes elsewhere, where the run's copy of the base is not
+            files = replace(files, config=files.config | {"base_model_name_or_path": EMBEDDED})
     evaluator = _evaluator(folder, run, held_out) if evaluated or held_out.path is not None else None
     return Prepared(files, recipe, evaluator)
 

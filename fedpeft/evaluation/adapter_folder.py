@@ -93,6 +93,8 @@ def named_base(folder: Path) -> str:
         ConfigError: the folder holds no adapter, or one that names no base.
         BaseModelError: the base is not here.
     """
+    if (folder.parent / "base" / "config.json").is_file() and (folder.parent / "config.toml").is_file():
+        return str(folder.parent / "base")  # of a run: its adapter names it from where the run was made
     config = read_config(folder)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:

@@ -144,7 +144,7 @@ class Header(_Strict):
 
     def float_types(self) -> dict[str, FloatType]:
         """The float type of each tensor on disk."""
-        types = {name: self.dtype for part in self.parts for name in part.tensors}
+        types: dict[str, FloatType] = {name: self.dtype for part in self.parts for name in part.tensors}
         return types | (self.types or {})
 
 

@@ -66,6 +66,11 @@ class RunStore:
         return self.path / "adapter"
 
     @property
+    def base(self) -> Path:
+        """The base of the exported adapter, where it has no public id."""
+        return self.path / "base"
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run has reached its end and written ``run.json``."""
         return (self.path / "run.json").is_file()

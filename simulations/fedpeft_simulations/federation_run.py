@@ -253,7 +253,8 @@ def _evaluate(store: RunStore, report: Progress) -> RunSummary:
         round = config.federation.rounds if name == "federated" else 0
         _emit_evaluation(store, report, name, round, score)
         write_predictions(store, name, score)
-    export(attached, store.adapter, final if isinstance(final, FactorState) else None)
+    factors = final if isinstance(final, FactorState) else None
+    export(attached, store.adapter, factors, beside=store.base)
     return summarise(store, attached, scores)
 
 

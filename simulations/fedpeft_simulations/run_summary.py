@@ -16,6 +16,7 @@ from fedpeft.exchange import codec_from_config
 from fedpeft.exchange.entropy import entropy_bits
 from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
 from fedpeft.exchange.layout import Layout
+from fedpeft.packing.peft_folder import read_config
 from fedpeft.privacy import Ledger, PrivacyPlan
 from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore
@@ -112,7 +113,7 @@ def card_facts(store: RunStore, summary: RunSummary) -> CardFacts:
     }
     return CardFacts(
         name=f"{store.config.run.name} adapter",
-        base=summary.base.name,
+        base=_public_name(store, summary),
         base_sha256=summary.base.sha256,
         quantisation=summary.base.quantisation,
         method=summary.adapter.method,
@@ -127,6 +128,12 @@ def card_facts(store: RunStore, summary: RunSummary) -> CardFacts:
         dense_bytes=sent.dense_up + sent.dense_down,
         metrics={name: value for name, value in measured.items() if value is not None},
     )
+
+
+def _public_name(store: RunStore, summary: RunSummary) -> str:
+    """The id of a base of a hub, as the adapter names it; of a folder its own name, never where it lies."""
+    name = str(read_config(store.adapter).get("base_model_name_or_path"))
+    return Path(summary.base.name).name if Path(name).is_dir() else name
 
 
 def _data_statement(store: RunStore) -> str:

@@ -55,4 +55,5 @@ def export_adapter(run: Path) -> Path:
     attached = attach(load_run_base(config, labels), config.adapter, config.run.seed)
     final = load_final(store, attached)
     attached.begin(final)
-    return export(attached, store.adapter, final if isinstance(final, FactorState) else None)
+    factors = final if isinstance(final, FactorState) else None
+    return export(attached, store.adapter, factors, beside=store.base)
