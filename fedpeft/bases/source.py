@@ -10,6 +10,9 @@ from fedpeft.bases.files import FETCHED, weight_files
 from fedpeft.config.models import EMBEDDED, BaseConfig
 from fedpeft.errors import BaseModelError
 
+_GGUF = ".gguf"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
 
 def base_folder(cfg: BaseConfig) -> Path:
     """The local folder of a base: the embedded one, a folder as given, or a fetched Hugging Face snapshot.
@@ -23,14 +26,14 @@ def base_folder(cfg: BaseConfig) -> Path:
     if folder.is_dir():
         return _checked(folder, cfg.model)
     if folder.exists():
-        raise BaseModelError(f"base.model {cfg.model!r} is a file; give the folder that holds config.json")
+        raise BaseModelError(f"base.model {cfg.model!r} is a file; {_remedy_for(folder)}")
     if cfg.model.startswith((".", "/", "~")) or cfg.model.count("/") != 1:
         if "/" not in cfg.model and not cfg.model.startswith((".", "~")) and cfg.model:
-            return _checked(_snapshot(cfg), cfg.model)
+            return _fetched(cfg)
         raise BaseModelError(
             f"base.model {cfg.model!r} does not exist; give a model folder or a Hugging Face id"
         )
-    return _checked(_snapshot(cfg), cfg.model)
+    return _fetched(cfg)
 
 
 def held_base(name: str, revision: str | None = None) -> str:
@@ -61,15 +64,47 @@ def _embedded() -> Path:
     return Path(points[0].load()())
 
 
+def _fetched(cfg: BaseConfig) -> Path:
+    """A checked snapshot; one without weights of a kind that is fetched: what its repository has instead.
+
+    Raises:
+        BaseModelError: there is none, or it holds no model.
+    """
+    folder = _snapshot(cfg)
+    names = [] if weight_files(folder) else _listed(cfg)
+    if gguf := next((name for name in names if name.endswith(_GGUF)), None):
+        raise BaseModelError(
+            f"base.model {cfg.model!r} holds GGUF files alone: download one (hf download {cfg.model} "
+            f"{gguf}), make a folder of it (fedpeft base import FILE -o FOLDER) and give that"
+        )
+    if pickle := next((name for name in names if "model" in name and name.endswith(_PICKLED)), None):
+        raise BaseModelError(
+            f"base.model {cfg.model!r} holds pickled weights alone ({pickle}), which are not fetched: "
+            f"download it (hf download {cfg.model}) and give its folder, or a base.revision with safetensors"
+        )
+    return _checked(folder, cfg.model)
+
+
+def _listed(cfg: BaseConfig) -> list[str]:
+    """Names of the files of a repository; none where it cannot be asked."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        return sorted(list_repo_files(cfg.model, revision=cfg.revision, token=False))
+    except (OSError, ValueError):
+        return []
+
+
 def _snapshot(cfg: BaseConfig) -> Path:
     try:
         return _download(cfg.model, cfg.revision)
     except (OSError, ValueError) as error:
         cause = type(error).__name__
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+    revision = f" of revision {cfg.revision!r}" if cfg.revision else ""
     raise BaseModelError(
-        f"base.model {cfg.model!r} is no folder here and was not found on the Hugging Face Hub{offline}: "
-        f"{cause}; check the name, or download it (hf download) and give its folder"
+        f"base.model {cfg.model!r}{revision} is no folder here and was not found on the Hugging Face "
+        f"Hub{offline}: {cause}; check the name, or download it (hf download) and give its folder"
     )
 
 
@@ -91,6 +126,8 @@ def _download(name: str, revision: str | None, local_files_only: bool = False) -
 
 
 def _checked(folder: Path, model: str) -> Path:
+    if not weight_files(folder) and (gguf := next(iter(sorted(folder.glob(f"*{_GGUF}"))), None)):
+        raise BaseModelError(f"base.model {model!r} holds a GGUF file; {_remedy_for(gguf)}")
     if not (folder / "config.json").is_file():
         hint = "; it is an adapter: give its base" if (folder / "adapter_config.json").exists() else ""
         raise BaseModelError(f"base.model {model!r} is not a model folder: it holds no config.json{hint}")
@@ -99,3 +136,10 @@ def _checked(folder: Path, model: str) -> Path:
             f"base.model {model!r} holds no weights: *.safetensors or pytorch_model.bin is missing"
         )
     return folder
+
+
+def _remedy_for(file: Path) -> str:
+    """What to give in place of a file."""
+    if file.name.endswith(_GGUF):
+        return f"make a folder of it (fedpeft base import {file.name} -o FOLDER) and give that"
+    return "give the folder that holds config.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from fedpeft.cohort import Cohort
 from fedpeft.config.models import EMBEDDED, Config
@@ -24,15 +25,19 @@ def check(config: Config) -> None:
             raise ConfigError(problem)
 
 
-def check_tapped_rounds(config: Config) -> None:
-    """Refuse rounds of an audit that a run does not have.
-
-    Apart from `check`, which settings of runs from before this rule go through as well.
+def check_new(config: Config) -> None:
+    """Refuse what a new run shall not have, though an older one, or a node's copy of the base, may.
 
     Raises:
-        ConfigError: ``audit.rounds`` names 0, or a round beyond ``federation.rounds``.
+        ConfigError: ``audit.rounds`` names 0, or a round beyond ``federation.rounds``; or ``base.revision``
+            stands beside a folder, of which there are no revisions.
     """
-    last = config.federation.rounds
+    base, last = config.base, config.federation.rounds
+    if base.revision is not None and (base.model == EMBEDDED or Path(base.model).expanduser().exists()):
+        raise ConfigError(
+            f"base.revision = {base.revision!r} is for a Hugging Face id, but base.model = {base.model!r} is "
+            "on this machine: leave base.revision out, or set base.sha256"
+        )
     for entry in config.audit.rounds:
         if not 1 <= abs(entry) <= last:
             raise ConfigError(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpeft.config.checks import check_tapped_rounds
+from fedpeft.config.checks import check_new
 from fedpeft.config.load import load_config, read_settings
 from fedpeft.config.models import EMBEDDED, Config
 from fedpeft.config.renamed import names_of, note
@@ -59,7 +59,7 @@ def load_scenario(name: Path | str | None, overrides: Sequence[str] = ()) -> Sce
     path, origin = _chosen(None if name is None else str(name), overrides)
     changes = f"; --set changes {', '.join(_key(text) for text in overrides)}" if overrides else ""
     config, renamed = load_config(path, overrides), old_names(path, overrides)
-    check_tapped_rounds(config)
+    check_new(config)
     return Scenario(config, f"settings: {origin}{changes}{f'; {renamed}' if renamed else ''}")
 
 

@@ -15,7 +15,7 @@ from fedpeft.adapters.export import export
 from fedpeft.aggregation import FactorState
 from fedpeft.bases import Base
 from fedpeft.config import Config
-from fedpeft.config.checks import check_tapped_rounds
+from fedpeft.config.checks import check_new
 from fedpeft.data import Record, check_records, write_records
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation.held_out import (
@@ -95,7 +95,7 @@ def run(config: Config, out: Path, mode: Mode, report: Progress, trackers: Seque
 
 
 def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> RunStore:
-    check_tapped_rounds(config)
+    check_new(config)
     check_free(out, overwrite=overwrite)
     at("reading the records")
     federation = load_federation(config)

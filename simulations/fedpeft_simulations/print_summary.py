@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import typer
@@ -11,6 +12,8 @@ from fedpeft.config import Config
 from fedpeft.epsilons import shown
 from fedpeft.runstore import RunStore
 
+VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
+"""What ``--max-lora-rank`` may be, the default first."""
 ROWS = ("base", "local_only", "federated", "centralised", "private")
 
 
@@ -27,7 +30,7 @@ def print_summary(store: RunStore) -> None:
     facts = store.summary
     table("what the federation gained (global held-out records)", *_quality(facts))
     table("what was sent (all envelopes, all nodes)", ("", "bytes", "against dense fp32"), _bytes(facts))
-    for text in (*_privacy(facts, store.config), *_audit(facts), *_time(facts)):
+    for text in (*_privacy(facts, store.config), *_audit(facts), *_serving(store), *_time(facts)):
         typer.echo(text)
     report = f"   report: {store.path / 'audit' / 'report.html'}" if facts["audit"] else ""
     typer.echo(f"adapter: {store.adapter}{report}")
@@ -80,6 +83,36 @@ def _privacy(facts: dict[str, Any], config: Config) -> list[str]:
             f"by {privacy['accountant']}"
         )
     return lines
+
+
+def _serving(store: RunStore) -> list[str]:
+    """What a server must be told of the adapter: a stacked run's has the sum of its nodes' ranks."""
+    config = json.loads((store.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    ranks = [config["r"], *config.get("rank_pattern", {}).values()] if "r" in config else [0]
+    return serving_notes(min(ranks), max(ranks), heads=bool(config.get("modules_to_save")))
+
+
+def serving_notes(least: int, most: int, heads: bool) -> list[str]:
+    """Notes for vLLM, the server of LoRA adapters that most people use; none where its defaults do.
+
+    Args:
+        least: lowest rank of the adapter's modules.
+        most: highest.
+        heads: whether the adapter holds whole modules beside its factors.
+    """
+    notes: list[str] = []
+    if most > VLLM_RANKS[0]:
+        flag = next((rank for rank in VLLM_RANKS if rank >= most), None)
+        cure = f"start it with --max-lora-rank {flag}"
+        if flag is None:
+            cure = "adapter.aggregation = 'reproject' keeps adapter.rank"
+        ranks = f"{least}" if least == most else f"{least} to {most}"
+        notes.append(f"serving: rank {ranks}; vLLM takes {VLLM_RANKS[0]}, at most {VLLM_RANKS[-1]}: {cure}")
+    if heads:
+        notes.append(
+            "serving: the head is in the adapter (modules_to_save), which vLLM does not load: merge it"
+        )
+    return notes
 
 
 def _audit(facts: dict[str, Any]) -> list[str]:
