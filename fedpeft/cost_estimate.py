@@ -152,7 +152,7 @@ def _shapes(config: Config) -> tuple[Any, _Sizes, int]:
     with torch.device("meta"), quiet():
         model = auto.from_config(_model_config(config.base))
         method = method_of(config.adapter)
-        base: Any = SimpleNamespace(model=model, name=config.base.model)
+        base: Any = SimpleNamespace(model=model, name=config.base.model, parameters=model.num_parameters())
         spec = Spec.of(base, config.adapter, rank_of(config.adapter, None))
         sizes = _Sizes.of(model, spec.targets)
         wrapped: Any = PeftModel(model, method.build(spec))

@@ -120,7 +120,7 @@ def test_a_stacked_run_ends_with_its_rank(fedpeft, settings, tmp_path):
     assert done.code == 0
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["r"] == 20
-    assert "serving: rank 16 to 20; vLLM takes 16, at most 512: start it with --max-lora-rank 32" in done.out
+    assert "to 20; vLLM takes 16, at most 512: start it with --max-lora-rank 32" in done.out
 
 
 def test_a_classifier_is_said_to_be_for_merging(fedpeft, settings, tmp_path):
