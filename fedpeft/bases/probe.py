@@ -6,6 +6,7 @@ the answer beside the question. A base for which that is wrong gives figures tha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,20 @@ def check_length(model: Any, name: str, longest: int) -> None:
         raise ConfigError(
             f"data.max_length = {longest} is above the {positions} positions of base.model {name!r}: set "
             f"data.max_length to at most {positions}"
+        )
+
+
+def check_lengths(model: Any, name: str, lengths: Iterable[int]) -> None:
+    """Refuse to evaluate records that are longer than the base has positions.
+
+    Raises:
+        ConfigError: with the longest record and the limit.
+    """
+    positions, longest = positions_of(model), max(lengths, default=0)
+    if positions is not None and longest > positions:
+        raise ConfigError(
+            f"a record of {longest} tokens is above the {positions} positions of the base {name!r}: shorten "
+            "the records"
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.adapters.load_folder import head_rows, load_adapter, tokenizer_of
 from fedpeft.adapters.merge import merge
 from fedpeft.bases.load import load_apart
+from fedpeft.bases.probe import check_lengths
 from fedpeft.bases.source import held_base
 from fedpeft.config.models import BaseConfig, DataConfig, Task
 from fedpeft.data import Example, Record, read_records, read_written, tokenise
@@ -146,6 +147,7 @@ def load_folder(
     loaded = load_apart(base, num_classes(base, labels))
     tokenizer = tokenizer_of(folder, loaded)
     examples = tokenise(rows, tokenizer, data, base.task, labels or None)
+    check_lengths(loaded.model, base.model, (len(example.ids) for example in examples))
     return Loaded(load_adapter(loaded.model, folder), tokenizer, examples, labels or None)
 
 
