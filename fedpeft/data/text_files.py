@@ -98,7 +98,7 @@ def check_text(where: str, text: str) -> None:
     halves = [code for code in map(ord, text) if 0xD800 <= code < 0xE000]
     if all(0xDC80 <= code <= 0xDCFF for code in halves):
         likely = _likely(text.encode(UTF8, "surrogateescape"))
-        raise DataError(f"{where} cannot be read as UTF-8 text; {_setting(likely)}")
+        raise DataError(f"{where} holds bytes that are not in its encoding; {_setting(likely)}")
     raise DataError(
         f"{where} holds half of a surrogate pair, as of an emoji that was cut in two; repair the line or "
         "leave it out"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fedpeft.config.models import BaseConfig, DataConfig
 from fedpeft.data import Notes, Record, check_records
-from fedpeft.errors import BaseModelError, DataError
+from fedpeft.errors import BaseModelError, ConfigError, DataError
 from fedpeft_clients.governance.organisation import Organisation
 from fedpeft_clients.governance.policy import parse_policy
 
@@ -15,13 +15,13 @@ def columns_of(columns: Mapping[str, str | None]) -> DataConfig:
     """The settings that read a registered data set.
 
     Raises:
-        DataError: a format, an encoding or a template that cannot be.
+        ConfigError: a format, an encoding or a template that cannot be.
     """
     try:
         return DataConfig.model_validate(dict(columns))
     except ValueError as error:
         cause = str(error).split("Value error, ")[-1].split(" [type=")[0].splitlines()[0]
-    raise DataError(f"the data set cannot be read so: {cause}")
+    raise ConfigError(f"the data set cannot be read so: {cause}")
 
 
 def check_chats(organisation: Organisation, records: Sequence[Record], notes: Notes) -> None:

@@ -59,6 +59,7 @@ def submit(
     classes = _classes(config, files.labels)
     records = _records(config, files.eval_data, classes)
     config = _resolved(config)
+    _check_tokens(config, classes, records)
     promise = _promise(config, classes)
     run = _write(home, name, config, classes, records)
     return {
@@ -118,6 +119,17 @@ def _records(config: Config, eval_data: Path | None, classes: Sequence[str]) -> 
     if classes and (unknown := len(set(label_set(records)) - set(classes))):
         raise ConfigError(f"--eval-data {str(eval_data)!r} has {unknown} labels that --labels does not list")
     return records
+
+
+def _check_tokens(config: Config, classes: Sequence[str], records: Sequence[Record]) -> None:
+    """Records that the tokenizer or the chat template of the base refuses are found here, not by all nodes."""
+    from fedpeft.bases.load import load_tokenizer
+    from fedpeft.data import Record, check_records
+
+    chat = Record("a", "b", messages=(("user", "a"), ("assistant", "b")), place="data.messages")
+    tried = [chat] if config.data.messages is not None and not classes else []
+    facts = (load_tokenizer(config.base), config.data, config.base.task, classes or None)
+    check_records([*tried, *records], *facts)
 
 
 def _resolved(config: Config) -> Config:
