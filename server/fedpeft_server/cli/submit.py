@@ -122,7 +122,7 @@ def _records(config: Config, eval_data: Path | None, classes: Sequence[str]) -> 
 
 
 def _check_tokens(config: Config, classes: Sequence[str], records: Sequence[Record]) -> None:
-    """Records that the tokenizer or the chat template of the base refuses are found here, not by all nodes."""
+    """Records that tokenizer or chat template of the base refuse are found here, not by all nodes."""
     from fedpeft.bases.load import load_tokenizer
     from fedpeft.data import Record, check_records
 
