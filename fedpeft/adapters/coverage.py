@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 UNCHOSEN = "of other names than those adapted"
 EXPERTS = "in experts of a mixture, fused into one tensor"
+BLOCKS = "in other tensors of three dimensions"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Coverage:
                 layer = layer_of(name)
                 layer_reason = f"in layer {layer} (adapter.skip_layers)" if layer in skipped else UNCHOSEN
                 rest[closed.get(name, layer_reason)] += 1
-        rest[EXPERTS] += _experts(base.model)
+        rest.update(_fused(base.model))
         left_out = tuple((reason, count) for reason, count in rest.items() if count)
         adapted = sum(rows * columns for rows, columns in shapes.values())
         return cls(len(shapes), len(shapes) + rest.total(), adapted / max(base.parameters, 1), left_out)
@@ -72,10 +73,16 @@ class Coverage:
         return {"event": "coverage", **self.facts, "text": self.text}
 
 
-def _experts(model: Any) -> int:
-    """Matrices of experts, which are kept in one parameter of three dimensions for all of a layer."""
+def _fused(model: Any) -> Counter[str]:
+    """Matrices that are kept in one parameter of three dimensions, as those of a layer's experts are."""
     import torch
 
-    modules = (m for m in model.modules() if not isinstance(m, torch.nn.Conv1d | torch.nn.Conv3d))
-    tensors = (tensor for module in modules for tensor in module.parameters(recurse=False))
-    return sum(int(tensor.shape[0]) for tensor in tensors if tensor.dim() == 3 and tensor.shape[0] > 1)
+    counts = Counter[str]()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv1d | torch.nn.Conv3d):
+            continue
+        reason = EXPERTS if "expert" in type(module).__name__.lower() else BLOCKS
+        for tensor in module.parameters(recurse=False):
+            if tensor.dim() == 3 and tensor.shape[0] > 1:
+                counts[reason] += int(tensor.shape[0])
+    return counts

@@ -12,6 +12,8 @@ from fedpeft.errors import ConfigError
 
 _READ_AS_WEIGHTS = ("out_proj", "dt_proj")
 """Of a state-space mixer: layers whose weight fused kernels read; peft refuses some of them."""
+_CROSS_ATTENTION = frozenset(("encoder_attn", "crossattention", "cross_attn"))
+"""Names of what reads an encoder or an image, in a decoder that has neither."""
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
@@ -36,6 +38,10 @@ def closed_layers(model: Any) -> dict[str, str]:
             closed[name] = f"outside the text stack ({'.'.join(name.split('.')[:2])})"
         elif own_name in _READ_AS_WEIGHTS and _is_state_space(model.get_submodule(parent)):
             closed[name] = f"in state-space mixers ({own_name}: kernels read the weight past an adapter)"
+        elif not model.config.is_encoder_decoder and set(name.split(".")) & _CROSS_ATTENTION:
+            closed[name] = "in cross-attention, which text alone never reaches"
+        elif not _passes_as_linear(module):
+            closed[name] = f"in layers that compute more than a product ({own_name})"
         elif own_name in expert_names:
             closed[name] = f"beside experts ({own_name}, which peft takes for the experts' weights)"
     return closed
@@ -53,6 +59,15 @@ def _text_stack(model: Any) -> str:
         return ""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     return next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
+
+
+def _passes_as_linear(module: Any) -> bool:
+    """Whether a layer's pass is that of a linear layer; some routers are linear layers that give more."""
+    import torch
+
+    kind = type(module)
+    plain = not isinstance(module, torch.nn.Linear) or kind.forward is torch.nn.Linear.forward
+    return plain or kind.__module__.startswith("bitsandbytes.")
 
 
 def _names_of_experts(model: Any) -> frozenset[str]:

@@ -8,7 +8,7 @@ import transformers
 from safetensors.torch import load_file
 
 from fedpeft.adapters import attach, detach
-from fedpeft.adapters.coverage import EXPERTS, UNCHOSEN
+from fedpeft.adapters.coverage import BLOCKS, EXPERTS, UNCHOSEN
 from fedpeft.bases import load_base
 from fedpeft.config.models import AdapterConfig, BaseConfig
 from fedpeft.errors import ConfigError
@@ -158,6 +158,59 @@ def test_defaults_fit_a_hybrid_base_and_every_tensor_gets_a_gradient(base_of, ma
     assert all(
         parameter.grad is not None and parameter.grad.any() for parameter in attached.parameters.values()
     )
+
+
+def _of(kind, **changes):
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, "num_hidden_layers": 2, **changes})
+    return lambda: transformers.AutoModelForCausalLM.from_config(config)
+
+
+FAMILIES = {
+    "gemma2": (_of("Gemma2", head_dim=8), {}),
+    "phi3": (_of("Phi3", pad_token_id=0), {}),
+    "bloom": (_of("Bloom", n_layer=2, n_head=4), {}),
+    "opt": (_of("OPT", ffn_dim=48, word_embed_proj_dim=32), {}),
+    "mixtral": (_of("Mixtral", num_local_experts=4), {EXPERTS: 16}),
+    "gpt-oss": (_of("GptOss", head_dim=8, num_local_experts=4, num_experts_per_tok=2), {EXPERTS: 16}),
+    # a router that is a linear layer by class, and gives two tensors
+    "llama4": (
+        _of("Llama4Text", head_dim=8, num_local_experts=2, intermediate_size_mlp=48),
+        {EXPERTS: 8, "in layers that compute more than a product (router)": 2},
+    ),
+    "recurrent-gemma": (_of("RecurrentGemma", lru_width=32, attention_window_size=64), {BLOCKS: 16}),
+    # its decoder alone has the layers that would read an encoder
+    "bart": (
+        _of("Bart", d_model=32, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=48),
+        {"in cross-attention, which text alone never reaches": 8},
+    ),
+    "falcon-mamba": (
+        _of("FalconMamba", state_size=4),
+        {
+            "in state-space mixers (dt_proj: kernels read the weight past an adapter)": 2,
+            "in state-space mixers (out_proj: kernels read the weight past an adapter)": 2,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bases_of_all_families_are_read_and_every_tensor_gets_a_gradient(base_of, family):
+    """A probe that refuses what is good would be as bad as none."""
+    make, left_out = FAMILIES[family]
+    attached = attach(base_of(make()), AdapterConfig(skip_layers=(), rank=4), 0)
+    assert dict(attached.spec.coverage.left_out) == {HEAD: 1, **left_out}
+    attached.model(input_ids=torch.arange(3, 19)[None], use_cache=False).logits.square().mean().backward()
+    assert all(
+        parameter.grad is not None and parameter.grad.any() for parameter in attached.parameters.values()
+    )
+
+
+def test_a_quantised_base_has_the_same_coverage(inputs):
+    config = AdapterConfig(skip_layers=(), rank=4)
+    plain = attach(_field_base(inputs, "llama"), config, 0).spec.coverage
+    settings = {"model": str(inputs.base("llama")), "device": "cpu", "quantisation": "nf4"}
+    assert attach(load_base(BaseConfig.model_validate(settings)), config, 0).spec.coverage == plain
+    detach()
 
 
 def test_a_refused_adapter_leaves_the_base_unwrapped(inputs, monkeypatch):
