@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     data = typer.Typer(help="Records of a scenario.", no_args_is_help=True)
     data.command("show")(show_data)
     data.command("write")(write_data)
+    data.command("fetch")(fetch_data)
     app.add_typer(base, name="base")
     app.add_typer(data, name="data")
 
@@ -204,3 +205,19 @@ def write_data(
         write_records(out / f"{name}.jsonl", records)
     counts = {str(out / f"{name}.jsonl"): len(records) for name, records in groups.items()}
     emit(counts, as_json, lambda: typer.echo("\n".join(f"{path}: {n} records" for path, n in counts.items())))
+
+
+def fetch_data(
+    name: str = typer.Argument(
+        help="flowertune/general-nlp, flowertune/finance, flowertune/medical or flowertune/coding."
+    ),
+    out: Path = typer.Option(..., "-o", "--out", help="JSONL file to write."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Fetch a public data set by name from the Hugging Face Hub, as records for a trial."""
+    from fedpeft_simulations.public_tasks import TEMPLATE, fetch
+
+    facts = {"file": str(out), "records": fetch(name, out), "template": TEMPLATE}
+    emit(
+        facts, as_json, lambda: typer.echo(f"{out}: {facts['records']} records; data.template = {TEMPLATE!r}")
+    )
