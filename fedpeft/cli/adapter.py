@@ -45,7 +45,9 @@ def pack(
     max_loss_change: str | None = typer.Option(
         None, help="Largest increase of the held-out loss, such as 1%."
     ),
-    step: float | None = typer.Option(None, help="Coarseness of levels, in a tensor's r.m.s. Default: 0.5."),
+    step: float | None = typer.Option(
+        None, help="Coarseness of levels, in a tensor's r.m.s. Default: 0.5 for LoRA, else 0.1."
+    ),
     density: float | None = typer.Option(None, help="Ternarise changes and keep this share of them."),
     alpha: float | None = typer.Option(None, help="Ternarise all as ComPEFT does, with this alpha."),
     alpha_grid: bool = typer.Option(

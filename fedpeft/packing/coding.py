@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from fedpeft.exchange.transforms import Sparsify, Update, l2
 from fedpeft.packing import uniform_quantiser
 from fedpeft.packing.file_format import Part, check_names
 from fedpeft.packing.peft_folder import WIDTHS, AdapterFiles, FloatType, Tensors, decoded, encoded
-from fedpeft.packing.recipe import Recipe, codecs_of, seeded
+from fedpeft.packing.recipe import Recipe, codecs_of, seeded, step_of
 
 
 def start_of(name: str) -> float:
@@ -31,6 +32,7 @@ def code(files: AdapterFiles, recipe: Recipe) -> list[tuple[Part, bytes]]:
         ExchangeError: a value is too large for its codec.
     """
     check_names(files.tensors)
+    recipe = replace(recipe, step=step_of(files, recipe))
     groups: dict[str, Tensors] = {}
     for name, codec in codecs_of(files, recipe).items():
         groups.setdefault(codec, {})[name] = files.tensors[name]
@@ -67,6 +69,7 @@ def _moved(tensors: Tensors, sign: int) -> Tensors:
 
 
 def _code_levels(tensors: Tensors, recipe: Recipe) -> tuple[Part, bytes]:
+    assert recipe.step is not None  # `code` sets it
     changes = _moved(tensors, -1)
     layout = Layout.of(changes)
     values = layout.flatten(changes)

@@ -51,7 +51,7 @@ class Recipe:
 
     Attributes:
         codec: of the changes; ``levels`` codes the other factors too.
-        step: of levels, over the root mean square of a tensor.
+        step: of levels, over the root mean square of a tensor; None: the method's own.
         density: of ternary: share of every tensor's values that is kept.
         alpha: ternary as ComPEFT does it: all changes and factors are one vector, of which the share
             ``density`` is kept with the magnitude ``alpha`` times the standard deviation of the vector.
@@ -64,7 +64,7 @@ class Recipe:
     """
 
     codec: CodedCodec = "levels"
-    step: float = 0.5
+    step: float | None = None
     density: float = 0.2
     alpha: float | None = None
     rest: RestCodec = "levels"
@@ -72,12 +72,17 @@ class Recipe:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.step <= 8:
+        if self.step is not None and not 0 < self.step <= 8:
             raise ExchangeError(f"step is {self.step}; it must be above 0 and at most 8")
         if not 0 < self.density <= 1:
             raise ExchangeError(f"density is {self.density}; it must be above 0 and at most 1")
         if self.alpha is not None and not 0 < self.alpha <= 100:
             raise ExchangeError(f"alpha is {self.alpha}; it must be above 0 and at most 100")
+
+
+def step_of(files: AdapterFiles, recipe: Recipe) -> float:
+    """The step of levels: as asked for, else that of the adapter's method."""
+    return recipe.step or _roles(str(files.config.get("peft_type"))).step
 
 
 def codecs_of(files: AdapterFiles, recipe: Recipe) -> dict[str, str]:
