@@ -70,7 +70,8 @@ class AdapterConfig(Section):
         "linear modules that text goes through",
     )
     skip_layers: tuple[int, ...] = Field(
-        default=(0,), description="layers without adapter; layer 0 is what token extraction reads"
+        default=(0,),
+        description="layers (of the text stack) without adapter; layer 0 is what token extraction reads",
     )
 
     @field_validator("target_modules", mode="before")
@@ -124,7 +125,9 @@ class DataConfig(Section):
         default=None, description="column that says whose record it is; privacy.unit = 'person' needs it"
     )
     max_length: int = Field(
-        default=256, ge=8, description="tokens per record; longer records are cut on the left"
+        default=256,
+        ge=8,
+        description="tokens per record, at most the base's positions; longer records are cut on the left",
     )
     prompt_weight: float = Field(default=0.0, ge=0, le=1, description="weight of the prompt tokens' loss")
     partition: Literal["file", "iid", "dirichlet", "pathological", "natural"] = Field(

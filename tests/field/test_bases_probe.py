@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from fedpeft.bases import load_base
 from fedpeft.bases.load import load_apart
 from fedpeft.bases.probe import positions_of
+from fedpeft.config import load_config
 from fedpeft.config.models import BaseConfig
 from fedpeft.errors import BaseModelError, ConfigError
+from fedpeft_clients.rounds.node_context import NodeContext
 
 CLASSIFIER = {"base__task": "sequence-classification"}
 PRIVATE = {"privacy__unit": "record", "privacy__epsilon": 8, "privacy__public_records": 16}
@@ -80,6 +83,19 @@ def test_a_base_that_is_loaded_already_is_asked_for_its_positions_again(inputs):
     assert positions_of(load_base(config, longest=16).model) == 16
     with pytest.raises(ConfigError, match="at most 16"):
         load_base(config, longest=17)
+
+
+def test_a_node_looks_at_its_base_too(inputs):
+    """It has the base from elsewhere, and trusts no coordinator's word for it."""
+
+    def context(name):
+        base = BaseConfig(model=str(inputs.base(name)), device="cpu")
+        return NodeContext(SimpleNamespace(base=base, labels=(), config=load_config()))
+
+    with pytest.raises(BaseModelError, match="later token"):
+        _ = context("bert").base
+    with pytest.raises(ConfigError, match="at most 16"):
+        _ = context("gpt2-16").base
 
 
 def test_what_looks_at_other_records_of_a_batch_is_refused(inputs, monkeypatch):
