@@ -16,7 +16,7 @@ from fedpeft.aggregation import FactorState
 from fedpeft.bases import Base
 from fedpeft.config import Config
 from fedpeft.config.checks import check_new
-from fedpeft.data import Record, check_records, write_records
+from fedpeft.data import Record, check_records, label_set, write_records
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation.held_out import (
     HeldOut,
@@ -121,10 +121,12 @@ def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> Ru
 def _check_records(federation: Federation, base: Base, config: Config, labels: Sequence[str]) -> None:
     """Tokenise every record once: what a node would only find in round 1 is named here, by file and row."""
     at("checking the records")
-    groups = [records for part in federation.organisations for records in (part.train, part.validation)]
-    for records in (*groups, federation.test):
-        facts = (base.tokenizer, config.data, config.base.task, labels or None)
-        federation.notes.add(check_records(records, *facts))
+    facts = (base.tokenizer, config.data, config.base.task)
+    for records in (*(part.train for part in federation.organisations), federation.test):
+        federation.notes.add(check_records(records, *facts, labels or None))
+    for part in federation.organisations:
+        if part.validation:  # whose labels nobody has agreed on, as nothing is trained on them
+            federation.notes.add(check_records(part.validation, *facts, label_set(part.validation)))
 
 
 def _promise(config: Config, base: Base, report: Progress) -> None:

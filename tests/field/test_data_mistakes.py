@@ -331,3 +331,13 @@ def test_the_directory_is_free_for_good_data(fedpeft, settings, tmp_path):
         (tmp_path / "x.jsonl").write_text(content)
         options = settings(data__source=tmp_path / "x.jsonl")
         assert fedpeft("simulate", "--quiet", "--out", tmp_path / "run", *options).code == code
+
+
+@pytest.mark.parametrize("share", [0, 0.3])
+def test_labels_that_are_only_held_out_for_validation_are_no_mistake(fedpeft, settings, tmp_path, share):
+    rare = "".join(line(prompt=f"q {n}", completion=f"label {n}") + "\n" for n in range(40))
+    (tmp_path / "x.jsonl").write_text(rare)
+    changes = {"base__task": "sequence-classification", "data__validation": share, "data__test_share": 0.1}
+    options = settings(data__source=tmp_path / "x.jsonl", **changes)
+    done = fedpeft("simulate", "--quiet", "--out", tmp_path / "run", *options)
+    assert done.code == 0, done.err

@@ -116,10 +116,10 @@ MUTANTS = (
     ),
     Mutant(
         312,
-        "a template's own errors leave: only fedpeft's are caught",
-        "fedpeft.data.chat_tokens",
-        "except Exception as error:  # a template may raise anything",
-        "except DataError as error:  # a template may raise anything",
+        "a chat that the template refuses is an error that leaves",
+        TOKENS,
+        "        elif faults is None:\n",
+        '        elif faults is None or "template" in example:\n',
         (SILENCE + "test_a_chat_that_the_template_refuses_counts_as_nothing",),
     ),
     Mutant(
