@@ -68,13 +68,17 @@ class Encoder:
         """Ids of a text as the tokenizer reads it, names of control tokens included."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"])
 
-    def joined(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
-        """Ids of parts as one text; of each whether it is text of a record, which yields no control token."""
-        text = "".join(part for part, _ in parts)
-        names = [match.span() for match in self.special.finditer(text)]
-        spans = [span for span in names if _touches(span, parts)]
-        if not spans:
-            return self.plain(text)
+    def names_in(self, parts: Sequence[tuple[str, bool]]) -> list[tuple[int, int]]:
+        """Where names of control tokens stand in parts that follow each other, if only in part in a record's.
+
+        Args:
+            parts: texts, and of each whether it is a record's.
+        """
+        names = [match.span() for match in self.special.finditer("".join(text for text, _ in parts))]
+        return [span for span in names if _touches(span, parts)]
+
+    def without_names(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Ids of a text in which what stands in the spans yields no control token."""
         brackets, pieces, at = Brackets.absent_from(text), list[str](), 0
         for start, end in spans:
             pieces += [text[at:start], brackets.start, text[start:end], brackets.end]

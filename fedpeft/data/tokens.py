@@ -134,6 +134,13 @@ class _Frame:
         ends = () if eos is None else (eos,)
         return cls(Encoder.of(tokenizer), cfg, Template.parse(cfg.template), prefix, suffix, ends, notes)
 
+    def encode(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
+        """Ids of parts as one text; of each whether it is a record's, which yields no control token."""
+        text = "".join(part for part, _ in parts)
+        if spans := self.encoder.names_in(parts):
+            return self.encoder.without_names(text, spans)
+        return list(self.encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
 
 def _surroundings(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The special tokens that a tokenizer puts before and after a text."""
@@ -186,8 +193,8 @@ def _parts(record: Record, frame: _Frame) -> tuple[list[int], ChatIds]:
         chat = chat_ids(record, frame.encoder, all_turns=every, notes=frame.notes)
         start = len(frame.prefix) if tuple(chat.prompt[: len(frame.prefix)]) == frame.prefix else 0
         return chat.prompt[:start], ChatIds(chat.prompt[start:], chat.trained[start:], chat.answer)
-    prompt = frame.encoder.joined(_prompt(record, frame.template))
-    answer = frame.encoder.joined([(record.completion, True), (frame.template.constants[-1], False)])
+    prompt = frame.encode(_prompt(record, frame.template))
+    answer = frame.encode([(record.completion, True), (frame.template.constants[-1], False)])
     ends = [] if tuple(answer[-1:]) == frame.eos else list(frame.eos)  # a template may have written it
     return list(frame.prefix), ChatIds(prompt, [False] * len(prompt), answer + ends)
 

@@ -106,7 +106,7 @@ def _is_example(value):
 
 
 @pytest.mark.parametrize(
-    ("privacy", "files", "returns"), [({}, 12, 15), (PRIVATE, 15, 15)], ids=["plain", "dp-sgd"]
+    ("privacy", "files", "returns"), [({}, 13, 17), (PRIVATE, 16, 17)], ids=["plain", "dp-sgd"]
 )
 def test_a_record_takes_no_longer_way_to_the_envelope(organisation, privacy, files, returns):
     home, coordinator = organisation(
