@@ -77,7 +77,6 @@ def base_of(folder: Path, base: str | None) -> BaseConfig:
         ConfigError, BaseModelError: as `named_base`, or a task for which there is no model here.
     """
     kind = read_config(folder).get("task_type")
-    check_weights(folder)
     if kind not in _TASKS:
         raise ConfigError(
             f"the adapter in {str(folder)!r} is for {str(kind)[:60]}; adapters for CAUSAL_LM and SEQ_CLS are "
@@ -140,8 +139,10 @@ def load_folder(
 
     Raises:
         ConfigError: the adapter does not fit the base, or its head not the labels.
+        ExchangeError: the weights of the adapter are placeholders.
         DataError, BaseModelError: records cannot be tokenised, or the base not be loaded.
     """
+    check_weights(folder)
     if base.task == "sequence-classification" and (head := head_rows(folder)):
         labels = _classes_of_head(folder, labels, head)
     loaded = load_apart(base, num_classes(base, labels))
