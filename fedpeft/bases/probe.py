@@ -47,20 +47,24 @@ class Probed:
 def check_ids(base: Probed) -> None:
     """Refuse a tokenizer that knows more tokens than the base has embeddings.
 
-    A padding token beyond them is replaced, as padding bears no weight.
+    A padding token beyond them is replaced, as padding bears no weight. Special tokens that have no part in
+    records may be there: text never becomes one (`fedpeft.data.control_tokens`).
 
     Raises:
         BaseModelError: another token is beyond the embeddings.
     """
     rows, tokenizer = _rows(base.model), base.tokenizer
     if tokenizer.pad_token_id >= rows:
-        usable = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
-        names = [name for name in usable if name and tokenizer.convert_tokens_to_ids(name) < rows]
-        beyond = {tokenizer.pad_token_id} if names else set[int]()
-        tokenizer.pad_token = names[0] if names else tokenizer.pad_token
-    else:
-        beyond = set[int]()
-    last = max(set(tokenizer.get_vocab().values()) - beyond)
+        names = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
+        usable = (name for name in names if name and tokenizer.convert_tokens_to_ids(name) < rows)
+        tokenizer.pad_token = next(usable, tokenizer.pad_token)
+    used, template = set(tokenizer.all_special_tokens), str(tokenizer.chat_template or "")
+    idle = {
+        number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token.content not in used and token.content not in template
+    }
+    last = max(set(tokenizer.get_vocab().values()) - idle)
     if last >= rows:
         raise BaseModelError(
             f"base.model {base.name!r}: its tokenizer has {last + 1} ids, its embeddings {rows}; take the "
