@@ -60,7 +60,7 @@ class Stranger:
     def close(self):
         self.fleet.close()
 
-    def order(self, seconds=60):
+    def order(self):
         """The next message for this node."""
         self.fleet.beat()
         got = []
@@ -70,7 +70,7 @@ class Stranger:
                 got.append(arrival)
             return got
 
-        wait_for(here, seconds)
+        wait_for(here)
         return got[0]
 
     def facts(self, arrival, **changed):

@@ -52,7 +52,7 @@ class Coordinator:
 
         @app.main()
         def main(grid, context):
-            wait_for(lambda: len(list(grid.get_node_ids())) >= self._nodes, 60)
+            wait_for(lambda: len(list(grid.get_node_ids())) >= self._nodes)
             self.grid, self.run = grid, context.run_id
             self._ready.set()
             self._stop.wait(300)

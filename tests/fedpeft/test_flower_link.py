@@ -171,7 +171,7 @@ def test_a_renewed_certificate_is_served_without_a_restart(world):
     make_certificates(world.folder, "new-")
     shutil.copy(world.folder / "new-server.key", world.folder / "server.key")
     shutil.copy(world.folder / "new-server.crt", world.folder / "server.crt")
-    wait_for(lambda: answers(world.outside, world.folder / "new-ca.crt"), 10)
+    wait_for(lambda: answers(world.outside, world.folder / "new-ca.crt"))
     shutil.copy(world.folder / "new-ca.crt", world.folder / "ca.crt")
 
 
@@ -188,7 +188,7 @@ def test_the_run_goes_on_when_the_link_is_killed_and_comes_back(tmp_path):
         )
         run.start()
         for number in (3, 7):
-            wait_for(lambda number=number: number in got, 60)
+            wait_for(lambda number=number: number in got)
             world.kill_link()
             world.start_link()
         run.join(90)

@@ -87,14 +87,14 @@ def test_a_slow_reader_gets_the_whole_answer_and_is_idle_only_then(ask, monkeypa
     server, client = ask(header=header)
     time.sleep(2.0)
     assert len(read_all(client)) > SIZE
-    wait_for(lambda: server.admission.count() == (0, 0), 20)
+    wait_for(lambda: server.admission.count() == (0, 0))
 
 
 def test_who_reads_nothing_is_gone_when_the_exchange_must_end(ask, monkeypatch):
     monkeypatch.setattr(listener, "EXCHANGE_SECONDS", 1.0)
     server, client = ask()
     wait_for(lambda: server.admission.count() == (0, 1))
-    wait_for(lambda: server.admission.count() == (0, 0), 20)
+    wait_for(lambda: server.admission.count() == (0, 0))
     assert len(read_all(client)) < SIZE
 
 
@@ -102,5 +102,5 @@ def test_a_stranger_that_does_not_hang_up_is_gone_soon_after_its_answer(ask, mon
     monkeypatch.setattr(listener, "STRANGER_SECONDS", 60.0)
     monkeypatch.setattr(listener, "GOODBYE_SECONDS", 0.3)
     server, client = ask(unknown)
-    wait_for(lambda: server.admission.count() == (0, 0), 20)
+    wait_for(lambda: server.admission.count() == (0, 0))
     assert read_all(client).startswith(b"HTTP/1.1 401")

@@ -64,7 +64,7 @@ def test_a_node_that_is_not_let_in_says_why_in_one_line_and_keeps_trying(world, 
     if port := options.pop("port", None):
         options["address"] = ports[port]
     process = world.start_node(name, **options)
-    wait_for(lambda: why in world.said(name), 20)
+    wait_for(lambda: why in world.said(name))
     time.sleep(0.5)
     assert process.poll() is None
     assert len(world.said(name).splitlines()) == 1
@@ -135,7 +135,7 @@ def test_a_terminated_node_tells_the_coordinator_and_leaves_no_thread(world, end
     assert process.wait(20) == 0
     assert "ended 1" in world.said("polite")
     world.start_node("polite")
-    wait_for(lambda: world.said("polite").count("connected") == 2, 10)
+    wait_for(lambda: world.said("polite").count("connected") == 2)
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_a_node_heals_from_a_status_that_a_proxy_makes_up(world, end, status):
         run = threading.Thread(target=_run, args=(world, 6, 1, got), kwargs={"ttl": 15.0}, daemon=True)
         run.start()
         for number in (1, 3):
-            wait_for(lambda number=number: number in got, 60)
+            wait_for(lambda number=number: number in got)
             proxy.fail(4)
         run.join(120)
         node.terminate()
@@ -183,7 +183,7 @@ def test_a_revoked_node_is_out_at_once_and_no_other_notices(world, end):
         world.start_node(name)
     wait_for(lambda: all("connected" in world.said(name) for name in keys))
     flower.unregister_node(world.link, keys["goes"])
-    wait_for(lambda: re.search("does not (know|admit) this node's key", world.said("goes")), 20)
+    wait_for(lambda: re.search("does not (know|admit) this node's key", world.said("goes")))
     got = {}
     _run(world, 2, 1, got)
     assert got[2] == ["round-2 by stays"]

@@ -148,7 +148,7 @@ def test_a_stranger_parks_no_body_in_memory(world, connect):
         held.append(connect())
         held[-1].send(head(2**24) + bytes(2**24 - 1))
     assert memory(world) - before < 32
-    wait_for(lambda: all(one.is_over for one in held), 30)
+    wait_for(lambda: all(one.is_over for one in held))
 
 
 @pytest.mark.parametrize("size", [20_000, 400_000, 4_000_000])
@@ -172,7 +172,7 @@ def test_half_requests_lock_nobody_out_and_end(world, connect):
         one.send(f"POST {PUSH} HTTP/1.1\r\nHost:".encode())
     assert answers(world.outside, world.folder / "ca.crt")
     assert sum(not one.is_over for one in held) <= 32
-    wait_for(lambda: all(one.is_over for one in held), 30)
+    wait_for(lambda: all(one.is_over for one in held))
 
 
 def test_who_says_nothing_or_one_byte_at_a_time_is_ended(world, connect):

@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
 def test_a_charge_that_another_process_overtakes_is_priced_again(tmp_path, monkeypatch):
     budget = PLAN.epsilon(5) * 1.001
     slow, quick = (Ledger(tmp_path / "ledger.sqlite", budget) for _ in range(2))
-    price, overtaken = slow._offer, []
+    price, overtaken = slow._quote, []
 
     def offer(chain, body):
         priced = price(chain, body)
@@ -194,7 +194,7 @@ def test_a_charge_that_another_process_overtakes_is_priced_again(tmp_path, monke
             overtaken.append(quick.reserve("patients", "quick", 1, PLAN, 5))
         return priced
 
-    monkeypatch.setattr(slow, "_offer", offer)
+    monkeypatch.setattr(slow, "_quote", offer)
     with pytest.raises(PrivacyError, match="nothing was spent"):
         slow.reserve("patients", "slow", 1, PLAN, 5)
     assert slow.head() == overtaken[0].head

@@ -126,13 +126,13 @@ def test_a_stranger_who_never_stops_keeps_out_nobody_on_another_address(home, ha
         idle = descriptors()
         stranger = Stranger(home.settings.enrolment_port, HALVES[half])
         with strangers(home, stranger):
-            wait_for(lambda: stranger.made > 3 * HELD, 60)
+            wait_for(lambda: stranger.made > 3 * HELD)
             for _ in range(3):
                 before = stranger.made
                 assert gets_in(home)
                 assert admission.count()[0] <= HELD // 2 + 1
-                wait_for(lambda before=before: stranger.made > before, 60)
-        wait_for(lambda: admission.count() == (0, 0) and descriptors() <= idle, 60)
+                wait_for(lambda before=before: stranger.made > before)
+        wait_for(lambda: admission.count() == (0, 0) and descriptors() <= idle)
 
 
 def test_a_crowd_on_many_networks_is_bounded_and_ends(home):
@@ -141,10 +141,10 @@ def test_a_crowd_on_many_networks_is_bounded_and_ends(home):
     ]
     with serving(home, lambda *_, **__: None) as admission:
         with strangers(home, *crowd):
-            wait_for(lambda: all(one.made > HELD for one in crowd), 60)
+            wait_for(lambda: all(one.made > HELD for one in crowd))
             assert gets_in(home)
             assert admission.count()[0] <= 2 * HELD
-        wait_for(lambda: admission.count() == (0, 0), 60)
+        wait_for(lambda: admission.count() == (0, 0))
 
 
 @pytest.mark.parametrize(("limits", "networks"), [(LIMITS, MOST_NETWORKS), (Limits(), 1)])

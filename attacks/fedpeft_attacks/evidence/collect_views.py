@@ -69,8 +69,7 @@ def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
         AuditError: a tap does not fit the run's adapter.
     """
     detach()
-    agreed = json.loads((store.homes[0] / "node.json").read_text(encoding="utf-8")) if store.homes else {}
-    base = load_base(config.base, num_classes(config.base, agreed.get("labels", ())))
+    base = load_base(config.base, num_classes(config.base, _labels(store, config)))
     prior = prior_of(base)
     seen, starts = list[Observed](), dict[bytes, Start]()
     for tap in taps:
@@ -91,6 +90,13 @@ def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
     for observed in seen:
         stages.setdefault(observed.view.stage, []).append(observed)
     return Evidence(base, stages, prior)
+
+
+def _labels(store: RunStore, config: Config) -> Sequence[str]:
+    """The labels that a classifier's nodes agreed to; a language model has no outputs of its own for them."""
+    if config.base.task == "causal-lm":
+        return ()
+    return json.loads((store.homes[0] / "node.json").read_text(encoding="utf-8")).get("labels", ())
 
 
 def _start(attached: Attached, tap: Tap) -> Start | None:
