@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedpeft.errors import PrivacyError
+from fedpeft.errors import ConfigError
 from fedpeft.privacy import Ledger
 from fedpeft.privacy.accounting import Steps, epsilon
 from fedpeft.privacy.plan import Grid, PrivacyPlan
@@ -165,7 +165,7 @@ def test_against_an_untrusted_coordinator_the_seconds_stay_at_home(organisation)
 def test_a_base_that_no_clip_bounds_is_refused_before_the_budget_is_touched(organisation, tiny_model_folder):
     """A record beyond the table of positions would end the round by an error, which tells of that record."""
     base = {"model": str(tiny_model_folder("gpt2")), "device": "cpu", "threads": 1}
-    home, coordinator = organisation(base=base, data={"max_length": 129}, **PRIVATE)
-    with pytest.raises(PrivacyError, match="places for 128 tokens, but records may have 129"):
+    home, coordinator = organisation(base=base, data={"max_length": 257}, **PRIVATE)
+    with pytest.raises(ConfigError, match="257 is above the 256 positions"):
         train(NodeContext(home), coordinator.first_task(), b"")
     assert not home.ledger.exists() or not reserved(home)
