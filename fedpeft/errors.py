@@ -79,3 +79,12 @@ class AuditError(FedPeftError):
     """A view that an attack cannot use, or a run that holds nothing to attack."""
 
     exit_code = 9
+
+
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error of another package, at most 200 characters, as a cause in one of ours.
+
+    For errors that speak of models and files; what read records may repeat their text.
+    """
+    line = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {line}"

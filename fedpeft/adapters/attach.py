@@ -15,7 +15,7 @@ from fedpeft.adapters.methods.base import AdapterMethod, Spec, method_of, rank_o
 from fedpeft.aggregation.lora_factors import FactorAggregator, FactorState
 from fedpeft.bases.load import Base
 from fedpeft.config.models import AdapterConfig
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, first_line
 from fedpeft.exchange.layout import FloatVector, Layout
 
 if TYPE_CHECKING:
@@ -206,8 +206,7 @@ def _wrap(base: Base, method: AdapterMethod, spec: Spec, seed: int) -> Attached:
             model = PeftModel(base.model, config, adapter_name=_ADAPTER)
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         _unwrap(base.model)  # peft may have wrapped some modules before it came to one that it refuses
-        line = (str(error).strip().splitlines() or [""])[0][:200]
-        cause = f"{type(error).__name__}: {line}"
+        cause = first_line(error)
         raise ConfigError(f"peft puts no {method.name} on {base.name!r} ({cause}); change adapter") from error
     if wrong := sorted(linear_modules_under(base.model).keys() ^ set(spec.targets)):
         _unwrap(base.model)

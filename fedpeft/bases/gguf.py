@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fedpeft.bases.files import content_hash
 from fedpeft.bases.load import offline, quiet
 from fedpeft.bases.runtime import prepare
-from fedpeft.errors import BaseModelError
+from fedpeft.errors import BaseModelError, first_line
 
 _MAGIC = b"GGUF"
 
@@ -112,8 +112,7 @@ def _load(file: Path) -> tuple[Any, Any]:
             )
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # whatever a foreign file provokes becomes one line
-        line = (str(error).strip().splitlines() or [""])[0][:200]
-        cause = f"{type(error).__name__}: {line}"
+        cause = first_line(error)
     else:
         missing = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
         if not missing:

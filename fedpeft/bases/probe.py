@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.config.models import Task
-from fedpeft.errors import BaseModelError, ConfigError
+from fedpeft.errors import BaseModelError, ConfigError, first_line
 from fedpeft.rng import stream
 
 if TYPE_CHECKING:
@@ -94,8 +94,7 @@ def check_passes(base: Probed) -> None:
             together = _logits(base.model, whole if is_causal else _beside(padded, whole), is_causal)
             alone = _logits(base.model, padded if is_causal else padded[:, :PREFIX], is_causal)
     except Exception as error:  # whatever a foreign model provokes becomes one line
-        line = (str(error).strip().splitlines() or [""])[0][:200]
-        cause = f"{type(error).__name__}: {line}"
+        cause = first_line(error)
     else:
         _compare(base, together, alone)
         return

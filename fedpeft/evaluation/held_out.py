@@ -86,8 +86,7 @@ def tokens(records: Sequence[Record], base: Base, config: Config, labels: Sequen
 
 def evaluation_event(arm: str, round: int, score: Evaluation) -> dict[str, Any]:
     """An evaluation as an event of ``metrics.jsonl``; arm ``base`` is the untrained base, at round 0."""
-    facts = {"loss": score.loss, "accuracy": score.accuracy, "macro_f1": score.macro_f1}
-    return {"event": "evaluation", "arm": arm, "round": round, **facts}
+    return {"event": "evaluation", "arm": arm, "round": round, **score.figures}
 
 
 def write_predictions(store: RunStore, name: str, score: Evaluation) -> None:

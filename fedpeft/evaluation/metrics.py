@@ -53,6 +53,11 @@ class Evaluation:
     labels: tuple[int, ...] = ()
     predicted: tuple[int, ...] = ()
 
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """What events and summaries hold of it."""
+        return {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
+
 
 def macro_f1(labels: Classes, predicted: Classes) -> float:
     """Unweighted mean of F1 over the classes that occur among labels or predictions.

@@ -31,7 +31,7 @@ def _local_only(store: RunStore) -> dict[str, Any]:
         "loss": sum(score.loss for score in scores.values()) / len(scores),
         "accuracy": _mean([score.accuracy for score in scores.values()]),
         "macro_f1": _mean([score.macro_f1 for score in scores.values()]),
-        "nodes": {name: _figures(score) for name, score in scores.items()},
+        "nodes": {name: score.figures for name, score in scores.items()},
     }
 
 
@@ -41,11 +41,7 @@ def _centralised(store: RunStore) -> dict[str, Any]:
     pooled = [example for _, examples in data for example in examples]
     score = _train_alone(held_out, pooled, "centralised", len(data))
     write_predictions(store, "centralised", score)
-    return _figures(score)
-
-
-def _figures(score: Evaluation) -> dict[str, float | None]:
-    return {"loss": score.loss, "accuracy": score.accuracy, "macro_f1": score.macro_f1}
+    return score.figures
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.errors import DataError
+from fedpeft.errors import DataError, first_line
 from fedpeft.extras import needs
 from fedpeft.runstore import write_atomic
 
@@ -20,25 +19,13 @@ TEMPLATE = "{instruction}\n{input}\n### Response:\n{output}"
 _COLUMNS = ("instruction", "input", "output")
 
 
-@dataclass(frozen=True)
-class PublicTask:
-    """One data set.
-
-    Attributes:
-        hub_id: on the Hugging Face Hub.
-        purpose: what a model is tuned for with it.
-    """
-
-    hub_id: str
-    purpose: str
-
-
-TASKS: Mapping[str, PublicTask] = {
-    "flowertune/general-nlp": PublicTask("vicgalle/alpaca-gpt4", "instructions of every kind"),
-    "flowertune/finance": PublicTask("FinGPT/fingpt-sentiment-train", "sentiment of financial news"),
-    "flowertune/medical": PublicTask("medalpaca/medical_meadow_medical_flashcards", "medical questions"),
-    "flowertune/coding": PublicTask("flwrlabs/code-alpaca-20k", "programming tasks"),
+TASKS: Mapping[str, str] = {
+    "flowertune/general-nlp": "vicgalle/alpaca-gpt4",
+    "flowertune/finance": "FinGPT/fingpt-sentiment-train",
+    "flowertune/medical": "medalpaca/medical_meadow_medical_flashcards",
+    "flowertune/coding": "flwrlabs/code-alpaca-20k",
 }
+"""Ids on the Hugging Face Hub."""
 
 
 def fetch(name: str, out: Path) -> int:
@@ -54,7 +41,7 @@ def fetch(name: str, out: Path) -> int:
         raise DataError(f"no public task is called {name!r}; there are {', '.join(TASKS)}")
     if out.exists():
         raise DataError(f"{out} exists; give a new file")
-    rows = _rows(TASKS[name].hub_id)
+    rows = _rows(TASKS[name])
     write_atomic(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     return len(rows)
 
@@ -66,7 +53,7 @@ def _rows(hub_id: str) -> list[dict[str, str]]:
     try:
         table: Any = datasets.load_dataset(hub_id, split="train")
     except Exception as error:  # the hub, a proxy and the builder fail in their own ways
-        cause = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        cause = first_line(error)
     else:
         if set(_COLUMNS[::2]) <= set(table.column_names):
             return [{column: row.get(column) or "" for column in _COLUMNS} for row in table]

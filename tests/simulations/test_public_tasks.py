@@ -31,7 +31,7 @@ def hub(monkeypatch):
 def test_a_task_becomes_records_that_the_template_reads(hub, name, tmp_path):
     asked = hub({"instruction": ["Say yes"], "input": [None], "output": ["yes"], "text": ["unused"]})
     assert fetch(name, tmp_path / "records.jsonl") == 1
-    assert asked == [(TASKS[name].hub_id, "train")]
+    assert asked == [(TASKS[name], "train")]
     config = build_config({"data": {"template": TEMPLATE}})
     (record,) = read_records(tmp_path / "records.jsonl", config.data)
     assert record.completion == "yes"

@@ -55,7 +55,7 @@ def measure(work: Path, quantisation: str) -> dict[str, float]:
     from fedpeft.evaluation.metrics import evaluate
     from fedpeft.training import LocalPlan, train_local
 
-    material = Material(work / "base", work / "organisations", work / "test.jsonl")
+    material = Material.below(work)
     config = load_config(overrides={**settings(material), "base.quantisation": quantisation})
     torch.mm(torch.ones(256, 256), torch.ones(256, 256))  # what torch itself takes at its first product
     before = _resident()

