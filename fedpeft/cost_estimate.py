@@ -20,8 +20,8 @@ from fedpeft.config import Config
 from fedpeft.config.models import BaseConfig
 from fedpeft.errors import BaseModelError
 
-# Bytes of a weight of a linear layer (nf4: blocks of 64 with double quantisation; int8: one scale a row).
-_QUANTISED = {"nf4": 0.5 + 8 / 64 / 8 + 1 / 256, "int8": 1.01}
+QUANTISED = {"int8": 1.03, "nf4": 0.53}
+"""Bytes of a quantised weight, from the formats' definitions (nf4: block 64, double quantisation)."""
 # Master weights, gradient and AdamW's two moments, float32.
 _TRAINED = 16
 
@@ -65,7 +65,7 @@ def estimate(config: Config) -> Estimate:
     model, sizes, trainable = _shapes(config)
     width = _bytes_per_value(config.base)
     records, tokens = config.federation.batch_size, config.federation.batch_size * config.data.max_length
-    weight = _QUANTISED.get(config.base.quantisation, width)
+    weight = QUANTISED.get(config.base.quantisation, width)
     private = config.privacy.unit in ("record", "person") and config.privacy.trust == "local"
     return Estimate(
         parameters=sizes.linear + sizes.other,

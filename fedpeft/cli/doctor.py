@@ -27,8 +27,8 @@ PACKAGES = (
     "triton",
 )
 
-# Bytes per parameter of a frozen base, from the formats' definitions (nf4: block 64, double quantisation).
-BYTES_PER_PARAMETER = {"none (float32)": 4.0, "none (bfloat16)": 2.0, "int8": 1.03, "nf4": 0.53}
+# Bytes of a parameter of a frozen base that is not quantised.
+PLAIN = {"none (float32)": 4.0, "none (bfloat16)": 2.0}
 
 # Share of the memory that the base may take; the rest is activations, optimiser and the process itself.
 BASE_SHARE = 0.6
@@ -109,8 +109,9 @@ def _show_plan(facts: dict[str, Any]) -> None:
 def examine() -> dict[str, Any]:
     """Facts about this machine; sizes in bytes, base sizes in parameters."""
     from fedpeft.bases import describe_devices
+    from fedpeft.cost_estimate import QUANTISED
 
-    devices = describe_devices()
+    devices, sizes = describe_devices(), {**PLAIN, **QUANTISED}
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -119,9 +120,7 @@ def examine() -> dict[str, Any]:
         "devices": [asdict(device) for device in devices],
         "versions": {name: _version(name) for name in PACKAGES},
         "largest_base": {
-            device.name: {
-                kind: int(BASE_SHARE * device.memory / size) for kind, size in BYTES_PER_PARAMETER.items()
-            }
+            device.name: {kind: int(BASE_SHARE * device.memory / size) for kind, size in sizes.items()}
             for device in devices
         },
     }
@@ -142,7 +141,7 @@ def _show(facts: dict[str, Any]) -> None:
     table(
         "versions", ("package", "version"), ((k, v or "not installed") for k, v in facts["versions"].items())
     )
-    kinds = list(BYTES_PER_PARAMETER)
+    kinds = list(next(iter(facts["largest_base"].values())))
     sizes = [
         (device, *(quantity(fits[kind], "") for kind in kinds))
         for device, fits in facts["largest_base"].items()
