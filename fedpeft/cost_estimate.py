@@ -142,7 +142,7 @@ def _shapes(config: Config) -> tuple[Any, _Sizes, int]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from fedpeft.adapters.attach import exchanged_name
+    from fedpeft.adapters.attach import adapter_tensors
     from fedpeft.adapters.methods.base import Spec, method_of, rank_of
     from fedpeft.bases.load import quiet
 
@@ -151,14 +151,13 @@ def _shapes(config: Config) -> tuple[Any, _Sizes, int]:
         auto = AutoModelForSequenceClassification
     with torch.device("meta"), quiet():
         model = auto.from_config(_model_config(config.base))
-        method = method_of(config.adapter)
-        base: Any = SimpleNamespace(model=model, name=config.base.model, parameters=model.num_parameters())
+        facts = {"name": config.base.model, "parameters": model.num_parameters(), "task": config.base.task}
+        base: Any = SimpleNamespace(model=model, fresh=(), **facts)
         spec = Spec.of(base, config.adapter, rank_of(config.adapter, None))
         sizes = _Sizes.of(model, spec.targets)
-        wrapped: Any = PeftModel(model, method.build(spec))
-    named = ((exchanged_name(name), value) for name, value in wrapped.named_parameters())
-    trainable = sum(value.numel() for name, value in named if name.endswith(method.trained))
-    return model, sizes, trainable
+        wrapped: Any = PeftModel(model, spec.parts.configure(method_of(config.adapter).build(spec)))
+    trained, _ = adapter_tensors(wrapped, spec)
+    return model, sizes, sum(value.numel() for value in trained.values())
 
 
 def _model_config(cfg: BaseConfig) -> Any:

@@ -37,6 +37,7 @@ class Attached:
         seed: seed of the agreed initial values.
         parameters: the trainable parameters by exchanged name, in layout order.
         frozen: the adapter's tensors that are agreed, not trained (A under frozen_a and miss).
+        starts: agreed first values of what is trained beside the method's own tensors, by exchanged name.
     """
 
     base: Base
@@ -46,6 +47,7 @@ class Attached:
     seed: int
     parameters: dict[str, torch.nn.Parameter] = field(repr=False)
     frozen: dict[str, torch.nn.Parameter] = field(repr=False)
+    starts: dict[str, FloatVector] = field(default_factory=dict[str, FloatVector], repr=False)
 
     @property
     def config(self) -> AdapterConfig:
@@ -101,9 +103,12 @@ class Attached:
     def initial(self) -> FloatVector:
         """The agreed values before round 1, float32, shape ``(layout.size,)``."""
         pairs = zip(self.layout.names, self.layout.shapes, strict=True)
-        return self.layout.flatten(
-            {name: self.method.initial(name, shape, self.seed) for name, shape in pairs}
-        )
+        values = {
+            name: self.method.initial(name, shape, self.seed)
+            for name, shape in pairs
+            if name not in self.starts
+        }
+        return self.layout.flatten({**values, **self.starts})
 
     def reset(self) -> None:
         """Set the adapter, frozen tensors included, to the agreed values before round 1."""
@@ -169,13 +174,24 @@ def detach() -> None:
 
 def _unwrap(model: Any) -> None:
     """Put every module of a base back in place of what peft has wrapped around it."""
-    for name, layer in linear_modules_under(model).items():
+    for name, wrapper in _wrappers(model).items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        is_module = hasattr(wrapper, "original_module")
+        inner = wrapper.original_module if is_module else wrapper.get_base_layer()
+        setattr(model.get_submodule(parent), child, inner)
     if hasattr(model, "peft_config"):
         del model.peft_config
     if hasattr(model, "disable_input_require_grads"):
         model.disable_input_require_grads()  # peft sets them where activations are recomputed
+
+
+def _wrappers(model: Any) -> dict[str, Any]:
+    """What peft has put around modules, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def linear_modules_under(model: Any) -> dict[str, Any]:
@@ -187,18 +203,33 @@ def linear_modules_under(model: Any) -> dict[str, Any]:
 
 
 def exchanged_name(name: str) -> str:
-    """The exchanged name of a peft parameter, without peft's prefix and adapter name.
+    """The exchanged name of a peft parameter, as in an adapter folder without peft's prefix.
 
     >>> exchanged_name("base_model.model.model.layers.0.q_proj.lora_B.default.weight")
     'model.layers.0.q_proj.lora_B.weight'
+    >>> exchanged_name("base_model.model.score.modules_to_save.default.weight")
+    'score.weight'
     """
-    return name.removeprefix(_PREFIX).replace(f".{_ADAPTER}.", ".").removesuffix(f".{_ADAPTER}")
+    short = name.removeprefix(_PREFIX).replace(f".modules_to_save.{_ADAPTER}.", ".")
+    return short.replace(f".{_ADAPTER}.", ".").removesuffix(f".{_ADAPTER}")
+
+
+def adapter_tensors(model: Any, spec: Spec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters that peft has added to a base, by exchanged name: the trained ones, and the others."""
+    trained: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    endings = method_of(spec.config).trained
+    for name, parameter in model.named_parameters():
+        short = exchanged_name(name)
+        if short != name.removeprefix(_PREFIX):
+            (trained if short.endswith(endings) or spec.parts.trains(short) else others)[short] = parameter
+    return {name: trained[name] for name in sorted(trained)}, others
 
 
 def _wrap(base: Base, method: AdapterMethod, spec: Spec, seed: int) -> Attached:
     from peft import PeftModel
 
-    config = method.build(spec)
+    config = spec.parts.configure(method.build(spec))
     try:
         with _untouched_generator(base), warnings.catch_warnings():
             # peft asks transformers whether checkpointing is on by a name that transformers deprecates
@@ -208,21 +239,29 @@ def _wrap(base: Base, method: AdapterMethod, spec: Spec, seed: int) -> Attached:
         _unwrap(base.model)  # peft may have wrapped some modules before it came to one that it refuses
         cause = first_line(error)
         raise ConfigError(f"peft puts no {method.name} on {base.name!r} ({cause}); change adapter") from error
-    if wrong := sorted(linear_modules_under(base.model).keys() ^ set(spec.targets)):
+    if wrong := sorted(_wrappers(base.model).keys() ^ {*spec.targets, *spec.parts.heads}):
         _unwrap(base.model)
         raise ConfigError(f"peft does not adapt {base.name!r} as asked: {wrong[0]!r}; leave that out")
-    parameters: dict[str, Any] = {}
-    frozen: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():
-        short = exchanged_name(name)
-        if short == name.removeprefix(_PREFIX):
-            parameter.requires_grad_(False)
-            continue
-        trained = short.endswith(method.trained)
-        parameter.requires_grad_(trained)
-        (parameters if trained else frozen)[short] = parameter
-    ordered = {name: parameters[name] for name in sorted(parameters)}
-    return Attached(base, model, method, spec, seed, ordered, frozen)
+    _in_float32(model, spec)
+    model.requires_grad_(False)
+    trained, frozen = adapter_tensors(model, spec)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    starts = {name: spec.parts.start(base, name) for name in trained if spec.parts.trains(name)}
+    return Attached(base, model, method, spec, seed, trained, frozen, starts)
+
+
+def _in_float32(model: Any, spec: Spec) -> None:
+    """Let modules that are trained whole compute in float32, as the tensors of an adapter do."""
+    import torch
+
+    def convert(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(part.float() if isinstance(part, torch.Tensor) else part for part in inputs)
+
+    for name in spec.parts.heads:
+        copy = model.get_submodule(f"{_PREFIX}{name}.modules_to_save.{_ADAPTER}")
+        if any(parameter.dtype != torch.float32 for parameter in copy.parameters()):
+            copy.float().register_forward_pre_hook(convert)
 
 
 def _set_global(attached: Attached, state: FactorState | None) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 from fedpeft.adapters.attach import Attached
 from fedpeft.adapters.methods import lora
 from fedpeft.adapters.methods.base import Content, Spec
+from fedpeft.adapters.trained_parts import head_of
 from fedpeft.aggregation.lora_factors import FactorState
 from fedpeft.bases.beside import hub_id, place_base
-from fedpeft.bases.load import HEAD_MODULES, Base
+from fedpeft.bases.load import Base
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.runstore.files import write_atomic, write_json
 
@@ -51,9 +52,9 @@ def export(
     config.task_type = _TASKS[base.task]
     config.base_model_name_or_path, config.revision = _named(base, beside)
     config.inference_mode = True
-    heads = _heads(attached)
+    heads = _frozen_heads(attached)
     if heads:
-        config.modules_to_save = sorted({head for name in heads if (head := _head_of(name))})
+        config.modules_to_save = sorted({head for name in heads if (head := head_of(name))})
     named = {f"{_PREFIX}{name}": np.ascontiguousarray(value) for name, value in {**tensors, **heads}.items()}
     write_atomic(folder / "adapter_model.safetensors", save(dict(named), metadata={"format": "pt"}))
     write_json(folder / "adapter_config.json", _plain(config.to_dict()))
@@ -73,11 +74,13 @@ def _content(
     """Tensors by exchanged name and a fresh peft configuration."""
     if state is not None:
         return _factors(attached.spec, state)
-    parameters = {**attached.parameters, **attached.frozen}
+    spec, parameters = attached.spec, {**attached.parameters, **attached.frozen}
     tensors = {name: parameters[name].detach().float().cpu().numpy() for name in sorted(parameters)}
-    config = attached.method.build(attached.spec)
+    parts = {name: tensors.pop(name) for name in sorted(parameters) if spec.parts.trains(name)}
     exported = None if as_lora else attached.method.exported
-    return (exported and exported(attached.spec, tensors)) or (tensors, config)
+    written = exported and exported(spec, tensors)
+    tensors, config = written or (tensors, attached.method.build(spec))
+    return {**tensors, **parts}, spec.parts.configure(config)
 
 
 def _factors(spec: Spec, state: FactorState) -> Content:
@@ -101,21 +104,13 @@ def _at_least_one(a: FloatVector, b: FloatVector) -> tuple[FloatVector, FloatVec
     return np.zeros((1, a.shape[1]), np.float32), np.zeros((b.shape[0], 1), np.float32)
 
 
-def _heads(attached: Attached) -> dict[str, FloatVector]:
-    """The tensors of a classification head, and of what else the base's folder lacks, by name."""
-    if attached.base.task != "sequence-classification":
+def _frozen_heads(attached: Attached) -> dict[str, FloatVector]:
+    """The tensors of a head that is not trained, and of what else the base's folder lacks, by name."""
+    if attached.base.task != "sequence-classification" or attached.spec.parts.heads:
         return {}
-    fresh = {_head_of(name) for name in attached.base.fresh}
-    heads = {"classifier", "score"} | {head for head in fresh if head}
+    heads = {"classifier", "score"} | {head for name in attached.base.fresh if (head := head_of(name))}
     tensors = attached.base.model.named_parameters()
-    return {
-        name: tensor.detach().float().cpu().numpy() for name, tensor in tensors if _head_of(name) in heads
-    }
-
-
-def _head_of(name: str) -> str | None:
-    """The head that a tensor belongs to."""
-    return next((part for part in name.split(".") if part in HEAD_MODULES), None)
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors if head_of(name) in heads}
 
 
 def _plain(value: Any) -> Any:

@@ -83,6 +83,7 @@ def _merged(model: Any, folder: Path, method: str) -> Any:
     try:
         with quiet():
             adapted = _logits(loaded)
+            _place_saved(loaded)
             merged = loaded.merge_and_unload(safe_merge=True)
             after = _logits(merged)
     except Exception as error:  # each method refuses in its own way
@@ -99,6 +100,16 @@ def _merged(model: Any, folder: Path, method: str) -> Any:
     raise ConfigError(
         f"{folder}: {method} cannot be merged into this base ({cause}); load it beside the base"
     )
+
+
+def _place_saved(model: Any) -> None:
+    """Put modules that an adapter saves whole in place of the base's; peft does it for single layers."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for name, wrapper in list(model.named_modules()):
+        if isinstance(wrapper, ModulesToSaveWrapper) and wrapper.active_adapters:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, wrapper.modules_to_save[wrapper.active_adapters[0]])
 
 
 def _logits(model: Any) -> Any:

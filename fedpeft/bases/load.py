@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpeft.bases.files import content_hash, read_model_config, stored_quantisation, view
 from fedpeft.bases.probe import Probed, check_ids, check_length, check_passes
@@ -249,11 +250,15 @@ def _fill_head(cfg: BaseConfig, model: Any, missing: list[str]) -> None:
         raise BaseModelError(f"base.model {cfg.model!r} is no complete {cfg.task} model: {name!r} is missing")
     tensors = dict(model.named_parameters())
     for name in missing:
-        shape = tuple(tensors[name].shape)
-        scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.0
-        values = stream(0, 0, "", f"head:{name}").standard_normal(shape) * scale
+        values = fresh_head(name, tuple(tensors[name].shape))
         with torch.no_grad():
-            tensors[name].copy_(torch.from_numpy(values.astype(np.float32)))
+            tensors[name].copy_(torch.from_numpy(values))
+
+
+def fresh_head(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The first values of a new head's tensor, a function of its name and shape; biases are 0."""
+    scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.0
+    return (stream(0, 0, "", f"head:{name}").standard_normal(shape) * scale).astype(np.float32)
 
 
 def _settle(model: Any, dtype: torch.dtype, device: torch.device, cfg: BaseConfig) -> None:

@@ -20,7 +20,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: the first contradiction, with what to change.
     """
-    for problems in (_adapter, _exchange, _federation, _privacy, _secure):
+    for problems in (_adapter, _trained_parts, _exchange, _federation, _privacy, _secure):
         for problem in problems(config):
             raise ConfigError(problem)
 
@@ -63,6 +63,21 @@ def _adapter(config: Config) -> Iterator[str]:
         yield (
             f"adapter.aggregation = {adapter.aggregation!r} starts new factors each round, so a residual has "
             "no meaning: set exchange.up.error_feedback = false"
+        )
+
+
+def _trained_parts(config: Config) -> Iterator[str]:
+    """What is trained beside the adapter: where a base has it, and where updates have a place for it."""
+    adapter = config.adapter
+    if adapter.train_head and config.base.task != "sequence-classification":
+        yield (
+            f"adapter.train_head trains the head of a classifier, which base.task = {config.base.task!r} has "
+            "not: set base.task = 'sequence-classification', or leave adapter.train_head out"
+        )
+    if adapter.train_head and ADAPTER_METHODS[adapter.key].sends_factors:
+        yield (
+            f"adapter.train_head needs a plain mean: adapter.aggregation = {adapter.aggregation!r} sends "
+            "nothing but factors; set 'frozen_a'"
         )
 
 

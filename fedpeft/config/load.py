@@ -80,6 +80,7 @@ def config_hash(config: Config) -> str:
 ADDED: tuple[tuple[str, str, Any], ...] = (
     ("data", "encoding", "utf-8"),
     ("data", "assistant_turns", "last"),
+    ("adapter", "train_head", False),
 )
 """Settings that a later version added: section, name, and the value that means what was before."""
 

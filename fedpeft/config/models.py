@@ -73,6 +73,10 @@ class AdapterConfig(Section):
         default=(0,),
         description="layers (of the text stack) without adapter; layer 0 is what token extraction reads",
     )
+    train_head: bool = Field(
+        default=False,
+        description="train and exchange the head of a classifier too; its updates show the labels of records",
+    )
 
     @field_validator("target_modules", mode="before")
     @classmethod

@@ -237,8 +237,9 @@ def _bytes(store: RunStore, config: Config, attached: Attached) -> ByteFacts:
 
 
 def _both_factors(attached: Attached, rank: int) -> int:
-    """Values of LoRA with both factors on the same modules: ``rank * (in + out)`` each."""
-    return sum(rank * sum(shape) for _, shape in attached.spec.shapes)
+    """Values of LoRA with both factors on the same modules, ``rank * (in + out)`` each; and trained parts."""
+    parts = sum(value.size for value in attached.starts.values())
+    return parts + sum(rank * sum(shape) for _, shape in attached.spec.shapes)
 
 
 def _coded(store: RunStore, config: Config, layout: Layout) -> tuple[float | None, float | None]:

@@ -109,6 +109,13 @@ def test_a_method_that_does_not_say_that_no_embedding_is_trained_is_refused(join
         ADAPTER_METHODS.forget("mine")
 
 
+def test_a_head_is_trained_only_where_the_policy_says_so(joined):
+    config = joined.config(base={"task": "sequence-classification"}, adapter={"train_head": True})
+    assert joined.offer(config, labels=("no", "yes")) == ("refused", "head")
+    joined.policy(adapter={"train_head": True})
+    assert joined.offer(config, labels=("no", "yes")) == ("agreed", "")
+
+
 def test_without_a_promise_a_run_is_allowed_only_where_the_policy_says_none(joined):
     config = joined.config(privacy={"unit": "none", "noise_multiplier": None})
     assert joined.offer(config) == ("refused", "unit")

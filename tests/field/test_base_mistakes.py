@@ -22,6 +22,7 @@ SETTINGS = {
     "module of no base": ({"adapter__target_modules": "q_prj"}, "nearest: q_proj"),
     "module of another family": ({"adapter__target_modules": '["c_attn"]'}, "fits no linear module"),
     "head as a target": ({"adapter__target_modules": "lm_head"}, "is in the output head"),
+    "head of a language model": ({"adapter__train_head": "true"}, "base.task = 'sequence-classification'"),
     "every layer skipped": ({"adapter__skip_layers": "[0, 1]"}, "change adapter.target_modules"),
     "rank 0": ({"adapter__rank": 0}, "adapter.rank"),
     "rank as text": ({"adapter__rank": "sixteen"}, "adapter.rank"),

@@ -82,6 +82,9 @@ class AdapterRules(Section):
     skipped_layers: tuple[int, ...] = Field(
         default=(), description="layers that must not carry an adapter; attacks on tokens read layer 0"
     )
+    train_head: bool = Field(
+        default=False, description="allow adapter.train_head: updates of a head show the labels of records"
+    )
 
 
 class TrainingRules(Section):

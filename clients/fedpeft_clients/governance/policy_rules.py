@@ -154,6 +154,8 @@ def _adapter(policy: Policy, proposal: ProposedRun) -> Problems:
         yield "aggregation", f"adapter.aggregation = {adapter.aggregation!r}, allowed are {allowed}"
     if ADAPTER_METHODS[adapter.key].traits.trains_inputs:
         yield "method", f"adapter.method = {adapter.method!r} may train an embedding, which shows tokens"
+    if adapter.train_head and not rules.train_head:
+        yield "head", "adapter.train_head = true: updates of a head show the labels of records"
     if proposal.rank > rules.max_rank:
         yield "rank", f"adapter.rank = {proposal.rank}, allowed are at most {rules.max_rank}"
     if proposal.tokens / proposal.rank < rules.min_tokens_per_rank:

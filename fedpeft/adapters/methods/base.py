@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fedpeft.adapters.coverage import Coverage
 from fedpeft.adapters.targets import find_targets, linear_modules
+from fedpeft.adapters.trained_parts import TrainedParts
 from fedpeft.bases.load import Base
 from fedpeft.config.models import AdapterConfig
 from fedpeft.errors import ConfigError
@@ -32,7 +33,8 @@ class Traits:
             weights.
         dp: which per-example gradient rule is right for it: batched hooks on linear modules, or a loop.
         exports_lora: its adapter can be written as plain LoRA without loss.
-        trains_inputs: an embedding or a head is trainable, or nobody said that none is; policies refuse that.
+        trains_inputs: the method itself trains an embedding or a head, or nobody said that it does not;
+            policies refuse that. What settings add (`fedpeft.adapters.trained_parts`) has rules of its own.
     """
 
     linear: bool
@@ -59,6 +61,7 @@ class Spec:
         conv1d: whether one of them is GPT-2's Conv1D, which keeps its weight transposed.
         model_type: architecture of the base, as transformers calls it.
         coverage: how much of the base is adapted.
+        parts: what else of the base is trained.
     """
 
     config: AdapterConfig
@@ -67,6 +70,7 @@ class Spec:
     conv1d: bool
     model_type: str
     coverage: Coverage
+    parts: TrainedParts
 
     @classmethod
     def of(cls, base: Base, cfg: AdapterConfig, rank: int) -> Spec:
@@ -80,8 +84,9 @@ class Spec:
         modules = linear_modules(base.model)
         shapes = tuple((name, _out_in(modules[name])) for name in targets)
         conv1d = any(type(modules[name]).__name__ == "Conv1D" for name in targets)
-        coverage = Coverage.of(base, dict(shapes), cfg.skip_layers)
-        return cls(cfg, rank, shapes, conv1d, kind, coverage)
+        parts = TrainedParts.of(base, cfg)
+        coverage = Coverage.of(base, dict(shapes), cfg.skip_layers, parts)
+        return cls(cfg, rank, shapes, conv1d, kind, coverage, parts)
 
     @property
     def targets(self) -> tuple[str, ...]:
