@@ -32,7 +32,7 @@ def code(files: AdapterFiles, recipe: Recipe) -> list[tuple[Part, bytes]]:
         ExchangeError: a value is too large for its codec.
     """
     check_names(files.tensors)
-    recipe = replace(recipe, step=step_of(files, recipe))
+    recipe = replace(recipe, step=step_of(recipe))
     groups: dict[str, Tensors] = {}
     for name, codec in codecs_of(files, recipe).items():
         groups.setdefault(codec, {})[name] = files.tensors[name]

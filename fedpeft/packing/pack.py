@@ -1,7 +1,7 @@
 """Adapter files: any peft adapter folder as one small file, and back; without torch.
 
-By default factors and changes become a few levels per tensor (`fedpeft.packing.uniform_quantiser`), about
-three bits a value.
+By default factors and changes become a few dozen levels per tensor (`fedpeft.packing.uniform_quantiser`),
+about five and a half bits a value.
 Changes can be ternarised instead, as ComPEFT does (Yadav et al., arXiv 2311.13171); what that costs
 and what it does to the loss is measured in docs/adapter-files.md.
 """

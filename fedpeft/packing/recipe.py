@@ -32,7 +32,7 @@ _ROLES_OF_OTHERS = {
         PackingRoles("ADALORA", (), ("lora_A", "lora_B")),
         PackingRoles("LOHA", ("hada_w2_b",), ("hada_w1_a", "hada_w1_b", "hada_w2_a")),
         PackingRoles("LOKR", ("lokr_w1", "lokr_w1_a"), ("lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")),
-        PackingRoles("VERA", (), ("vera_A", "vera_B")),
+        PackingRoles("VERA", (), (), ("vera_A", "vera_B")),
     )
 }
 """Of methods that no run of ours trains; `ADAPTER_METHODS` have the others."""
@@ -51,7 +51,8 @@ class Recipe:
 
     Attributes:
         codec: of the changes; ``levels`` codes the other factors too.
-        step: of levels, over the root mean square of a tensor; None: the method's own.
+        step: of levels, over the root mean square of a tensor; None: 0.1, or 0.5 beside ternary changes,
+            which lose more than that.
         density: of ternary: share of every tensor's values that is kept.
         alpha: ternary as ComPEFT does it: all changes and factors are one vector, of which the share
             ``density`` is kept with the magnitude ``alpha`` times the standard deviation of the vector.
@@ -80,9 +81,9 @@ class Recipe:
             raise ExchangeError(f"alpha is {self.alpha}; it must be above 0 and at most 100")
 
 
-def step_of(files: AdapterFiles, recipe: Recipe) -> float:
-    """The step of levels: as asked for, else that of the adapter's method."""
-    return recipe.step or _roles(str(files.config.get("peft_type"))).step
+def step_of(recipe: Recipe) -> float:
+    """The step of levels."""
+    return recipe.step or (0.1 if recipe.codec == "levels" else 0.5)
 
 
 def codecs_of(files: AdapterFiles, recipe: Recipe) -> dict[str, str]:

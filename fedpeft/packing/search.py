@@ -24,7 +24,7 @@ DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
 CLAIM_BYTES = 250
 """A claim makes a header at most this much longer."""
 
-_STEPS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+_STEPS = (0.1, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 _STEP_RANGE = (0.02, 4.0)
 _DENSITY_RANGE = (0.002, 0.6)
 _RUNGS_PER_OCTAVE = 32

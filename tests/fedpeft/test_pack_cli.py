@@ -76,12 +76,12 @@ def test_every_way_to_say_how_small(folder):
 
 def test_the_table_shows_sizes_and_losses(folder):
     shown = run("pack", folder / "adapter", "--table").stdout
-    assert "levels, step 0.5" in shown and "ComPEFT, density 20%, alpha 1" in shown
+    assert "levels, step 0.1" in shown and "ComPEFT, density 20%, alpha 1" in shown
     found = as_json("pack", folder / "adapter", "--table", "--eval", folder / "rows.jsonl")
-    assert len(found["table"]) == 17
+    assert len(found["table"]) == 18
     assert all(row["loss"] > 0 and row["change"] is not None for row in found["table"])
     both = as_json("pack", folder / "adapter", "--table", "-o", folder / "a")
-    default = next(row for row in both["table"] if row["recipe"]["step"] == 0.5)
+    default = next(row for row in both["table"] if row["recipe"]["step"] == 0.1)
     assert both["bytes_total"] == default["bytes"]
 
 

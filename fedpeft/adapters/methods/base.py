@@ -128,14 +128,12 @@ class PackingRoles:
         factors: factors that start at random.
         centred: other tensors that hold nothing of the base: they stay in bfloat16. What is named nowhere
             is kept exactly.
-        step: of levels by default, over the root mean square of a tensor.
     """
 
     peft_type: str
     changes: tuple[str, ...]
     factors: tuple[str, ...] = ()
     centred: tuple[str, ...] = ()
-    step: float = 0.1
 
 
 Content = tuple[dict[str, FloatVector], Any]

@@ -15,9 +15,7 @@ from fedpeft.rng import stream
 
 A, B = "lora_A.weight", "lora_B.weight"
 ROWS = TokenRows(inputs="lora_A", projected="lora_B", projection="lora_A")
-PACKING = PackingRoles(
-    "LORA", ("lora_B", "lora_embedding_A"), ("lora_A", "lora_embedding_B"), step=0.5
-)  # measured on trained adapters: docs/adapter-files.md
+PACKING = PackingRoles("LORA", ("lora_B", "lora_embedding_A"), ("lora_A", "lora_embedding_B"))
 
 
 def build(spec: Spec) -> Any:

@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kinds", default="")
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
     parser.add_argument("--steps", type=int, default=60, help="of training")
-    parser.add_argument("--step", type=float, help="of levels; default: the method's own")
+    parser.add_argument("--step", type=float, help="of levels; default: that of adapter pack")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
