@@ -164,27 +164,32 @@ def evaluate(
     prompt: str = PROMPT,
     completion: str = COMPLETION,
     base: str | None = BASE,
+    generate: bool = typer.Option(
+        False, "--generate", help="Also generate answers, greedily: exact match, token F1, ROUGE-L."
+    ),
+    max_new_tokens: int = typer.Option(64, min=1, help="Most tokens of a generated answer."),
+    tasks: str | None = typer.Option(
+        None, help="Run these lm-eval tasks instead, names joined by commas (extra lm-eval)."
+    ),
+    include_path: Path | None = typer.Option(None, help="Folder with lm-eval's files (YAML) of --tasks."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Held-out loss and accuracy of an adapter, loaded by plain peft."""
+    """Held-out figures of an adapter, loaded by plain peft; with --generate and --tasks beside its base's."""
+    from fedpeft.cli import evaluation
+    from fedpeft.cli.show_progress import progress
     from fedpeft.config.models import DataConfig
-    from fedpeft.evaluation.adapter_folder import evaluate_folder, evaluate_run
 
     if not adapter.is_dir():
         raise ConfigError(f"{str(adapter)!r} is no folder; give a run directory or an adapter folder")
-    if (adapter / "config.toml").is_file():
-        result = evaluate_run(adapter)
-    elif data is None:
-        raise ConfigError("an adapter folder needs --data with the records to evaluate on")
-    else:
-        columns = DataConfig(prompt=prompt, completion=completion)
-        result = evaluate_folder(adapter, data, base, columns)
-    accuracy = "n/a" if result.accuracy is None else f"{result.accuracy:.3f}"
-    emit(
-        asdict(result),
-        as_json,
-        lambda: typer.echo(f"loss {result.loss:.4f} · accuracy {accuracy} · {result.count} records"),
-    )
+    held_out = evaluation.HeldOut(adapter, data, base, DataConfig(prompt=prompt, completion=completion))
+    with progress(quiet=as_json, to_stderr=True):
+        if tasks is not None or include_path is not None:
+            result = evaluation.on_tasks(held_out, tasks, include_path, generate)
+        elif generate:
+            result = evaluation.with_answers(held_out, max_new_tokens)
+        else:
+            result = evaluation.plain(held_out)
+    emit(result.payload, as_json, result.show)
 
 
 def merge(

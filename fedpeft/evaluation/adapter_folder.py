@@ -1,10 +1,10 @@
-"""Held-out figures of an exported adapter, loaded as any user of peft would load it."""
+"""An adapter folder on its base with held-out records, loaded as any user of peft would load it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from fedpeft.bases.load import load_apart
 from fedpeft.bases.probe import check_lengths
 from fedpeft.bases.source import held_base
 from fedpeft.config.models import BaseConfig, DataConfig, Task
+from fedpeft.config.template import Template
 from fedpeft.data import Example, Record, read_records, read_written, tokenise
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation.held_out import classes
@@ -22,6 +23,7 @@ from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
 
 if TYPE_CHECKING:
+    from fedpeft.evaluation.answers import AnswerFigures
     from fedpeft.evaluation.metrics import Evaluation
 
 _TASKS: dict[object, Task] = {
@@ -31,6 +33,54 @@ _TASKS: dict[object, Task] = {
 }
 
 
+@dataclass(frozen=True)
+class Subject:
+    """An adapter folder, its base, and records to evaluate it on; nothing is loaded yet.
+
+    Attributes:
+        folder: an adapter folder of any peft method.
+        base: its base.
+        rows: the records.
+        data: their columns and template.
+        labels: their classes; empty for free text.
+    """
+
+    folder: Path
+    base: BaseConfig
+    rows: Sequence[Record] = field(repr=False)
+    data: DataConfig
+    labels: Sequence[str]
+
+    @classmethod
+    def of_run(cls, run: Path, folder: Path | None = None) -> Subject:
+        """The adapter of a finished run, or another folder, on the run's own global test.
+
+        Raises:
+            RunError: no run, or one without its test records.
+        """
+        store = RunStore.open(run)
+        config, labels = store.config, json.loads(store.labels.read_text())
+        base = config.base.model_copy(update={"gradient_checkpointing": False})  # nothing is trained
+        return cls(folder or store.adapter, base, read_written(store.test, config.data), config.data, labels)
+
+    @classmethod
+    def of_folder(cls, folder: Path, records: Path, base: str | None, data: DataConfig) -> Subject:
+        """An adapter folder and a file of records.
+
+        Args:
+            folder: an adapter folder of any peft method.
+            records: JSONL, CSV, Parquet or a datasets folder.
+            base: model folder or id; None: the one that the adapter names.
+            data: columns and template of the records.
+
+        Raises:
+            ConfigError: no adapter in the folder, or one that names no base.
+            DataError, BaseModelError: the records cannot be read, or the base is not here.
+        """
+        chosen, rows = base_of(folder, base), read_records(records, data)
+        return cls(folder, chosen, rows, data, classes(rows, chosen.task))
+
+
 def evaluate_run(run: Path) -> Evaluation:
     """Judge the adapter of a finished run on the run's own global test.
 
@@ -38,27 +88,17 @@ def evaluate_run(run: Path) -> Evaluation:
         RunError: no run, or one without its test records.
         ConfigError: the run has not exported an adapter yet.
     """
-    store = RunStore.open(run)
-    config, labels = store.config, json.loads(store.labels.read_text())
-    rows = read_written(store.test, config.data)
-    return load_folder(store.adapter, rows, config.base, config.data, labels).figures()
+    return load_base_of(Subject.of_run(run)).adapted().figures()
 
 
 def evaluate_folder(folder: Path, records: Path, base: str | None, data: DataConfig) -> Evaluation:
-    """Judge an adapter folder on records.
-
-    Args:
-        folder: an adapter folder of any peft method.
-        records: JSONL, CSV, Parquet or a datasets folder.
-        base: model folder or id; None: the one that the adapter names.
-        data: columns and template of the records.
+    """Judge an adapter folder on records; arguments as `Subject.of_folder`.
 
     Raises:
         ConfigError: no adapter in the folder, or one that does not fit the base.
         DataError, BaseModelError: records or base cannot be read.
     """
-    chosen, rows = base_of(folder, base), read_records(records, data)
-    return load_folder(folder, rows, chosen, data, classes(rows, chosen.task)).figures()
+    return load_base_of(Subject.of_folder(folder, records, base, data)).adapted().figures()
 
 
 def merge_folder(folder: Path, out: Path, base: str | None) -> None:
@@ -104,52 +144,69 @@ def named_base(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Loaded:
-    """An adapter folder on its base, and records to evaluate it on.
+    """A base, without the adapter or with it, and records to evaluate it on.
 
     Attributes:
-        model: the peft model.
+        model: the base's model, or the peft model around it.
         tokenizer: of the adapter folder, else of the base.
         examples: the records.
         labels: their classes, of a classifier in the order of its head; None evaluates the loss alone.
+        subject: what was loaded.
     """
 
     model: Any = field(repr=False)
     tokenizer: Any = field(repr=False)
     examples: Sequence[Example] = field(repr=False)
     labels: Sequence[str] | None
+    subject: Subject = field(repr=False)
+
+    def adapted(self) -> Loaded:
+        """The same with the adapter around the base's model, which is changed in place.
+
+        Raises:
+            ConfigError: the adapter does not fit the base.
+        """
+        return replace(self, model=load_adapter(self.model, self.subject.folder))
 
     def figures(self) -> Evaluation:
-        """Held-out figures of the adapter as it now is."""
+        """Held-out figures of the model as it now is."""
         from fedpeft.evaluation.metrics import evaluate
 
         return evaluate(self.model, self.examples, self.labels, self.tokenizer)
 
+    def answers(self, max_new_tokens: int) -> AnswerFigures:
+        """How good the answers are that the model generates (`fedpeft.evaluation.generation`).
 
-def load_folder(
-    folder: Path, rows: Sequence[Record], base: BaseConfig, data: DataConfig, labels: Sequence[str]
-) -> Loaded:
-    """Load an adapter folder and records.
+        Raises:
+            ConfigError: prompts and so many tokens are longer than the base has positions for.
+        """
+        from fedpeft.evaluation.answers import answer_figures
+        from fedpeft.evaluation.generation import generate
 
-    Args:
-        folder: an adapter folder of any peft method.
-        rows: the records.
-        base: the base.
-        data: columns and template of the records.
-        labels: the classes of the records; empty for free text.
+        made = generate(self.model, self.tokenizer, self.examples, max_new_tokens)
+        # what the template writes after an answer is trained, and is no part of it
+        after = Template.parse(self.subject.data.template).constants[-1]
+        texts = [text.partition(after)[0] if after else text for text in made.texts]
+        return answer_figures(texts, [row.completion for row in self.subject.rows], made.unfinished)
+
+
+def load_base_of(subject: Subject) -> Loaded:
+    """Load a base, apart from the one that runs share, and the records as its examples.
 
     Raises:
-        ConfigError: the adapter does not fit the base, or its head not the labels.
+        ConfigError: the head of the adapter does not fit the labels.
         ExchangeError: the weights of the adapter are placeholders.
         DataError, BaseModelError: records cannot be tokenised, or the base not be loaded.
     """
+    base, labels, folder = subject.base, subject.labels, subject.folder
     check_weights(folder)
     if base.task == "sequence-classification" and (head := head_rows(folder)):
         labels = _classes_of_head(folder, labels, head)
     loaded = load_apart(base, num_classes(base, labels))
     tokenizer = tokenizer_of(folder, loaded)
-    examples = tokenise(rows, tokenizer, data, base.task, labels or None)
+    examples = tokenise(subject.rows, tokenizer, subject.data, base.task, labels or None)
     check_lengths(loaded.model, base.model, (len(example.ids) for example in examples))
-    return Loaded(load_adapter(loaded.model, folder), tokenizer, examples, labels or None)
+    return Loaded(loaded.model, tokenizer, examples, labels or None, subject)
 
 
 def _classes_of_head(folder: Path, labels: Sequence[str], head: int) -> Sequence[str]:

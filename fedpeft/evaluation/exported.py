@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.config.models import BaseConfig, DataConfig
-from fedpeft.data import Record, read_records, read_written
+from fedpeft.config.models import DataConfig
 from fedpeft.errors import DataError
-from fedpeft.evaluation.adapter_folder import Loaded, base_of, load_folder
-from fedpeft.evaluation.held_out import classes
+from fedpeft.evaluation.adapter_folder import Loaded, Subject, load_base_of
 from fedpeft.packing.file_format import Claim
 from fedpeft.packing.peft_folder import Tensors, digest_of
 from fedpeft.runstore import RunStore
@@ -61,10 +57,7 @@ def evaluator_of_run(run: Path, folder: Path | None = None) -> AdapterEvaluator:
         RunError: no run, or one without its test records.
         ConfigError: the run has not exported an adapter.
     """
-    store = RunStore.open(run)
-    config, labels = store.config, json.loads(store.labels.read_text())
-    rows = read_written(store.test, config.data)
-    return _evaluator(folder or store.adapter, (store.test, rows), config.base, config.data, labels)
+    return _evaluator(Subject.of_run(run, folder), RunStore.open(run).test)
 
 
 def evaluator_of_records(folder: Path, records: Path, base: str | None, data: DataConfig) -> AdapterEvaluator:
@@ -82,16 +75,12 @@ def evaluator_of_records(folder: Path, records: Path, base: str | None, data: Da
     """
     if not records.is_file():
         raise DataError(f"no records at {str(records)!r}; give one file")
-    chosen, rows = base_of(folder, base), read_records(records, data)
-    return _evaluator(folder, (records, rows), chosen, data, classes(rows, chosen.task))
+    return _evaluator(Subject.of_folder(folder, records, base, data), records)
 
 
-def _evaluator(
-    folder: Path, source: tuple[Path, Sequence[Record]], base: BaseConfig, data: DataConfig, labels: list[str]
-) -> AdapterEvaluator:
-    path, rows = source
-    loaded = load_folder(folder, rows, base, data, labels)
-    return AdapterEvaluator(loaded, digest_of(path), loaded.figures())
+def _evaluator(subject: Subject, records: Path) -> AdapterEvaluator:
+    loaded = load_base_of(subject).adapted()
+    return AdapterEvaluator(loaded, digest_of(records), loaded.figures())
 
 
 def _put(model: Any, tensors: Tensors) -> None:
