@@ -186,20 +186,32 @@ def _unwrap(model: Any) -> None:
 
 
 def _wrappers(model: Any) -> dict[str, Any]:
-    """What peft has put around modules, by name."""
+    """What peft has put around modules, by their names; not what stands in such a wrapper."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    wrappers: dict[str, Any] = {}
+    outer = ""
+    for name, module in model.named_modules():  # parents come before what is in them
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not (
+            outer and name.startswith(outer)
+        ):
+            wrappers[name], outer = module, f"{name}."
+    return wrappers
 
 
 def linear_modules_under(model: Any) -> dict[str, Any]:
-    """The adapted modules of a peft model by their name in the base."""
+    """The adapted linear modules of a peft model by their name in the base."""
+    import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers.pytorch_utils import Conv1D
 
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
-    return {name.removeprefix(_PREFIX): module for name, module in layers}
+    return {
+        name.removeprefix(_PREFIX): module
+        for name, module in layers
+        if isinstance(module.get_base_layer(), torch.nn.Linear | Conv1D)
+    }
 
 
 def exchanged_name(name: str) -> str:
@@ -239,7 +251,7 @@ def _wrap(base: Base, method: AdapterMethod, spec: Spec, seed: int) -> Attached:
         _unwrap(base.model)  # peft may have wrapped some modules before it came to one that it refuses
         cause = first_line(error)
         raise ConfigError(f"peft puts no {method.name} on {base.name!r} ({cause}); change adapter") from error
-    if wrong := sorted(_wrappers(base.model).keys() ^ {*spec.targets, *spec.parts.heads}):
+    if wrong := sorted(_wrappers(base.model).keys() ^ {*spec.targets, *spec.parts.modules}):
         _unwrap(base.model)
         raise ConfigError(f"peft does not adapt {base.name!r} as asked: {wrong[0]!r}; leave that out")
     _in_float32(model, spec)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.adapters.targets import closed_layers, layer_of, linear_layers
+from fedpeft.adapters.targets import closed_layers, fused_matrices, layer_of, linear_layers
+from fedpeft.adapters.trained_parts import REVEALED, TrainedParts
 
 if TYPE_CHECKING:
-    from fedpeft.adapters.trained_parts import TrainedParts
     from fedpeft.bases.load import Base
 
 UNCHOSEN = "of other names than those adapted"
@@ -28,6 +29,7 @@ class Coverage:
         share: parameters of the adapted matrices over all of the base.
         left_out: what the others are, and how many.
         trained: parts that are trained without an adapter, each with the number of its values.
+        experts: whether experts of a mixture are adapted.
     """
 
     adapted: int
@@ -35,6 +37,7 @@ class Coverage:
     share: float
     left_out: tuple[tuple[str, int], ...]
     trained: tuple[tuple[str, int], ...] = ()
+    experts: bool = False
 
     @classmethod
     def of(
@@ -57,25 +60,35 @@ class Coverage:
             if parts.trains(f"{name}.weight"):
                 whole += 1
             elif name not in shapes:
-                layer = layer_of(name)
-                layer_reason = f"in layer {layer} (adapter.skip_layers)" if layer in skipped else UNCHOSEN
-                rest[closed.get(name, layer_reason)] += 1
-        rest.update(_fused(base.model))
-        left_out = tuple((reason, count) for reason, count in rest.items() if count)
-        adapted = sum(rows * columns for rows, columns in shapes.values())
-        matrices, share = len(shapes) + whole + rest.total(), adapted / max(base.parameters, 1)
-        return cls(len(shapes), matrices, share, left_out, _sizes(base.model, parts))
+                rest[closed.get(name, _skipped(name, skipped) or UNCHOSEN)] += 1
+        experts = dict(parts.experts)
+        for name, (tensor, of_experts) in fused_matrices(base.model).items():
+            if name not in experts:
+                reason = EXPERTS if of_experts else BLOCKS
+                rest[(_skipped(name, skipped) if experts else None) or reason] += int(tensor.shape[0])
+        adapted = len(shapes) + sum(shape[0] for shape in experts.values())
+        values = sum(math.prod(shape) for shape in (*shapes.values(), *experts.values()))
+        matrices, left_out = adapted + whole + rest.total(), tuple(rest.items())
+        return cls(
+            adapted,
+            matrices,
+            values / max(base.parameters, 1),
+            left_out,
+            _sizes(base.model, parts),
+            bool(experts),
+        )
 
     @property
     def text(self) -> str:
         """One line for people."""
         parts = ", ".join(f"{count} {reason}" for reason, count in self.left_out)
         trained = ", ".join(f"{name} ({size:,} values)" for name, size in self.trained)
-        return (
+        line = (
             f"adapts {self.adapted} of {self.matrices} weight matrices, {100 * self.share:.3g} % of the "
             f"parameters; left out: {parts or 'none'}"
-            + (f"; trains the head {trained}: its updates show the labels of records" if trained else "")
         )
+        line += f"; {REVEALED['experts']}" if self.experts else ""
+        return line + (f"; trains the head {trained}: {REVEALED['train_head']}" if trained else "")
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -88,22 +101,13 @@ class Coverage:
         return {"event": "coverage", **self.facts, "text": self.text}
 
 
+def _skipped(name: str, skipped: Collection[int]) -> str | None:
+    """That a matrix stands in a skipped layer, if it does."""
+    layer = layer_of(name)
+    return f"in layer {layer} (adapter.skip_layers)" if layer in skipped else None
+
+
 def _sizes(model: Any, parts: TrainedParts) -> tuple[tuple[str, int], ...]:
     """The modules that are trained whole, and how many values each has."""
     modules = ((name, model.get_submodule(name)) for name in parts.heads)
     return tuple((name, sum(tensor.numel() for tensor in module.parameters())) for name, module in modules)
-
-
-def _fused(model: Any) -> Counter[str]:
-    """Matrices that are kept in one parameter of three dimensions, as those of a layer's experts are."""
-    import torch
-
-    counts = Counter[str]()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv1d | torch.nn.Conv3d):
-            continue
-        reason = EXPERTS if "expert" in type(module).__name__.lower() else BLOCKS
-        for tensor in module.parameters(recurse=False):
-            if tensor.dim() == 3 and tensor.shape[0] > 1:
-                counts[reason] += int(tensor.shape[0])
-    return counts

@@ -53,6 +53,28 @@ def linear_modules(model: Any) -> dict[str, Any]:
     return {name: module for name, module in linear_layers(model).items() if name not in closed}
 
 
+def fused_experts(model: Any) -> dict[str, Any]:
+    """Parameters of the text stack that hold one matrix for each expert of a mixture, by name."""
+    text = _text_stack(model)
+    fused = fused_matrices(model)
+    return {
+        name: tensor for name, (tensor, of_experts) in fused.items() if of_experts and name.startswith(text)
+    }
+
+
+def fused_matrices(model: Any) -> dict[str, tuple[Any, bool]]:
+    """Parameters that hold several matrices, by name, and whether they are those of experts."""
+    import torch
+
+    return {
+        f"{name}.{own_name}": (tensor, "expert" in type(module).__name__.lower())
+        for name, module in model.named_modules()
+        if not isinstance(module, torch.nn.Conv1d | torch.nn.Conv3d)
+        for own_name, tensor in module.named_parameters(recurse=False)
+        if tensor.dim() == 3 and tensor.shape[0] > 1
+    }
+
+
 def _text_stack(model: Any) -> str:
     """How names of the language model begin in a base of several modalities; empty: it is the whole."""
     if model.config.get_text_config() is model.config:

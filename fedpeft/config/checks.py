@@ -79,6 +79,11 @@ def _trained_parts(config: Config) -> Iterator[str]:
             f"adapter.train_head needs a plain mean: adapter.aggregation = {adapter.aggregation!r} sends "
             "nothing but factors; set 'frozen_a'"
         )
+    if adapter.experts and not ADAPTER_METHODS[adapter.key].adapts_experts:
+        yield (
+            f"adapter.experts is not possible with {adapter.key!r}: set adapter.method = 'lora' and "
+            "adapter.aggregation = 'frozen_a'"
+        )
 
 
 def _exchange(config: Config) -> Iterator[str]:

@@ -81,6 +81,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("data", "encoding", "utf-8"),
     ("data", "assistant_turns", "last"),
     ("adapter", "train_head", False),
+    ("adapter", "experts", False),
 )
 """Settings that a later version added: section, name, and the value that means what was before."""
 

@@ -73,6 +73,11 @@ class AdapterConfig(Section):
         default=(0,),
         description="layers (of the text stack) without adapter; layer 0 is what token extraction reads",
     )
+    experts: bool = Field(
+        default=False,
+        description="adapt experts that are fused into one tensor too, each with adapter.rank; their updates "
+        "show which of them a batch was sent to",
+    )
     train_head: bool = Field(
         default=False,
         description="train and exchange the head of a classifier too; its updates show the labels of records",

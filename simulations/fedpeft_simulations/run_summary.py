@@ -238,8 +238,10 @@ def _bytes(store: RunStore, config: Config, attached: Attached) -> ByteFacts:
 
 def _both_factors(attached: Attached, rank: int) -> int:
     """Values of LoRA with both factors on the same modules, ``rank * (in + out)`` each; and trained parts."""
-    parts = sum(value.size for value in attached.starts.values())
-    return parts + sum(rank * sum(shape) for _, shape in attached.spec.shapes)
+    spec = attached.spec
+    whole = sum(value.size for value in attached.starts.values())
+    experts = sum(rank * count * sum(shape) for _, (count, *shape) in spec.parts.experts)
+    return whole + experts + sum(rank * sum(shape) for _, shape in spec.shapes)
 
 
 def _coded(store: RunStore, config: Config, layout: Layout) -> tuple[float | None, float | None]:

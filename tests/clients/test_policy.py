@@ -32,6 +32,7 @@ RULES = [
     ("base", {}, {"base": {"sha256": None}}),
     ("method", {"adapter": {"methods": ["miss"]}}, {}),
     ("aggregation", {}, {"adapter": {"aggregation": "naive"}}),
+    ("experts", {}, {"adapter": {"experts": True}}),
     ("rank", {}, {"adapter": {"rank": 9}}),
     ("tokens", {"adapter": {"min_tokens_per_rank": 65.0}}, {}),
     ("layers", {"adapter": {"skipped_layers": [0, 1]}}, {}),

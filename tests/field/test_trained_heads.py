@@ -178,7 +178,9 @@ def test_a_federation_trains_exports_and_names_its_head(fedpeft, settings, input
     assert saved == (["score"] if name == "llama" else ["classifier", "pooler"])
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (said,) = [event for event in events if event["event"] == "coverage"]
-    assert "its updates show the labels of records" in said["text"] and said["text"] in done.out + done.err
+    assert (
+        "updates of a head show the labels of records" in said["text"] and said["text"] in done.out + done.err
+    )
     classes = len(json.loads(RunStore(run).labels.read_text()))
     chosen = {"model": str(inputs.base(name)), "device": "cpu", "task": "sequence-classification"}
     base = load_base(BaseConfig.model_validate(chosen), classes)

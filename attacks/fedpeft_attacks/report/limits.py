@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fedpeft.adapters.trained_parts import REVEALED
 from fedpeft.config import Config
 from fedpeft_attacks.evidence.taps import Tap
 from fedpeft_attacks.results.findings import EpsilonCheck, Finding
@@ -34,10 +35,6 @@ _UNEVEN = (
     "Order: records are rebuilt as if every token bore the same loss, which data.prompt_weight = {weight:g} "
     "makes wrong; that the attack on sequences finds none says little here."
 )
-_LABELS = (
-    "Labels: adapter.train_head sends the head's gradient, whose rows show how often each label stood in a "
-    "batch, without any attack, unless noise covers it; that was not measured."
-)
 _ALWAYS = (
     "Side channels: times and sizes of messages, the numbers that travel beside envelopes, memory and caches "
     "of the machines were not examined.",
@@ -55,8 +52,11 @@ def not_tested(
     missing = [sentence for name, sentence in _UNTRIED.items() if name not in tried]
     if SEQUENCES in tried and config.data.prompt_weight != 1.0:
         missing.append(_UNEVEN.format(weight=config.data.prompt_weight))
-    if config.adapter.train_head:
-        missing.append(_LABELS)
+    missing += [
+        f"adapter.{setting}: {sentence}, unless noise covers it; how much was not measured."
+        for setting, sentence in REVEALED.items()
+        if getattr(config.adapter, setting)
+    ]
     return (*missing, _coverage(config, taps), *_ALWAYS)
 
 

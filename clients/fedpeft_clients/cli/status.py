@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from fedpeft.adapters.trained_parts import REVEALED
 from fedpeft.cli.output import table
 from fedpeft.cohort import Cohort
 from fedpeft.epsilons import shown, written
@@ -143,12 +144,14 @@ def _terms(proposal: ProposedRun) -> list[str]:
     federation, adapter, up = config.federation, config.adapter, config.exchange.up
     base = agreed_base(config) or "not named by hash"
     mode = f", {adapter.aggregation}" if adapter.key != adapter.method else ""
-    head = "; and the head: its updates show the labels of records" if adapter.train_head else ""
+    parts = "".join(
+        f"; {setting}: {sentence}" for setting, sentence in REVEALED.items() if getattr(adapter, setting)
+    )
     sums = ", summed securely: the coordinator sees the sum alone" if config.exchange.secure.enabled else ""
     return [
         f"name: {config.run.name}",
         f"model: {config.base.model} ({base}), quantisation {config.base.quantisation}",
-        f"adapter: {adapter.method}{mode}, rank {proposal.rank}{head}",
+        f"adapter: {adapter.method}{mode}, rank {proposal.rank}{parts}",
         f"training: {federation.rounds} rounds of {federation.local_steps} steps with "
         f"{federation.batch_size} records, learning rate {federation.lr:g}",
         _records(proposal),

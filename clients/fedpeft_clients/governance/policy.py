@@ -82,6 +82,10 @@ class AdapterRules(Section):
     skipped_layers: tuple[int, ...] = Field(
         default=(), description="layers that must not carry an adapter; attacks on tokens read layer 0"
     )
+    experts: bool = Field(
+        default=False,
+        description="allow adapter.experts: their updates show which of them a batch was sent to",
+    )
     train_head: bool = Field(
         default=False, description="allow adapter.train_head: updates of a head show the labels of records"
     )

@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from fedpeft.adapters.trained_parts import REVEALED
 from fedpeft.bases import base_folder, content_hash
 from fedpeft.bases.files import read_model_config, weight_files
 from fedpeft.cohort import Cohort
@@ -154,8 +155,9 @@ def _adapter(policy: Policy, proposal: ProposedRun) -> Problems:
         yield "aggregation", f"adapter.aggregation = {adapter.aggregation!r}, allowed are {allowed}"
     if ADAPTER_METHODS[adapter.key].traits.trains_inputs:
         yield "method", f"adapter.method = {adapter.method!r} may train an embedding, which shows tokens"
-    if adapter.train_head and not rules.train_head:
-        yield "head", "adapter.train_head = true: updates of a head show the labels of records"
+    for setting, rule in (("train_head", "head"), ("experts", "experts")):
+        if getattr(adapter, setting) and not getattr(rules, setting):
+            yield rule, f"adapter.{setting} = {getattr(adapter, setting)}: {REVEALED[setting]}"
     if proposal.rank > rules.max_rank:
         yield "rank", f"adapter.rank = {proposal.rank}, allowed are at most {rules.max_rank}"
     if proposal.tokens / proposal.rank < rules.min_tokens_per_rank:

@@ -167,6 +167,8 @@ class AdapterMethod:
         measured: facts for the event of a round, from the layout, the values before it and its updates;
             None: there is nothing to measure.
         exported: what a folder holds in place of the tensors as they are trained; None: those.
+        adapts_experts: whether its peft configuration has ``target_parameters``, and its traits hold for the
+            tensors that these add.
     """
 
     name: str
@@ -180,6 +182,7 @@ class AdapterMethod:
     packing: PackingRoles | None = None
     measured: Measure | None = None
     exported: Callable[[Spec, Mapping[str, FloatVector]], Content | None] | None = None
+    adapts_experts: bool = False
 
     @property
     def sends_factors(self) -> bool:
