@@ -97,6 +97,7 @@ READERS: Registry[Reader] = Registry(
         "json": f"{_READERS}:JSON",
         "csv": f"{_READERS}:CSV",
         "parquet": f"{_READERS}:PARQUET",
+        "arrow": f"{_READERS}:ARROW",
         "datasets": f"{_READERS}:DATASETS",
     },
 )

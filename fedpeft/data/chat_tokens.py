@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from fedpeft.data.chats import ANSWERS
+from fedpeft.data.chats import ANSWERS, UNTRAINED
 from fedpeft.data.control_tokens import Brackets, Encoder
 from fedpeft.data.records import Notes, Record
 from fedpeft.errors import DataError
@@ -58,7 +58,7 @@ def chat_ids(record: Record, encoder: Encoder, *, all_turns: bool, notes: Notes)
     last = len(written.messages) - 1
     prompt, answer = written.upto(last, asked=True), written.answer(notes)
     cuts = [0]
-    for place in written.answers()[:-1] if all_turns else ():
+    for place in written.trained()[:-1] if all_turns else ():
         cuts += written.span(place, prompt, cuts[-1])
     cuts.append(len(prompt))
     texts = [prompt[start:end] for start, end in pairwise(cuts)]
@@ -106,9 +106,13 @@ class _Written:
         ]
         return cls(encoder, bracketed, brackets.put(tools, encoder.written), brackets)
 
-    def answers(self) -> list[int]:
-        """Places of the assistant's messages."""
-        return [place for place, message in enumerate(self.messages) if message["role"] == ANSWERS]
+    def trained(self) -> list[int]:
+        """Places of the assistant's messages that bear loss."""
+        return [
+            place
+            for place, message in enumerate(self.messages)
+            if message["role"] == ANSWERS and UNTRAINED not in message
+        ]
 
     def upto(self, count: int, *, asked: bool = False) -> str:
         """The first messages as text; ``asked``: with what the template puts before an answer."""

@@ -12,17 +12,23 @@ from fedpeft.errors import DataError
 
 ANSWERS = "assistant"
 ROLES = ("system", "developer", "user", ANSWERS, "tool", "function")
-SHAREGPT = {
+OTHER_NAMES = {
     "human": "user",
-    "user": "user",
     "gpt": ANSWERS,
-    ANSWERS: ANSWERS,
-    "system": "system",
-    "tool": "tool",
+    "chatgpt": ANSWERS,
+    "bot": ANSWERS,
+    "model": ANSWERS,
     "observation": "tool",
+    "ipython": "tool",
 }
-"""Roles of ShareGPT's form, which writes ``from`` and ``value``."""
+"""Names of roles in ShareGPT's and other forms."""
+_ROLE_KEYS, _TEXT_KEYS = ("role", "from"), ("content", "value", "text", "parts")
+"""Of a message: who speaks, and what; the first that is there counts."""
+UNTRAINED = "untrained"
+"""Key of a message of the assistant that bears no loss, as OpenAI's ``weight`` of 0 and ``train`` say."""
 
+PICTURES = ("images", "image", "videos", "audios")
+"""Columns that stand beside the text of chats about pictures or sound."""
 _TEMPLATE_KEYS = ("tool_calls", "tool_call_id", "name", "function_call", "reasoning_content", "thinking")
 """Keys of a message that a template is given beside role and content."""
 _NAME = re.compile(r"[A-Za-z_-]{1,24}")
@@ -64,7 +70,7 @@ def _shown(message: dict[str, Any]) -> str:
 def read_chat(where: str, value: Any, tools: Any = None) -> Chat:
     """The conversation of a column's value: a list of messages, or such a list as JSON text.
 
-    Turns after the last answer teach nothing and are left out.
+    Turns after the last answer that bears loss teach nothing and are left out.
 
     Raises:
         DataError: something else, an unknown role, or no answer; names the message, never its text.
@@ -79,6 +85,9 @@ def read_chat(where: str, value: Any, tools: Any = None) -> Chat:
     answers = [place for place, message in enumerate(messages) if message["role"] == ANSWERS]
     if not answers:
         raise DataError(f"{where}: no message comes from the assistant; a chat needs an answer")
+    answers = [place for place in answers if UNTRAINED not in messages[place]]
+    if not answers:
+        raise DataError(f"{where}: every answer has a weight of 0; a chat needs one that is trained")
     turns = messages[: answers[-1] + 1]
     if len(turns) < 2:
         raise DataError(f"{where}: nothing stands before the answer; a chat needs a message before it")
@@ -88,15 +97,26 @@ def read_chat(where: str, value: Any, tools: Any = None) -> Chat:
 
 
 def _message(where: str, item: dict[str, Any]) -> dict[str, Any]:
+    if doubles := [key for key, value in item.items() if isinstance(value, DataError)]:
+        raise DataError(f"{where}: its {doubles[0]!r} {item[doubles[0]]}")
     role = _role(where, item)
-    raw = item.get("value") if "role" not in item else item.get("content")
+    raw = next((item[key] for key in _TEXT_KEYS if item.get(key) is not None), None)
     extras = {key: item[key] for key in _TEMPLATE_KEYS if item.get(key) is not None}
     content = _content(where, raw)
     if content is None and not (role == ANSWERS and ("tool_calls" in extras or "function_call" in extras)):
         raise DataError(f"{where} has no content; only an assistant's call of a tool may be without")
     check_text(where, json.dumps(extras, ensure_ascii=False, default=str))
-    message = {"role": role} if content is None else {"role": role, "content": content}
+    message: dict[str, Any] = {"role": role} if content is None else {"role": role, "content": content}
+    message |= {UNTRAINED: True} if role == ANSWERS and not _is_trained(where, item) else {}
     return message | _plain(where, extras)
+
+
+def _is_trained(where: str, item: dict[str, Any]) -> bool:
+    """Whether an answer bears loss: ``weight`` of OpenAI, ``train`` of axolotl, or either as written."""
+    weights = [item[key] for key in ("weight", "train") if item.get(key) is not None]
+    if any(weight not in (0, 1) for weight in weights):
+        raise DataError(f"{where}: its weight must be 0 or 1")
+    return all(weights) and not item.get(UNTRAINED)
 
 
 def _plain(where: str, extras: dict[str, Any]) -> dict[str, Any]:
@@ -113,14 +133,13 @@ def _without_nulls(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _role(where: str, item: dict[str, Any]) -> str:
-    if isinstance(role := item.get("role"), str) and role in ROLES:
-        return role
-    written = item.get("from") if "role" not in item else role
-    if "role" not in item and isinstance(written, str) and written in SHAREGPT:
-        return SHAREGPT[written]
-    known = ", ".join(ROLES if "role" in item or "from" not in item else SHAREGPT)
+    written = next((item[key] for key in _ROLE_KEYS if key in item), None)
+    known = ", ".join((*ROLES, *OTHER_NAMES))
     if not isinstance(written, str):
         raise DataError(f"{where} has no role; it must be one of {known}")
+    role = written.strip().lower()
+    if (role := OTHER_NAMES.get(role, role)) in ROLES:
+        return role
     name = repr(written) if _NAME.fullmatch(written) else "no name of a role"
     raise DataError(f"{where}: its role is {name}; known are {known}")
 

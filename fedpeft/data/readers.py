@@ -19,13 +19,15 @@ from typing import Any
 
 from fedpeft.config.models import DataConfig
 from fedpeft.config.template import COMPLETION, PROMPT, Template
-from fedpeft.data.chats import read_chat
+from fedpeft.data.chats import PICTURES, read_chat
+from fedpeft.data.csv_files import read_csv
+from fedpeft.data.foreign_files import kind_by_ending
 from fedpeft.data.records import FIELD, Notes, Record
-from fedpeft.data.table_files import read_dataset, read_parquet, unread
+from fedpeft.data.table_files import read_arrow, read_dataset, read_parquet, unread
 from fedpeft.data.text_files import (
     COMPRESSED,
     check_text,
-    read_csv,
+    is_misread,
     read_json,
     read_jsonl,
     read_text,
@@ -38,9 +40,15 @@ Row = Mapping[str, Any]
 Rows = Iterable[tuple[str, Row | DataError | str]]
 """Place and content of each row, or why it has none; a text is a note on the whole."""
 
-_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?=[-_.])", re.IGNORECASE)
+_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?=[-_.]|$)", re.IGNORECASE)
+_DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "state.json")
+"""Files that describe data and hold none."""
+_LONGEST_NAME, _MOST_WORDS = 32, 3
+"""Of a column's name that an error repeats: the first line of a file may be a record, and name no columns."""
 _HIDDEN = (".", "~")
 """First characters of files that systems and office programs leave beside data."""
+_CHATS = ("messages", "conversations", "conversation")
+"""Columns that chats usually have."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,10 @@ class Reader:
             DataError: the whole cannot be read.
         """
         if self.text_rows is not None:
-            yield from self.text_rows(path, read_text(path, encoding))
+            text = read_text(path, encoding)
+            if is_misread(text, encoding):
+                yield "", f"{path}: is UTF-8 as it seems, but is read as data.encoding = {encoding!r}"
+            yield from self.text_rows(path, text)
         elif self.rows is not None:
             yield from self.rows(path)
 
@@ -139,12 +150,19 @@ def _parts(path: Path, cfg: DataConfig, notes: Notes) -> list[Path]:
         raise DataError(
             f"{path} {contents}; give a file, a folder of parts of one format, or save_to_disk's folder"
         )
-    splits = {file: match[1].lower() for file in files if (match := _SPLIT.match(file.name))}
-    others = sorted(set(splits.values()) - {"train"})
+    splits = {file: split for file in files if (split := _split_of(file.relative_to(path)))}
+    others = sorted(set(splits.values()) - {"train"}, key=lambda name: (name != "test", name))
     if "train" not in splits.values() or not others:
         return files
-    notes.files.append(unread(path, others, next(file for file in files if splits.get(file) in others)))
+    notes.files.append(unread(path, others, next(file for file in files if splits.get(file) == others[0])))
     return [file for file in files if splits.get(file, "train") == "train"]
+
+
+def _split_of(place: Path) -> str | None:
+    """The split that a file's name, or that of a folder it lies in, says."""
+    folders = (re.fullmatch(_SPLIT, name) for name in place.parts[:-1])
+    match = next(filter(None, (*folders, _SPLIT.match(place.name))), None)
+    return match[1].lower() if match else None
 
 
 def read_written(path: Path, cfg: DataConfig) -> list[Record]:
@@ -167,42 +185,51 @@ def as_written(cfg: DataConfig) -> DataConfig:
 def read_folder(path: Path, cfg: DataConfig, notes: Notes | None = None) -> dict[str, list[Record]]:
     """The records of each file of a folder, by the file's name without its ending, sorted by name.
 
-    A folder of parts in it is one organisation too. The file of ``cfg.test`` may lie in the folder; it is
-    left out, and so are files that systems and programs hide there.
+    A folder in it is one organisation too: what `datasets` saved, or parts. The file of ``cfg.test`` may lie
+    in the folder; it is left out, and so are files that systems and programs hide there.
 
     Raises:
-        DataError: the folder holds no data files, two of one name, or a file that cannot be read.
+        DataError: the folder holds no data files, two of one name, the splits of one data set, or a file that
+            cannot be read.
     """
     files: dict[str, Path] = {}
-    test = Path(cfg.test).resolve() if cfg.test else None
+    test = Path(cfg.test).expanduser().resolve() if cfg.test else None
     unknown: list[str] = []
     for entry in sorted(path.iterdir()) if path.is_dir() else []:
-        if entry.resolve() == test or entry.name.startswith(_HIDDEN):
+        if entry.resolve() == test or entry.name.startswith(_HIDDEN) or entry.name in _DESCRIPTIONS:
             continue
         if not _is_organisation(entry):
             unknown.append(entry.name)
             continue
         name = entry.name if entry.is_dir() else uncompressed(entry).stem
+        if not name.isprintable():
+            raise DataError(f"{path} holds a data file named {name!r}; organisations need printable names")
         if name in files:
             raise DataError(f"{path} holds two data files named {name!r}; names are the organisations'")
         files[name] = entry
     if not files:
         raise DataError(f"{path} is not a folder of data files; allowed are {_suffixes()}")
     if unknown and notes is not None:
-        notes.files.append(f"{path}: not read, as their endings are of no known format: {', '.join(unknown)}")
+        notes.files.append(f"{path}: not read, as they are no data of a known format: {', '.join(unknown)}")
+    if "train" in files and len(files) > 1 and all(map(_SPLIT.fullmatch, files)):
+        raise DataError(
+            f"{path} holds {', '.join(files)}: splits of one data set by their names, not organisations; set "
+            "data.partition = 'iid' or another split, or name the files as the organisations"
+        )
     return {name: read_records(file, cfg, notes=notes) for name, file in files.items()}
 
 
 def _is_organisation(entry: Path) -> bool:
-    """Whether an entry of a folder is an organisation's: a data file, a datasets folder, or Parquet parts."""
+    """Whether an entry of a folder is an organisation's: a data file, a datasets folder, or one of parts."""
     if entry.is_dir() and _fitting(entry) is None:
-        return any(_is_data(file, entry, PARQUET) for file in entry.iterdir())
+        return any(_is_data(file, entry, None) for file in entry.iterdir())
     return _fitting(entry) is not None
 
 
 def _is_data(file: Path, folder: Path, wanted: Reader | None) -> bool:
     """Whether a file in a folder is one of the wanted format, or of any, and not hidden."""
-    if any(part.startswith(_HIDDEN) for part in file.relative_to(folder).parts) or not file.is_file():
+    names = file.relative_to(folder).parts
+    if any(name.startswith(_HIDDEN) for name in names) or names[-1] in _DESCRIPTIONS or not file.is_file():
         return False
     return _fitting(file) is not None if wanted is None else wanted.fits(file)
 
@@ -229,6 +256,8 @@ def _reader(path: Path, cfg: DataConfig) -> Reader:
         return READERS[cfg.format]
     if reader := _fitting(path):
         return reader
+    if path.is_file() and (kind := kind_by_ending(uncompressed(path))):
+        raise DataError(f"{path} is {kind}")
     names, ending = ", ".join(READERS), uncompressed(path).suffix
     raise DataError(f"{path}: cannot tell the format from {ending!r}; set data.format to one of {names}")
 
@@ -262,6 +291,8 @@ def _record(where: str, row: Row, cfg: DataConfig, notes: Notes) -> Record:
 
 def _chat(where: str, row: Row, column: str, notes: Notes, group: str | None, person: str | None) -> Record:
     tools = row.get("tools")
+    if any(row.get(name) for name in PICTURES):
+        notes.records["with pictures or sound beside their text, which are left out"] += 1
     chat = read_chat(where, _column(where, row, column, "data.messages"), tools)
     if chat.dropped:
         notes.records["turns after the assistant's last are left out"] += 1
@@ -303,10 +334,12 @@ def _column(where: str, row: Row, name: str, setting: str) -> Any:
             raise DataError(f"{where}: column {name!r} ({setting}) {cell}")
         return cell
     columns = [str(column).encode("ascii", "backslashreplace").decode() for column in row]
-    near = difflib.get_close_matches(name, columns, n=3, cutoff=0.4) or columns[:8]
-    raise DataError(
-        f"{where}: no column {name!r} ({setting}); nearest: {', '.join(near) or 'none, the row is empty'}"
-    )
+    names = [text for text in columns if len(text) <= _LONGEST_NAME and len(text.split()) <= _MOST_WORDS]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:8]
+    hint = f"nearest: {', '.join(near)}" if near else f"none of its {len(columns)} columns has a short name"
+    chats = [column for column in _CHATS if column in columns and setting != "data.messages"]
+    hint += f"; chats are read with data.messages = {chats[0]!r}" if chats else ""
+    raise DataError(f"{where}: no column {name!r} ({setting}); {hint}")
 
 
 def _string(where: str, name: str, value: Any) -> str:
@@ -316,26 +349,22 @@ def _string(where: str, name: str, value: Any) -> str:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, Decimal)) or (isinstance(value, float) and math.isfinite(value)):
-        return _number(where, name, value)
-    if isinstance(value, datetime.date):
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     raise DataError(
         f"{where}: {name!r} is {_kind(value)}; it must be text, a number, a date or true or false"
     )
 
 
-def _number(where: str, name: str, value: float | Decimal) -> str:
-    try:
-        return str(value)
-    except ValueError:  # Python writes no whole number of more than 4300 digits
-        pass
-    raise DataError(f"{where}: {name!r} is a number of too many digits; write it as text")
-
-
 def _kind(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return f"empty ({'null' if value is None else 'NaN'})"
+    if isinstance(value, float):
+        return "infinite"
     return f"of type {type(value).__name__}"
 
 
@@ -343,4 +372,5 @@ JSONL = Reader(suffixes=(".jsonl", ".ndjson"), text_rows=read_jsonl)
 JSON = Reader(suffixes=(".json",), text_rows=read_json)
 CSV = Reader(suffixes=(".csv", ".tsv", ".tab"), text_rows=read_csv)
 PARQUET = Reader(read_parquet, (".parquet", ".pq"))
+ARROW = Reader(read_arrow, (".arrow", ".feather"))
 DATASETS = Reader(read_dataset, inner_files=("dataset_info.json", "dataset_dict.json"))

@@ -1,11 +1,13 @@
-"""Parquet files and folders of `datasets`: rows whose columns are only decoded when they are used."""
+"""Parquet and Arrow files, folders of `datasets`: rows whose columns are only decoded when they are used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedpeft.data.foreign_files import kind_by_content
 from fedpeft.data.text_files import DOUBLE
 from fedpeft.errors import DataError
 from fedpeft.extras import needs
@@ -18,11 +20,12 @@ class ArrowRow(Mapping[str, Any]):
     """One row of a table by name of its columns; a column is decoded when it is asked for.
 
     A value that Python has no form for (a date in year 0) spoils its own row alone: it is a `DataError`, and
-    so is a column whose name stands twice.
+    so is a column whose name stands twice. A class that `datasets` keeps as a number (``ClassLabel``) has its
+    name as its value.
     """
 
-    def __init__(self, table: Any, number: int) -> None:
-        self._table, self._number = table, number
+    def __init__(self, table: Any, number: int, classes: Mapping[str, Sequence[str]]) -> None:
+        self._table, self._number, self._classes = table, number, classes
 
     def __getitem__(self, name: str) -> Any:
         places = self._table.schema.get_all_field_indices(name)
@@ -31,9 +34,13 @@ class ArrowRow(Mapping[str, Any]):
                 raise KeyError(name)
             return DataError(DOUBLE)
         try:
-            return self._table.column(places[0])[self._number].as_py()
+            value = self._table.column(places[0])[self._number].as_py()
         except Exception as error:  # the error would carry the value
             return DataError(f"cannot be read ({type(error).__name__})")
+        classes = self._classes.get(name)
+        if classes is None or not isinstance(value, int):
+            return value
+        return classes[value] if 0 <= value < len(classes) else DataError("holds none of its classes")
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(self._table.schema.names))
@@ -49,27 +56,64 @@ def read_parquet(path: Path) -> Iterator[tuple[str, Columns]]:
         DataError: it cannot be read.
     """
     with needs("datasets", "a Parquet file"):
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
+    yield from _numbered(_batches(path, "Parquet", lambda: pq.ParquetFile(path).iter_batches()))
+
+
+def read_arrow(path: Path) -> Iterator[tuple[str, Columns]]:
+    """The rows of one Arrow file: Feather, or the stream that `datasets` keeps.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with needs("datasets", "an Arrow file"):
+        from pyarrow import ipc, memory_map
+
+    def batches() -> Iterable[Any]:
+        source = memory_map(str(path))
+        if source.read(6) != b"ARROW1":
+            source.seek(0)
+            return ipc.open_stream(source)
+        whole = ipc.open_file(source)
+        return map(whole.get_batch, range(whole.num_record_batches))
+
+    yield from _numbered(_batches(path, "Arrow", batches))
+
+
+def _batches(path: Path, kind: str, read: Callable[[], Iterable[Any]]) -> list[Any]:
+    """All batches of a file, or the one line on why there are none."""
+    import pyarrow as pa
+
     try:
-        batches = list(pq.ParquetFile(path).iter_batches())
+        return list(read())
     except PermissionError:
         cause = "permission denied; the user that runs fedpeft must be able to read it"
     except (pa.ArrowException, OSError) as error:
-        cause = f"it is not a readable Parquet file ({type(error).__name__}); write it again"
-    else:
-        yield from _numbered(batches)
-        return
+        cause = f"it is not a readable {kind} file ({type(error).__name__}); write it again"
+        with path.open("rb") as file:
+            if (other := kind_by_content(file.read(64))) and kind not in other:
+                cause = f"it is {other}"
     raise DataError(f"{path} cannot be read: {cause}")
 
 
 def _numbered(tables: Iterable[Any]) -> Iterator[tuple[str, Columns]]:
     count = 0
     for table in tables:
+        classes = _classes_of(table.schema)
         for number in range(table.num_rows):
-            yield f"row {count + number + 1}", ArrowRow(table, number)
+            yield f"row {count + number + 1}", ArrowRow(table, number, classes)
         count += table.num_rows
+
+
+def _classes_of(schema: Any) -> dict[str, list[str]]:
+    """The names of the classes of each column that `datasets` marks as classes."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        marked = {name: feature for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+        return {name: [str(text) for text in feature["names"]] for name, feature in marked.items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def read_dataset(path: Path) -> Iterator[Named]:

@@ -1,11 +1,9 @@
-"""Text files: compression, encoding, and the rows of JSON lines, JSON arrays and delimited tables."""
+"""Text files: compression, encoding, and the rows of JSON lines and JSON arrays."""
 
 from __future__ import annotations
 
 import bz2
-import csv
 import gzip
-import io
 import json
 import lzma
 import re
@@ -14,20 +12,41 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fedpeft.data.foreign_files import kind_by_content
 from fedpeft.errors import DataError
+from fedpeft.extras import needs
 
 Row = dict[str, Any]
 """Columns of a row by name; a value that is a `DataError` is of a column that cannot be used."""
 
 DOUBLE = "stands twice"
 UTF8 = "utf-8"
-_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def _open_zstandard(path: Path) -> Any:
+    with needs("datasets", "a file compressed with Zstandard"):
+        import pyarrow
+
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+_OPENERS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstandard,
+}
 COMPRESSED = tuple(_OPENERS)
 """Endings of compressed text files, after the ending of their format."""
 
-_DELIMITERS = ",;\t|"
-_LARGEST_FIELD = 2**31 - 1
-_BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_BYTE_ORDER_MARKS = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+_SAMPLE = 1000
+"""Bytes at the beginning of a file by which its encoding is guessed."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -40,17 +59,45 @@ def read_text(path: Path, encoding: str = UTF8) -> str:
     """A file as text; bytes that are no text become what `check_text` finds in the rows that hold them.
 
     Raises:
-        DataError: it cannot be read or decompressed, or is as a whole of another encoding.
+        DataError: it cannot be read or decompressed, is no text, or is as a whole of another encoding.
     """
     raw = _read_bytes(path)
-    mark = _BYTE_ORDER_MARKS.get(raw[:2])
-    if mark and encoding == UTF8:
-        raise DataError(f"{path} cannot be read as {_words(encoding)}: it is {mark}; {_setting(mark)}")
+    if kind := kind_by_content(raw):
+        raise DataError(f"{path} is {kind}")
+    if (likely := _wide(raw, encoding)) and likely != encoding:
+        raise DataError(f"{path} cannot be read as {_words(encoding)}: it is {likely}; {_setting(likely)}")
     try:
         return raw.decode("utf-8-sig" if encoding == UTF8 else encoding, "surrogateescape")
     except UnicodeError:
         pass  # that error would carry the text
     raise DataError(f"{path} cannot be read as {_words(encoding)}; {_setting(_likely(raw))}")
+
+
+def _wide(raw: bytes, encoding: str) -> str | None:
+    """The likely encoding where either it or the one that was asked for has two or four bytes a character."""
+    sample, wide = raw[:_SAMPLE], encoding.startswith(("utf-16", "utf-32"))
+    zeros = sample.count(0)
+    if wide and not zeros and _likely(raw) == UTF8:
+        return UTF8
+    if wide or encoding != UTF8:
+        return None
+    if mark := next((name for mark, name in _BYTE_ORDER_MARKS.items() if raw.startswith(mark)), None):
+        return mark
+    for name, first in (("utf-16-le", 1), ("utf-16-be", 0)):
+        if zeros > len(sample) // 4 and sample[first::2].count(0) > 0.9 * zeros:
+            return name
+    return None
+
+
+def is_misread(text: str, encoding: str) -> bool:
+    """Whether a text that was read in another encoding is rather UTF-8."""
+    if encoding == UTF8 or text.isascii():
+        return False
+    try:
+        text.encode(encoding, "surrogateescape").decode(UTF8)
+    except UnicodeError:
+        return False
+    return True
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -60,7 +107,7 @@ def _read_bytes(path: Path) -> bytes:
     except PermissionError:
         cause = "permission denied; the user that runs fedpeft must be able to read it"
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        kind = "is cut off or is no file of that compression; write it again"
+        kind = "it is cut off or no file of that compression; write it again"
         cause = kind if path.suffix.lower() in COMPRESSED else type(error).__name__
     raise DataError(f"{path} cannot be read: {cause}")
 
@@ -124,14 +171,21 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+def _whole_number(digits: str) -> int | DataError:
+    try:
+        return int(digits)
+    except ValueError:  # Python reads no whole number of more than 4300 digits
+        return DataError("is a number of too many digits; write it as text")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole_number)
 
 
 def read_jsonl(path: Path, text: str) -> Iterator[tuple[str, Row | DataError]]:
-    """A JSON object a line."""
+    """A JSON object a line; a byte order mark may stand before any, as files that were joined have it."""
     # not splitlines: U+2028 and form feeds are allowed inside a JSON string
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
+    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), 1):
+        if line := line.strip().removeprefix("\ufeff").lstrip():
             yield f"line {number}", _line(f"{path} line {number}", line)
 
 
@@ -143,8 +197,19 @@ def _line(where: str, line: str) -> Row | DataError:
     value = parse_json(line)
     if isinstance(value, dict):
         return value
-    array = "; a whole array is read with data.format = 'json'" if line.lstrip().startswith("[") else ""
-    return DataError(f"{where}: not a JSON object; each line must be one{array}")
+    return DataError(f"{where}: not a JSON object; each line must be one{_hint(line)}")
+
+
+def _hint(line: str) -> str:
+    """What is probably wrong with a line that is no JSON object."""
+    hints = {
+        "; a whole array is read with data.format = 'json'": line.startswith("["),
+        "; it holds NUL bytes, as after a crash: write the file again": "\0" in line,
+        "; JSON has double quotes alone": line.startswith("{'"),
+        "; its object does not end on the line": line.startswith("{") and not line.rstrip(",").endswith("}"),
+        "; leave out the comma after it": line.endswith(","),
+    }
+    return next((hint for hint, fits in hints.items() if fits), "")
 
 
 def read_json(path: Path, text: str) -> Iterator[tuple[str, Row | DataError]]:
@@ -158,14 +223,23 @@ def read_json(path: Path, text: str) -> Iterator[tuple[str, Row | DataError]]:
         yield from _array(path, text, start + 1)
         return
     whole = parse_json(text)
-    lists = [value for value in whole.values() if isinstance(value, list)] if isinstance(whole, dict) else []
-    if len(lists) == 1 and all(isinstance(item, dict) for item in lists[0]):
-        for number, row in enumerate(lists[0], 1):
+    tables = [value for value in whole.values() if _is_table(value)] if isinstance(whole, dict) else []
+    if len(tables) == 1:
+        for number, row in enumerate(tables[0], 1):
             yield f"row {number}", row
-    elif isinstance(whole, dict) and "\n" in text.strip():
+    elif isinstance(whole, dict) and ("\n" in text.strip() or _is_nested(whole)):
         raise DataError(f"{path} is one JSON object; it must be an array of objects, or an object a line")
     else:
         yield from read_jsonl(path, text)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(item, dict) for item in value)
+
+
+def _is_nested(whole: Row) -> bool:
+    """Whether an object has neither texts nor numbers, as what `pandas` writes of a table by columns."""
+    return all(isinstance(value, dict | list) for value in whole.values())
 
 
 def _array(path: Path, text: str, at: int) -> Iterator[tuple[str, Row | DataError]]:
@@ -187,6 +261,10 @@ def _array(path: Path, text: str, at: int) -> Iterator[tuple[str, Row | DataErro
             raise DataError(
                 f"{path} {place}{_line_of(text, at)}: the array is broken or cut off after it; repair it"
             )
+    if (rest := _after_space(text, at + 1)) < len(text):
+        raise DataError(
+            f"{path}: something stands after the end of its array{_line_of(text, rest)}; a file holds one"
+        )
 
 
 def _item(text: str, at: int) -> tuple[Any, int]:
@@ -204,54 +282,3 @@ def _line_of(text: str, at: int) -> str:
 def _after_space(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
     return match.end() if match else at
-
-
-def read_csv(path: Path, text: str) -> Iterator[tuple[str, Row | DataError]]:
-    """A table whose first row names the columns; the delimiter is the one that its names stand between.
-
-    A column without a name is left out, and one whose name stands twice cannot be used.
-    """
-    text, delimiter = _delimiter(text)
-    csv.field_size_limit(_LARGEST_FIELD)  # of the whole process, which a larger one harms nowhere
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    header: list[str] | None = None
-    while (row := _next_row(path, reader)) is not None:
-        place = f"line {reader.line_num}"
-        if isinstance(row, DataError):
-            yield place, row
-        elif header is None:
-            header = _header(path, row)
-        elif row and len(row) != len(header):
-            names = {"\t": "a tab"}
-            cause = f"{len(row)} fields, the header has {len(header)}; quote fields that hold "
-            yield place, DataError(f"{path} {place}: {cause}{names.get(delimiter, repr(delimiter))}")
-        elif row:
-            cells: Row = {name: cell for name, cell in zip(header, row, strict=True) if name}
-            doubles = [name for name in cells if header.count(name) > 1]
-            yield place, cells | {name: DataError(DOUBLE) for name in doubles}
-
-
-def _delimiter(text: str) -> tuple[str, str]:
-    """The table, and what stands between its columns: as Excel's first line says, or the commonest."""
-    first, _, rest = text.partition("\n")
-    if excel := re.fullmatch(r'"?sep=(.)"?\r?', first):
-        return rest, excel[1]
-    names = re.sub(r'"[^"]*"', "", first)
-    return text, max(_DELIMITERS, key=names.count)
-
-
-def _next_row(path: Path, reader: Any) -> list[str] | DataError | None:
-    """The next row; a broken one ends with its line. The reader's own error would carry the text."""
-    try:
-        return next(reader, None)
-    except csv.Error:
-        number = reader.line_num
-    return DataError(f"{path} line {number}: not valid CSV; check its quotes")
-
-
-def _header(path: Path, row: list[str]) -> list[str]:
-    names = [name.strip() for name in row]
-    check_text(f"{path} line 1", "".join(names))
-    if not any(names):
-        raise DataError(f"{path} line 1: no column has a name; the first line must name the columns")
-    return names

@@ -16,6 +16,11 @@ from fedpeft.data.control_tokens import Encoder
 from fedpeft.data.records import Notes, Record
 from fedpeft.errors import DataError
 
+CUT_PROMPT = "longer than data.max_length = {most} tokens, so that the left of the prompt is cut off"
+CUT_ANSWER = "whose answer alone is longer than data.max_length = {most} tokens, so that its end is cut off"
+NO_START = "whose first token is not trained, as neither a prompt nor a start token stands before it"
+UNKNOWN = "with text that the tokenizer reads as unknown tokens"
+
 
 @dataclass(frozen=True)
 class Example:
@@ -92,7 +97,7 @@ def check_records(
     """Tokenise records as `tokenise` does and keep none; the way to learn before a run what it would meet.
 
     Returns:
-        What a user should hear of the chat template.
+        What a user should hear: of the chat template, of records that are cut, and of text that is lost.
 
     Raises:
         DataError: as `tokenise`.
@@ -125,6 +130,7 @@ class _Frame:
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     eos: tuple[int, ...]
+    unknown: int | None
     notes: Notes
 
     @classmethod
@@ -132,7 +138,23 @@ class _Frame:
         eos: int | None = tokenizer.eos_token_id
         prefix, suffix = _surroundings(tokenizer)
         ends = () if eos is None else (eos,)
-        return cls(Encoder.of(tokenizer), cfg, Template.parse(cfg.template), prefix, suffix, ends, notes)
+        unknown = tokenizer.unk_token_id  # which some tokenizers have for an end or padding too
+        unknown = None if unknown in (eos, tokenizer.bos_token_id, tokenizer.pad_token_id) else unknown
+        template = Template.parse(cfg.template)
+        return cls(Encoder.of(tokenizer), cfg, template, prefix, suffix, ends, unknown, notes)
+
+    def note(self, head: int, parts: ChatIds, most: int) -> None:
+        """Note what of a record is lost, of which at most ``most`` tokens stand for prompt and answer."""
+        answer, prompt = len(parts.answer), head + len(parts.prompt)
+        problems = {
+            CUT_ANSWER: answer >= most and answer > 0,
+            CUT_PROMPT: answer < most < answer + prompt,
+            NO_START: answer > 0 and not prompt,
+            UNKNOWN: self.unknown is not None and self.unknown in (*parts.prompt, *parts.answer),
+        }
+        for problem, is_there in problems.items():
+            if is_there:
+                self.notes.records[problem.format(most=self.cfg.max_length)] += 1
 
     def encode(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
         """Ids of parts as one text; of each whether it is a record's, which yields no control token."""
@@ -168,12 +190,15 @@ def _example(record: Record, frame: _Frame, task: Task, places: dict[str, int]) 
         raise DataError(f"its label is not one of the {len(places)} agreed labels")
     head, parts = _parts(record, frame)
     if task == "sequence-classification":
-        ids = [*_cut(head, parts.prompt, frame.cfg.max_length - len(frame.suffix)), *frame.suffix]
+        most = frame.cfg.max_length - len(frame.suffix)
+        frame.note(len(head), ChatIds(parts.prompt, parts.trained, []), most)
+        ids = [*_cut(head, parts.prompt, most), *frame.suffix]
         if not ids:
             raise DataError("its prompt is empty")
         return Example(
             np.array(ids, np.int64), np.zeros(len(ids), np.float32), label, len(ids), record.person
         )
+    frame.note(len(head), parts, frame.cfg.max_length)
     completion = parts.answer[: frame.cfg.max_length - 1]
     most = frame.cfg.max_length - len(completion)
     prompt = _cut(head, parts.prompt, most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,9 @@ from fedpeft.config.models import EMBEDDED, Config
 from fedpeft.data import Notes, Record, is_record_source, partition, read_folder, read_records, split
 from fedpeft.errors import DataError
 from fedpeft.rng import stream
+
+_REMOTE = re.compile(r"[a-z][a-z0-9]*://|[\w-][\w.-]*/[\w-]+$")
+"""An address, or the id of a data set on a hub."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,20 @@ def load_federation(config: Config) -> Federation:
     groups = _groups(config, notes)
     organisations = tuple(_organisation(name, records, config) for name, records in groups.items())
     if config.data.test:
-        test = read_records(Path(config.data.test), config.data, notes=notes)
+        test = read_records(Path(config.data.test).expanduser(), config.data, notes=notes)
     else:
         test = [record for organisation in organisations for record in organisation.test]
     if not test:
         raise DataError("no records for the global test; give data.test or a larger data.test_share")
+    _note_overlap(organisations, test, notes)
     return Federation(organisations, tuple(test), notes)
+
+
+def _note_overlap(organisations: Sequence[Organisation], test: Sequence[Record], notes: Notes) -> None:
+    """Note records of the global test that are trained on too."""
+    trained = {(r.prompt, r.completion) for organisation in organisations for r in organisation.train}
+    if count := sum((record.prompt, record.completion) in trained for record in test):
+        notes.records["of the global test are trained on too, so that its figures flatter"] += count
 
 
 def _embedded(config: Config) -> Federation:
@@ -64,9 +76,10 @@ def _embedded(config: Config) -> Federation:
 
 
 def _groups(config: Config, notes: Notes) -> dict[str, list[Record]]:
-    data, source = config.data, Path(config.data.source)
+    data, source = config.data, Path(config.data.source).expanduser()
     if not source.exists():
-        raise DataError(f"no data at {str(source)!r}; data.source is a folder, a file, or 'embedded'")
+        hint = "; nothing is downloaded: fetch it and give its folder" if _REMOTE.match(data.source) else ""
+        raise DataError(f"no data at {data.source!r}; data.source is a folder, a file, or 'embedded'{hint}")
     if data.partition == "file" and is_record_source(source):
         raise DataError(
             f"{str(source)!r} is one data set, and data.partition = 'file' wants a folder with one file for "

@@ -131,8 +131,87 @@ def test_sharegpt(inputs):
 def test_an_unknown_role_is_named(tmp_path):
     turns = [{"from": "alice", "value": "hi"}, {"from": "gpt", "value": "yes"}]
     write_lines(tmp_path / "x.jsonl", [{"conversations": turns}])
-    with pytest.raises(Exception, match="line 1: message 1: its role is 'alice'; known are human"):
+    with pytest.raises(Exception, match=r"line 1: message 1: its role is 'alice'; known are .*human"):
         read_records(tmp_path / "x.jsonl", DataConfig(messages="conversations"))
+
+
+FORMS = {
+    "roles of another form": [{"role": "Human", "content": "hi"}, {"role": "gpt", "content": "yes"}],
+    "keys of either form": [{"from": "user", "content": "hi"}, {"role": "assistant", "value": "yes"}],
+    "Gemini's parts": [{"role": "user", "parts": [{"text": "hi"}]}, {"role": "model", "parts": ["yes"]}],
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_roles_and_texts_of_other_forms(tmp_path, name):
+    """axolotl#752, LlamaFactory#2529, #6878: one name that another form has stopped the whole."""
+    write_lines(tmp_path / "x.jsonl", [{"messages": FORMS[name]}])
+    (chat,) = read_records(tmp_path / "x.jsonl", DataConfig(messages="messages"))
+    assert chat.messages == (("user", "hi"), ("assistant", "yes"))
+
+
+@pytest.mark.parametrize("key", ["weight", "train"])
+def test_answers_of_weight_0_are_not_trained(tmp_path, key):
+    """axolotl PR#1703, fw-ai/cookbook PR#387: what its author excludes was trained all the same."""
+    turns = [
+        {"role": role, "content": text}
+        for role, text in zip(("user", "assistant") * 3, "abcdef", strict=True)
+    ]
+    turns[1][key] = turns[5][key] = 0
+    write_lines(tmp_path / "x.jsonl", [{"messages": turns}])
+    cfg = DataConfig(messages="messages")
+    (chat,) = read_records(tmp_path / "x.jsonl", cfg)
+    assert chat.completion == "d"  # what follows the last trained answer is left out
+    words = tokenizer(chat=CHATML)
+    assert parts(chat, words, assistant_turns="all")[2] == "d<|im_end|>\n"
+    write_records(tmp_path / "w.jsonl", [chat])
+    assert read_written(tmp_path / "w.jsonl", cfg) == [chat]
+    turns[3][key] = 0
+    write_lines(tmp_path / "x.jsonl", [{"messages": turns}])
+    with pytest.raises(Exception, match="line 1: every answer has a weight of 0"):
+        read_records(tmp_path / "x.jsonl", cfg)
+
+
+def test_a_key_of_a_message_that_stands_twice(tmp_path):
+    text = '{"messages": [{"role": "user", "role": "user", "content": "q"}]}'
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(Exception, match="line 1: message 1: its 'role' stands twice"):
+        read_records(tmp_path / "x.jsonl", DataConfig(messages="messages"))
+
+
+def test_pictures_beside_the_text_are_noted(tmp_path):
+    turns = [{"role": "user", "content": "<image>q"}, {"role": "assistant", "content": "yes"}]
+    write_lines(tmp_path / "x.jsonl", [{"messages": turns, "images": images} for images in (["a.png"], [])])
+    notes = Notes()
+    read_records(tmp_path / "x.jsonl", DataConfig(messages="messages"), notes=notes)
+    assert notes.lines() == ["with pictures or sound beside their text, which are left out: 1 records"]
+
+
+LOST = {
+    "the left of a prompt": (Record("q" * 99, "yes"), "the left of the prompt is cut off"),
+    "the end of an answer": (Record("q", "y" * 99), "its end is cut off"),
+    "a first token": (Record("", "yes"), "first token is not trained"),
+    "text of no token": (Record("caf\u00e9", "yes"), "as unknown tokens"),
+    "the left of a chat": (record("q" * 99, "yes"), "the left of the prompt is cut off"),
+    "the end of a chat": (record("q", "y" * 99), "its end is cut off"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_of_a_record_is_lost_is_noted(name):
+    """trl#6320, #3927, unsloth#3019, LlamaFactory#1494: an answer that is cut away teaches nothing."""
+    lost, says = LOST[name]
+    short = DataConfig(max_length=60)
+    (note,) = check_records([lost, Record("q", "yes")], tokenizer(chat=CHATML), short).lines()
+    assert says in note and note.endswith(": 1 records")
+    (example,) = tokenise([lost], tokenizer(chat=CHATML), short)
+    assert example.weights.any() and len(example.ids) <= 60
+
+
+def test_a_classifiers_prompt_that_is_cut_is_noted():
+    options = (tokenizer(), DataConfig(max_length=60), "sequence-classification", ["x", "y"])
+    (note,) = check_records([Record("q" * 99, "x"), Record("q", "y")], *options).lines()
+    assert "the left of the prompt is cut off: 1 records" in note
 
 
 def test_parts_of_text_are_joined(inputs):

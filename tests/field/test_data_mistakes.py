@@ -87,7 +87,7 @@ MISTAKES = {
     "no such file": Mistake(None, ("x.jsonl", "data.source is a folder, a file")),
     "an empty file": Mistake("", ("x.jsonl holds no records",)),
     "an ending of no format": Mistake(GOOD, ("x.txt", "set data.format to one of"), "x.txt"),
-    "an archive": Mistake(b"PK\3\4", ("x.zip", "set data.format to one of"), "x.zip"),
+    "an archive": Mistake(b"PK\3\4", ("x.zip", "is an archive", "unpack it"), "x.zip"),
     "gzip cut off": Mistake(
         gzip.compress(GOOD.encode())[:99], ("x.jsonl.gz", "cut off", "write it again"), "x.jsonl.gz"
     ),

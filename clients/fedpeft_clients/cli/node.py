@@ -129,7 +129,7 @@ def add_data(
     completion: str = typer.Option("completion", "--completion-column", help="Of the completion or label."),
     messages: str | None = typer.Option(None, "--messages-column", help="Of chats; instead of both."),
     person: str | None = typer.Option(None, "--person-column", help="Of whose record it is."),
-    format: str = typer.Option("auto", help="auto, jsonl, json, csv, parquet or datasets."),
+    format: str = typer.Option("auto", help="auto, jsonl, json, csv, parquet, arrow or datasets."),
     encoding: str = typer.Option("utf-8", help="Encoding of a text file: utf-8, cp1252, utf-16, ..."),
     template: str | None = typer.Option(
         None, "--template", help="How columns make a record, as data.template; the last is the answer."

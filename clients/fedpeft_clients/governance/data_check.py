@@ -10,6 +10,9 @@ from fedpeft.errors import BaseModelError, ConfigError, DataError
 from fedpeft_clients.governance.organisation import Organisation
 from fedpeft_clients.governance.policy import parse_policy
 
+_UNCUT = DataConfig(max_length=2**31)
+"""Settings that cut no record: the run that will is not known yet."""
+
 
 def columns_of(columns: Mapping[str, str | None]) -> DataConfig:
     """The settings that read a registered data set.
@@ -40,7 +43,7 @@ def check_chats(organisation: Organisation, records: Sequence[Record], notes: No
     causes, taken = list[str](), 0
     for folder in policy.bases.values():
         try:
-            notes.add(check_records(chats, load_tokenizer(BaseConfig(model=folder)), DataConfig()))
+            notes.add(check_records(chats, load_tokenizer(BaseConfig(model=folder)), _UNCUT))
             taken += 1
         except DataError as error:
             causes.append(f"with base {folder}: {error}")
