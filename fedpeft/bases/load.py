@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedpeft.bases.files import content_hash, read_model_config, stored_quantisation, view
 from fedpeft.bases.probe import Probed, check_ids, check_length, check_passes
-from fedpeft.bases.runtime import choose_device, choose_dtype, prepare
+from fedpeft.bases.runtime import choose_device, choose_dtype, give_back_memory, prepare
 from fedpeft.bases.source import base_folder
 from fedpeft.config.models import BaseConfig, Quantisation, Task
 from fedpeft.errors import BaseModelError
@@ -164,6 +164,7 @@ def _load(cfg: BaseConfig, folder: Path, sha256: str, quantisation: str, num_lab
     _settle(model, dtype, device, cfg)
     model.config.pad_token_id = tokenizer.pad_token_id
     check_passes(probed)
+    give_back_memory()
     return Base(
         model=model,
         tokenizer=tokenizer,

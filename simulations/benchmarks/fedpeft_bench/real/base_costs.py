@@ -45,11 +45,13 @@ def compare(work: Path, report: Callable[[str], None]) -> dict[str, dict[str, fl
 
 def measure(work: Path, quantisation: str) -> dict[str, float]:
     """Load, evaluate and train a few steps in this process."""
-    import peft  # noqa: F401  # pyright: ignore[reportUnusedImport]  (no part of the base's memory)
+    import bitsandbytes  # noqa: F401  # pyright: ignore[reportUnusedImport]  (code is no part of the base's memory)
+    import peft  # noqa: F401  # pyright: ignore[reportUnusedImport]
     import torch
 
     from fedpeft.adapters import attach
     from fedpeft.bases import load_base
+    from fedpeft.bases.load import load_tokenizer
     from fedpeft.config import load_config
     from fedpeft.data import read_records, tokenise
     from fedpeft.evaluation.metrics import evaluate
@@ -58,8 +60,11 @@ def measure(work: Path, quantisation: str) -> dict[str, float]:
     material = Material.below(work)
     config = load_config(overrides={**settings(material), "base.quantisation": quantisation})
     torch.mm(torch.ones(256, 256), torch.ones(256, 256))  # what torch itself takes at its first product
+    load_tokenizer(config.base)  # nor is the code of tokenizers
     before = _resident()
     base = load_base(config.base)
+    for tensor in base.model.parameters():
+        tensor.sum()  # a file that is mapped is in memory when it has been read
     resident = _resident() - before
     records = read_records(material.test, config.data)[:RECORDS]
     labels = sorted({record.completion for record in records})
