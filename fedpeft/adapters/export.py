@@ -64,7 +64,7 @@ def export(
 def _named(base: Base, beside: Path | None) -> tuple[str, str | None]:
     """Name and revision of the base for loaders."""
     if beside is not None:
-        return place_base(base.folder, beside)
+        return place_base(base.folder, beside, base.sha256)
     return hub_id(base.folder) or (base.name, None)
 
 
@@ -84,24 +84,20 @@ def _content(
 
 
 def _factors(spec: Spec, state: FactorState) -> Content:
-    """One LoRA with scaling 1; modules of another rank than most are named in the rank pattern."""
+    """One LoRA of scaling 1 and one rank, that of the largest module; the others' factors end in zeros.
+
+    Ranks of their own would need a rank pattern: llama.cpp divides one alpha by each module's rank, and vLLM
+    reads no pattern either, so that both would scale such modules wrongly.
+    """
+    rank = max(state.rank, 1)
     config = lora.build(spec)
-    factors = {module: _at_least_one(a, b) for module, (a, b) in state.factors.items()}
-    ranks = {module: a.shape[0] for module, (a, _) in factors.items()}
-    common = max(set(ranks.values()), key=lambda rank: (list(ranks.values()).count(rank), rank))
-    config.r = config.lora_alpha = common
-    config.rank_pattern = {module: rank for module, rank in sorted(ranks.items()) if rank != common}
-    config.alpha_pattern = dict(config.rank_pattern)
+    config.r = config.lora_alpha = rank
     tensors: dict[str, FloatVector] = {}
-    for module, (a, b) in factors.items():
-        tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    for module, (a, b) in state.factors.items():
+        missing = (0, rank - a.shape[0])
+        tensors[f"{module}.lora_A.weight"] = np.pad(a, (missing, (0, 0)))
+        tensors[f"{module}.lora_B.weight"] = np.pad(b, ((0, 0), missing))
     return tensors, config
-
-
-def _at_least_one(a: FloatVector, b: FloatVector) -> tuple[FloatVector, FloatVector]:
-    if a.shape[0]:
-        return a, b
-    return np.zeros((1, a.shape[1]), np.float32), np.zeros((b.shape[0], 1), np.float32)
 
 
 def _frozen_heads(attached: Attached) -> dict[str, FloatVector]:

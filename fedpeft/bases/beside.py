@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fedpeft.bases.files import content_hash, read_model_config, stored_quantisation, view
+from fedpeft.bases.files import view
 
 MOST_COPIED = 64 << 20
 """Weights that cannot be linked within a file system are copied up to this size, else linked by path."""
@@ -21,17 +21,20 @@ def hub_id(folder: Path) -> tuple[str, str] | None:
     return None if match is None else (f"{match[1]}/{match[2]}", match[3])
 
 
-def place_base(folder: Path, beside: Path) -> tuple[str, str]:
+def place_base(folder: Path, beside: Path, sha256: str) -> tuple[str, str]:
     """Name a base for loaders that know nothing of the machine that trained on it.
 
     A base of a hub has its id and commit. Any other base, the embedded one among them, is laid into
     ``beside`` with exactly the files that its hash covers: hard links where the file system has them. Its
     name is then the path from the working directory, since that is what transformers resolves paths
-    against, and its revision, which loaders ignore for folders, is its content hash.
+    against, and its revision, which loaders ignore for folders, is the hash that the run agreed on. The path
+    begins with a point: from another directory it is refused as a name, while ``demo/base`` would be asked
+    of a hub, where it may be anybody's.
 
     Args:
         folder: where the base lies.
         beside: a folder of the run; left alone if it is there.
+        sha256: content hash of the base as it was loaded.
 
     Returns:
         ``base_model_name_or_path`` and ``revision`` of an adapter's configuration.
@@ -43,8 +46,8 @@ def place_base(folder: Path, beside: Path) -> tuple[str, str]:
         return public
     if not beside.exists():
         _lay(folder, beside)
-    quantisation = stored_quantisation(read_model_config(folder))
-    return os.path.relpath(beside), content_hash(folder, quantisation)
+    path = os.path.relpath(beside)
+    return path if path.startswith(os.pardir) else os.path.join(os.curdir, path), sha256
 
 
 def _lay(folder: Path, beside: Path) -> None:

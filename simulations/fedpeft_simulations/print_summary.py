@@ -88,26 +88,23 @@ def _privacy(facts: dict[str, Any], config: Config) -> list[str]:
 def _serving(store: RunStore) -> list[str]:
     """What a server must be told of the adapter: a stacked run's has the sum of its nodes' ranks."""
     config = json.loads((store.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    ranks = [config["r"], *config.get("rank_pattern", {}).values()] if "r" in config else [0]
-    return serving_notes(min(ranks), max(ranks), heads=bool(config.get("modules_to_save")))
+    return serving_notes(config.get("r", 0), heads=bool(config.get("modules_to_save")))
 
 
-def serving_notes(least: int, most: int, heads: bool) -> list[str]:
+def serving_notes(rank: int, heads: bool) -> list[str]:
     """Notes for vLLM, the server of LoRA adapters that most people use; none where its defaults do.
 
     Args:
-        least: lowest rank of the adapter's modules.
-        most: highest.
+        rank: of the adapter's modules.
         heads: whether the adapter holds whole modules beside its factors.
     """
     notes: list[str] = []
-    if most > VLLM_RANKS[0]:
-        flag = next((rank for rank in VLLM_RANKS if rank >= most), None)
+    if rank > VLLM_RANKS[0]:
+        flag = next((served for served in VLLM_RANKS if served >= rank), None)
         cure = f"start it with --max-lora-rank {flag}"
         if flag is None:
             cure = "adapter.aggregation = 'reproject' keeps adapter.rank"
-        ranks = f"{least}" if least == most else f"{least} to {most}"
-        notes.append(f"serving: rank {ranks}; vLLM takes {VLLM_RANKS[0]}, at most {VLLM_RANKS[-1]}: {cure}")
+        notes.append(f"serving: rank {rank}; vLLM takes {VLLM_RANKS[0]}, at most {VLLM_RANKS[-1]}: {cure}")
     if heads:
         notes.append(
             "serving: the head is in the adapter (modules_to_save), which vLLM does not load: merge it"
