@@ -153,7 +153,9 @@ def _shapes(config: Config) -> tuple[Any, _Sizes, int]:
         model = auto.from_config(_model_config(config.base))
         facts = {"name": config.base.model, "parameters": model.num_parameters(), "task": config.base.task}
         base: Any = SimpleNamespace(model=model, fresh=(), **facts)
-        spec = Spec.of(base, config.adapter, rank_of(config.adapter, None))
+        ids = tuple(range(len(config.adapter.trainable_tokens)))  # as many rows as the tokens have
+        adapter = config.adapter.model_copy(update={"trainable_tokens": ids})
+        spec = Spec.of(base, adapter, rank_of(adapter, None))
         sizes = _Sizes.of(model, spec.targets)
         wrapped: Any = PeftModel(model, spec.parts.configure(method_of(config.adapter).build(spec)))
     trained, _ = adapter_tensors(wrapped, spec)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.adapters.targets import closed_layers, fused_matrices, layer_of, linear_layers
-from fedpeft.adapters.trained_parts import REVEALED, TrainedParts
+from fedpeft.adapters.trained_parts import TrainedParts
 
 if TYPE_CHECKING:
     from fedpeft.bases.load import Base
@@ -28,16 +28,14 @@ class Coverage:
         matrices: all of them: linear layers, the output head, and each expert's of a mixture.
         share: parameters of the adapted matrices over all of the base.
         left_out: what the others are, and how many.
-        trained: parts that are trained without an adapter, each with the number of its values.
-        experts: whether experts of a mixture are adapted.
+        notes: what settings add to that, and what updates then show.
     """
 
     adapted: int
     matrices: int
     share: float
     left_out: tuple[tuple[str, int], ...]
-    trained: tuple[tuple[str, int], ...] = ()
-    experts: bool = False
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -69,31 +67,23 @@ class Coverage:
         adapted = len(shapes) + sum(shape[0] for shape in experts.values())
         values = sum(math.prod(shape) for shape in (*shapes.values(), *experts.values()))
         matrices, left_out = adapted + whole + rest.total(), tuple(rest.items())
-        return cls(
-            adapted,
-            matrices,
-            values / max(base.parameters, 1),
-            left_out,
-            _sizes(base.model, parts),
-            bool(experts),
-        )
+        share = values / max(base.parameters, 1)
+        return cls(adapted, matrices, share, left_out, parts.notes(base.model))
 
     @property
     def text(self) -> str:
         """One line for people."""
         parts = ", ".join(f"{count} {reason}" for reason, count in self.left_out)
-        trained = ", ".join(f"{name} ({size:,} values)" for name, size in self.trained)
         line = (
             f"adapts {self.adapted} of {self.matrices} weight matrices, {100 * self.share:.3g} % of the "
             f"parameters; left out: {parts or 'none'}"
         )
-        line += f"; {REVEALED['experts']}" if self.experts else ""
-        return line + (f"; trains the head {trained}: {REVEALED['train_head']}" if trained else "")
+        return "; ".join((line, *self.notes))
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a summary holds of it."""
-        return {**asdict(self), "left_out": dict(self.left_out), "trained": dict(self.trained)}
+        return {**asdict(self), "left_out": dict(self.left_out), "notes": list(self.notes)}
 
     @property
     def event(self) -> dict[str, Any]:
@@ -105,9 +95,3 @@ def _skipped(name: str, skipped: Collection[int]) -> str | None:
     """That a matrix stands in a skipped layer, if it does."""
     layer = layer_of(name)
     return f"in layer {layer} (adapter.skip_layers)" if layer in skipped else None
-
-
-def _sizes(model: Any, parts: TrainedParts) -> tuple[tuple[str, int], ...]:
-    """The modules that are trained whole, and how many values each has."""
-    modules = ((name, model.get_submodule(name)) for name in parts.heads)
-    return tuple((name, sum(tensor.numel() for tensor in module.parameters())) for name, module in modules)

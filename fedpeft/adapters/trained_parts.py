@@ -1,8 +1,9 @@
-"""Parts of a base that settings add to a method's own modules: a classification head, fused experts."""
+"""Parts of a base that settings add to a method's own modules: a head, fused experts, rows of embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 REVEALED: Mapping[str, str] = {
     "train_head": "updates of a head show the labels of records",
     "experts": "updates of experts show which of them a batch was sent to",
+    "trainable_tokens": "updates of embeddings show which of these tokens a batch held",
 }
 """By setting of ``[adapter]``, off by default: what its updates show unless noise covers it."""
+ROWS = "token_adapter.trainable_tokens_delta"
+"""End of the name of peft's tensor of trained rows, which holds them as they are, not their change."""
 HEADS = frozenset(("classifier", "score", "classification_head"))
 """Names of modules that give the logits of classes."""
 
@@ -32,10 +36,14 @@ class TrainedParts:
         heads: full names of the modules of a classification head; all of their values are trained.
         experts: full names of parameters of shape ``(experts, ., .)`` that get the method's own factors for
             each expert, with their shapes.
+        tokens: ids whose rows of the embeddings are trained, rising.
+        embeddings: with tokens, full names of the embeddings and of a head that shares their weight.
     """
 
     heads: tuple[str, ...] = ()
     experts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    tokens: tuple[int, ...] = ()
+    embeddings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, base: Base, cfg: AdapterConfig) -> TrainedParts:
@@ -44,12 +52,34 @@ class TrainedParts:
         Raises:
             ConfigError: the base has no such part.
         """
-        return cls(_heads(base) if cfg.train_head else (), _experts(base, cfg) if cfg.experts else ())
+        return cls(
+            _heads(base) if cfg.train_head else (),
+            _experts(base, cfg) if cfg.experts else (),
+            _token_ids(base, cfg.trainable_tokens),
+            _embeddings(base.model) if cfg.trainable_tokens else (),
+        )
 
     @property
     def modules(self) -> frozenset[str]:
         """Full names of the modules that peft wraps for the parts."""
-        return frozenset((*self.heads, *(name.rpartition(".")[0] for name, _ in self.experts)))
+        experts = (name.rpartition(".")[0] for name, _ in self.experts)
+        return frozenset((*self.heads, *experts, *self.embeddings))
+
+    def notes(self, model: Any) -> tuple[str, ...]:
+        """What people are told of the parts, of a model that carries no adapter yet."""
+        sizes = [
+            (name, sum(t.numel() for t in model.get_submodule(name).parameters())) for name in self.heads
+        ]
+        trained = ", ".join(f"{name} ({size:,} values)" for name, size in sizes)
+        notes = {
+            "experts": REVEALED["experts"] if self.experts else "",
+            "trainable_tokens": f"trains {len(self.tokens)} rows of {' and '.join(self.embeddings)}: "
+            f"{REVEALED['trainable_tokens']}"
+            if self.tokens
+            else "",
+            "train_head": f"trains the head {trained}: {REVEALED['train_head']}" if self.heads else "",
+        }
+        return tuple(note for note in notes.values() if note)
 
     def configure(self, config: Any) -> Any:
         """Name the parts in a method's peft configuration, and return it.
@@ -64,14 +94,19 @@ class TrainedParts:
             config.modules_to_save = sorted({name.rpartition(".")[2] for name in self.heads})
         if self.experts:
             config.target_parameters = [name for name, _ in self.experts]
+        if self.tokens:
+            config.trainable_token_indices = {self.embeddings[0]: list(self.tokens)}
         return config
 
     def trains(self, name: str) -> bool:
         """Whether a tensor of this exchanged name is trained as a part, not as one of the method's."""
-        return name.startswith(tuple(f"{head}." for head in self.heads))
+        return name.startswith(tuple(f"{head}." for head in self.heads)) or name.endswith(ROWS)
 
     def start(self, base: Base, name: str) -> FloatVector:
         """The agreed first value of a part's tensor: a new head's from its name, else the base's own."""
+        if name.endswith(ROWS):
+            rows = original(base.model, f"{self.embeddings[0]}.weight")[list(self.tokens)]
+            return rows.detach().float().cpu().numpy()
         value = original(base.model, name)
         if name in base.fresh:
             return fresh_head(name, tuple(value.shape))
@@ -110,3 +145,31 @@ def _experts(base: Base, cfg: AdapterConfig) -> tuple[tuple[str, tuple[int, ...]
         raise ConfigError(f"adapter.experts: {base.name!r} has no experts that are fused into one tensor")
     chosen = {name: value for name, value in experts.items() if layer_of(name) not in cfg.skip_layers}
     return tuple((name, tuple(chosen[name].shape)) for name in sorted(chosen))
+
+
+def _token_ids(base: Base, tokens: Sequence[str | int]) -> tuple[int, ...]:
+    """Ids of the tokens that are named, rising."""
+    vocabulary = base.tokenizer.get_vocab() if any(isinstance(token, str) for token in tokens) else {}
+    rows = base.model.get_input_embeddings().weight.shape[0]
+    ids: set[int] = set()
+    for token in tokens:
+        number = vocabulary.get(token) if isinstance(token, str) else token
+        if number is None:
+            near = difflib.get_close_matches(str(token), vocabulary, n=3, cutoff=0.6)
+            hint = f"nearest: {', '.join(map(repr, near))}" if near else "add it to tokenizer and base first"
+            raise ConfigError(f"adapter.trainable_tokens: {token!r} is no token of {base.name!r}; {hint}")
+        if not 0 <= number < rows:
+            raise ConfigError(
+                f"adapter.trainable_tokens: {token!r} has no row among the {rows} embeddings of {base.name!r}"
+            )
+        ids.add(number)
+    return tuple(sorted(ids))
+
+
+def _embeddings(model: Any) -> tuple[str, ...]:
+    """Full names of the input embeddings, and of an output head with the same weight."""
+    inner = model.get_input_embeddings()
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    names = [name for name, module in model.named_modules() if module is inner]
+    tied = head is not None and head.weight is inner.weight
+    return (names[0], *(name for name, module in model.named_modules() if tied and module is head))

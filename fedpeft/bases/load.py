@@ -193,7 +193,8 @@ def _placement(
     if cfg.quantisation == "none":
         return place
     place["dtype"] = torch.float32
-    skip = list(HEAD_MODULES) if cfg.task == "sequence-classification" else None
+    # transformers compares beginnings and ends of names: a pooler stands within its encoder
+    skip = [*HEAD_MODULES, "pooler.dense"] if cfg.task == "sequence-classification" else None
     if quantisation == "none" and cfg.quantisation == "nf4":
         place["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -74,16 +74,13 @@ def _trained_parts(config: Config) -> Iterator[str]:
             f"adapter.train_head trains the head of a classifier, which base.task = {config.base.task!r} has "
             "not: set base.task = 'sequence-classification', or leave adapter.train_head out"
         )
-    if adapter.train_head and ADAPTER_METHODS[adapter.key].sends_factors:
-        yield (
-            f"adapter.train_head needs a plain mean: adapter.aggregation = {adapter.aggregation!r} sends "
-            "nothing but factors; set 'frozen_a'"
-        )
-    if adapter.experts and not ADAPTER_METHODS[adapter.key].adapts_experts:
-        yield (
-            f"adapter.experts is not possible with {adapter.key!r}: set adapter.method = 'lora' and "
-            "adapter.aggregation = 'frozen_a'"
-        )
+    takes = ADAPTER_METHODS[adapter.key].takes
+    for setting in ("train_head", "experts", "trainable_tokens"):
+        if getattr(adapter, setting) and setting not in takes:
+            yield (
+                f"adapter.{setting} is not possible with {adapter.key!r}: set adapter.method = 'lora' and "
+                "adapter.aggregation = 'frozen_a'"
+            )
 
 
 def _exchange(config: Config) -> Iterator[str]:

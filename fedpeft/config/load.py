@@ -82,6 +82,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("data", "assistant_turns", "last"),
     ("adapter", "train_head", False),
     ("adapter", "experts", False),
+    ("adapter", "trainable_tokens", []),
 )
 """Settings that a later version added: section, name, and the value that means what was before."""
 

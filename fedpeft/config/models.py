@@ -83,11 +83,17 @@ class AdapterConfig(Section):
         description="train and exchange the head of a classifier too; its updates show the labels of records",
     )
 
-    @field_validator("target_modules", mode="before")
+    trainable_tokens: tuple[str | int, ...] = Field(
+        default=(),
+        description="tokens of the base, by text or id, whose embeddings are trained too; their updates show "
+        "which of them a batch held",
+    )
+
+    @field_validator("target_modules", "trainable_tokens", mode="before")
     @classmethod
     def _bare_name(cls, value: Any) -> Any:
-        """One name alone stands for a list of one, as in peft."""
-        return (value,) if isinstance(value, str) else value
+        """One name or id alone stands for a list of one, as in peft."""
+        return (value,) if isinstance(value, str | int) else value
 
     @model_validator(mode="after")
     def _mode_of_the_method(self) -> AdapterConfig:

@@ -35,8 +35,8 @@ class AdapterFacts(Facts):
     trainable: int = Field(description="values that one node exchanges")
     coverage: dict[str, Any] | None = Field(
         default=None,
-        description="weight matrices of the base: adapted, all, share of the parameters, left out; values "
-        "that are trained without an adapter",
+        description="weight matrices of the base: adapted, all, share of the parameters, left out; notes "
+        "on what else is trained",
     )
 
 

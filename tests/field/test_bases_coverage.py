@@ -53,9 +53,7 @@ def test_experts_that_are_left_out_are_counted_by_name(fedpeft, settings, tmp_pa
     assert said["left_out"] == {HEAD: 1, EXPERTS: 16}
     assert said["text"] in done.out + done.err
     stored = json.loads((run / "run.json").read_text())["adapter"]["coverage"]
-    assert stored == {
-        key: said[key] for key in ("adapted", "matrices", "share", "left_out", "trained", "experts")
-    }
+    assert stored == {key: said[key] for key in ("adapted", "matrices", "share", "left_out", "notes")}
 
 
 def test_a_run_that_is_continued_says_it_once(fedpeft, settings, tmp_path):

@@ -198,7 +198,7 @@ def test_a_federation_trains_exports_and_names_its_head(fedpeft, settings, input
         ({"adapter__train_head": "true"}, "set base.task = 'sequence-classification'"),
         (
             CLASSIFIER | EXACT | {"adapter__aggregation": "stack", "exchange__up__error_feedback": "false"},
-            "set 'frozen_a'",
+            "adapter.aggregation = 'frozen_a'",
         ),
     ],
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def vocabulary_of(base: Base) -> int:
     """Number of tokens that the base embeds."""
-    return int(base.model.get_input_embeddings().num_embeddings)
+    return int(base.model.get_input_embeddings().weight.shape[0])
 
 
 def special_tokens(base: Base) -> frozenset[int]:

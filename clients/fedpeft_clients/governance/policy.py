@@ -86,6 +86,10 @@ class AdapterRules(Section):
         default=False,
         description="allow adapter.experts: their updates show which of them a batch was sent to",
     )
+    trainable_tokens: bool = Field(
+        default=False,
+        description="allow adapter.trainable_tokens: their updates show which of them a batch held",
+    )
     train_head: bool = Field(
         default=False, description="allow adapter.train_head: updates of a head show the labels of records"
     )

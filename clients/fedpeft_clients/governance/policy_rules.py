@@ -31,6 +31,9 @@ BYTES = {"none": 4.0, "int8": 1.03, "nf4": 0.53}
 USUAL = RunConfig().tokens_at_once
 """Tokens of one pass that any run may ask for: larger batches are cut."""
 
+_PARTS = (("train_head", "head"), ("experts", "experts"), ("trainable_tokens", "embeddings"))
+"""Settings that add parts of the base to an adapter, each with the rule that refuses it."""
+
 SHARE = 0.6
 """Of the memory that a base may take; the rest is activations, optimiser and the process itself."""
 
@@ -155,7 +158,7 @@ def _adapter(policy: Policy, proposal: ProposedRun) -> Problems:
         yield "aggregation", f"adapter.aggregation = {adapter.aggregation!r}, allowed are {allowed}"
     if ADAPTER_METHODS[adapter.key].traits.trains_inputs:
         yield "method", f"adapter.method = {adapter.method!r} may train an embedding, which shows tokens"
-    for setting, rule in (("train_head", "head"), ("experts", "experts")):
+    for setting, rule in _PARTS:
         if getattr(adapter, setting) and not getattr(rules, setting):
             yield rule, f"adapter.{setting} = {getattr(adapter, setting)}: {REVEALED[setting]}"
     if proposal.rank > rules.max_rank:

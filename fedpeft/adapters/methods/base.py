@@ -167,8 +167,8 @@ class AdapterMethod:
         measured: facts for the event of a round, from the layout, the values before it and its updates;
             None: there is nothing to measure.
         exported: what a folder holds in place of the tensors as they are trained; None: those.
-        adapts_experts: whether its peft configuration has ``target_parameters``, and its traits hold for the
-            tensors that these add.
+        takes: settings that may add parts of the base to it (`fedpeft.adapters.trained_parts.REVEALED`): its
+            peft configuration names them, its traits hold for them, and what it sends has a place for them.
     """
 
     name: str
@@ -182,7 +182,7 @@ class AdapterMethod:
     packing: PackingRoles | None = None
     measured: Measure | None = None
     exported: Callable[[Spec, Mapping[str, FloatVector]], Content | None] | None = None
-    adapts_experts: bool = False
+    takes: frozenset[str] = frozenset(("train_head",))
 
     @property
     def sends_factors(self) -> bool:

@@ -61,7 +61,9 @@ def _naive_error(layout: Layout, start: FloatVector, contributions: Iterable[Con
     return {"naive_error": error, "warning": naive_warning(error)}
 
 
-FROZEN_A = replace(_mode("frozen_a", True, "mean", B), adapts_experts=True)
-STACK = _mode("stack", True, "stack", A, B)
-REPROJECT = _mode("reproject", False, "reproject", A, B)
+FROZEN_A = replace(
+    _mode("frozen_a", True, "mean", B), takes=frozenset(("train_head", "experts", "trainable_tokens"))
+)
+STACK = replace(_mode("stack", True, "stack", A, B), takes=frozenset[str]())
+REPROJECT = replace(_mode("reproject", False, "reproject", A, B), takes=frozenset[str]())
 NAIVE = replace(_mode("naive", False, "mean", A, B), measured=_naive_error)
