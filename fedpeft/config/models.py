@@ -74,19 +74,11 @@ class AdapterConfig(Section):
         description="layers (of the text stack) without adapter; layer 0 is what token extraction reads",
     )
     experts: bool = Field(
-        default=False,
-        description="adapt experts that are fused into one tensor too, each with adapter.rank; their updates "
-        "show which of them a batch was sent to",
+        default=False, description="adapt a mixture's fused experts too, each with its rank"
     )
-    train_head: bool = Field(
-        default=False,
-        description="train and exchange the head of a classifier too; its updates show the labels of records",
-    )
-
+    train_head: bool = Field(default=False, description="train the head of a classifier too: it shows labels")
     trainable_tokens: tuple[str | int, ...] = Field(
-        default=(),
-        description="tokens of the base, by text or id, whose embeddings are trained too; their updates show "
-        "which of them a batch held",
+        default=(), description="tokens, by text or id, whose embeddings are trained too: it shows their use"
     )
 
     @field_validator("target_modules", "trainable_tokens", mode="before")
