@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.adapters import attach
 from fedpeft.data import Example, read_written
 from fedpeft.evaluation.held_out import HeldOut, tokens, write_predictions
-from fedpeft.progress_reports import at
+from fedpeft.progress_reports import at, each
 from fedpeft.rng import stream
-from fedpeft.runstore import RunStore
+from fedpeft.runstore import RunStore, read_json, write_json
 
 if TYPE_CHECKING:
     from fedpeft.evaluation.metrics import Evaluation
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 
 def _local_only(store: RunStore) -> dict[str, Any]:
     held_out = HeldOut.of(store)
-    data = _node_data(store, held_out)
-    scores = {name: _train_alone(held_out, examples, name, 1) for name, examples in data}
-    for name, score in scores.items():
-        write_predictions(store, f"local_only-{name}", score)
-    return {
-        "loss": sum(score.loss for score in scores.values()) / len(scores),
-        "accuracy": _mean([score.accuracy for score in scores.values()]),
-        "macro_f1": _mean([score.macro_f1 for score in scores.values()]),
-        "nodes": {name: score.figures for name, score in scores.items()},
+    nodes: dict[str, dict[str, Any]] = {}
+    for name, examples in each(list(_node_data(store, held_out)), "organisation alone"):
+        file = store.path / "arms" / f"local_only-{name}.json"
+        if not file.exists():  # else a baseline that was killed goes on
+            score = _train_alone(held_out, examples, name, 1)
+            write_predictions(store, f"local_only-{name}", score)
+            write_json(file, score.figures)
+        nodes[name] = read_json(file, {})
+    means = {
+        key: _mean([figures[key] for figures in nodes.values()]) for key in ("loss", "accuracy", "macro_f1")
     }
+    return {**means, "nodes": nodes}
 
 
 def _centralised(store: RunStore) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import fcntl
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedpeft.errors import RunError
+from fedpeft.progress_reports import at
 from fedpeft.runstore import RunStore, write_json
 
 Runner = Callable[[RunStore], dict[str, Any]]
@@ -27,15 +29,27 @@ def companion(store: RunStore) -> Generator[subprocess.Popen[bytes] | None]:
     log = store.path / "arms" / "log.txt"
     log.parent.mkdir(exist_ok=True)
     with log.open("ab") as output:
-        command = [sys.executable, "-m", "fedpeft_simulations.baselines_process", str(store.path)]
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        child = subprocess.Popen(_command(store), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             yield child
+            _await(child, log)
         except BaseException:
             child.terminate()
             raise
         finally:
             child.wait()
+
+
+def _command(store: RunStore) -> list[str]:
+    return [sys.executable, "-m", "fedpeft_simulations.baselines_process", str(store.path)]
+
+
+def _await(child: subprocess.Popen[bytes], log: Path) -> None:
+    """Report what the child has last printed of its progress until it ends."""
+    while child.poll() is None:
+        lines = log.read_text(errors="replace").splitlines() or [""]
+        at(f"waiting for the baselines: {lines[-1].strip()}".removesuffix(": "))
+        time.sleep(1)
 
 
 def run_baselines(store: RunStore, runners: Mapping[str, Runner]) -> None:

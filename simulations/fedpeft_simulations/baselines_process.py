@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fedpeft.cli.show_progress import progress
 from fedpeft.config import Config, build_config
 from fedpeft.config.renamed import current_name
 from fedpeft.errors import FedPeftError
@@ -65,6 +66,7 @@ def _end_with_parent() -> None:
 if __name__ == "__main__":
     _end_with_parent()
     try:
-        run_baselines(RunStore.open(Path(sys.argv[1])), RUNNERS)
+        with progress(live=False):
+            run_baselines(RunStore.open(Path(sys.argv[1])), RUNNERS)
     except FedPeftError as error:
         sys.exit(f"error: {error}")

@@ -86,7 +86,6 @@ def run(config: Config, out: Path, mode: Mode, report: Progress, trackers: Seque
         summary = _evaluate(store, emit)
         audit = _audit(store, report)
         run_baselines(store, TRAINED)
-        at("waiting for the baselines")
     summary = complete(summary, results(store), audit, time.monotonic() - started)
     write_card(store.adapter, card_facts(store, summary))
     plot_run(store)
