@@ -87,12 +87,11 @@ def test_the_reference_holds_every_setting_and_every_command():
     import typer
 
     from fedpeft.cli import build_app
-    from fedpeft.config.load import _paths
-    from fedpeft.config.models import Config
+    from fedpeft.config.hints import paths
 
     site = _site()
     settings, commands = site.settings(), site.commands()
-    for name in _paths(Config):
+    for name in paths():
         section, _, key = name.rpartition(".")
         part = settings.split(f"## [{section}]", 1)[1].split("\n## ", 1)[0]
         assert f"| `{key}` |" in part, name

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fedpeft.cohort import Cohort
 from fedpeft.config.models import EMBEDDED, Config
 from fedpeft.errors import ConfigError
 from fedpeft.plugins import ADAPTER_METHODS, AGGREGATION_RULES, AUTO, CODECS
 
+_DOUBLED = re.compile(r"\{\{([^{}]+)\}\}")
 MOST_SECURE_NODES = 127
 """A sum of 127 ternary values still fits 8 bits."""
 
@@ -29,9 +32,20 @@ def check_new(config: Config) -> None:
     """Refuse what a new run shall not have, though an older one, or a node's copy of the base, may.
 
     Raises:
-        ConfigError: ``audit.rounds`` names 0, or a round beyond ``federation.rounds``; or ``base.revision``
-            stands beside a folder, of which there are no revisions.
+        ConfigError: a text is empty; ``data.prompt`` is ``data.completion``; ``data.template`` doubles the
+            braces of a column; ``audit.rounds`` names 0, or a round beyond ``federation.rounds``; or
+            ``base.revision`` stands beside a folder, of which there are no revisions.
     """
+    for name in _empty_texts(config.model_dump()):
+        raise ConfigError(f"{name} is empty: leave it out, or give a text")
+    if config.data.prompt == config.data.completion:
+        raise ConfigError(
+            f"data.prompt and data.completion are both {config.data.prompt!r}: a prompt would hold its answer"
+        )
+    if doubled := _DOUBLED.search(config.data.template):
+        raise ConfigError(
+            f"data.template has {doubled[0]!r}: write a column in single braces, as {{{doubled[1].strip()}}}"
+        )
     base, last = config.base, config.federation.rounds
     if base.revision is not None and (base.model == EMBEDDED or Path(base.model).expanduser().exists()):
         raise ConfigError(
@@ -44,6 +58,14 @@ def check_new(config: Config) -> None:
                 f"audit.rounds names {entry}, but federation.rounds = {last}: name 1 to {last}, or -1 (the "
                 f"last) to -{last}"
             )
+
+
+def _empty_texts(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _empty_texts(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and not value.strip():
+            yield f"{prefix}{name}"
 
 
 def _adapter(config: Config) -> Iterator[str]:

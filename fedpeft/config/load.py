@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import difflib
+import datetime
 import hashlib
 import json
 import tomllib
@@ -15,9 +15,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fedpeft.config.checks import check
+from fedpeft.config.hints import paths, section, unknown_setting
 from fedpeft.config.models import Config
 from fedpeft.config.profiles import PROFILES, default_profile
 from fedpeft.config.renamed import current_name, with_current_names, with_old_names
+from fedpeft.config.template import written_in_a_shell
 from fedpeft.errors import ConfigError
 
 
@@ -53,7 +55,7 @@ def build_config(settings: dict[str, Any]) -> Config:
     """
     settings = with_current_names(settings)
     for key in _unknown_keys(settings, Config):
-        raise ConfigError(_unknown_message(key))
+        raise ConfigError(unknown_setting(key))
     try:
         config = Config.model_validate(settings)
         chosen = "profile" in config.exchange.model_fields_set
@@ -95,9 +97,9 @@ def canonical(config: Config) -> bytes:
     names here.
     """
     settings = with_old_names(config.model_dump(mode="json"))
-    for section, name, neutral in ADDED:
-        if settings[section][name] == neutral:
-            del settings[section][name]
+    for table, name, neutral in ADDED:
+        if settings[table][name] == neutral:
+            del settings[table][name]
     return json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -111,7 +113,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"no scenario file {str(path)!r}; give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not valid TOML: it is not UTF-8 text; save it as such") from None
+    except (ValueError, RecursionError) as error:  # also of numbers and tables that Python does not read
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
@@ -125,9 +129,9 @@ def _pair(override: str) -> tuple[str, Any]:
 
 
 def _apply(settings: dict[str, Any], key: str, value: Any) -> None:
-    known = list(_paths(Config))
+    known = list(paths())
     if key not in known and not any(key.startswith(f"{name}.") for name in known):
-        raise ConfigError(_unknown_message(key))
+        raise ConfigError(unknown_setting(key))
     _put(settings, key.split("."), value)
 
 
@@ -161,8 +165,8 @@ def _value(key: str, text: str) -> Any:
     """The value that a text stands for: TOML, but the text itself where the setting takes only texts."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    except (ValueError, RecursionError):  # also of numbers and tables that Python does not read
+        return written_in_a_shell(text) if key == "data.template" else text
     return value if isinstance(value, str) or not _takes_only_text(key) else text
 
 
@@ -170,9 +174,9 @@ def _takes_only_text(key: str) -> bool:
     """Whether all that a setting can be is a text, or nothing: ``12e4567`` is then no number."""
     model: type[BaseModel] = Config
     *sections, name = key.split(".")
-    for section in sections:
-        field = model.model_fields.get(section)
-        inner = _section(field.annotation) if field else None
+    for table in sections:
+        field = model.model_fields.get(table)
+        inner = section(field.annotation) if field else None
         if inner is None:
             return False
         model = inner
@@ -183,42 +187,33 @@ def _takes_only_text(key: str) -> bool:
     }
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        if section := _section(field.annotation):
-            yield from _paths(section, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def _unknown_keys(settings: dict[str, Any], model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, value in settings.items():
         field = model.model_fields.get(name)
         if field is None:
             yield f"{prefix}{name}"
-        elif (section := _section(field.annotation)) and isinstance(value, dict):
-            yield from _unknown_keys(typing.cast(dict[str, Any], value), section, f"{prefix}{name}.")
+        elif (inner := section(field.annotation)) and isinstance(value, dict):
+            yield from _unknown_keys(typing.cast(dict[str, Any], value), inner, f"{prefix}{name}.")
 
 
-def _unknown_message(key: str) -> str:
-    paths = list(_paths(Config))
-    leaf = key.rsplit(".", 1)[-1]
-    leaves = {path.rsplit(".", 1)[-1]: path for path in paths}
-    near = difflib.get_close_matches(key, paths, 1, 0.75) or [
-        leaves[name] for name in difflib.get_close_matches(leaf, leaves, 1, 0.6)
-    ]
-    sections = ", ".join(f"[{name}]" for name in Config.model_fields)
-    hint = f"the nearest setting is {near[0]!r}" if near else f"the sections are {sections}"
-    return f"unknown setting {key!r}; {hint} (fedpeft config schema lists all)"
+_WORDS = {
+    "tuple_type": 'it must be a list, as ["a", "b"]',
+    "dict_type": "it must be a table of names and values",
+    "model_type": "it must be a table of settings",
+    "model_attributes_type": "it must be a table of settings",
+}
+"""What is said in place of pydantic's words, by its kind of error."""
+_LONGEST = 80
+"""Characters of a value that an error repeats."""
 
 
 def _validation_message(error: ValidationError) -> str:
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    message = first["msg"].removeprefix("Value error, ")
-    return f"setting {path!r} cannot be {first['input']!r}: {message[:1].lower()}{message[1:]}{more}"
+    message = _WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+    value = first["input"]
+    written = value.isoformat() if isinstance(value, datetime.date | datetime.time) else repr(value)
+    if len(written) > _LONGEST:
+        written = f"{written[:_LONGEST]}..."
+    return f"setting {path!r} cannot be {written}: {message[:1].lower()}{message[1:]}{more}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fedpeft.config.template import EncodingName, TemplateText
+from fedpeft.config.values import as_taken
 from fedpeft.plugins import (
     ADAPTER_METHODS,
     AggregationName,
@@ -19,10 +20,8 @@ from fedpeft.plugins import (
 )
 from fedpeft.registry import nearest
 
-EMBEDDED = "embedded"
-ALL_LINEAR = "all-linear"
-"""In place of module names: every linear module, as in peft."""
-
+EMBEDDED, ALL_LINEAR = "embedded", "all-linear"
+"""The base and data that fedpeft brings; in place of module names every linear module, as in peft."""
 Quantisation = Literal["none", "int8", "nf4"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Task = Literal["causal-lm", "sequence-classification"]
@@ -39,6 +38,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_taken(cls, value: Any, info: ValidationInfo) -> Any:
+        return as_taken(cls.model_fields[str(info.field_name)].annotation, value)
+
 
 class BaseConfig(Section):
     """The frozen pretrained model."""
@@ -50,7 +54,9 @@ class BaseConfig(Section):
     quantisation: Quantisation = Field(default="none", description="weights of the linear layers")
     dtype: DType = Field(default="auto", description="compute type; auto: float32 on CPU, bfloat16 on GPU")
     device: str = Field(default="auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
-    threads: int = Field(default=0, ge=0, description="CPU threads of one process; 0: leave it to torch")
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="CPU threads of one process; 0: leave it to torch"
+    )
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
 
 
@@ -80,12 +86,6 @@ class AdapterConfig(Section):
     trainable_tokens: tuple[str | int, ...] = Field(
         default=(), description="tokens, by text or id, whose embeddings are trained too: it shows their use"
     )
-
-    @field_validator("target_modules", "trainable_tokens", mode="before")
-    @classmethod
-    def _bare_name(cls, value: Any) -> Any:
-        """One name or id alone stands for a list of one, as in peft."""
-        return (value,) if isinstance(value, str | int) else value
 
     @model_validator(mode="after")
     def _mode_of_the_method(self) -> AdapterConfig:

@@ -64,6 +64,11 @@ class Template:
         return "".join(constant + value for constant, value in pairs) + self.constants[-2]
 
 
+def written_in_a_shell(text: str) -> str:
+    """A template as a shell passes it on: line breaks and tabs are written out there, as in TOML."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
 def _template(text: str) -> str:
     Template.parse(text)
     return text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,14 +129,36 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
     """Make sure that a run may be written at a path: nothing is there, or an older run to be replaced.
 
     Raises:
-        RunError: something else is there, or a run and ``overwrite`` was not asked for.
+        RunError: something else is there, or a run and ``overwrite`` was not asked for; or no folder can be
+            made there.
     """
-    if not path.exists() or (path.is_dir() and all(_is_torn(item) for item in path.iterdir())):
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        _check_writable(path)
+        return
+    except (OSError, ValueError) as error:  # a name that is too long, or no name of a file
+        raise _unusable(path, error) from None
+    if path.is_dir() and all(_is_torn(item) for item in path.iterdir()):
         return
     if not (path / "config.toml").is_file():
         raise RunError(f"{str(path)!r} exists and is not a run; choose another --out")
     if not overwrite:
         raise RunError(f"{str(path)!r} exists; --resume continues it, --overwrite replaces it")
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a place in which no folder can be made; what is made to find out is taken away again."""
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".fedpeft-", dir=parent))
+    except OSError as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path, error: Exception) -> RunError:
+    cause = error.strerror if isinstance(error, OSError) else "it is no name of a folder"
+    return RunError(f"{str(path)[:200]!r} cannot be made: {cause}; choose another --out")
 
 
 def _is_torn(path: Path) -> bool:

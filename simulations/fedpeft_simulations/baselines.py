@@ -12,12 +12,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedpeft.errors import RunError
+from fedpeft.config import Config, build_config
+from fedpeft.config.hints import paths, unknown_setting
+from fedpeft.config.renamed import current_name
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.progress_reports import at
 from fedpeft.runstore import RunStore, write_json
 
 Runner = Callable[[RunStore], dict[str, Any]]
 """Computes the result of one baseline of a run."""
+
+
+def private_config(config: Config) -> Config:
+    """The settings of the private baseline: the run's, changed by ``run.private``, without baselines.
+
+    Raises:
+        ConfigError: ``run.private`` names no setting, or makes a config that cannot be.
+    """
+    settings = config.model_dump(mode="json", exclude_none=True)
+    settings["run"] |= {"baselines": [], "private": {}, "name": f"{config.run.name}-private"}
+    known = set(paths())
+    for path, value in config.run.private.items():
+        name = current_name(path)
+        if name not in known:
+            raise ConfigError(f"run.private: {unknown_setting(name)}")
+        *tables, key = name.split(".")
+        table = settings
+        for part in tables:
+            table = table.setdefault(part, {})
+        table[key] = value
+    try:
+        return build_config(settings)
+    except ConfigError as error:
+        raise ConfigError(f"run.private: {error}") from None
 
 
 @contextmanager

@@ -14,26 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.cli.show_progress import progress
-from fedpeft.config import Config, build_config
-from fedpeft.config.renamed import current_name
 from fedpeft.errors import FedPeftError
 from fedpeft.runstore import RunStore
 from fedpeft_simulations.baseline_training import TRAINED
-from fedpeft_simulations.baselines import run_baselines
+from fedpeft_simulations.baselines import private_config, run_baselines
 from fedpeft_simulations.federation_run import run
-
-
-def private_config(config: Config) -> Config:
-    """The settings of the private baseline: the run's, changed by ``run.private``, without baselines."""
-    settings = config.model_dump(mode="json", exclude_none=True)
-    settings["run"] |= {"baselines": [], "private": {}, "name": f"{config.run.name}-private"}
-    for path, value in config.run.private.items():
-        section, _, key = current_name(path).rpartition(".")
-        table = settings
-        for part in section.split("."):
-            table = table.setdefault(part, {})
-        table[key] = value
-    return build_config(settings)
 
 
 def _private(store: RunStore) -> dict[str, Any]:

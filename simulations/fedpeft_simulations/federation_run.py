@@ -38,7 +38,7 @@ from fedpeft_server.rounds.checkpoints import latest
 from fedpeft_server.rounds.final_adapter import load_checkpoint, load_final
 from fedpeft_simulations.backends import run_federation
 from fedpeft_simulations.baseline_training import TRAINED
-from fedpeft_simulations.baselines import companion, results, run_baselines
+from fedpeft_simulations.baselines import companion, private_config, results, run_baselines
 from fedpeft_simulations.organisations import Federation, Organisation, load_federation
 from fedpeft_simulations.plant_canaries import draw_canaries, planted
 from fedpeft_simulations.plots import plot_run
@@ -95,6 +95,8 @@ def run(config: Config, out: Path, mode: Mode, report: Progress, trackers: Seque
 
 def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> RunStore:
     check_new(config)
+    if "private" in config.run.baselines:
+        private_config(config)
     check_free(out, overwrite=overwrite)
     at("reading the records")
     federation = load_federation(config)

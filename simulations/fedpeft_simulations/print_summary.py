@@ -64,10 +64,8 @@ def _privacy(facts: dict[str, Any], config: Config) -> list[str]:
     sent, privacy = facts["bytes"], facts["privacy"]
     lines: list[str] = []
     if (bound := sent["entropy_bits_per_parameter"]) is not None:
-        excess = sent["bits_per_parameter"] / bound - 1
-        lines.append(
-            f"envelopes: {sent['bits_per_parameter']:.4f} bits per parameter, {excess:+.2%} over Shannon"
-        )
+        excess = f", {sent['bits_per_parameter'] / bound - 1:+.2%} over Shannon" if bound else ""
+        lines.append(f"envelopes: {sent['bits_per_parameter']:.4f} bits per parameter{excess}")
     if config.exchange.secure.enabled:
         lines.append("updates: masked; the coordinator saw their sums alone (exchange.secure)")
     if privacy["unit"] == "none":

@@ -313,8 +313,8 @@ def _time(store: RunStore) -> TimeFacts:
 def _training(store: RunStore) -> Iterator[float]:
     """Per round the sum of all nodes' seconds where they take turns, else the slowest's."""
     seconds: dict[int, list[float]] = {}
-    for home in store.homes:
-        for line in (home / "times.jsonl").read_text().splitlines():
+    for times in (home / "times.jsonl" for home in store.homes):
+        for line in times.read_text().splitlines() if times.exists() else ():  # a node may never be asked
             note = json.loads(line)
             seconds.setdefault(note["round"], []).append(note["train_s"])
     together = sum if store.config.federation.backend == "inprocess" else max

@@ -13,7 +13,7 @@ from fedpeft.config.scenarios import embedded_scenario
 from fedpeft.privacy import plan_from_config
 from fedpeft_bench.federation.gain import options
 from fedpeft_bench.privacy import record_level
-from fedpeft_simulations.baselines_process import private_config
+from fedpeft_simulations.baselines import private_config
 
 
 def config_of(settings: Sequence[str]) -> Config:

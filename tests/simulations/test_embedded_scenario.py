@@ -9,7 +9,7 @@ from fedpeft.bases import load_base
 from fedpeft.config import Config, load_config
 from fedpeft.config.scenarios import embedded_scenario
 from fedpeft.privacy.plan_builder import plan_from_config
-from fedpeft_simulations.baselines_process import private_config
+from fedpeft_simulations.baselines import private_config
 
 
 @pytest.fixture(scope="module")

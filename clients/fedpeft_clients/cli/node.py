@@ -139,6 +139,7 @@ def add_data(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Register a data set; the records are read, counted and shown here, and not copied."""
+    from fedpeft.config.template import written_in_a_shell
     from fedpeft.data import Notes, read_records
     from fedpeft_clients.governance.data_check import check_chats, columns_of
     from fedpeft_clients.governance.organisation import DataSet
@@ -147,7 +148,7 @@ def add_data(
     columns = {"prompt": prompt, "completion": completion, "messages": messages, "person": person}
     columns |= {"format": format, "partition_column": None}
     columns |= {} if encoding == "utf-8" else {"encoding": encoding}
-    columns |= {} if template is None else {"template": template}
+    columns |= {} if template is None else {"template": written_in_a_shell(template)}
     records = read_records(file, columns_of(columns), notes=notes)
     check_chats(organisation, records, notes)
     dataset = DataSet(str(file.resolve()), lineage, len(records), columns)
