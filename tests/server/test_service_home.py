@@ -284,7 +284,7 @@ def test_submit_refuses_what_cannot_run(home, run, scenario):
     assert "letters, digits" in refused("submit", scenario, "--name", "../x", *place)
     other = (scenario, "--name", "other", *place)
     assert "nearest setting" in refused("submit", *other, "--set", "federation.round=2")
-    assert "base here has" in refused("submit", *other, "--set", f"base.sha256='{'0' * 64}'")
+    assert "get the agreed base" in refused("submit", *other, "--set", f"base.sha256='{'0' * 64}'")
     assert "no chat template" in refused("submit", *other, "--set", "data.messages=messages")
     labelled = ("--set", "base.task=sequence-classification")
     assert "needs --labels" in refused("submit", *other, *labelled)

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import get_args
 
 from fedpeft import __version__
 from fedpeft.cli.doctor import PACKAGES
 from fedpeft.cli.output import quantity
-from fedpeft.config.models import BaseConfig
-from fedpeft.errors import FedPeftError
+from fedpeft.config.models import BaseConfig, Quantisation, Task
+from fedpeft.errors import BaseModelError, FedPeftError
 from fedpeft_clients.governance.joining import Address
 from fedpeft_clients.governance.organisation import Grant, Organisation
 from fedpeft_clients.governance.policy import Policy, old_names, parse_policy
@@ -24,6 +25,9 @@ LEAST_DISK = 2 * 2**30
 MOST_SKEW = 60.0
 """Seconds; Flower refuses signatures that are more than 300 s off."""
 SECONDS = 5.0
+TASKS: tuple[Task, ...] = get_args(Task)
+WEIGHTS_TIMES = 2
+"""Memory for loading a base, over its files: weights of 16 bits become 32 on most processors."""
 
 Check = dict[str, str]
 
@@ -72,9 +76,6 @@ def _policy(organisation: Organisation) -> Iterator[Check]:
 
 
 def _bases(organisation: Organisation) -> Iterator[Check]:
-    from fedpeft.bases import base_folder, content_hash
-    from fedpeft.bases.files import read_model_config, stored_quantisation
-
     policy = _parsed(organisation)
     if policy.bases == "any":
         yield _note("base", "any base is allowed")
@@ -82,15 +83,50 @@ def _bases(organisation: Organisation) -> Iterator[Check]:
     if not policy.bases:
         yield _note("base", "no base is allowed yet: add its hash and folder under [bases] of the policy")
     for agreed, folder in policy.bases.items():
-        place = base_folder(BaseConfig(model=folder))
-        quantisation = stored_quantisation(read_model_config(place))
-        kinds = ("none", "int8", "nf4") if quantisation == "none" else (quantisation,)
-        if agreed in (content_hash(place, kind) for kind in kinds):
-            yield _ok("base", f"{folder} has the agreed content {agreed[:12]}")
+        try:
+            yield from _base(agreed, folder)
+        except FedPeftError as error:
+            yield _wrong("base", str(error))
+
+
+def _base(agreed: str, folder: str) -> Iterator[Check]:
+    """Whether a base of the policy is the agreed one, and does what training takes for granted."""
+    from fedpeft.bases import base_folder, content_hash
+    from fedpeft.bases.files import read_model_config, stored_quantisation
+
+    place = base_folder(BaseConfig(model=folder))
+    stored = stored_quantisation(read_model_config(place))
+    kinds: tuple[Quantisation, ...] = get_args(Quantisation)
+    possible: list[Quantisation] = [kind for kind in kinds if stored in ("none", kind)]
+    quantisation: Quantisation | None = next(
+        (kind for kind in possible if content_hash(place, kind) == agreed), None
+    )
+    if quantisation is None:
+        yield _wrong("base", f"{folder} does not have the agreed content {agreed[:12]}; get the agreed base")
+        return
+    yield _ok("base", f"{folder} has the agreed content {agreed[:12]}")
+    yield _probed(BaseConfig(model=folder, quantisation=quantisation), place)
+
+
+def _probed(base: BaseConfig, place: Path) -> Check:
+    """Load a base as a run does, for each task until it does for one; not one that may not fit."""
+    from fedpeft.bases import describe_devices
+    from fedpeft.bases.files import weight_files
+    from fedpeft.bases.load import load_apart
+
+    needed = WEIGHTS_TIMES * sum(file.stat().st_size for file in weight_files(place))
+    if needed > (free := max(device.free for device in describe_devices())):
+        words = f"{quantity(needed)} may be needed and {quantity(free)} are free"
+        return _note("base", f"{base.model} was not tried: {words}")
+    causes = list[str]()
+    for task in TASKS:
+        try:
+            load_apart(base.model_copy(update={"task": task}))
+        except BaseModelError as error:
+            causes.append(str(error))
         else:
-            yield _wrong(
-                "base", f"{folder} does not have the agreed content {agreed[:12]}; get the agreed base"
-            )
+            return _ok("base", f"{base.model} was loaded and tried for {task}")
+    return _wrong("base", causes[0])
 
 
 def _data(organisation: Organisation) -> Iterator[Check]:

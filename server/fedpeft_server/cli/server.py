@@ -205,11 +205,12 @@ def submit(
     text = f"submitted {facts['run']}: {facts['rounds']} rounds, {facts['nodes']} nodes"
     claim = f", {facts['privacy']}" if facts["privacy"] else ""
     evaluated = f"\nevaluated on {facts['judged']} records of your own" if facts["judged"] else ""
+    noted = "".join(f"\n{line}" for line in (facts["adapter"]["text"], *facts["notes"]))
     emit(
         facts,
         as_json,
         lambda: typer.echo(
-            f"{text}{claim}{evaluated}\nwatch it: fedpeft server status {facts['run']} --watch"
+            f"{text}{claim}{evaluated}{noted}\nwatch it: fedpeft server status {facts['run']} --watch"
         ),
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from fedpeft.config import Config, config_hash, dump_config, load_config
+from fedpeft.data import Notes
 from fedpeft.errors import ConfigError
 from fedpeft.protocol.enrolment import valid_name
 from fedpeft.runstore import RunStore, write_atomic, write_json
@@ -18,6 +19,8 @@ from fedpeft_server.service.node_registry import Registry
 from fedpeft_server.service.server_home import RunStatus, ServerHome, write_status
 
 if TYPE_CHECKING:
+    from fedpeft.adapters.coverage import Coverage
+    from fedpeft.bases import Base
     from fedpeft.data import Record
 
 
@@ -46,21 +49,25 @@ def submit(
         files: what goes with it.
 
     Returns:
-        Facts about the run: name, rounds, nodes, base, what its privacy plan promises (or nothing), number
-        of records on which it is judged.
+        Facts about the run: name, rounds, nodes, base, what its adapter changes of it, what its privacy plan
+        promises (or nothing), number of records on which it is judged, notes on data and chat template.
 
     Raises:
         FedPeftError: settings, base, labels, records, number of nodes or privacy plan are not as they must
             be.
     """
+    from fedpeft.evaluation.held_out import load_run_base
+
     config = load_config(file, [*overrides, *([f"run.name={json.dumps(name)}"] if name else [])])
     name = _free_name(home, config.run.name)
     _check_nodes(home, config)
     classes = _classes(config, files.labels)
-    records = _records(config, files.eval_data, classes)
-    config = _resolved(config)
-    _check_tokens(config, classes, records)
-    promise = _promise(config, classes)
+    notes = Notes()
+    records = _records(config, files.eval_data, classes, notes)
+    notes.add(_check_tokens(config, classes, records))
+    base = load_run_base(config, classes)
+    config = _resolved(config, base.sha256)
+    promise, coverage = _checked(config, base)
     run = _write(home, name, config, classes, records)
     return {
         "run": run.name,
@@ -68,8 +75,10 @@ def submit(
         "rounds": config.federation.rounds,
         "nodes": config.federation.nodes,
         "base": config.base.sha256,
+        "adapter": coverage.facts | {"text": coverage.text},
         "privacy": promise,
         "judged": len(records),
+        "notes": notes.lines(),
     }
 
 
@@ -107,13 +116,13 @@ def _classes(config: Config, labels: Path | None) -> list[str]:
     return cast("list[str]", classes)
 
 
-def _records(config: Config, eval_data: Path | None, classes: Sequence[str]) -> list[Record]:
+def _records(config: Config, eval_data: Path | None, classes: Sequence[str], notes: Notes) -> list[Record]:
     """The coordinator's own held-out records; of a labelled task each must have one of its classes."""
     if eval_data is None:
         return []
     from fedpeft.data import label_set, read_records
 
-    records = read_records(eval_data, config.data)
+    records = read_records(eval_data, config.data, notes=notes)
     if not records:
         raise ConfigError(f"--eval-data {str(eval_data)!r} holds no record")
     if classes and (unknown := len(set(label_set(records)) - set(classes))):
@@ -121,7 +130,7 @@ def _records(config: Config, eval_data: Path | None, classes: Sequence[str]) -> 
     return records
 
 
-def _check_tokens(config: Config, classes: Sequence[str], records: Sequence[Record]) -> None:
+def _check_tokens(config: Config, classes: Sequence[str], records: Sequence[Record]) -> Notes:
     """Records that tokenizer or chat template of the base refuse are found here, not by all nodes."""
     from fedpeft.bases.load import load_tokenizer
     from fedpeft.data import Record, check_records
@@ -129,32 +138,27 @@ def _check_tokens(config: Config, classes: Sequence[str], records: Sequence[Reco
     chat = Record("a", "b", messages=(("user", "a"), ("assistant", "b")), place="data.messages")
     tried = [chat] if config.data.messages is not None and not classes else []
     facts = (load_tokenizer(config.base), config.data, config.base.task, classes or None)
-    check_records([*tried, *records], *facts)
+    return check_records([*tried, *records], *facts)
 
 
-def _resolved(config: Config) -> Config:
+def _resolved(config: Config, sha256: str) -> Config:
     """The config with the content of its base pinned, as all nodes must have it."""
-    from fedpeft.bases import base_folder, content_hash
-
-    content = content_hash(base_folder(config.base), config.base.quantisation)
-    if config.base.sha256 not in (None, content):
-        raise ConfigError(f"base.sha256 = {config.base.sha256!r}, but the base here has {content}")
-    base = config.base.model_copy(update={"sha256": content})
+    base = config.base.model_copy(update={"sha256": sha256})
     federation = config.federation.model_copy(update={"backend": "deployment"})
     return config.model_copy(update={"base": base, "federation": federation})
 
 
-def _promise(config: Config, classes: Sequence[str]) -> str:
-    """What the privacy plan promises; one whose noise swamps the run is refused.
+def _checked(config: Config, base: Base) -> tuple[str, Coverage]:
+    """What the privacy plan promises, and how much of the base the adapter changes.
 
-    The base is loaded for a run with a claim only: its layout says how many values bear noise.
+    Raises:
+        FedPeftError: the adapter does not fit the base, or the plan's noise swamps the run.
     """
-    if config.privacy.unit == "none":
-        return ""
-    from fedpeft.evaluation.held_out import load_run_base
+    from fedpeft.adapters import attach
     from fedpeft.run_plan import RunPlan
 
-    return RunPlan.from_base(config, load_run_base(config, classes)).checked().claim
+    attached = attach(base, config.adapter, config.run.seed)
+    return RunPlan.from_config(config, attached.layout.size).checked().claim, attached.spec.coverage
 
 
 def _write(
