@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -86,15 +87,19 @@ def _privacy(facts: dict[str, Any], config: Config) -> list[str]:
 def _serving(store: RunStore) -> list[str]:
     """What a server must be told of the adapter: a stacked run's has the sum of its nodes' ranks."""
     config = json.loads((store.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    return serving_notes(config.get("r", 0), heads=bool(config.get("modules_to_save")))
+    whole = {"modules_to_save": "the head is", "trainable_token_indices": "rows of the embeddings are"}
+    return serving_notes(
+        config.get("r", 0),
+        [f"{what} in the adapter ({key})" for key, what in whole.items() if config.get(key)],
+    )
 
 
-def serving_notes(rank: int, heads: bool) -> list[str]:
+def serving_notes(rank: int, whole: Sequence[str] = ()) -> list[str]:
     """Notes for vLLM, the server of LoRA adapters that most people use; none where its defaults do.
 
     Args:
         rank: of the adapter's modules.
-        heads: whether the adapter holds whole modules beside its factors.
+        whole: what the adapter holds beside factors.
     """
     notes: list[str] = []
     if rank > VLLM_RANKS[0]:
@@ -103,11 +108,7 @@ def serving_notes(rank: int, heads: bool) -> list[str]:
         if flag is None:
             cure = "adapter.aggregation = 'reproject' keeps adapter.rank"
         notes.append(f"serving: rank {rank}; vLLM takes {VLLM_RANKS[0]}, at most {VLLM_RANKS[-1]}: {cure}")
-    if heads:
-        notes.append(
-            "serving: the head is in the adapter (modules_to_save), which vLLM does not load: merge it"
-        )
-    return notes
+    return [*notes, *(f"serving: {part}, which vLLM does not load: merge it" for part in whole)]
 
 
 def _audit(facts: dict[str, Any]) -> list[str]:

@@ -108,7 +108,7 @@ def test_a_revision_of_a_folder_is_refused_where_a_run_begins_and_no_matter_to_a
 )
 def test_a_rank_that_servers_do_not_take_is_noted(rank, words):
     """vllm#2847, #9280, gpustack#5438: an adapter of high rank is refused when it is served."""
-    notes = serving_notes(rank, heads=False)
+    notes = serving_notes(rank)
     assert len(notes) == bool(words)
     assert all(word in notes[0] for word in words)
 
@@ -129,6 +129,16 @@ def test_a_stacked_run_ends_with_its_rank(fedpeft, settings, tmp_path):
     # llama.cpp scales by lora_alpha over a tensor's rank, vLLM by lora_alpha over r; neither reads patterns
     assert (config["r"], config["lora_alpha"], ranks) == (20, 20, {20})
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
+
+
+def test_trained_tokens_are_said_to_be_for_merging(fedpeft, settings, tmp_path):
+    """vLLM takes no tensor but a factor of LoRA ("is unsupported LoRA weight")."""
+    options = settings(adapter__trainable_tokens='["<|im_start|>"]')
+    done = fedpeft("simulate", "--out", tmp_path / "run", *options)
+    assert done.code == 0, done.err
+    assert (
+        "rows of the embeddings are in the adapter (trainable_token_indices), which vLLM does not" in done.out
+    )
 
 
 def test_a_classifier_is_said_to_be_for_merging(fedpeft, settings, tmp_path):

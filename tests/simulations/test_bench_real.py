@@ -11,9 +11,10 @@ import zipfile
 import numpy as np
 import pytest
 
+from fedpeft.bases import forget_base
 from fedpeft.errors import DataError, RunError
 from fedpeft.evaluation.metrics import macro_f1
-from fedpeft_bench.real import benchmark, predictions, prepare
+from fedpeft_bench.real import base_costs, benchmark, predictions, prepare
 
 REVIEW = '1\tAspirin\tPeriod Pain\t"""It&amp;#039;s  good"""\tpositive\tMay 1\t3\n'
 TABLE = "\tdrugName\tcondition\treview\trating\tdate\tusefulCount\n" + REVIEW
@@ -121,3 +122,40 @@ def test_an_unknown_row_is_an_error_before_anything_is_fetched(tmp_path):
     with pytest.raises(RunError, match="there are drop-in, dense"):
         benchmark.run(tmp_path / "work", [0], ["dropin"], True, print)
     assert not (tmp_path / "work").exists()
+
+
+@pytest.fixture
+def costs_of(tmp_path, monkeypatch, tiny_model_folder):
+    """Measures a tiny base in this process, as ``compare`` does in two of their own."""
+    (tmp_path / "organisations").mkdir()
+    (tmp_path / "base").symlink_to(tiny_model_folder("llama"))
+    lines = [json.dumps({"prompt": f"note {i}", "completion": ("yes", "no")[i % 2]}) for i in range(24)]
+    for name in ("organisations/clinic.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text("\n".join(lines))
+    shared = base_costs.settings
+    small = {"adapter.skip_layers": [], "data.max_length": 32, "adapter.rank": 2}
+    monkeypatch.setattr(base_costs, "settings", lambda material: {**shared(material), **small})
+    yield lambda quantisation: base_costs.measure(tmp_path, quantisation)
+    forget_base()
+
+
+def test_a_quantised_base_is_measured_beside_the_plain_one(costs_of, monkeypatch):
+    """The same records and steps on another base; the last row is the one over the other."""
+
+    def measured(command, **_):
+        return base_costs.subprocess.CompletedProcess(command, 0, json.dumps(costs_of(command[-1])))
+
+    monkeypatch.setattr(base_costs.subprocess, "run", measured)
+    said = []
+    figures = base_costs.compare("work", said.append)
+    assert said == ["base_costs: none", "base_costs: nf4"]
+    plain, small, share = (figures[name] for name in ("none", "nf4", "nf4 / none"))
+    assert plain["loss"] > 0 and small["loss"] != plain["loss"]
+    assert share["loss"] == pytest.approx(small["loss"] / plain["loss"])
+    assert min(plain["step_cpu_s"], small["step_cpu_s"]) > 0
+    assert [len(row) for row in base_costs.cells(figures)] == [len(base_costs.COLUMNS)] * 3
+
+
+def test_a_measurement_that_fails_says_why(tmp_path):
+    with pytest.raises(RunError, match="measuring the none base failed: "):
+        base_costs.compare(tmp_path, print)

@@ -95,12 +95,10 @@ def _base(agreed: str, folder: str) -> Iterator[Check]:
     from fedpeft.bases.files import read_model_config, stored_quantisation
 
     place = base_folder(BaseConfig(model=folder))
-    stored = stored_quantisation(read_model_config(place))
+    on_disk = stored_quantisation(read_model_config(place))
     kinds: tuple[Quantisation, ...] = get_args(Quantisation)
-    possible: list[Quantisation] = [kind for kind in kinds if stored in ("none", kind)]
-    quantisation: Quantisation | None = next(
-        (kind for kind in possible if content_hash(place, kind) == agreed), None
-    )
+    possible: list[Quantisation] = [kind for kind in kinds if on_disk in ("none", kind)]
+    quantisation = next((kind for kind in possible if content_hash(place, kind) == agreed), None)
     if quantisation is None:
         yield _wrong("base", f"{folder} does not have the agreed content {agreed[:12]}; get the agreed base")
         return
