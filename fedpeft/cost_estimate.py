@@ -38,6 +38,7 @@ class Estimate:
         per_example_bytes: gradients of single records under DP; 0 without.
         activation_bytes: what the backward pass of one batch needs, logits of trained tokens included.
         step_flops: floating-point operations of one step, records of `data.max_length` tokens.
+        coverage: how much of the base is adapted, and what updates then show, for people.
     """
 
     parameters: int
@@ -47,6 +48,7 @@ class Estimate:
     per_example_bytes: int
     activation_bytes: int
     step_flops: int
+    coverage: str
 
     @property
     def memory(self) -> int:
@@ -62,7 +64,7 @@ def estimate(config: Config) -> Estimate:
         ConfigError: the adapter does not fit the base.
     """
     prepare()
-    model, sizes, trainable = _shapes(config)
+    model, sizes, trainable, coverage = _shapes(config)
     width = _bytes_per_value(config.base)
     records, tokens = config.federation.batch_size, config.federation.batch_size * config.data.max_length
     weight = QUANTISED.get(config.base.quantisation, width)
@@ -76,6 +78,7 @@ def estimate(config: Config) -> Estimate:
         activation_bytes=round(tokens * width * sizes.activations(config.base.gradient_checkpointing))
         + _logit_bytes(config, model, tokens),
         step_flops=round(tokens * sizes.flops(config.base.gradient_checkpointing)),
+        coverage=coverage,
     )
 
 
@@ -136,8 +139,8 @@ class _Sizes:
         return 2 * self.linear * (1 + backward)
 
 
-def _shapes(config: Config) -> tuple[Any, _Sizes, int]:
-    """The base without memory, its sizes, and the number of trainable values."""
+def _shapes(config: Config) -> tuple[Any, _Sizes, int, str]:
+    """The base without memory, its sizes, the number of trainable values, and what is adapted."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -159,7 +162,7 @@ def _shapes(config: Config) -> tuple[Any, _Sizes, int]:
         sizes = _Sizes.of(model, spec.targets)
         wrapped: Any = PeftModel(model, spec.parts.configure(method_of(config.adapter).build(spec)))
     trained, _ = adapter_tensors(wrapped, spec)
-    return model, sizes, sum(value.numel() for value in trained.values())
+    return model, sizes, sum(value.numel() for value in trained.values()), spec.coverage.text
 
 
 def _model_config(cfg: BaseConfig) -> Any:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedpeft.plugins import ATTACKS
 from fedpeft_attacks.results.token_scores import Control, Score, recall, score, verdict_of
-from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, NOT_COVERED, UNFINISHED
+from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, NOT_COVERED, SILENT, UNFINISHED
 from fedpeft_attacks.views import Guess, NotCovered, View
 from fedpeft_attacks.work import Work
 
@@ -79,14 +79,21 @@ def examine(
     for name in QUICK:
         started = time.process_time()
         answer = ATTACKS[name](view, seconds)
-        if not isinstance(answer, Guess):
+        if isinstance(answer, Guess):
+            known, control = view.knowledge, Control(Guess([], 0, ""), frozenset(others))
+            judged = score(answer, truth, known.prior, known.special, control)
+            findings.append(_finding(name, judged, threshold, (answer.work, time.process_time() - started)))
+        else:
             verdict = NOT_COVERED if isinstance(answer, NotCovered) else NOT_APPLICABLE
             findings.append(QuickFinding(name, verdict, answer.reason, len(truth)))
-            continue
-        known, control = view.knowledge, Control(Guess([], 0, ""), frozenset(others))
-        judged = score(answer, truth, known.prior, known.special, control)
-        findings.append(_finding(name, judged, threshold, (answer.work, time.process_time() - started)))
-    return findings
+    return [_uncovered(finding, view.knowledge.unread) for finding in findings]
+
+
+def _uncovered(finding: QuickFinding, unread: str) -> QuickFinding:
+    """A finding whose silence says nothing where the update shows more than its attack reads."""
+    if not unread or finding.verdict not in (SILENT, NOT_APPLICABLE):
+        return finding
+    return replace(finding, verdict=NOT_COVERED, reason=unread)
 
 
 def _finding(name: str, judged: Score, threshold: float, effort: tuple[Work, float]) -> QuickFinding:

@@ -72,6 +72,7 @@ class Knowledge:
             tokens do not cover it.
         start: base and adapter before the update; None where the observer does not hold them.
         approximation: why `inputs` are only near what is read, None where they are exact.
+        unread: what the update shows beside that, which no attack reads; empty: nothing.
     """
 
     inputs: NDArray[np.floating]
@@ -83,6 +84,7 @@ class Knowledge:
     rows: TokenRows | None = None
     start: Start | None = None
     approximation: str | None = None
+    unread: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class CardFacts:
         dense_bytes: what the same exchange takes as dense float32, both directions.
         metrics: figures by name, such as held-out loss and accuracy.
         licence: licence identifier, empty if unknown.
+        classes: outputs of a sequence classifier; 0: a language model.
     """
 
     name: str
@@ -47,6 +48,7 @@ class CardFacts:
     dense_bytes: int = 0
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     licence: str = ""
+    classes: int = 0
 
 
 def write_card(folder: Path, facts: CardFacts) -> Path:
@@ -74,7 +76,7 @@ def _body(facts: CardFacts) -> str:
         ("What an attacker could read", facts.audit),
         ("Exchange", _table(_exchange_rows(facts))),
         ("Results", _table([(name, f"{value:.4g}") for name, value in facts.metrics.items()])),
-        ("Use", _USE),
+        ("Use", _use(facts.classes)),
     ]
     return "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text) + "\n"
 
@@ -107,13 +109,16 @@ def _table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-_USE = """```python
+def _use(classes: int) -> str:
+    """How plain peft loads the folder; the base's own configuration need not know the number of classes."""
+    kind, more = ("SequenceClassification", f", num_labels={classes}") if classes else ("CausalLM", "")
+    return f"""```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelFor{kind}
 
-model = AutoModelForCausalLM.from_pretrained("the base named above")
+model = AutoModelFor{kind}.from_pretrained("the base named above"{more})
 model = PeftModel.from_pretrained(model, "this folder")
 ```
 
 The folder `base` beside this one, where there is one, is that base. In the directory in which the run was
-made, `AutoPeftModelForCausalLM.from_pretrained("this folder")` finds it by itself."""
+made, `AutoPeftModelFor{kind}.from_pretrained("this folder"{more})` finds it by itself."""

@@ -65,21 +65,21 @@ class TrainedParts:
         experts = (name.rpartition(".")[0] for name, _ in self.experts)
         return frozenset((*self.heads, *experts, *self.embeddings))
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The settings of `REVEALED` that added parts."""
+        added = {"train_head": self.heads, "experts": self.experts, "trainable_tokens": self.tokens}
+        return tuple(setting for setting in REVEALED if added[setting])
+
     def notes(self, model: Any) -> tuple[str, ...]:
         """What people are told of the parts, of a model that carries no adapter yet."""
         sizes = [
             (name, sum(t.numel() for t in model.get_submodule(name).parameters())) for name in self.heads
         ]
         trained = ", ".join(f"{name} ({size:,} values)" for name, size in sizes)
-        notes = {
-            "experts": REVEALED["experts"] if self.experts else "",
-            "trainable_tokens": f"trains {len(self.tokens)} rows of {' and '.join(self.embeddings)}: "
-            f"{REVEALED['trainable_tokens']}"
-            if self.tokens
-            else "",
-            "train_head": f"trains the head {trained}: {REVEALED['train_head']}" if self.heads else "",
-        }
-        return tuple(note for note in notes.values() if note)
+        rows = f"trains {len(self.tokens)} rows of {' and '.join(self.embeddings)}: "
+        before = {"train_head": f"trains the head {trained}: ", "trainable_tokens": rows}
+        return tuple(before.get(setting, "") + REVEALED[setting] for setting in self.settings)
 
     def configure(self, config: Any) -> Any:
         """Name the parts in a method's peft configuration, and return it.

@@ -95,6 +95,7 @@ def _show_plan(facts: dict[str, Any]) -> None:
     }
     table("memory of one node (estimate)", ("part", "size"), ((k, quantity(v)) for k, v in parts.items()))
     typer.echo(f"{facts['parameters']:,} parameters, {facts['trainable']:,} of them trained and exchanged")
+    typer.echo(facts["coverage"])
     typer.echo(f"{facts['step_flops'] / 1e12:.2f} TFLOP a step, {facts['steps']} steps at each node")
     if facts["device"] is None:
         typer.echo("the device that the plan names is not on this machine: no time is estimated")

@@ -18,7 +18,7 @@ from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
 from fedpeft.exchange.layout import Layout
 from fedpeft.packing.peft_folder import read_config
 from fedpeft.privacy import Ledger, PrivacyPlan
-from fedpeft.run_plan import RunPlan
+from fedpeft.run_plan import RunPlan, num_classes
 from fedpeft.runstore import RunStore
 from fedpeft.runstore.summary import (
     AdapterFacts,
@@ -106,7 +106,8 @@ def complete(
 
 def card_facts(store: RunStore, summary: RunSummary) -> CardFacts:
     """What the model card of the exported adapter states."""
-    sent = summary.bytes
+    sent, labels = summary.bytes, store.labels
+    words = json.loads(labels.read_text(encoding="utf-8")) if labels.is_file() else []
     measured = {
         "held-out loss": summary.loss["federated"],
         "held-out accuracy": summary.accuracy["federated"],
@@ -127,6 +128,7 @@ def card_facts(store: RunStore, summary: RunSummary) -> CardFacts:
         bytes_down=sent.down,
         dense_bytes=sent.dense_up + sent.dense_down,
         metrics={name: value for name, value in measured.items() if value is not None},
+        classes=num_classes(store.config.base, words) or 0,
     )
 
 

@@ -115,6 +115,15 @@ def test_a_skipped_layer_is_said_and_read_approximately(make_run):
     assert "layer 0 carries no adapter" in render(report)
 
 
+def test_silence_about_an_update_that_shows_more_than_attacks_read_is_not_covered(make_run):
+    report = audit(make_run({"rank": 4, "trainable_tokens": [20, 21]}, batch=2), ["span"])
+    quiet = [finding for finding in report.findings if finding.verdict != "leaks"]
+    assert quiet and {finding.verdict for finding in quiet} == {"not covered"}
+    assert all("which of these tokens a batch held, which no attack here reads" in f.reason for f in quiet)
+    assert report.verdict in ("leaks", "not covered")
+    assert any("adapter.trainable_tokens" in sentence for sentence in report.not_tested)
+
+
 def test_an_adapter_without_token_rows_is_not_covered_and_still_has_a_report(make_run):
     report = audit(make_run({"method": "ia3"}, batch=2, warm=False))
     assert {finding.verdict for finding in report.findings} == {"not covered"}

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -279,3 +281,6 @@ def test_the_card_states_the_facts(tmp_path):
     for fact in wanted:
         assert fact in text.replace("| ratio ", "")
     assert "What an attacker could read" not in text
+    assert 'AutoModelForCausalLM.from_pretrained("the base named above")' in text
+    text = write_card(tmp_path, replace(facts, classes=3)).read_text()
+    assert 'AutoPeftModelForSequenceClassification.from_pretrained("this folder", num_labels=3)' in text

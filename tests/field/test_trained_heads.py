@@ -175,6 +175,8 @@ def test_a_federation_trains_exports_and_names_its_head(fedpeft, settings, input
     assert done.code == 0, done.err
     tensors = load_file(run / "adapter" / "adapter_model.safetensors")
     saved = json.loads((run / "adapter" / "adapter_config.json").read_text())["modules_to_save"]
+    card = (run / "adapter" / "README.md").read_text()
+    assert "AutoModelForSequenceClassification" in card and "num_labels=" in card
     assert saved == (["score"] if name == "llama" else ["classifier", "pooler"])
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (said,) = [event for event in events if event["event"] == "coverage"]

@@ -14,6 +14,7 @@ from fedpeft_attacks.results.record_scores import record_measures
 from fedpeft_attacks.results.token_scores import Control, Score, measure, recall, score, verdict_of
 from fedpeft_attacks.results.verdicts import (
     LEAKS,
+    NOT_APPLICABLE,
     NOT_COVERED,
     SILENT,
     UNFINISHED,
@@ -57,8 +58,9 @@ def find(trial: Trial, group: Sequence[Observed]) -> Finding:
     subject = Subject(name, "inversion", view.stage, view.role, view.adapter)
     answers = {(observed.node, observed.round): attack(observed.view) for observed in group}
     guesses = {place: answer for place, answer in answers.items() if isinstance(answer, Guess)}
+    unread = view.knowledge.unread
     if not guesses:
-        return _without_guess(subject, list(answers.values()), threshold)
+        return _uncovered(_without_guess(subject, list(answers.values()), threshold), unread)
     read = [observed for observed in group if (observed.node, observed.round) in guesses]
     scores = [_score(observed, read, guesses) for observed in read]
     written = sorted(
@@ -72,7 +74,15 @@ def find(trial: Trial, group: Sequence[Observed]) -> Finding:
         details |= {"verdict": finding.verdict, "reason": finding.reason}
     finding = finding.model_copy(update=details)
     reason = _unfinished(finding)
-    return finding.model_copy(update={"verdict": UNFINISHED, "reason": reason}) if reason else finding
+    finding = finding.model_copy(update={"verdict": UNFINISHED, "reason": reason}) if reason else finding
+    return _uncovered(finding, unread)
+
+
+def _uncovered(finding: Finding, unread: str) -> Finding:
+    """A finding whose silence says nothing where the update shows more than its attack reads."""
+    if not unread or finding.verdict not in (SILENT, NOT_APPLICABLE):
+        return finding
+    return finding.model_copy(update={"verdict": NOT_COVERED, "reason": unread})
 
 
 def _without_guess(subject: Subject, answers: Sequence[Guess | NotApplicable], threshold: float) -> Finding:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft.adapters.trained_parts import REVEALED
 from fedpeft_attacks.tokens.first_layer import FirstLayer, first_layer
 from fedpeft_attacks.tokens.language_prior import token_prior
 from fedpeft_attacks.views import Knowledge, Start
@@ -64,6 +65,7 @@ def knowledge_of(
         lr=lr,
         rows=attached.method.token_rows,
         approximation=layer.approximation,
+        unread=_unread(attached),
     )
 
 
@@ -83,7 +85,14 @@ def knowledge_of_gradient(attached: Attached) -> Knowledge:
         rows=attached.method.token_rows,
         start=Start(attached, attached.get()) if runs else None,
         approximation=layer.approximation,
+        unread=_unread(attached),
     )
+
+
+def _unread(attached: Attached) -> str:
+    """What parts that settings have added show, and attacks on tokens do not look at."""
+    shown = " and ".join(REVEALED[setting] for setting in attached.spec.parts.settings)
+    return f"{shown}, which no attack here reads" if shown else ""
 
 
 def _projections(attached: Attached, place: tuple[str, int]) -> Mapping[str, NDArray[np.floating]]:
