@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.fedpeft-setup
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-portable test-slow test-faults test-gpu fuzz mutants lint docs bench wheel clean
+.PHONY: setup demo test test-portable test-slow test-faults test-gpu test-tasks fuzz mutants lint docs bench wheel clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ test-faults: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
+
+test-tasks: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lm-eval]' -c constraints.txt
+	$(BIN)/python -m pytest tests/field/test_folders_tasks.py tests/fedpeft/test_answers.py
 
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]' -c constraints.txt

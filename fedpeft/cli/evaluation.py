@@ -50,6 +50,11 @@ class HeldOut:
         from fedpeft.evaluation.adapter_folder import Subject
 
         if self.is_run:
+            if self.data is not None or self.base is not None:
+                raise ConfigError(
+                    "a run is evaluated on its own base and global test; for others give its folder "
+                    f"{str(self.adapter / 'adapter')!r}"
+                )
             return Subject.of_run(self.adapter)
         if self.data is None:
             raise ConfigError("an adapter folder needs --data with the records to evaluate on")
@@ -114,7 +119,7 @@ def _cells(name: str, figures: Figures) -> list[str]:
 
 def on_tasks(held_out: HeldOut, tasks: str | None, files: Path | None, generate: bool) -> Result:
     """Scores of adapter and base in tasks of lm-eval."""
-    from fedpeft.evaluation.adapter_folder import base_of
+    from fedpeft.evaluation.adapter_folder import base_of, base_of_run
     from fedpeft.evaluation.lm_tasks import compare_on_tasks
     from fedpeft.runstore import RunStore
 
@@ -127,7 +132,7 @@ def on_tasks(held_out: HeldOut, tasks: str | None, files: Path | None, generate:
     folder, names = held_out.adapter, [name.strip() for name in tasks.split(",") if name.strip()]
     if held_out.is_run:
         store = RunStore.open(folder)
-        folder, base = store.adapter, store.config.base
+        folder, base = store.adapter, base_of_run(store.config)
     else:
         base = base_of(folder, held_out.base)
     adapter, plain_base = compare_on_tasks(folder, base, names, files)

@@ -13,6 +13,7 @@ from fedpeft.adapters.merge import merge
 from fedpeft.bases.load import load_apart
 from fedpeft.bases.probe import check_lengths
 from fedpeft.bases.source import held_base
+from fedpeft.config import Config
 from fedpeft.config.models import BaseConfig, DataConfig, Task
 from fedpeft.config.template import Template
 from fedpeft.data import Example, Record, read_records, read_written, tokenise
@@ -60,8 +61,8 @@ class Subject:
         """
         store = RunStore.open(run)
         config, labels = store.config, json.loads(store.labels.read_text())
-        base = config.base.model_copy(update={"gradient_checkpointing": False})  # nothing is trained
-        return cls(folder or store.adapter, base, read_written(store.test, config.data), config.data, labels)
+        rows = read_written(store.test, config.data)
+        return cls(folder or store.adapter, base_of_run(config), rows, config.data, labels)
 
     @classmethod
     def of_folder(cls, folder: Path, records: Path, base: str | None, data: DataConfig) -> Subject:
@@ -104,6 +105,11 @@ def evaluate_folder(folder: Path, records: Path, base: str | None, data: DataCon
 def merge_folder(folder: Path, out: Path, base: str | None) -> None:
     """Write base and adapter as one plain model folder; see `fedpeft.adapters.merge.merge`."""
     merge(folder, out, base_of(folder, base))
+
+
+def base_of_run(config: Config) -> BaseConfig:
+    """The base of a run as it is evaluated: activations are not recomputed, since nothing is trained."""
+    return config.base.model_copy(update={"gradient_checkpointing": False})
 
 
 def base_of(folder: Path, base: str | None) -> BaseConfig:

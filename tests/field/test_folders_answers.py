@@ -167,6 +167,14 @@ def test_the_work_is_linear_in_the_records(inputs, monkeypatch):
         assert sum(rows) <= count * MOST
 
 
+@pytest.mark.parametrize("option", ["--data", "--base"])
+def test_a_run_is_evaluated_on_what_is_its_own(fedpeft, inputs, tmp_path, option):
+    """Records given beside a run were passed over without a word."""
+    (tmp_path / "config.toml").touch()
+    done = fedpeft("adapter", "eval", tmp_path, option, inputs.data("held.jsonl"))
+    assert "its own base and global test" in done.error and done.code == 2
+
+
 def test_what_cannot_be_generated_is_refused(fedpeft, inputs, tmp_path):
     held = inputs.data("held.jsonl")
     done = fedpeft("adapter", "eval", inputs.adapter("seq-cls"), "--data", held, "--generate")

@@ -25,6 +25,7 @@ LEAST_DISK = 2 * 2**30
 MOST_SKEW = 60.0
 """Seconds; Flower refuses signatures that are more than 300 s off."""
 SECONDS = 5.0
+QUANTISATIONS: tuple[Quantisation, ...] = get_args(Quantisation)
 TASKS: tuple[Task, ...] = get_args(Task)
 WEIGHTS_TIMES = 2
 """Memory for loading a base, over its files: weights of 16 bits become 32 on most processors."""
@@ -96,8 +97,7 @@ def _base(agreed: str, folder: str) -> Iterator[Check]:
 
     place = base_folder(BaseConfig(model=folder))
     on_disk = stored_quantisation(read_model_config(place))
-    kinds: tuple[Quantisation, ...] = get_args(Quantisation)
-    possible: list[Quantisation] = [kind for kind in kinds if on_disk in ("none", kind)]
+    possible = (kind for kind in QUANTISATIONS if on_disk in ("none", kind))
     quantisation = next((kind for kind in possible if content_hash(place, kind) == agreed), None)
     if quantisation is None:
         yield _wrong("base", f"{folder} does not have the agreed content {agreed[:12]}; get the agreed base")
