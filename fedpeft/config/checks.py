@@ -216,6 +216,13 @@ def _records_unit(config: Config) -> Iterator[str]:
             f"privacy.unit = {privacy.unit!r} needs privacy.sampling_probability or privacy.public_records "
             "(public constants: never derived from the private record count)"
         )
+    adapter = config.adapter
+    looped = ADAPTER_METHODS[adapter.key].traits.dp == "loop" or adapter.experts or adapter.trainable_tokens
+    if config.run.engine == "batched" and looped:
+        yield (
+            "run.engine = 'batched' reads gradients of plain layers, and this adapter trains others "
+            f"({adapter.key}, adapter.experts or adapter.trainable_tokens): set 'auto' or 'loop'"
+        )
     if privacy.unit == "person" and config.data.person is None:
         yield "privacy.unit = 'person' needs data.person: the column that says whose record it is"
 

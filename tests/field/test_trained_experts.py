@@ -221,6 +221,7 @@ def test_a_federation_trains_exports_and_evaluates_experts(fedpeft, settings, in
         ("llama", {}, "has no experts that are fused"),
         ("qwen3-moe", {"adapter__method": "miss"}, "set adapter.method = 'lora'"),
         ("qwen3-moe", {"adapter__aggregation": "naive"}, "adapter.aggregation = 'frozen_a'"),
+        ("qwen3-moe", {**PRIVATE, "run__engine": "batched"}, "run.engine = 'batched'"),
     ],
 )
 def test_experts_that_cannot_be_adapted_cost_one_line(fedpeft, settings, tmp_path, base, changes, line):
