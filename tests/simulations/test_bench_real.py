@@ -6,6 +6,7 @@ What it measures is not measured here: the same code runs on a tiny base.
 import hashlib
 import io
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -85,6 +86,32 @@ def test_an_interval_holds_the_difference_that_is_there_and_zero_where_none_is()
     assert low < 0 < high
 
 
+def test_seeds_are_compared_as_one_with_the_same_draws(tmp_path):
+    rng = np.random.default_rng(2)
+    truth = rng.choice(3, 400, p=[0.2, 0.2, 0.6])
+
+    def right(share):
+        return np.where(rng.random(400) < share, truth, (truth + 1) % 3)
+
+    for seed in (0, 1):
+        tables = {
+            "federated": right(0.9),
+            "centralised": right(0.9),
+            "local_only-a": right(0.6),
+            "base": right(0.3),
+        }
+        (tmp_path / f"{seed}/predictions").mkdir(parents=True)
+        for name, predicted in tables.items():
+            table = {"label": truth.tolist(), "predicted": predicted.tolist()}
+            (tmp_path / f"{seed}/predictions/{name}.json").write_text(json.dumps(table))
+    line = predictions.over_seeds([tmp_path / "0", tmp_path / "1"])
+    figures = [float(figure) for figure in re.findall(r"[+-][.0-9]+", line)]
+    alone, majority = figures[:2], figures[2:]
+    assert 0.2 < alone[0] < 0.3 < alone[1] < 0.4
+    assert 0.55 < majority[0] < 0.65 < majority[1] < 0.75
+    assert re.search(r"2 seeds: macro-F1 0.[89]\d\d, (9\d|10\d)% of centralised", line)
+
+
 @pytest.fixture
 def tiny(tmp_path, tiny_model_folder, monkeypatch):
     """A tiny base and three classes in place of the real ones."""
@@ -113,7 +140,8 @@ def test_rows_and_baselines_are_figures_of_one_test_and_a_second_call_only_reads
     assert federated.peak_bytes > 2**27
     assert federated.macro_f1_interval[0] <= federated.macro_f1 <= federated.macro_f1_interval[1]
     assert len(benchmark.cells(federated)) == len(benchmark.COLUMNS)
-    assert any("of centralised" in line for line in benchmark.verdicts(lines))
+    runs = benchmark.runs_below(tmp_path / "work", True)
+    assert any("of centralised" in line for line in benchmark.verdicts(lines, runs))
     monkeypatch.setattr(benchmark.subprocess, "Popen", None)
     assert benchmark.run(tmp_path / "work", [0], ["drop-in"], True, said.append) == lines
 

@@ -261,7 +261,7 @@ def real(
     def show() -> None:
         cells = [benchmark.cells(line) for line in lines]
         table(f"real base, real text ({machine()})", benchmark.COLUMNS, cells)
-        for line in benchmark.verdicts(lines):
+        for line in benchmark.verdicts(lines, benchmark.runs_below(work, quick)):
             typer.echo(line)
         if costs:
             table("nf4 beside no quantisation", base_costs.COLUMNS, base_costs.cells(costs))

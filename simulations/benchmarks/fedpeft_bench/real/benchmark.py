@@ -24,7 +24,7 @@ from fedpeft.progress_reports import each
 from fedpeft.runstore import RunStore, read_json, write_json
 from fedpeft_bench.federation.gain import options
 from fedpeft_bench.harness.command import COMMAND
-from fedpeft_bench.real.predictions import above_the_mean, interval, load
+from fedpeft_bench.real.predictions import above_the_mean, interval, load, over_seeds
 from fedpeft_bench.real.prepare import Material, prepare
 from fedpeft_bench.real.rows import ROWS, Row, settings
 
@@ -93,10 +93,15 @@ def run(work: Path, seeds: Sequence[int], names: Sequence[str], quick: bool, rep
     ]
     lines: list[Line] = []
     for row, seed in each(jobs, "run"):
-        folder = work / ("quick" if quick else "runs") / f"{row.name}-{seed}"
+        folder = runs_below(work, quick) / f"{row.name}-{seed}"
         _simulate(material, row, seed, folder, quick, report)
         lines += _lines(row, seed, folder)
     return lines
+
+
+def runs_below(work: Path, quick: bool) -> Path:
+    """The folder of the runs, each of which is called ``<row>-<seed>``."""
+    return work / ("quick" if quick else "runs")
 
 
 def _simulate(material: Material, row: Row, seed: int, folder: Path, quick: bool, report: Report) -> None:
@@ -205,8 +210,13 @@ def cells(line: Line) -> list[str]:
     ]
 
 
-def verdicts(lines: Sequence[Line]) -> Iterator[str]:
-    """The comparisons that the table is for, one line each."""
+def verdicts(lines: Sequence[Line], runs: Path) -> Iterator[str]:
+    """The comparisons that the table is for, one line each.
+
+    Args:
+        lines: of the table.
+        runs: the folder of their runs (`runs_below`).
+    """
     for line in lines:
         beside = {other.name: other for other in lines if other.seed == line.seed}
         if line.above_local_only and (centralised := beside.get("centralised")):
@@ -220,3 +230,6 @@ def verdicts(lines: Sequence[Line]) -> Iterator[str]:
             yield f"seed {line.seed}: drop-in's loss is {change:+.1%} of dense, {line.ratio:.0f}x fewer bytes"
         if line.audit:
             yield f"seed {line.seed}: audit of what left the nodes: {line.audit}"
+    compared = [runs / f"{line.name}-{line.seed}" for line in lines if line.above_local_only]
+    if len(compared) > 1:
+        yield over_seeds(compared)
