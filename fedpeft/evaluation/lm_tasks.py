@@ -130,6 +130,7 @@ def _local_only() -> Generator[None]:
     """Keep lm-eval and what it reads data with off the network, off the terminal, and from keeping copies."""
     import evaluate  # pyright: ignore[reportMissingImports]
     from datasets import config as of_datasets
+    from lm_eval import evaluator  # pyright: ignore[reportMissingImports]
     from tqdm import tqdm
 
     log = logging.getLogger("lm_eval")
@@ -139,6 +140,8 @@ def _local_only() -> Generator[None]:
             (of_datasets, "HF_DATASETS_CACHE", Path(cache)),
             (evaluate.config, "HF_EVALUATE_OFFLINE", True),
             (tqdm, "__init__", _without_bar(tqdm.__init__)),
+            (evaluator, "get_git_commit_hash", lambda: None),  # git would complain on the terminal
+            (evaluator, "add_env_info", lambda results: None),  # the same, and a second for each task
         ):
             changes.callback(setattr, place, name, getattr(place, name))
             setattr(place, name, value)

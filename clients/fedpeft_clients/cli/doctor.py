@@ -92,18 +92,27 @@ def _bases(organisation: Organisation) -> Iterator[Check]:
 
 def _base(agreed: str, folder: str) -> Iterator[Check]:
     """Whether a base of the policy is the agreed one, and does what training takes for granted."""
-    from fedpeft.bases import base_folder, content_hash
-    from fedpeft.bases.files import read_model_config, stored_quantisation
+    from fedpeft.bases import base_folder
 
     place = base_folder(BaseConfig(model=folder))
-    on_disk = stored_quantisation(read_model_config(place))
-    possible = (kind for kind in QUANTISATIONS if on_disk in ("none", kind))
-    quantisation = next((kind for kind in possible if content_hash(place, kind) == agreed), None)
+    quantisation = _agreed_quantisation(place, agreed)
     if quantisation is None:
         yield _wrong("base", f"{folder} does not have the agreed content {agreed[:12]}; get the agreed base")
         return
     yield _ok("base", f"{folder} has the agreed content {agreed[:12]}")
     yield _probed(BaseConfig(model=folder, quantisation=quantisation), place)
+
+
+def _agreed_quantisation(place: Path, agreed: str) -> Quantisation | None:
+    """The quantisation with which a base has the agreed hash."""
+    from fedpeft.bases import content_hash
+    from fedpeft.bases.files import read_model_config, stored_quantisation
+
+    on_disk = stored_quantisation(read_model_config(place))
+    for quantisation in QUANTISATIONS:
+        if on_disk in ("none", quantisation) and content_hash(place, quantisation) == agreed:
+            return quantisation
+    return None
 
 
 def _probed(base: BaseConfig, place: Path) -> Check:
