@@ -84,7 +84,10 @@ class AuditError(FedPeftError):
 def first_line(error: Exception) -> str:
     """Kind and first line of an error of another package, at most 200 characters, as a cause in one of ours.
 
+    A line that ends with a colon has the next one after it.
+
     For errors that speak of models and files; what read records may repeat their text.
     """
-    line = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {line}"
+    lines = str(error).strip().splitlines() or [""]
+    whole = lines[0] if not lines[0].endswith(":") else " ".join(line.strip() for line in lines[:2])
+    return f"{type(error).__name__}: {whole[:200]}"

@@ -65,7 +65,9 @@ class Coverage:
                 reason = EXPERTS if of_experts else BLOCKS
                 rest[(_skipped(name, skipped) if experts else None) or reason] += int(tensor.shape[0])
         adapted = len(shapes) + sum(shape[0] for shape in experts.values())
-        values = sum(math.prod(shape) for shape in (*shapes.values(), *experts.values()))
+        # layers may share one weight
+        values_of = {id(base.model.get_submodule(name).weight): math.prod(shapes[name]) for name in shapes}
+        values = sum(values_of.values()) + sum(math.prod(shape) for shape in experts.values())
         matrices, left_out = adapted + whole + rest.total(), tuple(rest.items())
         share = values / max(base.parameters, 1)
         return cls(adapted, matrices, share, left_out, parts.notes(base.model))

@@ -30,7 +30,10 @@ def closed_layers(model: Any) -> dict[str, str]:
     """The linear layers that never carry an adapter, and why: what a line for people says of them."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     text, closed, expert_names = _text_stack(model), dict[str, str](), _names_of_experts(model)
-    for name, module in linear_layers(model).items():
+    layers = linear_layers(model)
+    samples = {type(module): module for module in layers.values()}
+    products = {kind: _passes_as_linear(sample) for kind, sample in samples.items()}
+    for name, module in layers.items():
         parent, _, own_name = name.rpartition(".")
         if module is head or set(name.split(".")) & set(HEAD_MODULES):
             closed[name] = "in the output head"
@@ -40,7 +43,7 @@ def closed_layers(model: Any) -> dict[str, str]:
             closed[name] = f"in state-space mixers ({own_name}: kernels read the weight past an adapter)"
         elif not model.config.is_encoder_decoder and set(name.split(".")) & _CROSS_ATTENTION:
             closed[name] = "in cross-attention, which text alone never reaches"
-        elif not _passes_as_linear(module):
+        elif not products[type(module)]:
             closed[name] = f"in layers that compute more than a product ({own_name})"
         elif own_name in expert_names:
             closed[name] = f"beside experts ({own_name}, which peft takes for the experts' weights)"
@@ -89,7 +92,23 @@ def _passes_as_linear(module: Any) -> bool:
 
     kind = type(module)
     plain = not isinstance(module, torch.nn.Linear) or kind.forward is torch.nn.Linear.forward
-    return plain or kind.__module__.startswith("bitsandbytes.")
+    return plain or kind.__module__.startswith("bitsandbytes.") or _is_product(module)
+
+
+def _is_product(module: Any) -> bool:
+    """Whether a linear layer with a pass of its own computes what one without does, as Falcon's."""
+    import torch
+
+    ones = module.weight.new_ones((1, module.in_features))
+    try:
+        with torch.no_grad():
+            output = module(ones)
+    except Exception:  # of a pass that takes more than one tensor
+        return False
+    wanted = torch.nn.functional.linear(ones, module.weight, module.bias)
+    if not isinstance(output, torch.Tensor) or output.shape != wanted.shape:
+        return False
+    return output.is_meta or bool(torch.allclose(output, wanted))
 
 
 def _names_of_experts(model: Any) -> frozenset[str]:

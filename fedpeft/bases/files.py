@@ -65,14 +65,16 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 def stored_quantisation(config: dict[str, Any]) -> str:
     """How the weights in a folder are quantised: none, int8, nf4, or the name of a foreign method."""
-    settings: dict[str, Any] = config.get("quantization_config") or {}
-    if not settings:
+    value: Any = config.get("quantization_config") or config.get("compression_config")
+    if not value:
         return "none"
+    settings: dict[str, Any] = dict(value) if isinstance(value, dict) else {}
     if settings.get("load_in_8bit"):
         return "int8"
     if settings.get("load_in_4bit") and settings.get("bnb_4bit_quant_type") == "nf4":
         return "nf4"
-    return str(settings.get("quant_method", "unknown"))
+    kind = settings.get("bnb_4bit_quant_type") if settings.get("load_in_4bit") else None
+    return str(kind or settings.get("quant_method", "an unknown method"))[:40]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -174,7 +176,7 @@ def _shards(index: Path, suffix: str) -> list[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8", errors="replace"))
+        value = json.loads(file.read_text(encoding="utf-8-sig", errors="replace"))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

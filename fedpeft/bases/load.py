@@ -16,8 +16,9 @@ from fedpeft.bases.files import content_hash, read_model_config, stored_quantisa
 from fedpeft.bases.probe import Probed, check_ids, check_length, check_passes
 from fedpeft.bases.runtime import choose_device, choose_dtype, give_back_memory, prepare
 from fedpeft.bases.source import base_folder
+from fedpeft.bases.weights import check_files, check_kind, check_loaded
 from fedpeft.config.models import BaseConfig, Quantisation, Task
-from fedpeft.errors import BaseModelError
+from fedpeft.errors import BaseModelError, first_line
 from fedpeft.rng import stream
 
 if TYPE_CHECKING:
@@ -110,8 +111,11 @@ def load_apart(cfg: BaseConfig, num_labels: int | None = None) -> Base:
     """
     prepare()
     folder = base_folder(cfg)
-    quantisation = stored_quantisation(read_model_config(folder))
+    config = read_model_config(folder)
+    check_kind(cfg.model, config, cfg.task)
+    quantisation = stored_quantisation(config)
     _check_quantisation(cfg, quantisation)
+    check_files(cfg.model, folder, config)
     sha256 = content_hash(folder, cfg.quantisation)
     _check_hash(cfg, sha256)
     return _load(cfg, folder, sha256, quantisation, num_labels)
@@ -139,7 +143,8 @@ def _check_hash(cfg: BaseConfig, sha256: str) -> None:
 def _check_quantisation(cfg: BaseConfig, quantisation: str) -> None:
     if quantisation not in ("none", "int8", "nf4"):
         raise BaseModelError(
-            f"{cfg.model!r} is quantised with {quantisation}; supported are none, int8 and nf4 (bitsandbytes)"
+            f"{cfg.model!r} is quantised with {quantisation}; supported are none, int8 and nf4 "
+            "(bitsandbytes): take the base that it was made from"
         )
     if quantisation not in ("none", cfg.quantisation):
         raise BaseModelError(
@@ -223,12 +228,17 @@ def _model(
     try:
         with quiet():
             model, info = auto.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, **place
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **place,
             )
     except Exception as error:  # whatever a foreign folder provokes becomes one line
-        line = (str(error).replace(str(folder), cfg.model).strip().splitlines() or [""])[0][:200]
-        cause = f"{type(error).__name__}: {line}"
+        cause = first_line(error).replace(str(folder), cfg.model)
     else:
+        check_loaded(cfg.model, model.config, info, model.state_dict())
         return model, sorted(info["missing_keys"])
     raise BaseModelError(f"base.model {cfg.model!r} cannot be loaded as {cfg.task}: {cause}")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.config.models import Task
+from fedpeft.data.tokens import surroundings
 from fedpeft.errors import BaseModelError, ConfigError, first_line
 from fedpeft.rng import stream
 
@@ -51,7 +52,7 @@ def check_ids(base: Probed) -> None:
     records may be there: text never becomes one (`fedpeft.data.control_tokens`).
 
     Raises:
-        BaseModelError: another token is beyond the embeddings.
+        BaseModelError: another token is beyond the embeddings, or there is none for text.
     """
     rows, tokenizer = _rows(base.model), base.tokenizer
     if tokenizer.pad_token_id >= rows:
@@ -64,7 +65,10 @@ def check_ids(base: Probed) -> None:
         for number, token in tokenizer.added_tokens_decoder.items()
         if token.special and token.content not in used and token.content not in template
     }
-    last = max(set(tokenizer.get_vocab().values()) - idle)
+    every = set(tokenizer.get_vocab().values())
+    if not every - set(tokenizer.all_special_ids):
+        raise BaseModelError(f"base.model {base.name!r}: its tokenizer has no token of text; get it again")
+    last = max(every - idle)
     if last >= rows:
         raise BaseModelError(
             f"base.model {base.name!r}: its tokenizer has {last + 1} ids, its embeddings {rows}; take the "
@@ -83,12 +87,13 @@ def check_passes(base: Probed) -> None:
 
     from fedpeft.training.modes import steady
 
-    ids = _made_up(base)
+    ids, is_causal = _made_up(base), base.task == "causal-lm"
     whole = torch.tensor([ids[: PREFIX + LATER], ids[:PREFIX] + ids[PREFIX + LATER :]])
     whole = whole.to(next(base.model.parameters()).device)
     padded = whole[:1, : PREFIX + PADDING].clone()
     padded[:, PREFIX:] = base.tokenizer.pad_token_id
-    is_causal = base.task == "causal-lm"
+    if not is_causal:
+        _end(base, padded[:, :PREFIX], whole)
     try:
         with torch.no_grad(), steady(base.model):
             together = _logits(base.model, whole if is_causal else _beside(padded, whole), is_causal)
@@ -102,6 +107,35 @@ def check_passes(base: Probed) -> None:
         f"base.model {base.name!r} makes no pass over {PREFIX + LATER} made-up tokens of text ({cause}); "
         f"take another base for {base.task}"
     )
+
+
+def check_gradient(attached: Any, tokenizer: Any, name: str, task: Task) -> None:
+    """Refuse a base through which no gradient reaches its adapter, as reversible layers compute theirs apart.
+
+    Args:
+        attached: the base's model with its adapter.
+        tokenizer: of the base.
+        name: of the base, as configured.
+        task: what its head is for.
+
+    Raises:
+        BaseModelError: the logits do not depend on the adapter.
+    """
+    import torch
+
+    from fedpeft.training.modes import steady
+
+    ids = torch.tensor([tokenizer("0 1 2 3")["input_ids"]] * 2, device=next(attached.parameters()).device)
+    try:
+        with torch.enable_grad(), steady(attached):
+            is_trained = _logits(attached, ids, task == "causal-lm").requires_grad
+    except Exception as error:  # whatever a foreign model provokes becomes one line
+        cause = first_line(error)
+    else:
+        if is_trained:
+            return
+        cause = "no gradient reaches it"
+    raise BaseModelError(f"base.model {name!r} cannot train its adapter ({cause}); take another base")
 
 
 def positions_of(model: Any) -> int | None:
@@ -165,6 +199,15 @@ def _made_up(base: Probed) -> list[int]:
     return [int(i) for i in stream(0, 0, "", "probe of a base").choice(ordinary, PREFIX + 2 * LATER)]
 
 
+def _end(base: Probed, *batches: Tensor) -> None:
+    """End the rows of a classifier's batches as its tokenizer ends a text: some heads look for that token."""
+    import torch
+
+    _, suffix = surroundings(base.tokenizer)
+    for batch in batches if suffix else ():
+        batch[:, -len(suffix) :] = torch.tensor(suffix, device=batch.device)
+
+
 def _beside(padded: Tensor, whole: Tensor) -> Tensor:
     """The padded prefix and a longer neighbour."""
     import torch
@@ -193,6 +236,8 @@ def _compare(base: Probed, together: Tensor, alone: Tensor) -> None:
         if base.dtype != torch.float32:
             cure = "set base.dtype = 'float32', or 'bfloat16' on a GPU that has it"
         raise BaseModelError(f"{start}: its logits are not finite in {kind}; {cure}")
+    if not bool(together.any()):
+        raise BaseModelError(f"{start}: its logits are all zero, as of empty weights: get it again")
     bound = (TOLERANCE if base.dtype == torch.float32 else ROUGH_TOLERANCE) * float(together.abs().max())
     if base.task == "causal-lm" and float((together[0] - together[1]).abs().max()) > bound:
         raise BaseModelError(

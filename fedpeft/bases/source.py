@@ -11,6 +11,7 @@ from fedpeft.config.models import EMBEDDED, BaseConfig
 from fedpeft.errors import BaseModelError
 
 _GGUF = ".gguf"
+_OTHER_WEIGHTS = (".safetensors", ".h5", ".onnx", ".msgpack", ".npz", ".mlmodel")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -130,12 +131,23 @@ def _checked(folder: Path, model: str) -> Path:
         raise BaseModelError(f"base.model {model!r} holds a GGUF file; {_remedy_for(gguf)}")
     if not (folder / "config.json").is_file():
         hint = "; it is an adapter: give its base" if (folder / "adapter_config.json").exists() else ""
+        if inner := next(iter(sorted(folder.glob("*/config.json"))), None):
+            hint = f"; one lies in its folder {inner.parent.name!r}: give that"
         raise BaseModelError(f"base.model {model!r} is not a model folder: it holds no config.json{hint}")
     if not weight_files(folder):
-        raise BaseModelError(
-            f"base.model {model!r} holds no weights: *.safetensors or pytorch_model.bin is missing"
-        )
+        raise BaseModelError(f"base.model {model!r} holds no weights: {_absent(folder)}")
     return folder
+
+
+def _absent(folder: Path) -> str:
+    """What is missing in a folder without weights, and what it has instead."""
+    shards = [file.name for file in sorted(folder.glob("model-*-of-*.safetensors"))]
+    if shards:
+        return f"it has {shards[0]}, but model.safetensors.index.json, which names the parts, is missing"
+    files = (file.name for file in sorted(folder.iterdir()) if file.is_file())
+    others = [name for name in files if name.endswith((*_PICKLED, *_OTHER_WEIGHTS))]
+    line = "model.safetensors or pytorch_model.bin is missing"
+    return f"{line}; {others[0][:80]!r} is not read: save the model with save_pretrained" if others else line
 
 
 def _remedy_for(file: Path) -> str:

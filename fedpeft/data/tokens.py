@@ -136,7 +136,7 @@ class _Frame:
     @classmethod
     def of(cls, tokenizer: Any, cfg: DataConfig, notes: Notes) -> _Frame:
         eos: int | None = tokenizer.eos_token_id
-        prefix, suffix = _surroundings(tokenizer)
+        prefix, suffix = surroundings(tokenizer)
         ends = () if eos is None else (eos,)
         unknown = tokenizer.unk_token_id  # which some tokenizers have for an end or padding too
         unknown = None if unknown in (eos, tokenizer.bos_token_id, tokenizer.pad_token_id) else unknown
@@ -164,7 +164,7 @@ class _Frame:
         return list(self.encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _surroundings(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def surroundings(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The special tokens that a tokenizer puts before and after a text."""
     framed = tuple(tokenizer("a")["input_ids"])
     plain = tuple(tokenizer("a", add_special_tokens=False)["input_ids"])

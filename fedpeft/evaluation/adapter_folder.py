@@ -18,7 +18,7 @@ from fedpeft.config.models import BaseConfig, DataConfig, Task
 from fedpeft.config.template import Template
 from fedpeft.data import Example, Record, read_records, read_written, tokenise
 from fedpeft.errors import ConfigError
-from fedpeft.evaluation.held_out import classes
+from fedpeft.evaluation.held_out import classes, in_order_of_head
 from fedpeft.packing.peft_folder import check_weights, read_config
 from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
@@ -79,7 +79,8 @@ class Subject:
             DataError, BaseModelError: the records cannot be read, or the base is not here.
         """
         chosen, rows = base_of(folder, base), read_records(records, data)
-        return cls(folder, chosen, rows, data, classes(rows, chosen.task))
+        labels = in_order_of_head(classes(rows, chosen.task), chosen)
+        return cls(folder, chosen, rows, data, labels)
 
 
 def evaluate_run(run: Path) -> Evaluation:

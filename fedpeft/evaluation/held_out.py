@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.bases import Base, load_base
+from fedpeft.bases import Base, base_folder, load_base
+from fedpeft.bases.files import read_model_config
+from fedpeft.bases.weights import class_names
 from fedpeft.config import Config
-from fedpeft.config.models import Task
+from fedpeft.config.models import BaseConfig, Task
 from fedpeft.data import Example, Record, label_set, read_written, tokenise
 from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore, write_json
@@ -33,6 +35,14 @@ def classes(records: Sequence[Record], task: Task) -> list[str]:
     if task == "sequence-classification":
         most = len(labels)
     return labels if 1 < len(labels) <= most else []
+
+
+def in_order_of_head(labels: list[str], base: BaseConfig) -> list[str]:
+    """The labels of a classifier in the order of the head that its base was trained with, if it was."""
+    if base.task != "sequence-classification":
+        return labels
+    names = class_names(read_model_config(base_folder(base)))
+    return names if sorted(names) == sorted(labels) else labels
 
 
 def load_run_base(config: Config, labels: Sequence[str]) -> Base:

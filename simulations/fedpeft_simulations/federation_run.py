@@ -14,14 +14,16 @@ from fedpeft.adapters.card import write_card
 from fedpeft.adapters.export import export
 from fedpeft.aggregation import FactorState
 from fedpeft.bases import Base
+from fedpeft.bases.probe import check_gradient
 from fedpeft.config import Config
 from fedpeft.config.checks import check_new
 from fedpeft.data import Record, check_records, label_set, write_records
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, DataError
 from fedpeft.evaluation.held_out import (
     HeldOut,
     classes,
     evaluation_event,
+    in_order_of_head,
     load_run_base,
     write_predictions,
 )
@@ -133,6 +135,8 @@ def _check_records(federation: Federation, base: Base, config: Config, labels: S
 def _promise(config: Config, base: Base, report: Progress) -> None:
     """Say what the privacy plan promises; one whose noise swamps the run is refused before it starts."""
     plan = RunPlan.from_base(config, base).checked()
+    attached = attach(base, config.adapter, config.run.seed)
+    check_gradient(attached.model, base.tokenizer, config.base.model, base.task)
     if plan.signal is not None:
         figure = plan.signal.whole_run
         report({"event": "privacy", "noise_over_signal": figure, "text": f"privacy plan: {plan.claim}"})
@@ -147,7 +151,10 @@ def _threads(config: Config) -> int:
 
 def _labels(federation: Federation, config: Config) -> list[str]:
     train = [record for organisation in federation.organisations for record in organisation.train]
-    return classes([*train, *federation.test], config.base.task)
+    labels = classes([*train, *federation.test], config.base.task)
+    if not labels and config.base.task == "sequence-classification":
+        raise DataError("all records have one and the same label; a classifier needs two or more")
+    return in_order_of_head(labels, config.base)
 
 
 def _fill(store: RunStore, config: Config, federation: Federation) -> None:

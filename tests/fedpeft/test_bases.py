@@ -97,7 +97,7 @@ BROKEN = {
     "cut weights": "cannot be loaded as causal-lm",
     "no config": r"holds no config\.json$",
     "bad config": "not a model's configuration",
-    "unknown architecture": "cannot be loaded as causal-lm",
+    "unknown architecture": "is of model_type 'nothing-like-it'",
     "foreign quantisation": "quantised with gptq; supported are",
     "no tokenizer": "holds no usable tokenizer",
     "an adapter": "it is an adapter: give its base",

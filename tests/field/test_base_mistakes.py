@@ -189,7 +189,7 @@ DAMAGED = {
     _foreign_tokenizer: "103 ids",
     _missing_shard: "is no .safetensors file beside it",
     _quantised_elsewhere: "supported are none, int8 and nf4",
-    _own_code: "cannot be loaded as causal-lm",
+    _own_code: "code of its own (auto_map), which is never run",
 }
 
 

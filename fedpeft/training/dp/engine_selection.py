@@ -212,13 +212,17 @@ def _close(computed: Tensor, wanted: Tensor, tolerance: float) -> bool:
 
 
 def _probe(attached: Attached, lengths: Sequence[int], seed: int) -> Batch:
-    """Made-up examples of given lengths."""
-    rng = np.random.default_rng(seed)
-    vocabulary = int(attached.model.config.get_text_config().vocab_size)
+    """Made-up examples of given lengths; those of an encoder-decoder end as heads of such a base need it."""
+    rng, config = np.random.default_rng(seed), attached.model.config
+    vocabulary = int(config.get_text_config().vocab_size)
+    end = config.eos_token_id if config.is_encoder_decoder else None
     is_classifier = task_of(attached.model) == "sequence-classification"
     examples: list[Example] = []
     for index, length in enumerate(lengths):
         ids = rng.integers(1, vocabulary, length)
+        if isinstance(end, int):
+            ids[ids == end] = 0
+            ids[-1] = end
         weights = (np.arange(length) > 0).astype(np.float32)
         examples.append(Example(ids, weights, index % 2 if is_classifier else -1))
     return gather(attached.model, examples)
