@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from fedpeft.bases.files import view
+from fedpeft.bases.files import VOLATILE, read_model_config, view
 
 MOST_COPIED = 64 << 20
 """Weights that cannot be linked within a file system are copied up to this size, else linked by path."""
@@ -57,7 +60,14 @@ def _lay(folder: Path, beside: Path) -> None:
         place.mkdir()
         for file in sorted(shown.iterdir()):
             _link(file.resolve(), place / file.name, made=not file.is_symlink())
+        _name_class(place / "config.json", read_model_config(folder))
         place.rename(beside)
+
+
+def _name_class(laid: Path, config: Mapping[str, Any]) -> None:
+    """Write down again what the hash leaves out: vLLM and llama.cpp find a base's class by its name alone."""
+    plain = {key: config[key] for key in VOLATILE if key in config}
+    laid.write_text(json.dumps(json.loads(laid.read_text()) | plain, indent=2, sort_keys=True) + "\n")
 
 
 def _link(source: Path, target: Path, made: bool) -> None:

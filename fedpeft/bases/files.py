@@ -33,7 +33,7 @@ FETCHED = (*_SETTINGS, _TOKENIZER_SETTINGS, *_TOKENIZER, "*.safetensors", "model
 """Patterns of the files that are fetched from a hub: never code, never pickled weights."""
 
 # A re-save changes them, or the loader sets them itself.
-_VOLATILE = ("transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
+VOLATILE = ("transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
 # They point to something outside the list: code, kernels of a hub, other files, another model.
 _POINTERS = (
     "_name_or_path",
@@ -149,7 +149,7 @@ def _settings(file: Path) -> bytes:
     settings = {
         key: _without_pointers(value)
         for key, value in _read(file).items()
-        if not (key.endswith("_file") if ordered else key in _VOLATILE) and key not in _POINTERS
+        if not (key.endswith("_file") if ordered else key in VOLATILE) and key not in _POINTERS
     }
     return json.dumps(settings, sort_keys=not ordered, separators=(",", ":")).encode()
 

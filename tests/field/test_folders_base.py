@@ -50,9 +50,22 @@ def test_an_exported_adapter_names_no_private_path(run, inputs):
     config = json.loads((run / "adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "./runs/demo/base"
     assert config["revision"] == content_hash(run / "base") == content_hash(inputs.base("llama"))
-    for file in run.glob("adapter/*"):
+    for file in (*run.glob("adapter/*"), *run.glob("base/*")):
         assert str(inputs.root).encode() not in file.read_bytes(), file
     assert config["revision"] in (run / "adapter/README.md").read_text()
+
+
+def test_the_base_beside_an_adapter_names_its_class(inputs, tmp_path):
+    """vllm-project/vllm#14105, instructlab/training#128: "No model architectures are specified"."""
+    source = tmp_path / "source"
+    shutil.copytree(inputs.base("llama"), source)
+    settings = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(settings | {"_name_or_path": str(source), "auto_map": {}}))
+    place_base(source, tmp_path / "base", "ff")
+    laid = json.loads((tmp_path / "base" / "config.json").read_text())
+    assert laid["architectures"] == ["LlamaForCausalLM"] and laid["dtype"] == settings["dtype"]
+    assert not {"_name_or_path", "auto_map"} & laid.keys()
+    assert content_hash(tmp_path / "base") == content_hash(source)
 
 
 def test_from_another_directory_no_hub_is_asked_for_a_folder_of_a_run(run, tmp_path, monkeypatch):
