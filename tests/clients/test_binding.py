@@ -136,7 +136,7 @@ def test_classes_are_different_words_and_two_at_least(joined, labels):
 
 @pytest.mark.parametrize(
     ("section", "rule"),
-    [({"base": {"threads": 4096}}, "threads"), ({"run": {"tokens_at_once": 10**9}}, "memory")],
+    [({"base": {"threads": 1024}}, "threads"), ({"run": {"tokens_at_once": 10**9}}, "memory")],
 )
 def test_what_a_run_takes_of_the_machine_is_bounded(joined, section, rule):
     assert joined.offer(joined.config(**section)) == ("refused", rule)

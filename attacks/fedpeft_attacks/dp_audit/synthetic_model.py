@@ -44,7 +44,7 @@ class DiracForSequenceClassification(nn.Module):
         nn.init.zeros_(self.table.weight)
         self.strength, self.dtype = 2 * norm, torch.float32
         text = SimpleNamespace(vocab_size=size, pad_token_id=0)
-        self.config = SimpleNamespace(get_text_config=lambda: text)
+        self.config = SimpleNamespace(get_text_config=lambda: text, is_encoder_decoder=False)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
         """Logits of shape ``(B, 2)``, of which the first falls with the entries of the record's tokens."""
