@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedpeft.adapters.untrusted_config import check_foreign
+from fedpeft.adapters.untrusted_config import check_foreign, with_names
 from fedpeft.bases.load import Base, offline, quiet
 from fedpeft.errors import ConfigError
 from fedpeft.packing.peft_folder import WEIGHTS_FILE, check_weights, read_config
@@ -29,28 +29,45 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
     Raises:
         ConfigError: the folder holds no adapter, one that asks for more than adapting modules by their names
-            (`fedpeft.adapters.untrusted_config`), or one that does not fit the model: of another shape, or
-            with names that the model does not have.
+            (`fedpeft.adapters.untrusted_config`), or one that does not fit the model: of another shape,
+            with names that the model does not have, or that makes no pass with finite logits.
         ExchangeError: its weights are placeholders (`fedpeft.packing.peft_folder.check_weights`).
     """
     from peft import PeftModel
 
     config = read_config(folder)
-    check_foreign(config, folder)
     _check_known(config, folder)
     check_weights(folder)
     shapes = _shapes(folder)
+    config = with_names(config, _modules_of(model, shapes, config["peft_type"]))
+    check_foreign(config, folder)
     _grow(model, shapes)
     try:
         with offline(), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            loaded = PeftModel.from_pretrained(model, str(folder))
+            loaded = PeftModel.from_pretrained(model, str(folder), config=_config(config))
+            _check_names(loaded, shapes, any(_MISSING in str(entry.message) for entry in warned), folder)
+            finite = bool(logits_of(loaded, tokens=2).isfinite().all())
+    except ConfigError:
+        raise
     except Exception as error:  # whatever a foreign folder provokes becomes one line
         cause = cause_of(error)
     else:
-        _check_names(loaded, shapes, any(_MISSING in str(entry.message) for entry in warned), folder)
-        return loaded
+        if finite:
+            return loaded
+        cause = "its logits are not finite: is there a NaN or an infinity in its weights?"
     raise ConfigError(f"{folder} holds an adapter that does not fit this base ({cause})")
+
+
+def logits_of(model: Any, tokens: int) -> Any:
+    """Logits of the first few tokens of the vocabulary, the same for each call."""
+    import torch
+
+    rows = model.get_input_embeddings().weight.shape[0]
+    device = next(model.parameters()).device
+    ids = torch.arange(tokens, device=device).remainder(rows)[None]
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
 
 
 def cause_of(error: Exception) -> str:
@@ -67,7 +84,7 @@ def tokenizer_of(folder: Path, base: Base) -> Any:
     """The tokenizer that lies in an adapter folder, where one does; else that of the base.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or text can become tokens that nothing has embeddings for.
     """
     if not any((folder / name).is_file() for name in _TOKENIZER):
         return base.tokenizer
@@ -81,10 +98,26 @@ def tokenizer_of(folder: Path, base: Base) -> Any:
     except Exception as error:  # as above
         cause = cause_of(error)
     else:
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or base.tokenizer.pad_token
+        rows = base.model.get_input_embeddings().weight.shape[0]
+        _fit(tokenizer, max(rows, _embedding_rows(base.model, _shapes(folder))), base, folder)
         return tokenizer
     raise ConfigError(f"the tokenizer in {folder} cannot be read ({cause}); remove it to use the base's")
+
+
+def _fit(tokenizer: Any, rows: int, base: Base, folder: Path) -> None:
+    """Give a tokenizer a padding token within ``rows`` embeddings, and refuse it if it knows more of text."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+        tokens = (tokenizer.eos_token, tokenizer.unk_token, base.tokenizer.pad_token)
+        usable = (token for token in tokens if token and tokenizer.convert_tokens_to_ids(token) < rows)
+        tokenizer.pad_token = next(usable, tokenizer.pad_token)
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    unused = special - set(tokenizer.all_special_ids)
+    last = max(set(tokenizer.get_vocab().values()) - unused, default=0)
+    if last >= rows:
+        raise ConfigError(
+            f"the tokenizer in {folder} has {last + 1} ids, base and adapter have {rows} embeddings: remove "
+            "it to use the base's, or save the adapter with its embeddings (save_embedding_layers=True)"
+        )
 
 
 def head_rows(folder: Path) -> int | None:
@@ -104,11 +137,33 @@ def _check_known(config: Mapping[str, Any], folder: Path) -> None:
     kind = config.get("peft_type")
     if not kind:
         raise ConfigError(f"adapter_config.json of {folder} names no peft_type; save the adapter with peft")
-    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ConfigError(
             f"peft {peft.__version__} does not know the adapter type {str(kind)[:60]!r} of {folder}; update "
             "peft, or convert the adapter to LoRA where it was trained"
         )
+
+
+def _config(config: Mapping[str, Any]) -> Any:
+    """The configuration for peft: what was checked, and nothing that it reads from the file by itself."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]]
+    return kind.from_peft_type(**kind.check_kwargs(**{**config, "auto_mapping": None}))
+
+
+def _modules_of(model: Any, shapes: Shapes, method: str) -> set[str]:
+    """Names of the model's modules that the file holds tensors of this method for."""
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    modules = {name for name, _ in model.named_modules()}
+    start = {str(kind.value): start for kind, start in PEFT_TYPE_TO_PREFIX_MAPPING.items()}.get(method)
+    targets: set[str] = set()
+    for name in shapes if start else ():
+        parts = name.removeprefix(_PREFIX).split(".")
+        end = next((i for i, part in enumerate(parts) if start and part.startswith(start)), 0)
+        targets.add(".".join(parts[:end]))
+    return targets & modules - {""}
 
 
 def _shapes(folder: Path) -> Shapes:

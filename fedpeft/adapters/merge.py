@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from fedpeft.adapters.load_folder import cause_of, head_rows, load_adapter, tokenizer_of
-from fedpeft.adapters.untrusted_config import check_foreign
+from fedpeft.adapters.load_folder import cause_of, head_rows, load_adapter, logits_of, tokenizer_of
 from fedpeft.bases.load import Base, load_apart, offline, quiet
 from fedpeft.config.models import BaseConfig
 from fedpeft.errors import ConfigError
 from fedpeft.packing.peft_folder import check_weights, read_config
+from fedpeft.runstore.files import whole_folder, writing
 
 MOST_DIFFERENCE = 1e-3
 """Of the logits, over what the adapter does to them: float32 rounds far below."""
@@ -41,20 +40,17 @@ def merge(folder: Path, out: Path, cfg: BaseConfig) -> Path:
         BaseModelError: the base cannot be loaded.
     """
     config = read_config(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    with writing(out):
+        occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if occupied:
         raise ConfigError(f"{out} is not empty; give a new folder for the merged model")
-    check_foreign(config, folder)
     check_weights(folder)
     base = load_apart(cfg, head_rows(folder) if cfg.task == "sequence-classification" else None)
     tokenizer = tokenizer_of(folder, base)
     model = _merged(_dequantised(base), folder, str(config.get("peft_type")))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
-        folder = Path(made) / "merged"
-        with quiet(), offline():
-            model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        folder.replace(out)
+    with whole_folder(out) as made, quiet(), offline():
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
     return out
 
 
@@ -72,20 +68,20 @@ def _merged(model: Any, folder: Path, method: str) -> Any:
     Raises:
         ConfigError: the method cannot be merged, or what it computes would change.
     """
-    plain = _logits(model)
+    plain = logits_of(model, _PROBE)
     loaded = load_adapter(model, folder)
     if not hasattr(loaded.base_model, "merge_and_unload"):
         raise ConfigError(
             f"{folder}: {method} cannot be merged, since it changes no weights of the base; load it "
             "beside the base instead"
         )
-    tied = _untie(model)
+    tied = _separate(loaded)
     try:
         with quiet():
-            adapted = _logits(loaded)
+            adapted = logits_of(loaded, _PROBE)
             _place_saved(loaded)
             merged = loaded.merge_and_unload(safe_merge=True)
-            after = _logits(merged)
+            after = logits_of(merged, _PROBE)
     except Exception as error:  # each method refuses in its own way
         cause = cause_of(error)
     else:
@@ -112,26 +108,22 @@ def _place_saved(model: Any) -> None:
             setattr(model.get_submodule(parent), child, wrapper.modules_to_save[wrapper.active_adapters[0]])
 
 
-def _logits(model: Any) -> Any:
-    """Logits of a few tokens, the same for each call."""
-    import torch
+def _separate(model: Any) -> bool:
+    """Give layers that share weights copies of their own, and say whether head and embeddings did.
 
-    rows = model.get_input_embeddings().weight.shape[0]
-    device = next(model.parameters()).device
-    ids = torch.arange(_PROBE, device=device).remainder(rows)[None]
-    with torch.no_grad():
-        return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
-
-
-def _untie(model: Any) -> bool:
-    """Give a head that shares its weights with the embeddings a copy of its own, and say whether it did."""
+    Layers that are there more than once (``layer_replication``) share them too.
+    """
     import torch
 
     embeddings, head = _core(model.get_input_embeddings()), _core(model.get_output_embeddings())
-    if head is None or head.weight is not embeddings.weight:
-        return False
-    head.weight = torch.nn.Parameter(embeddings.weight.detach().clone(), requires_grad=False)
-    return True
+    tied = head is not None and head.weight is embeddings.weight
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False, remove_duplicate=False):
+            if id(value) in seen:
+                setattr(module, name, torch.nn.Parameter(value.detach().clone(), requires_grad=False))
+            seen.add(id(value))
+    return tied
 
 
 def _tie(model: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from fedpeft.errors import ConfigError
@@ -18,11 +18,31 @@ _CHARACTER = r"[\w\-/:.]"
 _SAFE = re.compile(
     rf"\^?(?:{_CHARACTER}|\\\.|\\d\+?|\.\*|\((?:\?:)?{_CHARACTER}+(?:\|{_CHARACTER}+)*\))*\$?", re.ASCII
 )
-_CODE = ("megatron_config", "auto_mapping", "runtime_config")
+_CODE = ("megatron_config", "runtime_config")
+_TARGETS = ("target_modules", "exclude_modules")
+_NUMBERS = ("r", "lora_alpha", "lora_dropout", "num_virtual_tokens")
+_OTHERS = "adapters"
+"""Setting of X-LoRA: paths of other adapters, which peft would load too."""
 _START = re.compile(r"init_(?:lora_)?weights")
 _WORDS = ("gaussian", "orthogonal", "eva", "bat", "mini", "normal", "kaiming_uniform", "xavier_uniform")
 _PLAIN_STARTS = (True, False, None, *_WORDS)
 """Starts that neither compute long nor change the base."""
+
+
+def with_names(config: Mapping[str, Any], modules: Collection[str]) -> dict[str, Any]:
+    """The configuration with an adapter's modules by name in place of an expression that is not matched.
+
+    unsloth, ms-swift and LLaMA-Factory write expressions with look-ahead for bases that see; which modules
+    those meant can be read off the tensors in the file.
+
+    Args:
+        config: a stranger's configuration.
+        modules: full names of the base's modules that the file holds tensors of.
+    """
+    unsafe = [text for key in _TARGETS for text in _strings(config.get(key)) if not _is_plain(text)]
+    if not (unsafe and modules):
+        return dict(config)
+    return {**config, "target_modules": sorted(modules), "exclude_modules": None}
 
 
 def check_foreign(config: Mapping[str, Any], source: object) -> None:
@@ -38,6 +58,12 @@ def check_foreign(config: Mapping[str, Any], source: object) -> None:
     for key, value in config.items():
         if key in _CODE and value:
             raise ConfigError(f"{source}: {key} of adapter_config.json loads code; remove it")
+        if key == _OTHERS and value:
+            raise ConfigError(
+                f"{source}: {key} of adapter_config.json names other adapters; give one of them"
+            )
+        if key in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ConfigError(f"{source}: {key} = {repr(value)[:60]} of adapter_config.json is no number")
         if _START.fullmatch(key) and value not in _PLAIN_STARTS:
             raise ConfigError(
                 f"{source}: {key} = {str(value)[:60]!r} of adapter_config.json computes a start and changes "
@@ -60,12 +86,16 @@ def check_patterns(config: Mapping[str, Any], key: str, source: object) -> None:
     if len(patterns) > MOST_PATTERNS:
         raise ConfigError(f"{source}: {key} has {len(patterns)} entries; at most {MOST_PATTERNS} are matched")
     for pattern in patterns:
-        simple = len(pattern) <= _LONGEST and _SAFE.fullmatch(pattern)
-        if not simple or pattern.count("*") > 1 or pattern.count("+") > 2:
+        if not _is_plain(pattern):
             raise ConfigError(
                 f"{source}: {key} of adapter_config.json holds the expression {pattern[:60]!r}; give a list "
                 "of modules' names or their endings"
             )
+
+
+def _is_plain(pattern: str) -> bool:
+    simple = len(pattern) <= _LONGEST and _SAFE.fullmatch(pattern) is not None
+    return simple and pattern.count("*") <= 1 and pattern.count("+") <= 2
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -43,11 +43,11 @@ def held_base(name: str, revision: str | None = None) -> str:
     Raises:
         BaseModelError: it is not here.
     """
-    if name == EMBEDDED or Path(name).is_dir():
-        return name
     try:
+        if name == EMBEDDED or Path(name).expanduser().is_dir():
+            return name
         return str(_download(name, revision, local_files_only=True))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # a name too long for a file, or of a user who is not here
         pass
     version = f" in revision {revision[:100]!r}" if revision else ""
     raise BaseModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _fresh(path: Path) -> Path:
-    if path.exists():
+    if os.path.lexists(path):
         raise ConfigError(f"{str(path)!r} exists; choose another --out")
     return path
 

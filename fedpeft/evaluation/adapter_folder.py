@@ -32,6 +32,12 @@ _TASKS: dict[object, Task] = {
     "CAUSAL_LM": "causal-lm",
     "SEQ_CLS": "sequence-classification",
 }
+_CLASSES = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "CAUSAL_LM",  # bases that see; of other kinds loading says what is wrong
+    "ForSequenceClassification": "SEQ_CLS",
+}
 
 
 @dataclass(frozen=True)
@@ -123,14 +129,24 @@ def base_of(folder: Path, base: str | None) -> BaseConfig:
     Raises:
         ConfigError, BaseModelError: as `named_base`, or a task for which there is no model here.
     """
-    kind = read_config(folder).get("task_type")
-    if kind not in _TASKS:
+    task = _task_of(folder)
+    check_weights(folder)
+    return BaseConfig(model=base or named_base(folder), task=task)
+
+
+def _task_of(folder: Path) -> Task:
+    """What the adapter in a folder is for; peft names the class of the base where it was told no task."""
+    config = read_config(folder)
+    kind, mapping = config.get("task_type"), config.get("auto_mapping")
+    if kind is None and isinstance(mapping, dict):
+        name = str(dict[str, Any](mapping).get("base_model_class"))
+        kind = next((task for end, task in _CLASSES.items() if name.endswith(end)), name)
+    if not (kind is None or isinstance(kind, str)) or kind not in _TASKS:
         raise ConfigError(
             f"the adapter in {str(folder)!r} is for {str(kind)[:60]}; adapters for CAUSAL_LM and SEQ_CLS are "
             "evaluated and merged"
         )
-    task = _TASKS[kind]
-    return BaseConfig(model=base or named_base(folder), task=task)
+    return _TASKS[kind]
 
 
 def named_base(folder: Path) -> str:

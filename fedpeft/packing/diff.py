@@ -20,6 +20,11 @@ Adapter = tuple[Mapping[str, Any], Tensors]
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
+_FACTOR = re.compile(r"(.+)\.lora_(embedding_)?A(\..+)?")
+_VARIANTS = ("use_dora", "use_qalora", "use_bdlora", "target_parameters", "alora_invocation_tokens")
+"""Settings under which LoRA computes something else than ``scaling * B @ A`` of matrices."""
+
+
 @dataclass(frozen=True)
 class Gap:
     """How far values ``b`` are from values ``a``.
@@ -152,13 +157,14 @@ def _inner(x: Pair, y: Pair) -> float:
 
 def _factors(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Pair] | None:
     """A and ``scaling * B`` by module, float64; None where the adapter is not plain LoRA on matrices."""
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+    if config.get("peft_type") != "LORA" or any(config.get(key) for key in _VARIANTS):
         return None
     check_patterns(config, "alpha_pattern", "the adapter")
     pairs: dict[str, Pair] = {}
     for name, value in tensors.items():
-        module, _, end = name.rpartition(".lora_A.")
-        partner = tensors.get(f"{module}.lora_B.{end}")
+        match = _FACTOR.fullmatch(name)
+        module, kind, end = match.groups(default="") if match else ("", "", "")
+        partner = tensors.get(f"{module}.lora_{kind}B{end}")
         if not module or partner is None:
             continue
         if value.ndim != 2 or partner.ndim != 2 or partner.shape[1] != value.shape[0]:

@@ -36,10 +36,10 @@ from pydantic import (
 
 from fedpeft.errors import ConfigError, ExchangeError
 from fedpeft.exchange.layout import Layout
-from fedpeft.packing.peft_folder import FloatType
+from fedpeft.packing.peft_folder import MOST_AXES, FloatType
 
 PartCodec = Literal["levels", "ternary", "dense-fp32", "dense-bf16", "int8", "seed", "exact"]
-Shape = Annotated[list[NonNegativeInt], Field(max_length=8)]
+Shape = Annotated[list[NonNegativeInt], Field(max_length=MOST_AXES)]
 Hex = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 DIGEST_BYTES = 32

@@ -18,7 +18,7 @@ from fedpeft.packing.coding import code, decode, start_of
 from fedpeft.packing.file_format import Claim, Header, Packed, Part, build, parse
 from fedpeft.packing.peft_folder import AdapterFiles, Tensors, read_adapter, read_file, write_adapter
 from fedpeft.packing.recipe import Recipe
-from fedpeft.runstore.files import write_atomic
+from fedpeft.runstore.files import whole_folder, write_atomic, writing
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def save(data: bytes, out: Path) -> PackInfo:
         ExchangeError: the bytes are not a packed adapter.
     """
     facts = describe(parse(data, str(out)))
-    write_atomic(out, data)
+    with writing(out):
+        write_atomic(out, data)
     return facts
 
 
@@ -134,7 +135,9 @@ def unpack(file: Path, out: Path) -> None:
         ConfigError: the file cannot be read.
     """
     packed = load(file)
-    write_adapter(out, packed.header.config, tensors_of(packed), packed.header.float_types())
+    tensors = tensors_of(packed)
+    with whole_folder(out) as made:
+        write_adapter(made, packed.header.config, tensors, packed.header.float_types())
 
 
 def load(file: Path) -> Packed:

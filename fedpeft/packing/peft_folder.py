@@ -31,6 +31,19 @@ _FLOATS = ("F32", "F16", "BF16")
 _LARGEST: dict[str, float] = {"F16": 65504.0, "BF16": 3.3895313892515355e38}
 """Where a float type of 16 bits ends: what rounding put beyond is written as this."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_OTHERS = {
+    "config.json": "it holds a whole model and no adapter: give it as the base",
+    "adapters.safetensors": "it holds an adapter of MLX: convert it to peft's format",
+    "pytorch_lora_weights.safetensors": "it holds a LoRA of diffusers, for images: adapters of language "
+    "models are taken",
+}
+"""What folders hold that are no adapters of peft, by a file that tells."""
+_LFS = b"version https://git-lfs"
+
+MOST_NESTED = 64
+"""Deepest nesting of an adapter's configuration; peft's own is below 6."""
+MOST_AXES = 8
+"""Of a tensor in an adapter; a kernel of three dimensions has 5."""
 
 EXACT_TYPES = {
     "F64": "<f8",
@@ -98,12 +111,19 @@ def check_weights(folder: Path) -> None:
         raise ConfigError(f"{str(folder)!r} has no {WEIGHTS_FILE}; {_instead(folder)}")
     from safetensors import SafetensorError, safe_open
 
+    with (folder / WEIGHTS_FILE).open("rb") as start:
+        if start.read(len(_LFS)) == _LFS:
+            raise ConfigError(
+                f"{WEIGHTS_FILE} of {str(folder)!r} is a pointer of Git LFS: fetch the file (git lfs pull)"
+            )
     try:
         with safe_open(folder / WEIGHTS_FILE, "numpy") as file:
             names: list[str] = list(file.keys())
             shapes: dict[str, list[int]] = {name: file.get_slice(name).get_shape() for name in names}
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{WEIGHTS_FILE} of {str(folder)!r} cannot be read: {error}") from None
+    if wide := next((name for name, shape in shapes.items() if len(shape) > MOST_AXES), None):
+        raise ExchangeError(f"{wide[:200]!r} has more than {MOST_AXES} axes: it is of no adapter")
     hint = "was it saved under DeepSpeed ZeRO-3 or FSDP? Gather the weights, then save it again"
     # ZeRO-3 leaves a vector without values in place of each tensor; peft itself saves none of that shape
     left_out = sorted(name for name, shape in shapes.items() if shape == [0])
@@ -118,7 +138,13 @@ def check_weights(folder: Path) -> None:
 
 def _instead(folder: Path) -> str:
     """What a folder without safetensors weights has, and what to do."""
-    files = sorted(path.name for path in folder.glob("adapter_model*"))
+    files = sorted(path.name for path in folder.glob("adapter_model*") if path.is_file())
+    if other := next((what for file, what in _OTHERS.items() if (folder / file).is_file()), None):
+        return other
+    if (folder / WEIGHTS_FILE).is_symlink():
+        return "its link leads nowhere: fetch the file"
+    if (folder / WEIGHTS_FILE).exists():
+        return "what has this name is no file"
     pickled = [name for name in files if name.endswith(_PICKLED)]
     if pickled:
         return f"{pickled[0]} is there: load it with peft and save it with safe_serialization=True"
@@ -133,22 +159,40 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is missing or no JSON object.
     """
+    if folder.is_file():
+        raise ConfigError(f"{str(folder)!r} is a file; give the folder that peft saved")
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"{str(folder)!r} has no {CONFIG_FILE}; {_adapters_below(folder)}")
     try:
-        config = json.loads(read_file(folder / CONFIG_FILE))
-    except (ValueError, RecursionError):
-        config = None
+        config = json.loads(read_file(folder / CONFIG_FILE), parse_constant=_refuse)
+        # whoever prints, packs or saves it again gets what was read, and half a surrogate is no text
+        json.dumps(config, ensure_ascii=False).encode()
+        if not _is_flat(config, MOST_NESTED):
+            raise ValueError(f"nested more than {MOST_NESTED} deep")
+    except (ValueError, RecursionError) as error:
+        config, cause = None, f" ({str(error)[:200]})"
+    else:
+        cause = ""
     if not isinstance(config, dict):
-        raise ConfigError(f"{CONFIG_FILE} of {str(folder)!r} is not a JSON object")
+        raise ConfigError(f"{CONFIG_FILE} of {str(folder)!r} is not a JSON object{cause}")
     return dict(config)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no JSON")
+
+
+def _is_flat(value: Any, depth: int) -> bool:
+    inner: Any = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_flat(part, depth - 1) for part in inner)
 
 
 def _adapters_below(folder: Path) -> str:
     """The adapters in a folder's folders, and what to do."""
     names = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG_FILE}"))
     if not names:
-        return "give a folder that peft saved"
+        others = (what for file, what in _OTHERS.items() if (folder / file).is_file())
+        return next(others, "give a folder that peft saved")
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     what = "an adapter" if len(names) == 1 else "adapters"
     return f"it holds {what} in {shown}: give {str(folder / names[0])!r}{' or another' * (len(names) > 1)}"

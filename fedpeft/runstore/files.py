@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,38 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_folder(out: Path) -> Generator[Path]:
+    """A new folder beside ``out`` to write into, which takes its place at the end, whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written, as on a full disk.
+    """
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
+            folder = Path(made) / "whole"
+            folder.mkdir()
+            yield folder
+            folder.replace(out)
+
+
+@contextmanager
+def writing(out: Path) -> Generator[None]:
+    """Turn what a file system says while a user's output is written into one line.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"{str(out)!r} cannot be written: {cause}; choose another --out") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,8 +24,6 @@ with warnings.catch_warnings():
 
 SLOW = "((([a-z_])+)+[.0-9]*)+Z"
 HOSTILE = {
-    "target_modules": SLOW,
-    "exclude_modules": "(a|a)*$",
     "feedforward_modules": "(.*)*x",
     "layers_pattern": ["h", "(a+)+"],
     "modules_to_save": [SLOW],
@@ -75,7 +73,6 @@ def test_an_expression_is_refused_before_anything_is_matched(adapter, tmp_path, 
     "changes",
     [
         {"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
-        {"auto_mapping": {"base_model_class": "x", "parent_library": "antigravity"}},
         {"r": 30_000_000},
         {"rank_pattern": {"q_proj": 30_000_000}},
         {"rank_pattern": {f"q{i}": 1 for i in range(5000)}},
@@ -86,6 +83,32 @@ def test_code_and_sizes_are_refused(adapter, tmp_path, changes):
     folder, base = adapter(**changes)
     with pytest.raises(ConfigError, match=r"loads code|largest rank|at most 4096"):
         merge_folder(folder, tmp_path / "out", str(base))
+
+
+@pytest.mark.parametrize(("setting", "pattern"), [("target_modules", SLOW), ("exclude_modules", "(a|a)*$")])
+def test_expressions_of_modules_are_not_matched_since_the_file_says_which(
+    adapter, tmp_path, monkeypatch, setting, pattern
+):
+    folder, base = adapter(**{setting: pattern})
+    from peft import PeftModel
+
+    load, seen = PeftModel.from_pretrained, []
+
+    def record(model, name, config):
+        seen.append((config.target_modules, config.exclude_modules))
+        return load(model, name, config=config)
+
+    monkeypatch.setattr("peft.PeftModel.from_pretrained", record)
+    merge_folder(folder, tmp_path / "out", str(base))
+    (targets, excluded), *_ = seen
+    assert excluded is None and all(name.startswith("model.layers.") for name in targets)
+
+
+def test_no_library_that_an_adapter_names_is_imported(adapter, tmp_path):
+    mapping = {"base_model_class": "LlamaForCausalLM", "parent_library": "antigravity"}
+    folder, base = adapter(task_type=None, auto_mapping=mapping)
+    merge_folder(folder, tmp_path / "out", str(base))
+    assert "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_1000000000", "olora", "loftq", "corda", "x", []])
