@@ -1,6 +1,7 @@
 """Experts that are fused into one tensor, adapted when asked: huggingface/peft#3009, #3554, #2864."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,8 +22,11 @@ from fedpeft.training.dp.engine_selection import engine_of
 from fedpeft.training.dp.per_example import clipped_sum
 from fedpeft.training.loss import per_example_loss
 
+from .trained_values import logits_of, moved
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 IDS = torch.arange(3, 15)[None]
+_logits, _moved = partial(logits_of, IDS), partial(moved, 0.05)
 SIZES = {
     "vocab_size": 102,
     "hidden_size": 32,
@@ -63,16 +67,6 @@ def expert(inputs, tmp_path):
 
     yield made
     detach()
-
-
-@torch.no_grad()
-def _logits(model):
-    return model.eval()(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits.float()
-
-
-def _moved(attached, seed=0):
-    noise = np.random.default_rng(seed).standard_normal(attached.layout.size, np.float32)
-    return attached.initial() + 0.05 * noise
 
 
 def _changes(attached):

@@ -4,6 +4,7 @@ huggingface/peft#602, #1412, #2085, huggingface/transformers#29056: heads that c
 """
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,9 +23,12 @@ from fedpeft.training.dp.engine_selection import Engine, engine_of
 from fedpeft.training.dp.per_example import clipped_sum
 from fedpeft.training.loss import per_example_loss
 
+from .trained_values import logits_of, moved
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 CLASSES = 2
 IDS = torch.arange(3, 15)[None]
+_logits, _moved = partial(logits_of, IDS), partial(moved, 0.1)
 HEADS = {
     "llama": {"score.weight"},
     "gpt2-16": {"score.weight"},
@@ -49,16 +53,6 @@ def headed(inputs):
 
     yield made
     detach()
-
-
-@torch.no_grad()
-def _logits(model):
-    return model.eval()(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits.float()
-
-
-def _moved(attached, seed=0):
-    noise = np.random.default_rng(seed).standard_normal(attached.layout.size, np.float32)
-    return attached.initial() + 0.1 * noise
 
 
 def _own(attached):

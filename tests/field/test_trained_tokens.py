@@ -1,6 +1,7 @@
 """Rows of the embeddings that are trained with the adapter: huggingface/peft#2376, #2399, #2864, PR#3514."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,10 +21,13 @@ from fedpeft.training.dp.engine_selection import engine_of
 from fedpeft.training.dp.per_example import clipped_sum
 from fedpeft.training.loss import per_example_loss
 
+from .trained_values import logits_of, moved
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 TOKENS = ("<|im_start|>", 9)
 ROWS = [4, 9]
 IDS = torch.tensor([[1, 4, 9, 20, 33, 4, 8]])
+_logits, _moved = partial(logits_of, IDS), partial(moved, 0.05)
 CLASSIFIERS = ("bert", "roberta514")
 BASES = {
     "llama": "model.embed_tokens",
@@ -54,16 +58,6 @@ def rows(inputs):
 
     yield made
     detach()
-
-
-@torch.no_grad()
-def _logits(model):
-    return model.eval()(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits.float()
-
-
-def _moved(attached, seed=0):
-    noise = np.random.default_rng(seed).standard_normal(attached.layout.size, np.float32)
-    return attached.initial() + 0.05 * noise
 
 
 def _key(name):
