@@ -14,7 +14,7 @@ from typing import Any
 
 from fedpeft.plugins import ATTACKS
 from fedpeft_attacks.results.token_scores import Control, Score, recall, score, verdict_of
-from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, NOT_COVERED, SILENT, UNFINISHED
+from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, NOT_COVERED, UNFINISHED, with_unread
 from fedpeft_attacks.views import Guess, NotCovered, View
 from fedpeft_attacks.work import Work
 
@@ -86,14 +86,8 @@ def examine(
         else:
             verdict = NOT_COVERED if isinstance(answer, NotCovered) else NOT_APPLICABLE
             findings.append(QuickFinding(name, verdict, answer.reason, len(truth)))
-    return [_uncovered(finding, view.knowledge.unread) for finding in findings]
-
-
-def _uncovered(finding: QuickFinding, unread: str) -> QuickFinding:
-    """A finding whose silence says nothing where the update shows more than its attack reads."""
-    if not unread or finding.verdict not in (SILENT, NOT_APPLICABLE):
-        return finding
-    return replace(finding, verdict=NOT_COVERED, reason=unread)
+    unread = view.knowledge.unread
+    return [replace(finding, **with_unread(finding.verdict, finding.reason, unread)) for finding in findings]
 
 
 def _finding(name: str, judged: Score, threshold: float, effort: tuple[Work, float]) -> QuickFinding:

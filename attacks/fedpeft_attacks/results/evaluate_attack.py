@@ -14,13 +14,13 @@ from fedpeft_attacks.results.record_scores import record_measures
 from fedpeft_attacks.results.token_scores import Control, Score, measure, recall, score, verdict_of
 from fedpeft_attacks.results.verdicts import (
     LEAKS,
-    NOT_APPLICABLE,
     NOT_COVERED,
     SILENT,
     UNFINISHED,
     Subject,
     finding_of,
     is_leak,
+    with_unread,
 )
 from fedpeft_attacks.views import Guess, NotApplicable, NotCovered
 from fedpeft_attacks.work import worked
@@ -79,10 +79,7 @@ def find(trial: Trial, group: Sequence[Observed]) -> Finding:
 
 
 def _uncovered(finding: Finding, unread: str) -> Finding:
-    """A finding whose silence says nothing where the update shows more than its attack reads."""
-    if not unread or finding.verdict not in (SILENT, NOT_APPLICABLE):
-        return finding
-    return finding.model_copy(update={"verdict": NOT_COVERED, "reason": unread})
+    return finding.model_copy(update=with_unread(finding.verdict, finding.reason, unread))
 
 
 def _without_guess(subject: Subject, answers: Sequence[Guess | NotApplicable], threshold: float) -> Finding:

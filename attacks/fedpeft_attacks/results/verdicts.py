@@ -25,6 +25,19 @@ A lower bound of epsilon counts as soon as it exceeds what is claimed.
 """
 
 
+def with_unread(verdict: str, reason: str, unread: str) -> dict[str, str]:
+    """Verdict and reason of a finding; silence says nothing where an update shows more than the attack reads.
+
+    Args:
+        verdict: of the attack.
+        reason: why.
+        unread: what else the update shows; empty: nothing.
+    """
+    if unread and verdict in (SILENT, NOT_APPLICABLE):
+        verdict, reason = NOT_COVERED, unread
+    return {"verdict": verdict, "reason": reason}
+
+
 @dataclass(frozen=True)
 class Subject:
     """What a finding is about: which attack, on what, and who could run it."""
