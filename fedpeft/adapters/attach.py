@@ -247,7 +247,7 @@ def _wrap(base: Base, method: AdapterMethod, spec: Spec, seed: int) -> Attached:
             # peft asks transformers whether checkpointing is on by a name that transformers deprecates
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             model = PeftModel(base.model, config, adapter_name=_ADAPTER)
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         _unwrap(base.model)  # peft may have wrapped some modules before it came to one that it refuses
         cause = first_line(error)
         raise ConfigError(f"peft puts no {method.name} on {base.name!r} ({cause}); change adapter") from error

@@ -145,11 +145,10 @@ def find_targets(base: Base, cfg: AdapterConfig, default: tuple[str, ...] = ()) 
     for suffix in wanted:
         if not any(fits(name, suffix) for name in names):
             raise ConfigError(_unknown(suffix, names, closed))
-    layers = [layer for name in names if (layer := layer_of(name)) is not None]
-    if strangers := sorted(set(cfg.skip_layers) - {*layers, *range(max(layers, default=0) + 1)}):
+    last = max((layer for name in names if (layer := layer_of(name)) is not None), default=0)
+    if strangers := sorted(set(cfg.skip_layers) - set(range(last + 1))):
         raise ConfigError(
-            f"adapter.skip_layers names layer {strangers[0]}, but the layers of {base.name!r} are 0 to "
-            f"{max(layers, default=0)}"
+            f"adapter.skip_layers names layer {strangers[0]}, but the layers of {base.name!r} are 0 to {last}"
         )
     chosen = [name for name in names if not wanted or any(fits(name, suffix) for suffix in wanted)]
     targets = [name for name in chosen if layer_of(name) not in cfg.skip_layers]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from fedpeft.bases.files import content_hash
 from fedpeft.bases.load import offline, quiet
 from fedpeft.bases.runtime import prepare
 from fedpeft.errors import BaseModelError, first_line
+from fedpeft.runstore.files import whole_folder
 
 _MAGIC = b"GGUF"
 
@@ -50,17 +50,13 @@ def import_gguf(file: Path, folder: Path, dtype: Literal["bfloat16", "float32"] 
     Raises:
         BaseModelError: no GGUF file, an architecture that transformers cannot read from GGUF, weights
             missing from the file, or a folder that holds something.
+        ConfigError: the folder cannot be written.
     """
     _check(file, folder)
     prepare()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
-        place = Path(made) / "base"
+    with whole_folder(folder) as place:
         architecture, parameters = _write(file, place, dtype)
         sha256 = content_hash(place)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(place, folder)
     return ImportedBase(folder, architecture, parameters, sha256)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from fedpeft.bases.files import FETCHED, stored_quantisation, weight_files
 from fedpeft.config.models import Task
-from fedpeft.data.foreign_files import kind_by_content
 from fedpeft.errors import BaseModelError
+from fedpeft.foreign_files import kind_of_file
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _LARGEST_HEADER = 100_000_000
@@ -42,12 +42,13 @@ def check_kind(name: str, config: Mapping[str, Any], task: Task) -> None:
         raise BaseModelError(f"{start} is of model_type {kind!r}, which this version of transformers lacks")
     causal: Mapping[str, Any] = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     classifiers: Mapping[str, Any] = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    pairs = task == "causal-lm" and config.get("is_encoder_decoder") is True
-    if kind in (causal if task == "causal-lm" else classifiers) and not pairs:
+    is_causal = task == "causal-lm"
+    fitting, others = (causal, classifiers) if is_causal else (classifiers, causal)
+    if kind in fitting and not (is_causal and config.get("is_encoder_decoder") is True):
         return
     article = "an encoder-decoder" if config.get("is_encoder_decoder") else f"a model of type {kind!r}"
-    other = "sequence-classification" if task == "causal-lm" else "causal-lm"
-    cure = f"base.task = {other!r} takes it" if kind in (classifiers, causal)[task != "causal-lm"] else ""
+    other = "sequence-classification" if is_causal else "causal-lm"
+    cure = f"base.task = {other!r} takes it" if kind in others else ""
     if "vision_config" in config or "audio_config" in config:
         cure = "of a multimodal model give the language model, saved as a folder of its own"
     raise BaseModelError(
@@ -63,11 +64,9 @@ def check_files(name: str, folder: Path, config: Mapping[str, Any]) -> None:
             though ``config.json`` does not say how.
     """
     for file in sorted(folder.iterdir()):
-        if file.is_file() and any(file.match(pattern) for pattern in FETCHED):
-            with file.open("rb") as handle:
-                kind = kind_by_content(handle.read(64))
-            if kind:
-                raise BaseModelError(f"base.model {name!r}: {file.name} is {kind}")
+        is_read = file.is_file() and any(file.match(pattern) for pattern in FETCHED)
+        if is_read and (kind := kind_of_file(file)):
+            raise BaseModelError(f"base.model {name!r}: {file.name} is {kind}")
     if stored_quantisation(dict(config)) != "none":
         return
     for file in weight_files(folder):

@@ -41,7 +41,7 @@ def load_config(path: Path | None = None, overrides: Iterable[str] | Mapping[str
     pairs = list(overrides.items() if isinstance(overrides, Mapping) else map(_pair, overrides))
     for name in (value for key, value in pairs if key == "exchange.profile"):
         for key, value in _profile(name).items():
-            _put(settings, key.split("."), value)
+            put_setting(settings, key, value)
     for key, value in pairs:
         _apply(settings, current_name(key), value)
     return build_config(settings)
@@ -132,16 +132,22 @@ def _apply(settings: dict[str, Any], key: str, value: Any) -> None:
     known = list(paths())
     if key not in known and not any(key.startswith(f"{name}.") for name in known):
         raise ConfigError(unknown_setting(key))
-    _put(settings, key.split("."), value)
+    put_setting(settings, key, value)
 
 
-def _put(settings: dict[str, Any], parts: list[str], value: Any) -> None:
+def put_setting(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Put the value of a setting into nested tables.
+
+    Raises:
+        ConfigError: the key goes through a value that is no table.
+    """
+    *parts, name = key.split(".")
     table = settings
-    for part in parts[:-1]:
+    for part in parts:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"{'.'.join(parts)!r} is not a setting: {part!r} is a value, not a table")
-    table[parts[-1]] = value
+            raise ConfigError(f"{key!r} is not a setting: {part!r} is a value, not a table")
+    table[name] = value
 
 
 def _profile(name: Any) -> Mapping[str, Any]:

@@ -21,7 +21,6 @@ from fedpeft.config.models import DataConfig
 from fedpeft.config.template import COMPLETION, PROMPT, Template
 from fedpeft.data.chats import PICTURES, read_chat
 from fedpeft.data.csv_files import read_csv
-from fedpeft.data.foreign_files import kind_by_ending
 from fedpeft.data.records import FIELD, Notes, Record
 from fedpeft.data.table_files import read_arrow, read_dataset, read_parquet, unread
 from fedpeft.data.text_files import (
@@ -34,6 +33,7 @@ from fedpeft.data.text_files import (
     uncompressed,
 )
 from fedpeft.errors import DataError
+from fedpeft.foreign_files import kind_by_ending
 from fedpeft.plugins import AUTO, READERS
 
 Row = Mapping[str, Any]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpeft.data.foreign_files import kind_by_content
 from fedpeft.data.text_files import DOUBLE
 from fedpeft.errors import DataError
 from fedpeft.extras import needs
+from fedpeft.foreign_files import kind_of_file
 
 Columns = Mapping[str, Any]
 Named = tuple[str, Columns | str]
@@ -91,9 +91,8 @@ def _batches(path: Path, kind: str, read: Callable[[], Iterable[Any]]) -> list[A
         cause = "permission denied; the user that runs fedpeft must be able to read it"
     except (pa.ArrowException, OSError) as error:
         cause = f"it is not a readable {kind} file ({type(error).__name__}); write it again"
-        with path.open("rb") as file:
-            if (other := kind_by_content(file.read(64))) and kind not in other:
-                cause = f"it is {other}"
+        if (other := kind_of_file(path)) and kind not in other:
+            cause = f"it is {other}"
     raise DataError(f"{path} cannot be read: {cause}")
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedpeft.data.foreign_files import kind_by_content
 from fedpeft.errors import DataError
 from fedpeft.extras import needs
+from fedpeft.foreign_files import kind_by_content
 
 Row = dict[str, Any]
 """Columns of a row by name; a value that is a `DataError` is of a column that cannot be used."""

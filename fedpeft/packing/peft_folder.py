@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedpeft.errors import ConfigError, ExchangeError
 from fedpeft.exchange.codecs.base import codec_named
 from fedpeft.exchange.layout import Layout
+from fedpeft.foreign_files import kind_of_file
 from fedpeft.runstore.files import write_atomic
 
 CONFIG_FILE = "adapter_config.json"
@@ -38,7 +39,6 @@ _OTHERS = {
     "models are taken",
 }
 """What folders hold that are no adapters of peft, by a file that tells."""
-_LFS = b"version https://git-lfs"
 
 MOST_NESTED = 64
 """Deepest nesting of an adapter's configuration; peft's own is below 6."""
@@ -111,17 +111,14 @@ def check_weights(folder: Path) -> None:
         raise ConfigError(f"{str(folder)!r} has no {WEIGHTS_FILE}; {_instead(folder)}")
     from safetensors import SafetensorError, safe_open
 
-    with (folder / WEIGHTS_FILE).open("rb") as start:
-        if start.read(len(_LFS)) == _LFS:
-            raise ConfigError(
-                f"{WEIGHTS_FILE} of {str(folder)!r} is a pointer of Git LFS: fetch the file (git lfs pull)"
-            )
     try:
         with safe_open(folder / WEIGHTS_FILE, "numpy") as file:
             names: list[str] = list(file.keys())
             shapes: dict[str, list[int]] = {name: file.get_slice(name).get_shape() for name in names}
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{WEIGHTS_FILE} of {str(folder)!r} cannot be read: {error}") from None
+        kind = kind_of_file(folder / WEIGHTS_FILE)
+        cause = f"is {kind}" if kind else f"cannot be read: {error}"
+        raise ConfigError(f"{WEIGHTS_FILE} of {str(folder)!r} {cause}") from None
     if wide := next((name for name, shape in shapes.items() if len(shape) > MOST_AXES), None):
         raise ExchangeError(f"{wide[:200]!r} has more than {MOST_AXES} axes: it is of no adapter")
     hint = "was it saved under DeepSpeed ZeRO-3 or FSDP? Gather the weights, then save it again"

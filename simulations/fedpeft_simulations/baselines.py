@@ -14,6 +14,7 @@ from typing import Any
 
 from fedpeft.config import Config, build_config
 from fedpeft.config.hints import paths, unknown_setting
+from fedpeft.config.load import put_setting
 from fedpeft.config.renamed import current_name
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.progress_reports import at
@@ -36,11 +37,7 @@ def private_config(config: Config) -> Config:
         name = current_name(path)
         if name not in known:
             raise ConfigError(f"run.private: {unknown_setting(name)}")
-        *tables, key = name.split(".")
-        table = settings
-        for part in tables:
-            table = table.setdefault(part, {})
-        table[key] = value
+        put_setting(settings, name, value)
     try:
         return build_config(settings)
     except ConfigError as error:

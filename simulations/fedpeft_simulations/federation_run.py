@@ -134,8 +134,8 @@ def _check_records(federation: Federation, base: Base, config: Config, labels: S
 
 def _promise(config: Config, base: Base, report: Progress) -> None:
     """Say what the privacy plan promises; one whose noise swamps the run is refused before it starts."""
-    plan = RunPlan.from_base(config, base).checked()
     attached = attach(base, config.adapter, config.run.seed)
+    plan = RunPlan.from_config(config, attached.layout.size).checked()
     check_gradient(attached.model, base.tokenizer, config.base.model, base.task)
     if plan.signal is not None:
         figure = plan.signal.whole_run

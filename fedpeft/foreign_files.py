@@ -55,3 +55,12 @@ def kind_by_content(start: bytes) -> str | None:
         ),
         None,
     )
+
+
+def kind_of_file(file: Path) -> str | None:
+    """What a file is by its first bytes, and what to do; None: nothing known here, or not readable."""
+    try:
+        with file.open("rb") as handle:
+            return kind_by_content(handle.read(64))
+    except OSError:
+        return None
