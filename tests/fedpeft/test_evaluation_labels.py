@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fedpeft.data import Record
 from fedpeft.evaluation.adapter_folder import base_of
@@ -44,5 +46,7 @@ def test_a_sequence_classifier_has_labels_only(distinct):
 def test_an_adapter_folder_says_which_head_its_base_needs(tmp_path, task_type, task):
     facts = {"peft_type": "LORA", "base_model_name_or_path": "elsewhere", "task_type": task_type}
     (tmp_path / "adapter_config.json").write_text(json.dumps(facts))
+    weights = {"base_model.model.lm_head.lora_A.weight": torch.ones(1, 2)}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
     chosen = base_of(tmp_path, "here")
     assert (chosen.model, chosen.task) == ("here", task)
