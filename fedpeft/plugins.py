@@ -119,8 +119,9 @@ ATTACKS: Registry[Any] = Registry(
 
 AUTO = "auto"
 """In place of the name of a reader or of an aggregation rule: whatever fits."""
-AUDIT_PARTS = ("released", "epsilon")
-"""What ``audit.attacks`` may name beside attacks on updates: those on the adapter, audits of the claim."""
+AUDIT_PARTS = ("update-membership", "released", "epsilon")
+"""What ``audit.attacks`` may name beside attacks that read text from updates: whose records made an update,
+attacks on the adapter, audits of the claim."""
 
 _TRACKING = "fedpeft.tracking"
 TRACKERS: Registry[type[Tracker]] = Registry(

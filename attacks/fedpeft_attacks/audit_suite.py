@@ -19,10 +19,11 @@ from fedpeft_attacks.report.recovered_text import example_of
 from fedpeft_attacks.report.signing import signer_in
 from fedpeft_attacks.results.evaluate_attack import Trial, find
 from fedpeft_attacks.results.findings import Example, Finding, Report
+from fedpeft_attacks.update_membership.verdicts_by_stage import TEXT, membership_findings
 
 Progress = Callable[[str], None]
 
-RELEASED, EPSILON = AUDIT_PARTS
+MEMBERSHIP, RELEASED, EPSILON = AUDIT_PARTS
 
 
 def audit(
@@ -57,12 +58,15 @@ def audit(
     at("loading the base")
     evidence = gather(store, store.config, taps)
     findings, examples = update_findings(store, evidence, taps, solvers, (progress, delivery.own_copy))
+    if MEMBERSHIP in names:
+        findings += membership_findings(store, evidence, taps, progress)
     if RELEASED in names:
         findings += released_findings(store, store.config.audit.threshold, progress)
     if EPSILON in names:
         _say(progress, "audit: the claimed epsilon")
         at("auditing the claimed epsilon")
-    results = Results(findings, claim_checks(store, taps) if EPSILON in names else (), examples, TEXTS)
+    checks = claim_checks(store, taps) if EPSILON in names else ()
+    results = Results(findings, checks, examples, TEXTS | {MEMBERSHIP: TEXT})
     report = assemble(store, evidence, taps, results, delivery)
     write_report(report, out or store.path / "audit", delivery.sign_with)
     return report

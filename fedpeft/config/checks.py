@@ -53,10 +53,10 @@ def check_new(config: Config) -> None:
             "on this machine: leave base.revision out, or set base.sha256"
         )
     for entry in config.audit.rounds:
-        if not 1 <= abs(entry) <= last:
+        if entry != "middle" and not 1 <= abs(entry) <= last:
             raise ConfigError(
-                f"audit.rounds names {entry}, but federation.rounds = {last}: name 1 to {last}, or -1 (the "
-                f"last) to -{last}"
+                f"audit.rounds names {entry}, but federation.rounds = {last}: name 1 to {last}, 'middle', or "
+                f"-1 (the last) to -{last}"
             )
 
 

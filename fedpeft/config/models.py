@@ -330,12 +330,12 @@ class AuditConfig(Section):
     """What the built-in audit taps and attacks."""
 
     enabled: bool = Field(default=True, description="tap updates during the run and audit them at the end")
-    rounds: tuple[int, ...] = Field(
-        default=(1, -1), description="rounds whose updates are tapped; -1: the last"
+    rounds: tuple[int | Literal["middle"], ...] = Field(
+        default=("middle", -1), description="rounds whose updates are tapped, such as 1; -1: the last"
     )
     nodes: int = Field(default=2, ge=1, description="how many nodes are tapped")
     attacks: tuple[AttackName, ...] = Field(
-        default=("span", "sparse-recovery", "sequences", "released", "epsilon"),
+        default=("span", "sparse-recovery", "sequences", "update-membership", "released", "epsilon"),
         description="attacks on updates; released: those on the adapter; epsilon: audits of the claim",
     )
     threshold: float = Field(
@@ -360,7 +360,8 @@ class AuditConfig(Section):
 
     def taps(self, round: int, rounds: int) -> bool:
         """Whether a 1-based round of a run of ``rounds`` is tapped."""
-        return round in {rounds + 1 + entry if entry < 0 else entry for entry in self.rounds}
+        places = ((rounds + 1) // 2 if entry == "middle" else entry for entry in self.rounds)
+        return round in {rounds + 1 + place if place < 0 else place for place in places}
 
 
 class RunConfig(Section):

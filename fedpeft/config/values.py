@@ -28,6 +28,7 @@ def as_taken(annotation: Any, value: Any) -> Any:
             value = tuple(part.strip() for part in value.split(","))
         elif isinstance(value, str | int | float):
             value = (value,)
+        kinds |= {part for kind in kinds for part in typing.get_args(kind)}  # of rounds: numbers and a word
     items = value if isinstance(value, list | tuple) else [value]
     if kinds & set(_NUMBERS) and any(isinstance(item, bool) for item in items):
         raise ValueError("true and false are no numbers")

@@ -160,10 +160,99 @@ def _gradient(attached, rows, warm):
     return attached.layout.flatten(tensors)
 
 
+def _records(group, count, seed):
+    """Records of sentences of the trained base's language."""
+    from fedpeft.data import Record
+
+    rows = (
+        [f"w{token}" if token > 2 else "" for token in row[1:-1]]
+        for row in draw_sentences(count, seed + sum(map(ord, group)))
+    )
+    return [Record(" ".join(row[:14]), " " + " ".join(row[14:]), group) for row in rows]
+
+
+class MembershipRuns:
+    """Makes run directories for membership: an update is one step of SGD on a batch, unless ``replaced``."""
+
+    nodes, rounds, batch, own = ("bank", "hospital"), (2, 4), 4, 48
+
+    def __init__(self, folder, path):
+        self.folder, self.path = folder, path
+
+    def records(self, name):
+        """What a node trains on."""
+        return _records(name, self.own, 10)
+
+    def __call__(self, replaced=lambda values, rng: values, adapter=None, **sections):
+        """The folder of a run; ``replaced`` gets the gradients of all nodes by name, and a generator."""
+        from fedpeft.bases import load_base
+        from fedpeft.data import tokenise, write_records
+
+        facts = {"rank": 16, "skip_layers": [], **(adapter or {})}
+        federation = {"batch_size": self.batch, "rounds": 4, "optimiser": "sgd"}
+        data = {"max_length": 64, "prompt_weight": 1.0}
+        config = _config(self.folder, adapter=facts, federation=federation, data=data, **sections)
+        write_atomic(self.path / "config.toml", dump_config(config).encode())
+        write_json(self.path / "data" / "labels.json", [])
+        base, rng, examples = load_base(config.base), np.random.default_rng(1), {}
+        for name in self.nodes:
+            write_records(self.path / "nodes" / name / "train.jsonl", self.records(name))
+            examples[name] = tokenise(self.records(name), base.tokenizer, config.data, base.task)
+        unseen = [_records(name, 24, 900) for name in (*self.nodes, "school")]
+        write_records(self.path / "data" / "test.jsonl", [record for part in unseen for record in part])
+        for number in self.rounds:
+            drawn = {
+                name: sorted(map(int, rng.choice(self.own, self.batch, replace=False))) for name in self.nodes
+            }
+            batches = {name: [examples[name][place] for place in drawn[name]] for name in self.nodes}
+            start, values = self._gradients(base, config, batches, rng)
+            self._write(number, start, replaced(values, rng))
+            for name, batch in batches.items():
+                rows = [example.ids.tolist() for example in batch]
+                truth = {"token_ids": rows, "all_token_ids": rows, "draws": [drawn[name]]}
+                write_json(self._taps(name, number) / "truth.json", truth)
+        return self.path
+
+    def _gradients(self, base, config, batches, rng):
+        """A warm start, and the gradient of each batch there."""
+        from fedpeft.adapters import attach, detach
+        from fedpeft.training.modes import steady
+        from fedpeft_attacks.update_membership.round_scores import gradient_of
+
+        attached = attach(base, config.adapter, config.run.seed, self.nodes[0])
+        start = attached.get() + rng.normal(scale=0.02, size=attached.layout.size).astype(np.float32)
+        attached.load(start)
+        with steady(attached.model):
+            values = {name: gradient_of(attached, batch) for name, batch in batches.items()}
+        detach()
+        return start, values
+
+    def _write(self, number, start, gradients):
+        sent = self.path / "updates" / f"r{number:02d}"
+        sent.mkdir(parents=True)
+        np.savez(sent / "aggregate.npz", values=-np.mean(list(gradients.values()), axis=0))
+        for name, gradient in gradients.items():
+            folder = self._taps(name, number)
+            folder.mkdir(parents=True)
+            (sent / f"{name}.fpd").write_bytes(b"bytes")
+            for stage, values in {"start": start, "gradient": gradient, "envelope": -gradient}.items():
+                np.savez(folder / f"{stage}.npz", values=values.astype(np.float32))
+            write_json(folder / "meta.json", {"stages": ["gradient", "envelope"], "lr": 0.01, "steps": 1})
+
+    def _taps(self, name, number):
+        return self.path / "nodes" / name / "taps" / f"r{number:02d}"
+
+
 @pytest.fixture
 def make_run(trained_folder, tmp_path):
     """A function that makes a run directory with taps."""
     return RunMaker(trained_folder, tmp_path / "run")
+
+
+@pytest.fixture
+def make_members(trained_folder, tmp_path):
+    """A function that makes run directories whose updates were made of known records."""
+    return MembershipRuns(trained_folder, tmp_path / "members")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import pytest
 
 from fedpeft_attacks.report.stage_table import filled, ladder
-from fedpeft_attacks.report.summaries import epsilon_words, overall, summary, threats
+from fedpeft_attacks.report.summaries import epsilon_words, overall, summary, threats, verdict_head
 from fedpeft_attacks.results.findings import Finding
 from fedpeft_attacks.results.measures import SECRETS, SEQUENCES, TOKENS, Baselines, Measure, spanned, written
 from fedpeft_attacks.results.token_scores import Counts, average, measure
@@ -145,3 +145,17 @@ def test_intervals_name_their_unit_once():
     assert spanned((0.1, 0.25)) == "10–25 %"
     assert spanned((1.0, 2.0), "bits") == "1.0–2.0 bits"
     assert spanned((0.48, 0.61), "auc") == "0.48–0.61"
+
+
+def test_a_leak_of_membership_in_updates_alone_is_called_by_its_name():
+    subject = Subject("update-membership", "membership", "envelope", "coordinator", "lora/frozen_a")
+    members = finding_of(subject, [figure(0.7, 0.66, "auc", "members of a round", chance=0.5)], 0.1)
+    quiet, loud = (finding_of(ENVELOPE, [figure(value, value - 0.1)], 0.1) for value in (0.1, 0.9))
+    assert verdict_head([quiet, members], []) == "Leaks membership"
+    assert verdict_head([loud, members], []) == verdict_head([members], [check(8.5)]) == "Leak detected"
+    assert verdict_head([quiet], []) == "No leak detected"
+    text = summary([quiet, members], [])
+    assert "members of a round 0.70 (guessing 0.50)" in text and "No leak" not in text
+    assert "privacy.unit" in text and "exchange.secure.enabled" in text
+    both = summary([loud, members], [])
+    assert "leaks membership" in both and "reveals training data" in both

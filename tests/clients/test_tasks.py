@@ -11,6 +11,7 @@ from fedpeft.errors import ConfigError, FederationError, PrivacyError
 from fedpeft.protocol.messages import TrainReply
 from fedpeft.trust import Signer
 from fedpeft_clients.rounds.handlers import greet, train
+from fedpeft_clients.rounds.local_round import load_examples
 from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.run_home import create_home, open_home
 
@@ -280,7 +281,7 @@ TERNARY = ("add_residual", "sparsify", "ternarise", "keep_residual")
 @pytest.mark.parametrize(("privacy", "steps"), [({}, TERNARY), (PRIVATE, ("quantise",))])
 def test_taps_show_every_stage_and_the_truth(organisation, privacy, steps):
 
-    home, coordinator = organisation(tapped=True, **privacy)
+    home, coordinator = organisation(tapped=True, audit={"rounds": [1]}, **privacy)
     train(NodeContext(home), coordinator.first_task(), b"")
     folder = home.path / "taps" / "r01"
     meta, truth = (json.loads((folder / name).read_text()) for name in ("meta.json", "truth.json"))
@@ -291,6 +292,10 @@ def test_taps_show_every_stage_and_the_truth(organisation, privacy, steps):
         with np.load(folder / f"{stage}.npz") as stored:
             assert stored["values"].shape == (size,)
     assert all(row in truth["all_token_ids"] for row in truth["token_ids"])
+    assert len(truth["draws"]) == meta["steps"]
+    examples = load_examples(NodeContext(home))
+    places = sorted({place for step in truth["draws"] for place in step})
+    assert [examples[place].ids.tolist() for place in places] == truth["all_token_ids"]
     if not privacy:
         assert len(truth["token_ids"]) == 4
 

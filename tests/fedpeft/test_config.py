@@ -124,3 +124,22 @@ def test_stack_and_reproject_refuse_settings_without_meaning():
         load_config(overrides=["adapter.aggregation=reproject"])
     with pytest.raises(ConfigError, match=r"adapter\.ranks"):
         load_config(overrides=["adapter.ranks.a=3"])
+
+
+@pytest.mark.parametrize(
+    ("rounds", "setting", "tapped"),
+    [
+        (16, '["middle", -1]', [8, 16]),
+        (1, '["middle", -1]', [1]),
+        (2, '["middle", -1]', [1, 2]),
+        (5, '["middle"]', [3]),
+        (5, "[1, -2]", [1, 4]),
+    ],
+)
+def test_rounds_are_tapped_from_the_front_the_end_and_the_middle(rounds, setting, tapped):
+    config = load_config(overrides=[f"audit.rounds={setting}", f"federation.rounds={rounds}"])
+    assert [number for number in range(1, rounds + 1) if config.audit.taps(number, rounds)] == tapped
+    if setting == '["middle", -1]':
+        assert config.audit == load_config().audit
+    with pytest.raises(ConfigError, match=r"audit\.rounds"):
+        load_config(overrides=["audit.rounds=[last]"])

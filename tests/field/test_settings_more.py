@@ -81,6 +81,7 @@ def test_an_empty_file_leaves_the_defaults(fedpeft, tmp_path):
         ("adapter.target_modules=q_proj, v_proj", "adapter.target_modules", ("q_proj", "v_proj")),
         ("audit.attacks=span,sequences", "audit.attacks", ("span", "sequences")),
         ("audit.rounds=1", "audit.rounds", (1,)),
+        ("audit.rounds=middle,-1", "audit.rounds", ("middle", -1)),
         ("adapter.skip_layers=0", "adapter.skip_layers", (0,)),
         ("run.baselines=local_only", "run.baselines", ("local_only",)),
         ("adapter.skip_layers=[]", "adapter.skip_layers", ()),

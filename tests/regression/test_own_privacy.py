@@ -1,4 +1,6 @@
-"""The platform's own privacy: its defaults show no leak to its own audit, and the undefended format does.
+"""The platform's own privacy: its defaults show no text to its own audit, and the undefended format does.
+
+That they leak membership is known (decision 0068); these federations are too small to measure it.
 
 If the first fails, a change made the defaults leak. If the second fails, a change made the attacks blind, and
 the first says nothing.
@@ -54,9 +56,13 @@ def assert_work_is_the_powers(report):
                 assert done["allowed"] == work["allowed"]
 
 
-def test_the_defaults_show_no_leak(tmp_path):
+def test_the_defaults_show_no_text(tmp_path):
     report = audited(tmp_path)
-    assert report["verdict"] == "no leak detected"
+    updates = [finding for finding in report["findings"] if finding["attack"] == "update-membership"]
+    assert updates and all(finding["measures"] for finding in updates)
+    others = [finding for finding in report["findings"] if finding["attack"] != "update-membership"]
+    leaving = {finding["verdict"] for finding in others if finding["role"] != "insider"}
+    assert leaving <= {"no leak detected", "not applicable"}
     power = {finding["attack"]: finding["power"] for finding in report["findings"] if finding["power"]}
     assert power["sparse-recovery"]["shares"]["the tokens of one record"] >= 0.9
     assert power["sequences"]["shares"]["one record alone"] >= 0.5

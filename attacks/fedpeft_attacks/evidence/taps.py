@@ -2,8 +2,9 @@
 
 ``RUN/nodes/<name>/taps/rNN/`` holds one ``<stage>.npz`` with ``values`` per stage, ``meta.json`` with the
 stages in order, and ``truth.json`` with the token ids of the records behind them: ``token_ids`` of step 1,
-which made the stage ``gradient``, and ``all_token_ids`` of all steps; ``start.npz`` has the trainable values
-before the round, where they were written down. The coordinator's mean is ``RUN/updates/rNN/aggregate.npz``.
+which made the stage ``gradient``, ``all_token_ids`` of all steps, and ``draws``, the places of the records
+that each step drew (older runs have none); ``start.npz`` has the trainable values before the round, where
+they were written down. The coordinator's mean is ``RUN/updates/rNN/aggregate.npz``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fedpeft.errors import AuditError
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.runstore import RunStore
 
-GRADIENT, AGGREGATE = "gradient", "aggregate"
+GRADIENT, UPDATE, AGGREGATE = "gradient", "update", "aggregate"
 
 TokenIds = list[list[int]]
 
@@ -38,6 +39,7 @@ class Tap:
         lr: local learning rate.
         first: token ids of the records of step 1.
         all: token ids of the records of all steps.
+        draws: for each step the places, from 0, of the records that it drew; None: not written down.
     """
 
     node: str
@@ -47,6 +49,7 @@ class Tap:
     lr: float
     first: TokenIds = field(repr=False)
     all: TokenIds = field(repr=False)
+    draws: tuple[tuple[int, ...], ...] | None = field(default=None, repr=False)
 
     def values(self, stage: str) -> FloatVector:
         """The update at a stage, float32."""
@@ -61,6 +64,11 @@ class Tap:
     def records(self, stage: str) -> TokenIds:
         """Token ids of the records behind a stage."""
         return self.first if stage == GRADIENT else self.all
+
+    def drawn(self, stage: str) -> frozenset[int]:
+        """Places of the records behind a stage; none where draws were not written down."""
+        steps = self.draws or ()
+        return frozenset(place for step in (steps[:1] if stage == GRADIENT else steps) for place in step)
 
 
 def read_taps(store: RunStore) -> list[Tap]:
@@ -101,12 +109,13 @@ def aggregate_of(store: RunStore, round_: int) -> Path | None:
 def _read_tap(folder: Path) -> Tap:
     meta, truth = _json(folder / "meta.json"), _json(folder / "truth.json")
     try:
+        draws = None if "draws" not in truth else tuple(tuple(map(int, step)) for step in truth["draws"])
         first, every = _rows(truth["token_ids"]), _rows(truth["all_token_ids"])
         stages = tuple(str(stage) for stage in meta["stages"])
         lr, number = float(meta.get("lr", 0.0)), int(folder.name.removeprefix("r"))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder / "meta.json", error) from None
-    return Tap(folder.parents[1].name, number, folder, stages, lr, first, every)
+    return Tap(folder.parents[1].name, number, folder, stages, lr, first, every, draws)
 
 
 def _rows(rows: Sequence[Sequence[int]]) -> TokenIds:

@@ -63,20 +63,20 @@ class Material:
         config = store.config
         homes = store.homes if (store.path / "nodes").is_dir() else []
         planted = read_canaries(homes)
-        secret = {_text(canary.record) for canary in planted}
+        secret = {text_of(canary.record) for canary in planted}
         files = (home / "train.jsonl" for home in homes)
         written = [read_written(file, config.data) for file in files if file.is_file()]
-        members = [record for part in written for record in part if _text(record) not in secret]
+        members = [record for part in written for record in part if text_of(record) not in secret]
         others = _alike(read_written(store.test, config.data) if store.test.is_file() else [], members)
         labels = json.loads(store.labels.read_text()) if store.labels.is_file() else []
         rng = stream(config.run.seed, 0, "", "audit-memory")
         return cls(
             config,
             labels,
-            _some(members, records, rng),
-            _some(others, records, rng),
-            _some([canary for canary in planted if canary.trained], canaries, rng),
-            _some([canary for canary in planted if not canary.trained], canaries, rng),
+            some(members, records, rng),
+            some(others, records, rng),
+            some([canary for canary in planted if canary.trained], canaries, rng),
+            some([canary for canary in planted if not canary.trained], canaries, rng),
         )
 
     def examples(self, records: Sequence[Record], attached: Attached) -> list[Example]:
@@ -110,16 +110,17 @@ def released(store: RunStore) -> Attached:
 
 
 def _alike(records: Sequence[Record], members: Sequence[Record]) -> list[Record]:
-    known, groups = {_text(record) for record in members}, {record.group for record in members}
-    return [record for record in records if _text(record) not in known and record.group in groups]
+    known, groups = {text_of(record) for record in members}, {record.group for record in members}
+    return [record for record in records if text_of(record) not in known and record.group in groups]
 
 
-def _text(record: Record) -> tuple[object, ...]:
+def text_of(record: Record) -> tuple[object, ...]:
+    """What makes two records the same text."""
     return record.prompt, record.completion, record.messages
 
 
-def _some(items: Sequence[_Item], most: int, rng: np.random.Generator) -> list[_Item]:
-    """At most so many items, in their order."""
+def some(items: Sequence[_Item], most: int, rng: np.random.Generator) -> list[_Item]:
+    """At most so many items, drawn without replacement, in their order."""
     if len(items) <= most:
         return list(items)
     return [items[place] for place in sorted(rng.choice(len(items), size=most, replace=False))]

@@ -12,7 +12,7 @@ from fedpeft_attacks.results.verdicts import Subject, finding_of
 
 STAGE = "released"
 
-TEXTS: Mapping[str, str] = {
+TEXTS: dict[str, str] = {
     "canary-exposure": "Canary exposure (Carlini et al. 2019). Made-up secrets were put among the records; "
     "how far up does the adapter rank them among all of their kind, against those that a coin left out?",
     "prompt-extraction": "Extraction by prompting (Carlini et al. 2021). The adapter is given what stands "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedpeft.config import config_hash
 from fedpeft.epsilons import shown, written
-from fedpeft.plugins import ATTACKS
+from fedpeft.plugins import ATTACKS, AUDIT_PARTS
 from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, write_atomic
 from fedpeft_attacks.evidence.collect_views import Evidence
@@ -126,7 +126,8 @@ def _short(name: str) -> str:
 
 
 def _command(findings: Sequence[Finding], checks: Sequence[EpsilonCheck], delivery: Delivery) -> str:
-    names = [finding.attack if finding.attack in ATTACKS else "released" for finding in findings]
+    known = (*ATTACKS, *AUDIT_PARTS)
+    names = [finding.attack if finding.attack in known else "released" for finding in findings]
     attacks = ",".join(dict.fromkeys([*names, *(["epsilon"] if checks else [])]))
     own_copy = " --own-copy" if delivery.own_copy else ""
     sign = " --sign-with HOME" if delivery.sign_with is not None else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpeft_attacks.report.charts import ladder_picture
 from fedpeft_attacks.report.stage_table import COLUMNS, ladder
-from fedpeft_attacks.report.summaries import epsilon_words, work_in_words
+from fedpeft_attacks.report.summaries import epsilon_words, verdict_head, work_in_words
 from fedpeft_attacks.report.wording import HARMS, KINDS, STAGES, role_in_words, step_in_words
 from fedpeft_attacks.results.findings import Finding, Report
 from fedpeft_attacks.results.measures import Strength, WorkDone, spanned, written
@@ -62,6 +62,7 @@ def render(report: Report) -> str:
         steps=steps,
         columns=COLUMNS,
         picture=_safe(ladder_picture(steps)),
+        head=verdict_head(report.findings, report.epsilon),
         measured=epsilon_words(report.epsilon),
         groups={kind: [finding for finding in report.findings if finding.kind == kind] for kind in KINDS},
         kinds=KINDS,

@@ -24,6 +24,8 @@ _UNTRIED: Mapping[str, str] = {
     SECRETS: "Personal data: whether names, numbers and dates can be rebuilt whole was not tried.",
     "memorisation": "Memorisation: whether a secret can be drawn out of the finished adapter was not tried.",
     "membership": "Membership: whether one can tell that a record was part of the training was not tried.",
+    "update-membership": "Membership from updates: whether an update shows that a record was used "
+    "in that round was not tried.",
     "epsilon": "Epsilon: no lower bound was measured; a claim rests on its proof and the tests of the code.",
     "malicious-coordinator": "A malicious coordinator that sends a base or adapter of its own choice was "
     "not simulated, except in the undefended reference, whose adapter is warm as it would send it.",
@@ -48,7 +50,10 @@ def not_tested(
     """What this audit did not try, in plain sentences."""
     tried: set[str] = {"epsilon"} if checks else set()
     for finding in findings:
-        tried |= {finding.kind, finding.role, *(measure.name for measure in finding.measures)}
+        names = {measure.name for measure in finding.measures} | (
+            {finding.attack} if finding.measures else set()
+        )
+        tried |= {finding.kind, finding.role, *names}
     missing = [sentence for name, sentence in _UNTRIED.items() if name not in tried]
     if SEQUENCES in tried and config.data.prompt_weight != 1.0:
         missing.append(_UNEVEN.format(weight=config.data.prompt_weight))
@@ -65,5 +70,5 @@ def _coverage(config: Config, taps: Sequence[Tap]) -> str:
     return (
         f"Coverage: audited were {len(nodes)} of {config.federation.nodes} nodes ({', '.join(nodes)}) and "
         f"{len(rounds)} of {config.federation.rounds} rounds ({', '.join(map(str, rounds))}). "
-        "Updates of one node over many rounds were not combined."
+        "Text was not looked for in updates of one node over many rounds together."
     )

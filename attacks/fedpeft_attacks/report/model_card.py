@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedpeft_attacks.report.summaries import epsilon_words, leaving
+from fedpeft_attacks.report.summaries import epsilon_words, leaving, verdict_head
 from fedpeft_attacks.report.wording import role_in_words
 from fedpeft_attacks.results.findings import Finding, Report
 from fedpeft_attacks.results.measures import spanned, written
@@ -14,9 +14,10 @@ _HEAD = "| attack | stage | what | recovered | 95 % | without it | verdict |\n|-
 
 def model_card(report: Report) -> str:
     """Markdown with what was found of what leaves the nodes; never any text of a record."""
+    head = verdict_head(report.findings, report.epsilon) if report.leaks else report.verdict
     parts = [
         "## Privacy audit",
-        f"**{report.verdict[:1].upper()}{report.verdict[1:]}.** {report.summary}",
+        f"**{head[:1].upper()}{head[1:]}.** {report.summary}",
         f"{report.claim.text} {epsilon_words(report.epsilon)}",
         _threats(report),
         _figures(leaving(report.findings)),

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft_attacks.results.findings import Finding, Verdict
-from fedpeft_attacks.results.measures import RARE, SECRETS, SEQUENCES, TOKENS, Measure
+from fedpeft_attacks.results.measures import MEMBERS, RARE, SECRETS, SEQUENCES, TOKENS, Measure
 
-COLUMNS = (TOKENS, RARE, SEQUENCES, SECRETS)
+COLUMNS = (TOKENS, RARE, SEQUENCES, SECRETS, MEMBERS)
 """What the ladder shows at every stage, in this order."""
 
 

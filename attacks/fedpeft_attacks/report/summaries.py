@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from fedpeft_attacks.report.wording import WHO, role_in_words
+from fedpeft_attacks.report.wording import REMEDY, WHO, role_in_words
 from fedpeft_attacks.results.findings import EpsilonCheck, Finding, Threat, Verdict
-from fedpeft_attacks.results.measures import RARE, SECRETS, SEQUENCES, TOKENS, Measure, WorkDone, written
+from fedpeft_attacks.results.measures import (
+    MEMBERS,
+    RARE,
+    SECRETS,
+    SEQUENCES,
+    TOKENS,
+    Measure,
+    WorkDone,
+    written,
+)
 from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, NOT_COVERED, SCALE, SILENT, UNFINISHED
 from fedpeft_attacks.views import Role
 
@@ -16,6 +25,14 @@ _COUNTED = {
     RARE: "the rare tokens",
     SEQUENCES: "the records word for word",
     SECRETS: "the personal data",
+    MEMBERS: "the members at 1 % false alarms",
+}
+_HEADS: Mapping[Verdict, str] = {
+    "leaks": "Leak detected",
+    "no leak detected": "No leak detected",
+    "not finished": "The audit is not finished",
+    "not covered": "The audit does not cover all of it",
+    "not applicable": "These attacks do not apply",
 }
 
 
@@ -35,6 +52,14 @@ def overall(findings: Sequence[Finding], checks: Sequence[EpsilonCheck]) -> Verd
     return _worst([finding.verdict for finding in leaving(findings)])
 
 
+def verdict_head(findings: Sequence[Finding], checks: Sequence[EpsilonCheck]) -> str:
+    """The verdict of the run in a few words; a leak of membership alone is called by its name."""
+    loud = [finding for finding in leaving(findings) if finding.verdict == LEAKS]
+    if loud and not any(check.verdict == LEAKS for check in checks) and loud == _of_updates(loud):
+        return "Leaks membership"
+    return _HEADS[overall(findings, checks)]
+
+
 def summary(findings: Sequence[Finding], checks: Sequence[EpsilonCheck]) -> str:
     """What was found of what leaves the nodes, and what contradicts the claim, in a few plain sentences."""
     broken = [check for check in checks if check.verdict == LEAKS]
@@ -42,13 +67,18 @@ def summary(findings: Sequence[Finding], checks: Sequence[EpsilonCheck]) -> str:
     return claim + _in_sentences(leaving(findings))
 
 
-def _in_sentences(seen: Sequence[Finding]) -> str:
+def _in_sentences(
+    seen: Sequence[Finding], silence: str = "No leak was detected in what leaves the nodes."
+) -> str:
     judged = [finding for finding in seen if finding.headline is not None]
     loud = [finding for finding in judged if finding.verdict == LEAKS]
+    if members := _of_updates(loud):
+        rest = [finding for finding in seen if finding.attack != members[0].attack]
+        return " ".join([_membership(members), *([_in_sentences(rest, _QUIET)] if rest else [])])
     if (uncovered := [finding for finding in seen if finding.verdict == NOT_COVERED]) and not loud:
         names = ", ".join(dict.fromkeys(finding.attack for finding in uncovered))
         return (
-            f"The audit does not cover this adapter: {uncovered[0].reason}. Nothing can be said of what "
+            f"The audit does not cover all of it: {uncovered[0].reason}. Nothing can be said of what "
             f"these attacks would find: {names}."
         )
     if not judged:
@@ -59,12 +89,44 @@ def _in_sentences(seen: Sequence[Finding]) -> str:
     if open_ := [finding for finding in judged if finding.verdict == UNFINISHED and not loud]:
         return f"The audit is not finished: {_ended(open_)}. Nothing can be said of what it would have found."
     if not loud:
-        return f"No leak was detected in what leaves the nodes. {figures(worst)} {strength(worst)}"
+        return f"{silence} {figures(worst)} {strength(worst)}"
     readers = ", ".join(dict.fromkeys(role_in_words(finding.role) for finding in loud))
     return (
         f"What leaves the nodes reveals training data to: {readers}. "
         f"Most is revealed at {worst.stage}: {worst.reason}. {figures(worst)}"
     )
+
+
+def _of_updates(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings on membership that were made on updates, not on the released adapter."""
+    return [finding for finding in findings if finding.kind == "membership" and finding.role != "outsider"]
+
+
+def _membership(findings: Sequence[Finding]) -> str:
+    """Who can tell a record's use from what, how well, and what is known to limit it."""
+    seen = "; ".join(map(_by_whom, findings))
+    return (
+        "What leaves the nodes leaks membership: whoever holds a record, and the updates, can tell whether "
+        f"it was trained on, more often than by guessing. {seen[:1].upper()}{seen[1:]}. {REMEDY}"
+    )
+
+
+def _by_whom(finding: Finding) -> str:
+    """Who tells members from what, and how well, as one clause."""
+    who = f"{role_in_words(finding.role)}, from {_FROM.get(finding.stage, finding.stage)}"
+    return f"{who}: {', '.join(map(_beside_chance, finding.measures[:2]))}"
+
+
+def _beside_chance(measure: Measure) -> str:
+    unit, baselines = measure.unit, measure.baselines
+    beside = "" if baselines.control is None else f", {written(baselines.control, unit)} with other data"
+    return (
+        f"{measure.name} {written(measure.value, unit)} (guessing {written(baselines.chance, unit)}{beside})"
+    )
+
+
+_FROM = {"envelope": "an envelope", "aggregate": "the mean of all nodes"}
+_QUIET = "The other attacks did not exceed their baselines by enough to count."
 
 
 def work_in_words(done: WorkDone) -> str:

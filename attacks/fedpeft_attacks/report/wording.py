@@ -47,10 +47,18 @@ KINDS: Mapping[str, str] = {
 HARMS: Mapping[str, str] = {
     "inversion": "Words, names or whole sentences of records become readable for whoever sees the update.",
     "memorisation": "Whoever holds the adapter can make it write out a number, a name or a diagnosis.",
-    "membership": "Whoever holds the adapter can tell that a person is in the data; in the data of a clinic "
-    "that alone gives an illness away.",
+    "membership": "Whoever holds the adapter, or sees an update, can tell that a person is in the data; in "
+    "the data of a clinic that alone gives an illness away.",
 }
 """What success of a kind of attack means for the people in the data."""
+
+REMEDY = (
+    'What is known to limit it: differential privacy (privacy.unit = "record"; the smaller privacy.epsilon, '
+    "the less any attack can tell), and secure aggregation (exchange.secure.enabled = true), which hides "
+    "each single update, though not the mean of all nodes. How far they do so in this federation is for an "
+    "audit of a run with them to measure."
+)
+"""What limits what updates give away of their members, where that was seen."""
 
 STEPS: Mapping[str, str] = {
     "input:": "What enters has already been noised inside the organisation (DP-SGD).",

@@ -10,6 +10,7 @@ Unit = Literal["share", "bits", "auc", "epsilon"]
 
 TOKENS, RARE = "tokens", "rare tokens"
 SEQUENCES, SECRETS = "exact sequences", "personal data"
+MEMBERS = "members at 1 % false alarms"
 """Measures in the table of leakage by pipeline stage; other measures have names of their own."""
 
 

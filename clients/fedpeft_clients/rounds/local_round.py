@@ -179,21 +179,21 @@ def _train(
     Under DP in the node only a public support moves and bears noise.
     """
     home, support = node.home, public_support(exchange.codec)
-    examples, drawn = load_examples(node), set[int]()
+    examples = load_examples(node)
     plan = replace(LocalPlan.of(home.config.federation, task.round), steps=task.steps, lr=task.lr)
     extras = Extras(
         on_first_gradient=taps.gradient if taps.folder else None,
         flags=PerformanceFlags.of(home.config.run),
         support=None if support is None else np.asarray(support.positions(node.attached.layout), np.int64),
         longest=home.config.data.max_length,
-        on_draw=drawn.update,
+        on_draw=taps.draw,
     )
     started = time.monotonic()
     result = _trained(node, examples, plan, _batches(home, task.round), extras)
     notes = {"train_s": time.monotonic() - started}
     if result is not None and result.loss_last is not None and math.isfinite(result.loss_last):
         notes["loss"] = result.loss_last
-    seen = [examples[place] for place in sorted(drawn)]
+    seen = [examples[place] for place in sorted({place for step in taps.draws for place in step})]
     taps.truth(seen)
     return notes, examples, seen
 

@@ -4,14 +4,15 @@ Nothing is written unless the home says so (``tapped``, set by the simulation on
 ``audit.rounds``. Files of ``<home>/taps/rNN``:
 
     <stage>.npz   ``values``, float32, shape ``(layout.size,)``; ``start`` holds the values before the round
-    truth.json    ``token_ids``: records of step 1; ``all_token_ids``: records of all steps
+    truth.json    ``token_ids``: records of step 1; ``all_token_ids``: records of all steps; ``draws``: for
+                  each step the places, from 0, of what it drew of the records that the node can use
     meta.json     ``stages`` in order, ``lr``, ``steps``
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,11 @@ class Taps:
     folder: Path | None
     stages: list[str] = field(default_factory=list)
     first: list[list[int]] = field(default_factory=list)
+    draws: list[list[int]] = field(default_factory=list)
+
+    def draw(self, places: Iterable[int]) -> None:
+        """The places of the records that a step draws; needed for more than the audit, so always kept."""
+        self.draws.append([int(place) for place in places])
 
     def gradient(self, values: FloatVector, batch: Batch) -> None:
         """The gradient of step 1 and the records that made it."""
@@ -61,7 +67,8 @@ class Taps:
         """The records that went into the update."""
         if self.folder is not None:
             rows = [example.ids.tolist() for example in seen]
-            write_json(self.folder / "truth.json", {"token_ids": self.first, "all_token_ids": rows})
+            facts = {"token_ids": self.first, "all_token_ids": rows, "draws": self.draws}
+            write_json(self.folder / "truth.json", facts)
 
     def finish(self, lr: float, steps: int) -> None:
         """The order of the stages and what they mean; written last."""
