@@ -294,7 +294,7 @@ def _secure(config: Config) -> Iterator[str]:
     if CODECS[config.exchange.up.codec].summed(config.exchange) is None:
         yield (
             "exchange.secure sums ternary values on a public support (exchange.secure.share): set "
-            f"exchange.up.codec = 'ternary' (given: {config.exchange.up.codec!r})"
+            f"exchange.up.codec = 'ternary' or 'sign' (given: {config.exchange.up.codec!r})"
         )
     try:
         Cohort.of(config)

@@ -43,7 +43,7 @@ REFUSED = [
     ({"privacy": NODE, "exchange": {**NO_FEEDBACK, **SECURE}}, "has to clip"),
     ({"exchange": SECURE, "federation": {"nodes": 128}}, "works for 2 to 127 nodes"),
     ({"exchange": SECURE, "federation": {"nodes": 2}}, "a sum needs 3 nodes"),
-    ({"exchange": {**SECURE, "up": {"codec": "sign"}}}, "set exchange.up.codec = 'ternary'"),
+    ({"exchange": {**SECURE, "up": {"codec": "dense-fp32"}}}, "set exchange.up.codec = 'ternary' or 'sign'"),
     (
         {"exchange": SECURE, "adapter": {"aggregation": "naive"}},
         "set adapter.aggregation = 'frozen_a'",

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from fedpeft.config import Config, build_config, dump_config, load_config
 from fedpeft.config.profiles import PROFILES
 from fedpeft.errors import ConfigError
+from fedpeft.exchange.plan import up_codec
 
 
 def value_of(config, key):
@@ -73,3 +74,9 @@ def test_the_command_lists_them():
 
     shown = json.loads(CliRunner().invoke(build_app(), ["config", "profiles", "--json"]).stdout)
     assert shown.keys() == PROFILES.keys()
+
+
+@pytest.mark.parametrize("name", ["drop-in", "thin"])
+def test_a_profile_can_be_summed_in_secret(name):
+    config = load_config(overrides=[f"exchange.profile={name}", "exchange.secure.enabled=true"])
+    assert up_codec(config.exchange).name == "public-ternary"

@@ -21,6 +21,7 @@ from fedpeft.errors import EnvelopeError, ExchangeError
 from fedpeft.exchange.codecs.base import Codec
 from fedpeft.exchange.codecs.bit_io import BitReader, to_bytes
 from fedpeft.exchange.codecs.bitfields import fitting, read_scales, scale_bits, write_scales
+from fedpeft.exchange.codecs.public_ternary import PublicTernary
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.message_context import Context
@@ -29,7 +30,7 @@ from fedpeft_kernels.golomb import Integers
 from fedpeft_kernels.ternary import mean_magnitudes
 
 if TYPE_CHECKING:
-    from fedpeft.config.models import DirectionConfig
+    from fedpeft.config.models import DirectionConfig, ExchangeConfig
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Sign(Codec):
     name = "sign"
     wire_id = 4
     same_values = True
+
+    @classmethod
+    def summed(cls, exchange: ExchangeConfig) -> PublicTernary:
+        """Ternary values on a public support: signs of many scales do not add up."""
+        return PublicTernary(PublicSupport(exchange.secure.share, exchange.up.support))
 
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """Signs times scales, rounded down to 7 significant bits; the norm is never larger, per tensor."""

@@ -22,7 +22,11 @@ from fedpeft_bench.federation.gain import Figures, Row, options, over_seeds, pla
 from fedpeft_simulations.federation_lab import Down, FederationLab, Up, coded_down, coded_up, sparse_state
 
 DENSE: Mapping[str, Any] = {"exchange.up.codec": "dense-fp32", "exchange.down.codec": "dense-fp32"}
-SIGNS: Mapping[str, Any] = {"exchange.up.codec": "sign", "exchange.down.codec": "sign"}
+TERNARY: Mapping[str, Any] = {
+    f"exchange.{way}.{key}": value
+    for way in ("up", "down")
+    for key, value in {"codec": "ternary", "density": 0.2}.items()
+}
 PUBLISHED = 0.25
 """Density of FLASC in most of its authors' experiments."""
 
@@ -66,7 +70,7 @@ def variants() -> list[Variant]:
     return [
         Variant("dense, AdamW", "drop-in", DENSE),
         Variant("drop-in", "drop-in"),
-        Variant("drop-in as signs", "drop-in", SIGNS),
+        Variant("drop-in as ternary 20 %", "drop-in", TERNARY),
         Variant("dense, SGD + Adam", "thin", DENSE),
         Variant("thin", "thin"),
         *_baselines(),
