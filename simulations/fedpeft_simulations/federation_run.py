@@ -111,6 +111,7 @@ def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> Ru
     labels = _labels(federation, config)
     base = load_run_base(config, labels)
     _check_records(federation, base, config, labels)
+    _note_untrained(federation, labels)
     for note in federation.notes.lines():
         report({"event": "note", "text": f"note: {note}"})
     _promise(config, base, report)
@@ -130,6 +131,13 @@ def _check_records(federation: Federation, base: Base, config: Config, labels: S
     for part in federation.organisations:
         if part.validation:  # whose labels nobody has agreed on, as nothing is trained on them
             federation.notes.add(check_records(part.validation, *facts, label_set(part.validation)))
+
+
+def _note_untrained(federation: Federation, labels: Sequence[str]) -> None:
+    """Note classes that the test has and no organisation: nobody learns them."""
+    trained = {record.completion for part in federation.organisations for record in part.train}
+    if missing := [label for label in labels if label not in trained]:
+        federation.notes.files.append(f"{len(missing)} of {len(labels)} classes are in the test alone")
 
 
 def _promise(config: Config, base: Base, report: Progress) -> None:

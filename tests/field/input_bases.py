@@ -84,6 +84,14 @@ def _roformer():
     return transformers.RoFormerForCausalLM(transformers.RoFormerConfig(**settings))
 
 
+def _reversible():
+    """A Reformer: its layers compute their gradients apart from autograd, and none reaches an adapter."""
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "feed_forward_size": 48, "is_decoder": True}
+    heads = {"num_attention_heads": 2, "attention_head_size": 16, "attn_layers": ["local"] * 2}
+    positions = {"axial_pos_embds": False, "max_position_embeddings": 512}
+    return transformers.ReformerModelWithLMHead(transformers.ReformerConfig(**sizes, **heads, **positions))
+
+
 def _mamba():
     settings = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
     return transformers.MambaForCausalLM(transformers.MambaConfig(**settings))
@@ -143,6 +151,7 @@ def make(folder: Path) -> None:
         "roberta514": _roberta,
         "xlnet": _xlnet,
         "roformer": _roformer,
+        "reversible": _reversible,
         "mamba": _mamba,
         "qwen3-moe": _experts,
         "gemma3-mm": _with_vision,

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from .input_bases import CHATML
-from .input_data import chat, records
+from .input_data import chat, records, write_lines
 
 ROWS = records("x")
 GOOD = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -341,3 +341,14 @@ def test_labels_that_are_only_held_out_for_validation_are_no_mistake(fedpeft, se
     options = settings(data__source=tmp_path / "x.jsonl", **changes)
     done = fedpeft("simulate", "--quiet", "--out", tmp_path / "run", *options)
     assert done.code == 0, done.err
+
+
+def test_classes_that_only_the_test_has_are_noted(fedpeft, settings, tmp_path):
+    rows = [{"prompt": f"p{n}", "completion": "ab"[n % 2]} for n in range(12)]
+    write_lines(tmp_path / "bank.jsonl", rows)
+    write_lines(tmp_path / "test.jsonl", [*rows[:6], *({"prompt": "q", "completion": "c"} for _ in range(3))])
+    places = {"data__source": tmp_path / "bank.jsonl", "data__test": tmp_path / "test.jsonl"}
+    options = settings(**places)
+    done = fedpeft("simulate", "--out", tmp_path / "run", *options)
+    assert done.code == 0, done.err
+    assert "note: 1 of 3 classes are in the test alone" in done.out + done.err

@@ -152,12 +152,15 @@ def _checked(config: Config, base: Base) -> tuple[str, Coverage]:
     """What the privacy plan promises, and how much of the base the adapter changes.
 
     Raises:
-        FedPeftError: the adapter does not fit the base, or the plan's noise swamps the run.
+        FedPeftError: the adapter does not fit the base, which may pass no gradient to it, or the plan's noise
+            swamps the run.
     """
     from fedpeft.adapters import attach
+    from fedpeft.bases.probe import check_gradient
     from fedpeft.run_plan import RunPlan
 
     attached = attach(base, config.adapter, config.run.seed)
+    check_gradient(attached.model, base.tokenizer, config.base.model, base.task)
     return RunPlan.from_config(config, attached.layout.size).checked().claim, attached.spec.coverage
 
 
