@@ -119,7 +119,8 @@ class DataConfig(Section):
     completion: str = Field(default="completion", description="column with the completion, or the label")
     messages: str | None = Field(
         default=None,
-        description="column with chat messages, OpenAI's or ShareGPT's; uses the chat template",
+        description="column with chat messages, OpenAI's or ShareGPT's; 'a+b': two columns, as TRL has them; "
+        "uses the chat template",
     )
     assistant_turns: Literal["last", "all"] = Field(
         default="last", description="chats: loss on the last turn of the assistant, or on all of its turns"

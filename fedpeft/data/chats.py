@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,13 +76,7 @@ def read_chat(where: str, value: Any, tools: Any = None) -> Chat:
     Raises:
         DataError: something else, an unknown role, or no answer; names the message, never its text.
     """
-    value = parse_json(value) if isinstance(value, str) else value
-    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-        raise DataError(
-            f"{where}: messages must be a list of {{role, content}} or {{from, value}} objects, or such a "
-            "list as JSON text"
-        )
-    messages = [_message(f"{where}: message {n}", item) for n, item in enumerate(value, 1)]
+    messages = [_message(f"{where}: message {n}", item) for n, item in enumerate(_items(where, value), 1)]
     answers = [place for place, message in enumerate(messages) if message["role"] == ANSWERS]
     if not answers:
         raise DataError(f"{where}: no message comes from the assistant; a chat needs an answer")
@@ -94,6 +89,26 @@ def read_chat(where: str, value: Any, tools: Any = None) -> Chat:
     if not _shown(turns[-1]).strip():
         raise DataError(f"{where}: the last message of the assistant is empty; an answer needs text")
     return Chat(tuple(turns), _tools(where, tools), len(messages) - len(turns))
+
+
+def joined(where: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    """One conversation of several columns' values; only answers in the last bear loss, as TRL trains it.
+
+    Raises:
+        DataError: a value is no list of messages.
+    """
+    *before, last = (_items(where, value) for value in values)
+    return [*({**item, "weight": 0} for items in before for item in items), *last]
+
+
+def _items(where: str, value: Any) -> list[dict[str, Any]]:
+    value = parse_json(value) if isinstance(value, str) else value
+    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+        raise DataError(
+            f"{where}: messages must be a list of {{role, content}} or {{from, value}} objects, or such a "
+            "list as JSON text"
+        )
+    return value
 
 
 def _message(where: str, item: dict[str, Any]) -> dict[str, Any]:

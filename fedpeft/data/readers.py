@@ -19,7 +19,7 @@ from typing import Any
 
 from fedpeft.config.models import DataConfig
 from fedpeft.config.template import COMPLETION, PROMPT, Template
-from fedpeft.data.chats import PICTURES, read_chat
+from fedpeft.data.chats import PICTURES, joined, read_chat
 from fedpeft.data.csv_files import read_csv
 from fedpeft.data.records import FIELD, Notes, Record
 from fedpeft.data.table_files import read_arrow, read_dataset, read_parquet, unread
@@ -293,7 +293,9 @@ def _chat(where: str, row: Row, column: str, notes: Notes, group: str | None, pe
     tools = row.get("tools")
     if any(row.get(name) for name in PICTURES):
         notes.records["with pictures or sound beside their text, which are left out"] += 1
-    chat = read_chat(where, _column(where, row, column, "data.messages"), tools)
+    columns = [column] if column in row else [name.strip() for name in column.split("+")]
+    values = [_column(where, row, name, "data.messages") for name in columns]
+    chat = read_chat(where, values[0] if len(values) == 1 else joined(where, values), tools)
     if chat.dropped:
         notes.records["turns after the assistant's last are left out"] += 1
     prompt = "\n".join(text for _, text in chat.pairs[:-1])
@@ -310,7 +312,13 @@ def _field(where: str, row: Row, name: str, cfg: DataConfig) -> str:
     if FIELD + name in row:
         return _string(where, name, row[FIELD + name])
     column, setting = _source(name, cfg)
-    return _string(where, column, _column(where, row, column, setting))
+    value = _column(where, row, column, setting)
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        raise DataError(
+            f"{where}: {column!r} is a list of objects; chats are read with data.messages = {column!r}, and "
+            f"those of two columns with data.messages = '{cfg.prompt}+{cfg.completion}'"
+        )
+    return _string(where, column, value)
 
 
 def _person(where: str, row: Row, cfg: DataConfig) -> str | None:

@@ -295,3 +295,29 @@ def test_a_template_does_not_put_text_into_an_error():
     with pytest.raises(Exception, match="refuses it: TemplateError") as caught:
         tokenise([record("Ms Geheim", "yes")], words, CFG)
     assert "Geheim" not in str(caught.value)
+
+
+def test_chats_of_two_columns_are_one_and_the_first_teaches_no_answer(tmp_path):
+    """TRL's conversational prompt and completion; its loss is on the completion."""
+    asked, answered, second = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, "r"
+    rows = [
+        {
+            "prompt": [asked, answered, {"role": "user", "content": second}],
+            "completion": [{"role": "assistant", "content": "b"}],
+        },
+        {"prompt": json.dumps([asked]), "completion": json.dumps([answered])},
+    ]
+    write_lines(tmp_path / "x.jsonl", rows)
+    cfg = CFG.model_copy(update={"messages": "prompt+completion", "assistant_turns": "all"})
+    chats = read_records(tmp_path / "x.jsonl", cfg)
+    words = tokenizer(chat=CHATML)
+    trained = [parts(chat, words, assistant_turns="all")[2] for chat in chats]
+    assert trained == ["b<|im_end|>\n", "a<|im_end|>\n"]
+    assert [text for _, text in chats[0].messages] == ["q", "a", second, "b"]
+    write_records(tmp_path / "written.jsonl", chats)
+    again = read_written(tmp_path / "written.jsonl", cfg)
+    assert [parts(chat, words, assistant_turns="all")[2] for chat in again] == trained
+    with pytest.raises(Exception, match=r"line 1: 'prompt' is a list of objects; .*'prompt\+completion'"):
+        read_records(tmp_path / "x.jsonl", CFG)
+    with pytest.raises(Exception, match=r"line 1: no column 'answer' \(data.messages\)"):
+        read_records(tmp_path / "x.jsonl", cfg.model_copy(update={"messages": "prompt + answer"}))
