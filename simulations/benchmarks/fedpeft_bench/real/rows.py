@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedpeft.config.profiles import PROFILES
 from fedpeft_bench.federation.federation import DENSE
 from fedpeft_bench.real.prepare import Material
 
@@ -34,6 +35,11 @@ PRIVATE: Mapping[str, Any] = {
     "federation.batch_size": 32,  # few records: the noise is divided by the expected batch
 }
 
+RATES_OF_THIN: Mapping[str, Any] = {
+    name: PROFILES["thin"].settings[name] for name in ("federation.lr", "federation.server.lr")
+}
+"""SGD's own: those of `settings` are AdamW's, and win over a profile's."""
+
 AUDITED: Mapping[str, Any] = {
     "exchange.profile": "drop-in",
     "federation.rounds": 2,  # what leaves a node in its first round and in a later one
@@ -44,7 +50,7 @@ AUDITED: Mapping[str, Any] = {
 ROWS = (
     Row("drop-in", {"exchange.profile": "drop-in"}, baselines=True, seeds=True),
     Row("dense", DENSE, seeds=True),
-    Row("thin", {"exchange.profile": "thin"}),
+    Row("thin", {"exchange.profile": "thin", **RATES_OF_THIN}),
     Row("nf4", {"exchange.profile": "drop-in", "base.quantisation": "nf4"}),
     Row("stack", {**DENSE, "adapter.aggregation": "stack", "exchange.up.error_feedback": False}),
     Row("miss", {"exchange.profile": "drop-in", "adapter.method": "miss"}),
