@@ -143,17 +143,13 @@ def _shapes(config: Config) -> tuple[Any, _Sizes, int, str]:
     """The base without memory, its sizes, the number of trainable values, and what is adapted."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from fedpeft.adapters.attach import adapter_tensors
     from fedpeft.adapters.methods.base import Spec, method_of, rank_of
-    from fedpeft.bases.load import quiet
+    from fedpeft.bases.load import auto_class, quiet
 
-    auto: Any = AutoModelForCausalLM
-    if config.base.task == "sequence-classification":
-        auto = AutoModelForSequenceClassification
     with torch.device("meta"), quiet():
-        model = auto.from_config(_model_config(config.base))
+        model = auto_class(config.base.task).from_config(_model_config(config.base))
         facts = {"name": config.base.model, "parameters": model.num_parameters(), "task": config.base.task}
         base: Any = SimpleNamespace(model=model, fresh=(), **facts)
         ids = tuple(range(len(config.adapter.trainable_tokens)))  # as many rows as the tokens have

@@ -215,19 +215,22 @@ def _placement(
     return place
 
 
+def auto_class(task: Task) -> Any:
+    """The class of transformers that makes a model with the head of a task."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if task == "sequence-classification" else AutoModelForCausalLM
+
+
 def _model(
     cfg: BaseConfig, folder: Path, place: dict[str, Any], num_labels: int | None
 ) -> tuple[Any, list[str]]:
     """The model, and the names of the weights that the folder lacks."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    auto: Any = AutoModelForCausalLM
     if cfg.task == "sequence-classification":
-        auto = AutoModelForSequenceClassification
         place |= {"num_labels": num_labels} if num_labels else {}
     try:
         with quiet():
-            model, info = auto.from_pretrained(
+            model, info = auto_class(cfg.task).from_pretrained(
                 folder,
                 local_files_only=True,
                 trust_remote_code=False,

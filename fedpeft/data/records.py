@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft.errors import DataError
-from fedpeft.runstore.files import write_atomic
+from fedpeft.runstore.files import write_json_lines
 
 FIELD = "field:"
 """Before the name of a template's own column in what `write_records` writes."""
@@ -78,8 +78,7 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
     Columns that a template names bear `FIELD` before their names.
     """
-    lines = [json.dumps(_row(record), ensure_ascii=False) + "\n" for record in records]
-    write_atomic(path, "".join(lines).encode())
+    write_json_lines(path, map(_row, records))
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ def writing(out: Path) -> Generator[None]:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically, with sorted keys left as given."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write values as JSON, one a line, atomically; text stays as it is, in UTF-8."""
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def sync_folder(folder: Path) -> None:

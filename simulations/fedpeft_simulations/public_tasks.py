@@ -5,14 +5,13 @@ They lie on the Hugging Face Hub under their owners' terms; nothing of them come
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedpeft.errors import DataError, first_line
 from fedpeft.extras import needs
-from fedpeft.runstore import write_atomic
+from fedpeft.runstore import write_json_lines
 
 TEMPLATE = "{instruction}\n{input}\n### Response:\n{output}"
 """``data.template`` for the tables that `fetch` writes."""
@@ -42,7 +41,7 @@ def fetch(name: str, out: Path) -> int:
     if out.exists():
         raise DataError(f"{out} exists; give a new file")
     rows = _rows(TASKS[name])
-    write_atomic(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    write_json_lines(out, rows)
     return len(rows)
 
 

