@@ -141,7 +141,7 @@ def test_settings_are_checked_without_an_import():
 
 def test_a_codec_that_says_nothing_of_sums_is_refused_in_a_secure_sum(plain):
     secure = {"secure": {"enabled": True}, "up": {"codec": "plain", "error_feedback": False}}
-    with pytest.raises(ConfigError, match=r"set exchange\.up\.codec = 'ternary' \(given: 'plain'"):
+    with pytest.raises(ConfigError, match=r"set exchange\.up\.codec = 'ternary' or 'sign' \(given: 'plain'"):
         build_config({"exchange": secure, "federation": {"nodes": 4}})
 
 
