@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.exchange.message_context import Context
 from fedpeft.exchange.support import PublicSupport
 from fedpeft_kernels.golomb import Integers
+
+if TYPE_CHECKING:
+    from fedpeft.config.models import ExchangeConfig
 
 STEPS_PER_OCTAVE = 8
 ZERO_EXPONENT = 1024
@@ -54,6 +58,11 @@ class PublicTernary(Codec):
 
     def __repr__(self) -> str:
         return f"PublicTernary(density={self.support.density}, source={self.support.source!r})"
+
+    @classmethod
+    def of_sum(cls, exchange: ExchangeConfig) -> PublicTernary:
+        """The codec of a run's secure sums."""
+        return cls(PublicSupport(exchange.secure.share, exchange.up.support))
 
     @property
     def shared_support(self) -> PublicSupport:

@@ -44,7 +44,7 @@ class Sign(Codec):
     @classmethod
     def summed(cls, exchange: ExchangeConfig) -> PublicTernary:
         """Ternary values on a public support: signs of many scales do not add up."""
-        return PublicTernary(PublicSupport(exchange.secure.share, exchange.up.support))
+        return PublicTernary.of_sum(exchange)
 
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """Signs times scales, rounded down to 7 significant bits; the norm is never larger, per tensor."""

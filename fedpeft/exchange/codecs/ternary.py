@@ -37,7 +37,6 @@ from fedpeft.exchange.codecs.public_ternary import PublicTernary
 from fedpeft.exchange.codecs.sparse_positions import PositionCode
 from fedpeft.exchange.decoded import Decoded, Positions
 from fedpeft.exchange.layout import FloatVector, Layout
-from fedpeft.exchange.support import PublicSupport
 from fedpeft.exchange.transforms import Quantise, Rounding, Sparsify, Transform
 from fedpeft_kernels.golomb import Integers, Small
 from fedpeft_kernels.ternary import group_sums, magnitude_sums, mean_magnitudes
@@ -69,7 +68,7 @@ class Ternary(Codec):
     @classmethod
     def summed(cls, exchange: ExchangeConfig) -> PublicTernary:
         """Ternary values on a public support, with public scales."""
-        return PublicTernary(PublicSupport(exchange.secure.share, exchange.up.support))
+        return PublicTernary.of_sum(exchange)
 
     def fit(self, values: FloatVector, layout: Layout, support: Positions | None = None) -> FloatVector:
         """Give every nonzero value its tensor's mean magnitude, rounded down to 7 significant bits.
