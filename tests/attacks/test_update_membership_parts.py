@@ -164,7 +164,7 @@ def _naive_projres(attached, observed, frozen, record):
 
 
 def test_a_round_is_scored_and_the_adapter_left_as_it_was(adapted, examples):
-    attached, batch, others = adapted(), examples(2, 5), examples(10, 6)
+    attached, batch, others = adapted(), examples(3, 5), examples(40, 6)
     start = attached.get()
     with steady(attached.model):
         gradient = gradient_of(attached, batch)
@@ -173,16 +173,16 @@ def test_a_round_is_scored_and_the_adapter_left_as_it_was(adapted, examples):
     seen = Observation(attached, start, columns, {}, True, examples(16, 7))
     scores = score_round(seen, {"bank": [*batch, *others]})
     assert np.array_equal(attached.get(), start)
-    assert scores.gradients == 2 + 10 + 16
+    assert scores.gradients == 3 + 40 + 16
     assert {name for name, _, _ in scores.table} >= {ALIGNMENT, COSINE}
     for score in (ALIGNMENT, COSINE):
         values = scores.table[score, "bank", ("envelope", "bank")]
-        assert values.shape == (12,) and area(values[:2], values[2:])[0] > 0.8
+        assert values.shape == (43,) and area(values[:3], values[3:])[0] > 0.8
     # a gradient and the update against it say the same
     first = scores.table[ALIGNMENT, "bank", (GRADIENT, "bank")]
     assert first == pytest.approx(scores.table[ALIGNMENT, "bank", ("envelope", "bank")], abs=1e-4)
     few = score_round(Observation(attached, start, columns, {}, True, examples(3, 7)), {"bank": batch})
-    assert few.gradients == 2 and (PROJRES, "bank", (GRADIENT, "bank")) not in few.table
+    assert few.gradients == 3 and (PROJRES, "bank", (GRADIENT, "bank")) not in few.table
     assert few.table[ALIGNMENT, "bank", (GRADIENT, "bank")] == pytest.approx(
         few.table[COSINE, "bank", (GRADIENT, "bank")]
     )
