@@ -71,7 +71,7 @@ def _is_top(path):
 
 # What this project once said, and the plain words for it.
 RIDDLES = {
-    "no leak found at this power": "no leak detected",
+    "no leak found at this power": "not detected",
     "can be had without": "guessing without the update gives",
     "where nothing protects": "with all protections off",
     "stage ladder": "leakage by pipeline stage",

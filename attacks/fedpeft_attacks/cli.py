@@ -124,11 +124,19 @@ def _compare(folder: Path, other: Path, as_json: bool) -> None:
 
 
 def _show(report: Report, folder: Path) -> None:
+    from fedpeft_attacks.report.risks import headline
     from fedpeft_attacks.report.summaries import epsilon_words
 
     columns = ("attack · stage", "what", "recovered", "without it", "rare, secret", "without it", "verdict")
     table("What an attacker reads", columns, [_row(finding) for finding in report.findings])
-    typer.echo(f"{report.summary}\n{report.claim.text} {epsilon_words(report.epsilon)}")
+    typer.echo(headline(report.verdict, report.risks))
+    for risk in report.risks:
+        typer.echo(f"  {risk.question} {risk.label}\n    {risk.answer}")
+    if report.changes:
+        typer.echo("what to change, the most effective first")
+        for change in report.changes:
+            typer.echo(f"  {change.setting}: {change.effect}")
+    typer.echo(f"{report.claim.text} {epsilon_words(report.epsilon)}")
     for check in report.epsilon:
         claimed = "no claim" if check.claimed is None else f"claimed {check.claimed:.2f}"
         bound = "no bound" if check.lower is None else f"at least {check.lower:.2f}"
@@ -149,4 +157,4 @@ def _row(finding: Finding) -> tuple[str, ...]:
     precious = (figure for figure in finding.measures[1:] if figure.name in (RARE, SECRETS))
     what = "–" if first is None else first.name
     name = f"{finding.attack} · {finding.stage}"
-    return (name, what, *shown(first), *shown(next(precious, None)), finding.verdict)
+    return (name, what, *shown(first), *shown(next(precious, None)), finding.label)

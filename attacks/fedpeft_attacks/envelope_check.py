@@ -14,7 +14,8 @@ from typing import Any
 
 from fedpeft.plugins import ATTACKS
 from fedpeft_attacks.results.token_scores import Control, Score, recall, score, verdict_of
-from fedpeft_attacks.results.verdicts import LEAKS, NOT_APPLICABLE, NOT_COVERED, UNFINISHED, with_unread
+from fedpeft_attacks.results.verdicts import with_unread
+from fedpeft_attacks.results.words import LEAKS, NOT_APPLICABLE, NOT_COVERED, UNFINISHED
 from fedpeft_attacks.views import Guess, NotCovered, View
 from fedpeft_attacks.work import Work
 

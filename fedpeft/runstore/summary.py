@@ -97,6 +97,10 @@ class AuditFacts(Facts):
 
     verdict: str = Field(description="on what really left the nodes: envelopes and the mean")
     verdicts: dict[str, int]
+    head: str = Field(default="", description="the verdict in words, as the report has it")
+    risks: dict[str, str] = Field(
+        default_factory=dict, description="the four questions of the report, each with its verdict in words"
+    )
 
 
 class RunSummary(Facts):

@@ -35,6 +35,7 @@ from fedpeft.runstore.summary import AuditFacts, RunSummary
 from fedpeft.tracking import check_trackers, tracking
 from fedpeft_attacks.audit_suite import audit
 from fedpeft_attacks.memory.canaries import write_canaries
+from fedpeft_attacks.report.risks import headline
 from fedpeft_clients.rounds.run_home import Simulated, create_home
 from fedpeft_server.rounds.checkpoints import latest
 from fedpeft_server.rounds.final_adapter import load_checkpoint, load_final
@@ -280,5 +281,9 @@ def _audit(store: RunStore, report: Progress) -> AuditFacts | None:
     if not store.config.audit.enabled:
         return None
     audited = audit(store.path, progress=lambda line: report({"event": "audit", "text": line}))
-    verdicts = Counter(finding.verdict for finding in audited.findings)
-    return AuditFacts(verdict=audited.verdict, verdicts=dict(verdicts))
+    return AuditFacts(
+        verdict=audited.verdict,
+        verdicts=dict(Counter(finding.verdict for finding in audited.findings)),
+        head=headline(audited.verdict, audited.risks),
+        risks={risk.question: risk.label for risk in audited.risks},
+    )

@@ -12,6 +12,7 @@ from fedpeft.cli.output import quantity, table
 from fedpeft.config import Config
 from fedpeft.epsilons import shown
 from fedpeft.runstore import RunStore
+from fedpeft_attacks.results.words import verdict_words
 
 VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
 """What ``--max-lora-rank`` may be, the default first."""
@@ -116,7 +117,9 @@ def _audit(facts: dict[str, Any]) -> list[str]:
     if audit is None:
         return ["audit: not run (audit.enabled = false)"]
     counts = ", ".join(f"{count} × {verdict}" for verdict, count in audit["verdicts"].items())
-    return [f"audit of what left the nodes: {audit['verdict']} (findings at all stages: {counts})"]
+    head = audit.get("head") or verdict_words(audit["verdict"])  # runs of earlier versions have no head
+    risks = [f"  {question} {label}" for question, label in audit.get("risks", {}).items()]
+    return [f"audit of what left the nodes: {head} (findings at all stages: {counts})", *risks]
 
 
 def _time(facts: dict[str, Any]) -> list[str]:

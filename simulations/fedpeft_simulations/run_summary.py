@@ -193,9 +193,10 @@ def _audit_statement(summary: RunSummary) -> str:
     if summary.audit is None:
         return "No audit was run."
     counts = "; ".join(f"{verdict}: {count}" for verdict, count in summary.audit.verdicts.items())
+    risks = " ".join(f"{question} {label}." for question, label in summary.audit.risks.items())
     return (
-        f"What left the nodes: {summary.audit.verdict}. Findings of the built-in audit at all stages, by "
-        f"verdict: {counts}. The report is in the run directory."
+        f"What left the nodes: {summary.audit.head}. {risks} Findings of the built-in audit at all stages, "
+        f"by verdict: {counts}. The report is in the run directory."
     )
 
 

@@ -128,7 +128,7 @@ def test_an_adapter_without_token_rows_is_not_covered_and_still_has_a_report(mak
     report = audit(make_run({"method": "ia3"}, batch=2, warm=False))
     assert {finding.verdict for finding in report.findings} == {"not covered"}
     assert report.verdict == "not covered" and not report.is_finished
-    assert "does not cover all of it" in report.summary
+    assert "not covered: one organisation's envelope" in report.summary
     assert report.findings[0].reason in report.threats[0].reason
     assert "<svg" not in render(report)
 

@@ -13,6 +13,7 @@ import pytest
 from fedpeft_attacks.audit_suite import audit
 from fedpeft_attacks.report.html import ASKED, TITLES, render
 from fedpeft_attacks.report.model_card import model_card
+from fedpeft_attacks.report.risks import risks_of
 from fedpeft_attacks.report.summaries import overall, threats
 from fedpeft_attacks.results.findings import Claim, Example, Report, Signature
 from fedpeft_attacks.results.measures import SECRETS, SEQUENCES, Baselines, Measure, Strength
@@ -51,6 +52,7 @@ def filled_in(report):
     return report.model_copy(
         update={
             "findings": findings,
+            "risks": risks_of(findings, checks, claim),
             "threats": threats(findings),
             "verdict": overall(findings, checks),
             "epsilon": checks,
@@ -207,7 +209,7 @@ def test_contrast_is_enough_in_light_and_dark(report, theme):
     style = Page(rendered(report)).all("style")[0]["text"]
     colours = _variables(style)[theme]
     for ground in ("page", "card"):
-        for name in ("ink", "soft", "leak", "calm", "link"):
+        for name in ("ink", "soft", "leak", "calm", "open", "link"):
             bright, dim = sorted((_luminance(colours[name]), _luminance(colours[ground])), reverse=True)
             assert (bright + 0.05) / (dim + 0.05) >= 4.5, (name, ground)
     assert set(re.findall(r"#[0-9a-f]{6}\b", rendered(report))) <= set(re.findall(r"#[0-9a-f]{6}\b", style))
@@ -221,7 +223,7 @@ def test_names_and_texts_of_the_run_are_escaped(report):
 
 def test_the_page_says_what_it_has_and_what_it_lacks(reports):
     found, full = (html.unescape(rendered(one)) for one in reports.values())
-    assert "Not tried in this audit: nothing is known of it." in found
+    assert "Not tested in this audit: nothing is known of it." in found
     assert "Redacted." in found
     assert "Not signed." in found
     assert "Ann & Bo" in full
@@ -233,12 +235,13 @@ def test_the_page_says_what_it_has_and_what_it_lacks(reports):
 
 def test_the_model_card_has_the_same_figures_and_no_text(report):
     card = model_card(report)
-    assert report.summary in card
+    assert all(risk.label in card and risk.answer in card for risk in report.risks)
+    assert all(change.setting in card for change in report.changes)
     assert "Ann" not in card
     assert ("gradient" not in card) and ("| envelope | tokens |" in card)
     assert all(line in card for line in report.not_tested)
     rows = [line for line in card.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in rows} <= {3, 8}
+    assert {line.count("|") for line in rows} <= {3, 4, 8}
 
 
 def browse(folder, *options):

@@ -71,16 +71,16 @@ def _scores(every, rare):
         (
             Counts(100, 45, 5.0, 40, 30),
             Counts(0, 0, 0.0, 0),
-            "no leak detected",
+            "not detected",
         ),  # below threshold
         (
             Counts(100, 60, 5.0, 40, 58),
             Counts(0, 0, 0.0, 0),
-            "no leak detected",
+            "not detected",
         ),  # other data do it
-        (Counts(5, 3, 0.2, 1, 2), Counts(0, 0, 0.0, 0), "no leak detected"),  # too few tokens
+        (Counts(5, 3, 0.2, 1, 2), Counts(0, 0, 0.0, 0), "not detected"),  # too few tokens
         (Counts(100, 30, 5.0, 40, 30), Counts(30, 15, 1.0, 0, 3), "leaks"),  # rare tokens alone
-        (Counts(100, 30, 5.0, 40), Counts(30, 15, 1.0, 0), "no leak detected"),  # without control
+        (Counts(100, 30, 5.0, 40), Counts(30, 15, 1.0, 0), "not tested"),  # without control
     ],
 )
 def test_verdicts(every, rare, verdict):

@@ -45,9 +45,8 @@ def test_a_batchs_gradient_leaks_its_members_and_the_report_names_what_limits_it
     page, card = render(report), (make_members.path / "audit" / "model-card.md").read_text()
     for text in (page, card):
         assert "Leaks membership" in text and "privacy.unit" in text and "exchange.secure.enabled" in text
-        assert "no leak was detected" not in text.lower()
     stored = (make_members.path / "audit" / "report.json").read_text()
-    assert "No leak" not in report.summary and '"draws"' not in stored
+    assert '"draws"' not in stored
     records = [record for name in make_members.nodes for record in make_members.records(name)]
     words = {word for record in records for word in record.prompt.split() if len(word) > 3}
     assert words and not any(word in text for text in (page, card, stored) for word in words)
@@ -55,8 +54,10 @@ def test_a_batchs_gradient_leaks_its_members_and_the_report_names_what_limits_it
 
 def test_silence_of_other_attacks_does_not_hide_it(make_members):
     report, _ = attacked(make_members(), ["span", NAME])
-    assert report.verdict == "leaks" and report.summary.startswith("What leaves the nodes leaks membership")
-    assert "no leak was detected" not in report.summary.lower()
+    told = {risk.name: risk for risk in report.risks}
+    assert report.verdict == told["membership"].verdict == "leaks"
+    assert told["membership"].label.startswith("leaks: one organisation's envelope and the mean")
+    assert "members of a round" in report.summary and told["text"].verdict == "not tested"
     coordinator = next(threat for threat in report.threats if threat.role == "coordinator")
     assert coordinator.verdict == "leaks" and ROUND in coordinator.reason
 
@@ -67,8 +68,8 @@ def test_an_update_of_other_data_is_at_chance(make_members, replaced):
     for stage in ("gradient", "envelope"):
         finding = findings[stage]
         single = finding.measure(ROUND)
-        assert finding.verdict == "no leak detected" and abs(single.value - 0.5) <= 0.15
-    assert findings["aggregate"].verdict == ("leaks" if replaced is swapped else "no leak detected")
+        assert finding.verdict == "not detected" and abs(single.value - 0.5) <= 0.15
+    assert findings["aggregate"].verdict == ("leaks" if replaced is swapped else "not detected")
     assert findings["envelope"].power is not None and "0.9" in findings["envelope"].power.text
 
 
@@ -82,7 +83,7 @@ def test_a_secure_sum_hides_envelopes_and_not_the_mean(make_members):
         return run
 
     report, findings = attacked(masked(make_members()))
-    assert findings["envelope"].verdict == "no leak detected"
+    assert findings["envelope"].verdict == "not detected"
     assert findings["aggregate"].verdict == report.verdict == "leaks"
 
 
@@ -149,7 +150,7 @@ def test_the_truth_is_not_seen_by_the_attack(make_members):
         file.write_text(json.dumps(facts))
     _, after = attacked(run)
     assert all(before[stage].verdict == "leaks" for stage in shown)
-    assert all(after[stage].verdict == "no leak detected" and after[stage].value < 0.6 for stage in shown)
+    assert all(after[stage].verdict == "not detected" and after[stage].value < 0.6 for stage in shown)
 
 
 def _ids(run, row):

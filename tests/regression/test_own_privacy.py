@@ -62,7 +62,7 @@ def test_the_defaults_show_no_text(tmp_path):
     assert updates and all(finding["measures"] for finding in updates)
     others = [finding for finding in report["findings"] if finding["attack"] != "update-membership"]
     leaving = {finding["verdict"] for finding in others if finding["role"] != "insider"}
-    assert leaving <= {"no leak detected", "not applicable"}
+    assert leaving <= {"not detected", "not applicable"}
     power = {finding["attack"]: finding["power"] for finding in report["findings"] if finding["power"]}
     assert power["sparse-recovery"]["shares"]["the tokens of one record"] >= 0.9
     assert power["sequences"]["shares"]["one record alone"] >= 0.5

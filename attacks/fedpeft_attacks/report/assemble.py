@@ -20,8 +20,10 @@ from fedpeft_attacks.report.exchange_facts import envelopes_of, exchange_of
 from fedpeft_attacks.report.html import render
 from fedpeft_attacks.report.limits import LIMITS, not_tested
 from fedpeft_attacks.report.model_card import model_card
+from fedpeft_attacks.report.remedies import changes_of
+from fedpeft_attacks.report.risks import risks_of, summary
 from fedpeft_attacks.report.signing import SIGNATURE_FILE, sign_report, signature_of, signer_in
-from fedpeft_attacks.report.summaries import overall, summary, threats
+from fedpeft_attacks.report.summaries import overall, threats
 from fedpeft_attacks.results.findings import Claim, EpsilonCheck, Example, Finding, Report
 from fedpeft_attacks.results.verdicts import thresholds
 
@@ -66,7 +68,10 @@ def assemble(
 ) -> Report:
     """Put the results of a run together with all that is needed to check them."""
     config, findings, checks = store.config, results.findings, results.epsilon
-    plan, verdict = RunPlan.from_config(config, store.values), overall(findings, checks)
+    plan = RunPlan.from_config(config, store.values)
+    claim = _claim(plan.privacy)
+    risks = risks_of(findings, checks, claim)
+    changes = changes_of(config, risks)
     return Report(
         run=config.run.name,
         config_hash=config_hash(config),
@@ -77,10 +82,12 @@ def assemble(
         rounds=tuple(sorted({tap.round for tap in taps})),
         threshold=config.audit.threshold,
         thresholds=thresholds(config.audit.threshold),
-        verdict=verdict,
-        summary=summary(findings, checks),
+        verdict=overall(findings, checks),
+        summary=summary(risks, changes),
+        risks=risks,
+        changes=changes,
         threats=threats(findings),
-        claim=_claim(plan.privacy),
+        claim=claim,
         findings=tuple(findings),
         methods=_methods(results),
         epsilon=tuple(checks),

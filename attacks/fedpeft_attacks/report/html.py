@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from fedpeft.epsilons import shown
 from fedpeft_attacks.report.charts import ladder_picture
+from fedpeft_attacks.report.risks import headline
 from fedpeft_attacks.report.stage_table import COLUMNS, ladder
-from fedpeft_attacks.report.summaries import epsilon_words, verdict_head, work_in_words
+from fedpeft_attacks.report.summaries import epsilon_words, work_in_words
 from fedpeft_attacks.report.wording import HARMS, KINDS, STAGES, role_in_words, step_in_words
 from fedpeft_attacks.results.findings import Finding, Report
 from fedpeft_attacks.results.measures import Strength, WorkDone, spanned, written
+from fedpeft_attacks.results.words import MEANINGS, verdict_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -62,7 +65,7 @@ def render(report: Report) -> str:
         steps=steps,
         columns=COLUMNS,
         picture=_safe(ladder_picture(steps)),
-        head=verdict_head(report.findings, report.epsilon),
+        head=headline(report.verdict, report.risks),
         measured=epsilon_words(report.epsilon),
         groups={kind: [finding for finding in report.findings if finding.kind == kind] for kind in KINDS},
         kinds=KINDS,
@@ -72,6 +75,7 @@ def render(report: Report) -> str:
         powers=_powers(report.findings),
         works=_works(report.findings),
         stages=STAGES,
+        meanings=MEANINGS,
         extra=_other_thresholds(report),
     )
 
@@ -133,5 +137,7 @@ def _environment() -> Environment:
         step=step_in_words,
         sentence=_sentence,
         work=work_in_words,
+        verdict=verdict_words,
+        shown=shown,
     )
     return environment

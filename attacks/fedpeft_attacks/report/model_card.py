@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedpeft_attacks.report.summaries import epsilon_words, leaving, verdict_head
+from fedpeft_attacks.report.risks import headline
+from fedpeft_attacks.report.summaries import epsilon_words, leaving
 from fedpeft_attacks.report.wording import role_in_words
 from fedpeft_attacks.results.findings import Finding, Report
 from fedpeft_attacks.results.measures import spanned, written
@@ -14,10 +15,11 @@ _HEAD = "| attack | stage | what | recovered | 95 % | without it | verdict |\n|-
 
 def model_card(report: Report) -> str:
     """Markdown with what was found of what leaves the nodes; never any text of a record."""
-    head = verdict_head(report.findings, report.epsilon) if report.leaks else report.verdict
     parts = [
         "## Privacy audit",
-        f"**{head[:1].upper()}{head[1:]}.** {report.summary}",
+        f"**{headline(report.verdict, report.risks)}.**",
+        _risks(report),
+        _changes(report),
         f"{report.claim.text} {epsilon_words(report.epsilon)}",
         _threats(report),
         _figures(leaving(report.findings)),
@@ -27,10 +29,18 @@ def model_card(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _risks(report: Report) -> str:
+    rows = [f"| {risk.question} | {risk.label} | {risk.answer} |" for risk in report.risks]
+    return "\n".join(["| risk | verdict | in a sentence |", "|---|---|---|", *rows])
+
+
+def _changes(report: Report) -> str:
+    lines = [f"{number}. {one.setting}: {one.effect}" for number, one in enumerate(report.changes, 1)]
+    return "What to change, the most effective first:\n\n" + "\n".join(lines) if lines else ""
+
+
 def _threats(report: Report) -> str:
-    rows = [
-        f"| {role_in_words(threat.role)} | {threat.verdict or 'not tried'} |" for threat in report.threats
-    ]
+    rows = [f"| {role_in_words(threat.role)} | {threat.label} |" for threat in report.threats]
     return "\n".join(["| adversary | verdict |", "|---|---|", *rows])
 
 
@@ -38,7 +48,7 @@ def _figures(findings: Sequence[Finding]) -> str:
     rows = [
         f"| {finding.attack} | {finding.stage} | {figure.name} | {written(figure.value, figure.unit)} | "
         f"{spanned(figure.interval, figure.unit)} | {written(figure.baselines.best, figure.unit)} | "
-        f"{finding.verdict} |"
+        f"{finding.label} |"
         for finding in findings
         for figure in finding.measures
     ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft_attacks.results.findings import Finding, Verdict
+from fedpeft_attacks.results.findings import Finding
 from fedpeft_attacks.results.measures import MEMBERS, RARE, SECRETS, SEQUENCES, TOKENS, Measure
+from fedpeft_attacks.results.words import Verdict
 
 COLUMNS = (TOKENS, RARE, SEQUENCES, SECRETS, MEMBERS)
 """What the ladder shows at every stage, in this order."""
@@ -20,11 +21,13 @@ class Rung:
         attack: its name.
         figures: one per column; None where it was not tried or there was nothing to find.
         verdict: of the finding.
+        label: the verdict in words.
     """
 
     attack: str
     figures: tuple[Measure | None, ...]
     verdict: Verdict
+    label: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ def _belongs(finding: Finding) -> bool:
 
 
 def _rung(finding: Finding) -> Rung:
-    return Rung(finding.attack, tuple(_shown(finding, name) for name in COLUMNS), finding.verdict)
+    return Rung(
+        finding.attack, tuple(_shown(finding, name) for name in COLUMNS), finding.verdict, finding.label
+    )
 
 
 def _shown(finding: Finding, name: str) -> Measure | None:

@@ -52,13 +52,12 @@ HARMS: Mapping[str, str] = {
 }
 """What success of a kind of attack means for the people in the data."""
 
-REMEDY = (
-    'What is known to limit it: differential privacy (privacy.unit = "record"; the smaller privacy.epsilon, '
-    "the less any attack can tell), and secure aggregation (exchange.secure.enabled = true), which hides "
-    "each single update, though not the mean of all nodes. How far they do so in this federation is for an "
-    "audit of a run with them to measure."
-)
-"""What limits what updates give away of their members, where that was seen."""
+PLACES: Mapping[str, str] = {
+    "envelope": "one organisation's envelope",
+    "aggregate": "the mean of all organisations",
+    "released": "the finished adapter",
+}
+"""What leaves an organisation, as it stands in a sentence; other stages carry their own name."""
 
 STEPS: Mapping[str, str] = {
     "input:": "What enters has already been noised inside the organisation (DP-SGD).",

@@ -12,16 +12,8 @@ from fedpeft_attacks.results.findings import Finding, ViewScore
 from fedpeft_attacks.results.measures import RARE, Strength
 from fedpeft_attacks.results.record_scores import record_measures
 from fedpeft_attacks.results.token_scores import Control, Score, measure, recall, score, verdict_of
-from fedpeft_attacks.results.verdicts import (
-    LEAKS,
-    NOT_COVERED,
-    SILENT,
-    UNFINISHED,
-    Subject,
-    finding_of,
-    is_leak,
-    with_unread,
-)
+from fedpeft_attacks.results.verdicts import Subject, finding_of, is_leak, with_unread
+from fedpeft_attacks.results.words import LEAKS, NOT_COVERED, NOT_TESTED, SILENT, UNFINISHED
 from fedpeft_attacks.views import Guess, NotApplicable, NotCovered
 from fedpeft_attacks.work import worked
 
@@ -92,7 +84,7 @@ def _without_guess(subject: Subject, answers: Sequence[Guess | NotApplicable], t
 
 def _unfinished(finding: Finding) -> str:
     """Why the silence of a finding says nothing; empty where it does."""
-    if finding.verdict != SILENT:
+    if finding.verdict not in (SILENT, NOT_TESTED):
         return ""
     if finding.work is not None and finding.work.stopped:
         return f"the safety stop ended {finding.work.stopped} of {finding.work.views} searches"

@@ -8,12 +8,13 @@ from pydantic import Field, model_validator
 
 from fedpeft.epsilons import Epsilon
 from fedpeft_attacks.results.measures import Baselines, Facts, Measure, Strength, WorkDone
+from fedpeft_attacks.results.words import LEAKS, NOT_COVERED, UNFINISHED, Verdict, verdict_words
 from fedpeft_attacks.views import Role
 
-REPORT_VERSION = 4
+REPORT_VERSION = 5
 
-Verdict = Literal["leaks", "not finished", "not covered", "no leak detected", "not applicable"]
 Kind = Literal["inversion", "memorisation", "membership"]
+RiskName = Literal["membership", "text", "memory", "epsilon"]
 
 
 class ViewScore(Facts):
@@ -70,6 +71,16 @@ class Finding(Facts):
         """The figure that is judged; None where the attack does not apply."""
         return self.measures[0] if self.measures else None
 
+    @property
+    def strength(self) -> float | None:
+        """Share that the same attack recovers in the hardest of its trials with all protections off."""
+        return None if self.power is None else self.power.least
+
+    @property
+    def label(self) -> str:
+        """The verdict in words."""
+        return verdict_words(self.verdict, self.strength)
+
     def measure(self, name: str) -> Measure | None:
         """The measure of this name, if there is one."""
         return next((measure for measure in self.measures if measure.name == name), None)
@@ -93,6 +104,16 @@ class EpsilonCheck(Facts):
     verdict: Verdict = Field(description="leaks: the claim is contradicted")
     reason: str
 
+    @property
+    def strength(self) -> float | None:
+        """Share of runs in which the audit would catch the fault that it catches best; None: not known."""
+        return max((share for share in self.power.values() if share is not None), default=None)
+
+    @property
+    def label(self) -> str:
+        """The verdict in words."""
+        return verdict_words(self.verdict, self.strength)
+
 
 class Example(Facts):
     """Recovered text beside the truth; only in the organisation's own copy."""
@@ -113,8 +134,41 @@ class Threat(Facts):
     who: str
     sees: tuple[str, ...] = Field(description="audited stages that it sees")
     attacks: tuple[str, ...] = Field(description="attacks that were tried")
-    verdict: Verdict | None = Field(description="null: this adversary was not simulated")
+    verdict: Verdict = Field(description="not tested: no attack on what it sees, or none that is judged")
+    label: str = Field(description="the verdict in words")
     reason: str
+
+
+class RiskPart(Facts):
+    """One risk at one place: what somebody holds, and whether the attacks on it succeeded."""
+
+    place: str = Field(description="what is held: an envelope, the mean, the finished adapter, the claim")
+    verdict: Verdict = Field(description="the worst of the findings there, see `words.ORDER`")
+    strength: float | None = Field(
+        description="share that the strongest silent attack recovers in the hardest of its trials with all "
+        "protections off; null: not known, or the verdict is another"
+    )
+    label: str = Field(description="the verdict in words")
+    text: str = Field(description="the figures behind it, or why there are none")
+
+
+class Risk(Facts):
+    """One of the four questions of the first page."""
+
+    name: RiskName
+    question: str
+    verdict: Verdict = Field(description="the worst of its parts")
+    label: str = Field(description="the verdict in words, with the places that it holds for")
+    answer: str = Field(description="one sentence")
+    parts: tuple[RiskPart, ...]
+
+
+class Change(Facts):
+    """One setting that limits a risk, or lets an audit answer a question that it left open."""
+
+    setting: str
+    effect: str
+    risks: tuple[RiskName, ...]
 
 
 class Direction(Facts):
@@ -165,7 +219,7 @@ class Signature(Facts):
 class Report(Facts):
     """Everything that the audit found, with what is needed to check it."""
 
-    version: Literal[4] = REPORT_VERSION
+    version: Literal[5] = REPORT_VERSION
     run: str
     config_hash: str
     base: str
@@ -176,7 +230,9 @@ class Report(Facts):
     threshold: float = Field(description="excess of a share over its best baseline that counts as a leak")
     thresholds: dict[str, float] = Field(description="the same by unit, see `verdicts.thresholds`")
     verdict: Verdict = Field(description="of what leaves the nodes, and of the claimed epsilon")
-    summary: str = Field(description="the verdict in plain language")
+    summary: str = Field(description="the answers to the risks, in plain language")
+    risks: tuple[Risk, ...]
+    changes: tuple[Change, ...] = Field(description="what to set, what has the most effect first")
     threats: tuple[Threat, ...]
     claim: Claim
     findings: tuple[Finding, ...]
@@ -201,9 +257,9 @@ class Report(Facts):
     @property
     def leaks(self) -> bool:
         """Whether anything that leaves a node leaks."""
-        return self.verdict == "leaks"
+        return self.verdict == LEAKS
 
     @property
     def is_finished(self) -> bool:
         """Whether the verdict rests on attacks that cover the adapter and were run to the end."""
-        return self.verdict not in ("not finished", "not covered")
+        return self.verdict not in (UNFINISHED, NOT_COVERED)

@@ -79,6 +79,11 @@ class Strength(Facts):
         """Whether no trial was ended by the safety stop."""
         return not any(done.stopped for done in self.work.values())
 
+    @property
+    def least(self) -> float | None:
+        """What is recovered in the hardest of the trials; None where none is known."""
+        return min((share for share in self.shares.values() if share is not None), default=None)
+
 
 def written(value: float | None, unit: Unit = "share") -> str:
     """A figure for people; a dash where there is none.

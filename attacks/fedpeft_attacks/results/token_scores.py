@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft_attacks.results.findings import Verdict
 from fedpeft_attacks.results.measures import RARE, TOKENS, Baselines, Measure, written
+from fedpeft_attacks.results.words import LEAKS, NOT_TESTED, SILENT, Verdict
 from fedpeft_attacks.views import Guess
 
 _Z95 = 1.959964
@@ -218,14 +218,18 @@ def verdict_of(scores: Sequence[Score], threshold: float) -> tuple[Verdict, str]
     """Verdict and its reason; rare tokens first, as they are the ones that harm.
 
     Rare tokens are judged only beside a control: the language prior says nothing of them, and an attack on
-    any update of the same domain finds more of them than chance would.
+    any update of the same domain finds more of them than chance would. Where there are rare tokens and no
+    control, what harms most was not judged, and silence about the others is no verdict.
     """
     rare, every = [part.rare for part in scores], [part.all for part in scores]
-    if pool(rare).control >= 0 and (loud := loudest(rare, threshold)):
-        return "leaks", _reason(RARE, loud, rare)
+    known = pool(rare)
+    if known.control >= 0 and (loud := loudest(rare, threshold)):
+        return LEAKS, _reason(RARE, loud, rare)
     if loud := loudest(every, threshold):
-        return "leaks", _reason(TOKENS, loud, every)
-    return "no leak detected", "no recall exceeds its best baseline by the threshold"
+        return LEAKS, _reason(TOKENS, loud, every)
+    if known.tokens and known.control < 0:
+        return NOT_TESTED, "no update of other data was at hand to judge its rare tokens by"
+    return SILENT, "no recall exceeds its best baseline by the threshold"
 
 
 def _reason(name: str, loud: Counts, parts: Sequence[Counts]) -> str:

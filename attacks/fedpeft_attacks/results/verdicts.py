@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedpeft_attacks.results.findings import EpsilonCheck, Finding, Kind, Verdict
+from fedpeft_attacks.results.findings import EpsilonCheck, Finding, Kind
 from fedpeft_attacks.results.measures import Measure, Strength, Unit, written
+from fedpeft_attacks.results.words import LEAKS, NOT_APPLICABLE, NOT_COVERED, NOT_TESTED, SILENT, Verdict
 from fedpeft_attacks.views import THREAT_MODELS, Role
-
-LEAKS: Verdict = "leaks"
-UNFINISHED: Verdict = "not finished"
-SILENT: Verdict = "no leak detected"
-NOT_APPLICABLE: Verdict = "not applicable"
-NOT_COVERED: Verdict = "not covered"
-"""There may be something to read, and the attack does not know how: unlike silence it promises nothing."""
 
 SCALE: Mapping[Unit, float] = {"share": 1.0, "auc": 0.5, "bits": 10.0, "epsilon": 0.0}
 """What the threshold on a share means in other units.
@@ -33,7 +27,7 @@ def with_unread(verdict: str, reason: str, unread: str) -> dict[str, str]:
         reason: why.
         unread: what else the update shows; empty: nothing.
     """
-    if unread and verdict in (SILENT, NOT_APPLICABLE):
+    if unread and verdict in (SILENT, NOT_TESTED, NOT_APPLICABLE):
         verdict, reason = NOT_COVERED, unread
     return {"verdict": verdict, "reason": reason}
 

@@ -16,7 +16,8 @@ from fedpeft_attacks.evidence.collect_views import Evidence
 from fedpeft_attacks.evidence.taps import AGGREGATE, Tap
 from fedpeft_attacks.results.findings import Finding
 from fedpeft_attacks.results.measures import Measure, Strength, WorkDone
-from fedpeft_attacks.results.verdicts import LEAKS, NOT_COVERED, Subject, finding_of, is_leak
+from fedpeft_attacks.results.verdicts import Subject, finding_of, is_leak
+from fedpeft_attacks.results.words import LEAKS, NOT_COVERED
 from fedpeft_attacks.update_membership.candidates import material_of
 from fedpeft_attacks.update_membership.claimed_bound import within_claim
 from fedpeft_attacks.update_membership.contrasts import FALSE_ALARMS, Contrast, Pooled, pooled

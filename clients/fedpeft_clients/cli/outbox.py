@@ -9,6 +9,7 @@ import typer
 
 from fedpeft.cli.output import quantity
 from fedpeft.cli.signed_logs import LogCommands, moment
+from fedpeft_attacks.results.words import verdict_words
 
 if TYPE_CHECKING:
     from fedpeft.trust.signed_log import SignedLog
@@ -25,10 +26,11 @@ def row(entry: dict[str, Any]) -> tuple[str, ...]:
     """An entry as a line of a table."""
     kind = entry["kind"] if entry["kind"] != "error" else f"error {entry['reason']}"
     size = quantity(entry["bytes"]) if "bytes" in entry else "-"
-    rest = (str(entry.get(name) if entry.get(name) is not None else "-") for name in ("epsilon", "audit"))
+    epsilon = "-" if entry.get("epsilon") is None else str(entry["epsilon"])
+    audit = "-" if entry.get("audit") is None else verdict_words(entry["audit"])
     number = str(entry.get("round") or "-")
     run = (entry["run"] or "-")[:12]
-    return (str(entry["seq"]), moment(entry), kind, run, number, size, *rest, entry["to"][:9])
+    return (str(entry["seq"]), moment(entry), kind, run, number, size, epsilon, audit, entry["to"][:9])
 
 
 def _open(home: Path | None) -> tuple[str, SignedLog]:

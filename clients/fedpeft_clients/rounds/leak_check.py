@@ -18,18 +18,16 @@ from fedpeft.data import Example
 from fedpeft.errors import FederationError
 from fedpeft.exchange import FloatVector
 from fedpeft.runstore import write_json
+from fedpeft_attacks.results.words import LEAKS, NOT_COVERED, UNFINISHED, Verdict, worst
 from fedpeft_clients.rounds.node_context import NodeContext
 
 if TYPE_CHECKING:
     from fedpeft_attacks.envelope_check import QuickFinding
 
-LEAKS, UNFINISHED, UNCOVERED, CLEAN = "leaks", "not finished", "not covered", "clean"
-"""What the node's own audit says of an update; all but the last as its findings do."""
-
 _CAUSES = {
     LEAKS: "found a leak in its update",
     UNFINISHED: "of its update did not finish",
-    UNCOVERED: "does not cover the adapter of its update",
+    NOT_COVERED: "does not cover the adapter of its update",
 }
 
 Behind = tuple[Sequence[Example], Sequence[Example]]
@@ -56,17 +54,16 @@ def look(node: NodeContext, round: int, lr: float, values: FloatVector, examples
     findings = [finding.facts() for finding in _examined(node, round, lr, values, examples)]
     write_json(node.home.outbox / _file(round), {"round": round, "findings": findings})
     verdict = verdict_on(findings)
-    if wanted == "refuse" and verdict != CLEAN:
+    if wanted == "refuse" and verdict in _CAUSES:
         raise FederationError(
             f"round {round}: the node's own audit {_CAUSES[verdict]} and keeps it; see "
             f"{node.home.outbox.name}/{_file(round)} in the node's home"
         )
 
 
-def verdict_on(findings: Sequence[Mapping[str, Any]]) -> str:
-    """What written findings say of an update: the worst of their verdicts, or that it is clean."""
-    verdicts = {finding["verdict"] for finding in findings}
-    return next((verdict for verdict in _CAUSES if verdict in verdicts), CLEAN)
+def verdict_on(findings: Sequence[Mapping[str, Any]]) -> Verdict:
+    """What written findings say of an update: the worst of their verdicts."""
+    return worst(finding["verdict"] for finding in findings)
 
 
 def _file(round: int) -> str:
