@@ -35,7 +35,9 @@ def _risks(report: Report) -> str:
 
 
 def _changes(report: Report) -> str:
-    lines = [f"{number}. {one.setting}: {one.effect}" for number, one in enumerate(report.changes, 1)]
+    lines = [
+        f"{number}. {change.setting}: {change.effect}" for number, change in enumerate(report.changes, 1)
+    ]
     return "What to change, the most effective first:\n\n" + "\n".join(lines) if lines else ""
 
 

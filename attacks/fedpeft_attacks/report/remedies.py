@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fedpeft.adapters.trained_parts import REVEALED
 from fedpeft.config import Config
+from fedpeft.config.models import AdapterConfig
 from fedpeft_attacks.report.wording import PLACES
 from fedpeft_attacks.results.findings import Change, Risk, RiskName
 from fedpeft_attacks.results.words import LEAKS, NOT_COVERED, NOT_TESTED, UNFINISHED
 from fedpeft_attacks.update_membership.claimed_bound import allowed_area
 
+_DEFAULT = AdapterConfig()
+_FORM = f'adapter.method = "{_DEFAULT.method}", adapter.aggregation = "{_DEFAULT.aggregation}"'
 _ATTACKS: Mapping[RiskName, str] = {
     "membership": "update-membership,released",
     "text": "span,sparse-recovery,sequences",
@@ -46,8 +49,8 @@ def _limits(config: Config, leaking: Sequence[Risk]) -> Iterator[Change]:
         yield _noise(config, data)
     if PLACES["envelope"] in places and single and not config.exchange.secure.enabled:
         effect = (
-            "hides each organisation's envelope in a sum (measured in a small run: back to guessing); the mean "
-            "of all shows what it showed before"
+            "hides each organisation's envelope in a sum (measured in a small run: back to guessing); the "
+            "mean of all shows what it showed before"
         )
         yield Change(setting="exchange.secure.enabled = true", effect=effect, risks=single)
     if "text" in names:
@@ -63,10 +66,10 @@ def _limits(config: Config, leaking: Sequence[Risk]) -> Iterator[Change]:
 def _noise(config: Config, risks: tuple[RiskName, ...]) -> Change:
     """Differential privacy, which alone has a bound whatever the attack."""
     delta = config.privacy.delta
-    one, three, eight = (f"{allowed_area(epsilon, delta):.2f}" for epsilon in (1.0, 3.0, 8.0))
+    low, middle, high = (f"{allowed_area(epsilon, delta):.2f}" for epsilon in (1.0, 3.0, 8.0))
     effect = (
         "the only setting with a bound on every attack: epsilon 1 allows whoever asks if a record is in the "
-        f"data an area of at most {one} (0.50 is guessing), epsilon 3 {three}, epsilon 8 {eight}; it costs "
+        f"data an area of at most {low} (0.50 is guessing), epsilon 3 {middle}, epsilon 8 {high}; it costs "
         "accuracy"
     )
     setting = 'privacy.unit = "record" ("person" where people have several records), small privacy.epsilon'
@@ -79,18 +82,15 @@ def _form(config: Config) -> Iterator[Change]:
     """The form of adapter and exchange that shows the fewest tokens."""
     adapter = config.adapter
     text: tuple[RiskName, ...] = ("text",)
-    if adapter.method == "lora" and adapter.aggregation != "frozen_a":
-        effect = "the factor that reads tokens is agreed and not sent"
-        yield Change(setting='adapter.aggregation = "frozen_a"', effect=effect, risks=text)
+    if adapter.key != _DEFAULT.key:
+        effect = "what reads tokens is agreed beforehand and not sent"
+        yield Change(setting=_FORM, effect=effect, risks=text)
     if 0 not in adapter.skip_layers:
         effect = (
             "layer 0 is what token extraction reads; on the embedded base, with frozen A and one record, the "
             "rare tokens that were read fell from 77 % to 15 %"
         )
         yield Change(setting="adapter.skip_layers = [0]", effect=effect, risks=text)
-    if config.exchange.up.codec.startswith("dense"):
-        effect = "fewer values; on the embedded base, with frozen A and one record, 77 % fell to 14 %"
-        yield Change(setting='exchange.up.codec = "ternary"', effect=effect, risks=text)
     for setting, sentence in REVEALED.items():
         if getattr(adapter, setting):
             yield Change(setting=f"adapter.{setting}, off", effect=sentence, risks=text)
@@ -107,9 +107,9 @@ def _answers(config: Config, risks: Sequence[Risk]) -> Iterator[Change]:
             effect = "an attack was stopped before it could tell: run it again where it has more time"
             setting = f"fedpeft audit RUN --attacks {_ATTACKS[risk.name]}"
             yield Change(setting=setting, effect=effect, risks=(risk.name,))
-        elif risk.verdict == NOT_COVERED:
-            effect = "the audit knows how to read this method, and not the one of this run"
-            yield Change(setting='adapter.method = "lora"', effect=effect, risks=(risk.name,))
+        elif risk.verdict == NOT_COVERED and config.adapter.key != _DEFAULT.key:
+            effect = "the audit knows how to read this form of adapter"
+            yield Change(setting=_FORM, effect=effect, risks=(risk.name,))
         elif risk.verdict == NOT_TESTED and _skipped(risk):
             setting = f"fedpeft audit RUN --attacks {_ATTACKS[risk.name]}"
             yield Change(setting=setting, effect="these attacks were not run", risks=(risk.name,))

@@ -60,7 +60,9 @@ _NOUNS: Mapping[RiskName, str] = {
 def risks_of(findings: Sequence[Finding], checks: Sequence[EpsilonCheck], claim: Claim) -> tuple[Risk, ...]:
     """All four, in the order of `QUESTIONS`; the verdict of each is the worst of its places."""
     seen = leaving(findings)
-    parts = {name: _parts(name, [one for one in seen if _KINDS[one.kind] == name]) for name in _PLACES}
+    parts = {
+        name: _parts(name, [finding for finding in seen if _KINDS[finding.kind] == name]) for name in _PLACES
+    }
     parts["epsilon"] = [_epsilon(checks, claim)]
     return tuple(_risk(name, parts[name]) for name in QUESTIONS)
 
@@ -127,7 +129,7 @@ def _least(parts: Sequence[RiskPart]) -> float | None:
 
 def _parts(name: RiskName, findings: Sequence[Finding]) -> list[RiskPart]:
     stages = dict.fromkeys([*_PLACES[name], *(finding.stage for finding in findings)])
-    return [_part(stage, [one for one in findings if one.stage == stage]) for stage in stages]
+    return [_part(stage, [finding for finding in findings if finding.stage == stage]) for stage in stages]
 
 
 def _part(stage: str, findings: Sequence[Finding]) -> RiskPart:

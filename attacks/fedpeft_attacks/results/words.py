@@ -50,9 +50,9 @@ def worst(verdicts: Iterable[str]) -> Verdict:
     ('not detected', 'not tested', 'not tested')
     """
     present = {_LOGGED.get(verdict, verdict) for verdict in verdicts}
-    for word in ORDER:
-        if word in present:
-            return word
+    for candidate in ORDER:
+        if candidate in present:
+            return candidate
     return NOT_TESTED
 
 
@@ -66,7 +66,7 @@ def verdict_words(verdict: str, strength: float | None = None) -> str:
     >>> verdict_words("not detected", 0.335), verdict_words("clean"), verdict_words("leaks")
     ('not detected (attack strength 34 %)', 'not detected (attack strength not known)', 'leaks')
     """
-    word = _LOGGED.get(verdict, verdict)
-    if word != SILENT:
-        return word
+    current = _LOGGED.get(verdict, verdict)
+    if current != SILENT:
+        return current
     return f"{SILENT} (attack strength {'not known' if strength is None else f'{100 * strength:.0f} %'})"
