@@ -13,6 +13,7 @@ import numpy as np
 
 from fedpeft.aggregation import Contribution, FactorAggregator, FactorState
 from fedpeft.aggregation.base import AggregationRule, PlainMean
+from fedpeft.aggregation.drift_bound import DriftBound
 from fedpeft.aggregation.server_optimisers import Moments, Vector, step
 from fedpeft.config.models import Config, ServerOptimiserConfig
 from fedpeft.errors import ConfigError
@@ -105,6 +106,7 @@ class VectorState:
         moments: what the optimiser remembers.
         feedback: whether what a broadcast does not carry is sent later.
         rule: how updates become the mean.
+        bound: how far from the start nodes follow; None: whatever is published.
     """
 
     layout: Layout
@@ -114,6 +116,7 @@ class VectorState:
     moments: Moments = field(default_factory=Moments)
     feedback: bool = True
     rule: AggregationRule = field(default_factory=PlainMean)
+    bound: DriftBound | None = None
 
     @property
     def ranks(self) -> list[int]:
@@ -130,15 +133,19 @@ class VectorState:
         return self.layout
 
     def publish(self, plan: ExchangePlan, round: int) -> tuple[VectorState, Release]:
-        """A delta from the second round on."""
+        """A delta from the second round on; the whole state where a delta would pass the bound."""
         before = digest(self)
         if round == 1:
             return self, Release("none", None, plan, before)
         missing = (self.exact - self.node_values).astype(np.float32)
         update, _ = plan.run(Update(self.layout, missing, round, 0), {})
-        node_values = self.node_values + update.values
+        reached = self.node_values + update.values
+        node_values = reached if self.bound is None else self.bound.within(round, reached)
         exact = self.exact if self.feedback else node_values.astype(np.float64)
-        return replace(self, node_values=node_values, exact=exact), Release("delta", update, plan, before)
+        after = replace(self, node_values=node_values, exact=exact)
+        if node_values is not reached:
+            return after, Release("full", Update(self.layout, node_values, round, 0), plan, before)
+        return after, Release("delta", update, plan, before)
 
     def absorb(self, round: int, contributions: Iterable[Contribution]) -> tuple[VectorState, dict[str, Any]]:
         """The optimiser's step along the rule's mean."""
@@ -240,6 +247,7 @@ def initial_state(
     layout: Layout,
     values: FloatVector,
     mean: AggregationRule | None = None,
+    bound: DriftBound | None = None,
 ) -> GlobalState:
     """The state before round 1.
 
@@ -249,6 +257,7 @@ def initial_state(
         layout: the exchanged tensors.
         values: the agreed starting values.
         mean: how a flat vector's updates are averaged; default: plainly.
+        bound: of a flat vector's states; None: there is none.
 
     Raises:
         ConfigError: an optimiser with moments was asked for factors, which have no fixed coordinates.
@@ -256,7 +265,7 @@ def initial_state(
     optimiser, feedback = config.federation.server, config.exchange.down.error_feedback
     if aggregator is None:
         exact, averaged = values.astype(np.float64), mean or PlainMean()
-        return VectorState(layout, optimiser, exact, values, feedback=feedback, rule=averaged)
+        return VectorState(layout, optimiser, exact, values, feedback=feedback, rule=averaged, bound=bound)
     if optimiser.name != "mean":
         raise ConfigError(
             f"federation.server.name = {optimiser.name!r} needs a fixed vector; with adapter.aggregation = "

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from fedpeft.training.plan import ADAMW_BETAS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -43,7 +45,7 @@ class AdamW:
     """AdamW without weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2)."""
 
     lr: float
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = ADAMW_BETAS
     epsilon: float = 1e-8
     count: int = 0
     moments: list[Tensor] = field(default_factory=list)

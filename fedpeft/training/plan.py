@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from fedpeft.config.models import Engine, FederationConfig, RunConfig
 
 
+ADAMW_BETAS = (0.9, 0.95)
+
+
 @dataclass(frozen=True)
 class PerformanceFlags:
     """What changes speed and memory and nothing else: no result and no privacy depends on it.

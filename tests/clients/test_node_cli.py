@@ -92,6 +92,9 @@ def test_an_edited_policy_replaces_the_old_one_only_if_it_holds(node, monkeypatc
     said(node("policy", "edit"))
     assert json.loads(said(node("policy", "show", "--json")))["adapter"]["max_rank"] == 32
     assert "holds" in said(node("policy", "check"))
+    assert json.loads(said(node("policy", "check", "--json")))["unbounded"] == []
+    policy.write_text('[adapter]\naggregations = ["frozen_a", "stack"]')
+    assert "aggregations stack: a coordinator may send any state" in said(node("policy", "check"))
     policy.write_text("surprise = 1")
     refused(node("policy", "check"), "surprise")
 

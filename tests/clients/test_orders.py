@@ -49,8 +49,13 @@ def rule(home, task, blob=b""):
 
 
 def warm(home, seed=0):
-    """A state that is not the agreed start: B is random, so that gradients reach A and token rows."""
-    return np.random.default_rng(seed).normal(scale=0.02, size=NodeContext(home).attached.layout.size)
+    """A state that is not the agreed start but as near to it as a round of training ends."""
+    node, reach = NodeContext(home), np.random.default_rng(seed).uniform(-0.01, 0.01, size(home))
+    return node.attached.initial() + reach.astype(np.float32)
+
+
+def size(home):
+    return NodeContext(home).attached.layout.size
 
 
 def test_round_one_starts_from_the_agreed_adapter_and_no_other(organisation):
@@ -66,6 +71,23 @@ def test_the_agreed_start_may_be_sent_whole(organisation):
     home, coordinator = organisation()
     agreed = NodeContext(home).attached.initial()
     assert train(NodeContext(home), *coordinator.whole(agreed))[0].round == 1
+
+
+@pytest.mark.parametrize("poison", ["rows", "everywhere", "one value", "huge"])
+def test_a_state_that_training_cannot_reach_is_refused_before_anything_is_spent(organisation, poison):
+    """Memory neurons need rows far beyond what rounds of training move; no record is read for them."""
+    home, coordinator = organisation(privacy=PRIVATE)
+    train(NodeContext(home), coordinator.first_task(), b"")
+    values, spent = warm(home), len(NodeContext(home).ledger.entries())
+    if poison == "rows":
+        values[: size(home) // 8] *= 20
+    elif poison == "everywhere":
+        values *= 3
+    else:
+        values[5] = 1e30 if poison == "huge" else 0.021
+    assert rule(home, *coordinator.whole(values, round=2)) == "broadcast"
+    assert len(NodeContext(home).ledger.entries()) == spent
+    assert train(NodeContext(home), *coordinator.whole(warm(home), round=2))[0].round == 2
 
 
 @pytest.mark.parametrize("lost", [(), ("states",), ("outbox",)])

@@ -34,6 +34,14 @@ MUTANTS = (
         (ORDERS + "test_round_one_starts_from_the_agreed_adapter_and_no_other",),
     ),
     Mutant(
+        329,
+        "a later round begins wherever the coordinator says",
+        DESK,
+        "        if excess := self.bound.excess(round, state):\n",
+        "        if (excess := self.bound.excess(round, state)) and round == 1:\n",
+        (ORDERS + "test_a_state_that_training_cannot_reach_is_refused_before_anything_is_spent[rows]",),
+    ),
+    Mutant(
         302,
         "a round is trained again from every state that is sent",
         TASKS,

@@ -52,10 +52,12 @@ def check(file: Path | None = FILE, home: Path | None = HOME, as_json: bool = JS
     from fedpeft_clients.governance.policy import old_names
 
     path = file or _file(home)
-    _read(path)
-    names = old_names(path.read_text(encoding="utf-8"))
+    policy = _read(path)
+    names, unbounded = old_names(path.read_text(encoding="utf-8")), policy.adapter.unbounded
     note = f"; {', '.join(names)}: most_ is now max_, least_ is now min_" if names else ""
-    facts = {"policy": str(path), "ok": True, "old_names": names}
+    if unbounded:
+        note += f"; aggregations {', '.join(unbounded)}: a coordinator may send any state after round 1"
+    facts = {"policy": str(path), "ok": True, "old_names": names, "unbounded": unbounded}
     emit(facts, as_json, lambda: typer.echo(f"{path}: holds{note}"))
 
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from fedpeft.config.models import Section, Trust, Unit
 from fedpeft.errors import ConfigError, FederationError
-from fedpeft.plugins import AggregationName, CodecName, MethodName
+from fedpeft.plugins import ADAPTER_METHODS, AggregationName, CodecName, MethodName
 from fedpeft.privacy import Budget
 from fedpeft.terminal import printable
 
@@ -93,6 +93,13 @@ class AdapterRules(Section):
     train_head: bool = Field(
         default=False, description="allow adapter.train_head: updates of a head show the labels of records"
     )
+
+    @property
+    def unbounded(self) -> list[str]:
+        """The allowed modes that send factors, of which no bound on a coordinator's states is known."""
+        keys = [f"{method}/{mode}" for method in self.methods for mode in self.aggregations]
+        methods = [ADAPTER_METHODS[key] for key in keys if key in ADAPTER_METHODS]
+        return sorted(method.aggregation for method in methods if method.sends_factors)
 
 
 class TrainingRules(Section):

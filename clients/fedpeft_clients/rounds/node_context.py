@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 
 from fedpeft.adapters import Attached, attach
 from fedpeft.aggregation import FactorState
+from fedpeft.aggregation.drift_bound import DriftBound
 from fedpeft.bases import Base, load_base
 from fedpeft.errors import FederationError
 from fedpeft.exchange import (
@@ -116,6 +117,11 @@ class NodeContext:
             engine_of(self.attached, config.run.engine, config.data.max_length)
         return plan
 
+    @cached_property
+    def bound(self) -> DriftBound | None:
+        """How far from the agreed start this node follows; None: factors are sent, which have no bound."""
+        return None if self.attached.aggregator else DriftBound.of(self.plan, self.attached.initial())
+
     def initial(self) -> SentState:
         """The agreed starting state."""
         return self.attached.aggregator.initial() if self.attached.aggregator else self.attached.initial()
@@ -133,7 +139,8 @@ class NodeContext:
         """The state to train from.
 
         Raises:
-            PolicyError: round 1 does not begin at the agreed start, which this node computes itself.
+            PolicyError: round 1 does not begin at the agreed start, which this node computes itself, or a
+                later state lies further from it than training as agreed reaches.
             FederationError: it is not the state that the coordinator announced, or this node lacks the
                 state that a delta applies to.
             EnvelopeError: the broadcast does not verify or decode.
@@ -143,7 +150,14 @@ class NodeContext:
         received = self._read(task, self._links(task, blob))
         if self.digest_of(received.state) != task.state:
             raise FederationError(f"round {task.round}: the state received is not the one announced")
+        self._check_drift(task.round, received.state)
         return received
+
+    def _check_drift(self, round: int, state: SentState) -> None:
+        if self.bound is None or isinstance(state, FactorState):
+            return
+        if excess := self.bound.excess(round, state):
+            raise PolicyError("broadcast", excess)
 
     def _links(self, task: TrainTask, blob: bytes) -> list[bytes]:
         """The envelopes of an order, as many as its kind needs."""

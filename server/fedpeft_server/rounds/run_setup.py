@@ -9,6 +9,7 @@ from pathlib import Path
 from fedpeft.adapters import attach
 from fedpeft.adapters.coverage import Coverage
 from fedpeft.aggregation.central_dp import CentralNoise
+from fedpeft.aggregation.drift_bound import DriftBound
 from fedpeft.aggregation.global_state import GlobalState, digest, initial_state
 from fedpeft.aggregation.robust import rule_of
 from fedpeft.bases import load_base
@@ -85,8 +86,10 @@ def prepare(run: Path, config: Config, signer: Signer | None = None) -> Setup:
     plan = RunPlan.from_config(config, attached.layout.size).checked()
     noise = CentralNoise.of(plan.central, config.run.seed) if plan.central else None
     mean = noise or rule_of(config)
-    state = initial_state(config, attached.aggregator, attached.layout, attached.initial(), mean)
-    start = digest(state) if attached.aggregator else state_digest(attached.layout, attached.initial())
+    values = attached.initial()
+    bound = None if attached.aggregator else DriftBound.of(plan, values)
+    state = initial_state(config, attached.aggregator, attached.layout, values, mean, bound)
+    start = digest(state) if attached.aggregator else state_digest(attached.layout, values)
     signer, identity = signer or Signer.load_or_create(run / KEY_FILE), run_id(config)
     agreed = Agreed(
         run=identity,
