@@ -119,9 +119,9 @@ ATTACKS: Registry[Any] = Registry(
 
 AUTO = "auto"
 """In place of the name of a reader or of an aggregation rule: whatever fits."""
-AUDIT_PARTS = ("update-membership", "released", "epsilon")
+AUDIT_PARTS = ("update-membership", "labels", "released", "epsilon")
 """What ``audit.attacks`` may name beside attacks that read text from updates: whose records made an update,
-attacks on the adapter, audits of the claim."""
+which labels they have, attacks on the adapter, audits of the claim."""
 
 _TRACKING = "fedpeft.tracking"
 TRACKERS: Registry[type[Tracker]] = Registry(

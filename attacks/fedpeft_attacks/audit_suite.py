@@ -12,6 +12,8 @@ from fedpeft_attacks.dp_audit.report_checks import claim_checks
 from fedpeft_attacks.evidence.attack_power import power_of, trials_of
 from fedpeft_attacks.evidence.collect_views import Evidence, gather
 from fedpeft_attacks.evidence.taps import Tap, read_taps
+from fedpeft_attacks.label_inference.findings import TEXT as LABELS_TEXT
+from fedpeft_attacks.label_inference.findings import label_findings
 from fedpeft_attacks.memory.report_findings import TEXTS, released_findings
 from fedpeft_attacks.registry import Attack, attack_named, remembering
 from fedpeft_attacks.report.assemble import Delivery, Results, assemble, write_report
@@ -23,7 +25,7 @@ from fedpeft_attacks.update_membership.verdicts_by_stage import TEXT, membership
 
 Progress = Callable[[str], None]
 
-MEMBERSHIP, RELEASED, EPSILON = AUDIT_PARTS
+MEMBERSHIP, LABELS, RELEASED, EPSILON = AUDIT_PARTS
 
 
 def audit(
@@ -60,13 +62,15 @@ def audit(
     findings, examples = update_findings(store, evidence, taps, solvers, (progress, delivery.own_copy))
     if MEMBERSHIP in names:
         findings += membership_findings(store, evidence, taps, progress)
+    if LABELS in names:
+        findings += label_findings(store, evidence, taps, progress)
     if RELEASED in names:
         findings += released_findings(store, store.config.audit.threshold, progress)
     if EPSILON in names:
         _say(progress, "audit: the claimed epsilon")
         at("auditing the claimed epsilon")
     checks = claim_checks(store, taps) if EPSILON in names else ()
-    results = Results(findings, checks, examples, TEXTS | {MEMBERSHIP: TEXT})
+    results = Results(findings, checks, examples, TEXTS | {MEMBERSHIP: TEXT, LABELS: LABELS_TEXT})
     report = assemble(store, evidence, taps, results, delivery)
     write_report(report, out or store.path / "audit", delivery.sign_with)
     return report

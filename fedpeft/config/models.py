@@ -336,7 +336,15 @@ class AuditConfig(Section):
     )
     nodes: int = Field(default=2, ge=1, description="how many nodes are tapped")
     attacks: tuple[AttackName, ...] = Field(
-        default=("span", "sparse-recovery", "sequences", "update-membership", "released", "epsilon"),
+        default=(
+            "span",
+            "sparse-recovery",
+            "sequences",
+            "update-membership",
+            "labels",
+            "released",
+            "epsilon",
+        ),
         description="attacks on updates; released: those on the adapter; epsilon: audits of the claim",
     )
     threshold: float = Field(

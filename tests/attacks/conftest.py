@@ -171,17 +171,38 @@ def _records(group, count, seed):
     return [Record(" ".join(row[:14]), " " + " ".join(row[14:]), group) for row in rows]
 
 
+def _labelled(records, shares):
+    """The same records with one of a few answers each, as often as ``shares`` say and whatever the text."""
+    from dataclasses import replace
+
+    rng = np.random.default_rng(len(records))
+    labels = rng.choice(len(shares), len(records), p=shares)
+    return [
+        replace(record, completion=f" w{3 + label}") for record, label in zip(records, labels, strict=True)
+    ]
+
+
 class MembershipRuns:
-    """Makes run directories for membership: an update is one step of SGD on a batch, unless ``replaced``."""
+    """Makes run directories for membership: an update is one step of SGD on a batch, unless ``replaced``.
 
-    nodes, rounds, batch, own = ("bank", "hospital"), (2, 4), 4, 48
+    With ``shares`` the records of each node have labels, so often.
+    """
 
-    def __init__(self, folder, path):
-        self.folder, self.path = folder, path
+    nodes, rounds, own = ("bank", "hospital"), (2, 4), 48
+
+    def __init__(self, folder, path, batch=4, shares=None):
+        self.folder, self.path, self.batch, self.shares = folder, path, batch, shares
 
     def records(self, name):
         """What a node trains on."""
-        return _records(name, self.own, 10)
+        return self._drawn(name, self.own, 10)
+
+    def _drawn(self, name, count, seed):
+        records = _records(name, count, seed)
+        if self.shares is None:
+            return records
+        even = [1 / len(self.shares["bank"])] * len(self.shares["bank"])
+        return _labelled(records, self.shares[name] if seed == 10 else even)
 
     def __call__(self, replaced=lambda values, rng: values, adapter=None, **sections):
         """The folder of a run; ``replaced`` gets the gradients of all nodes by name, and a generator."""
@@ -190,7 +211,7 @@ class MembershipRuns:
 
         facts = {"rank": 16, "skip_layers": [], **(adapter or {})}
         federation = {"batch_size": self.batch, "rounds": 4, "optimiser": "sgd"}
-        data = {"max_length": 64, "prompt_weight": 1.0}
+        data = {"max_length": 64, "prompt_weight": 1.0 if self.shares is None else 0.0}
         config = _config(self.folder, adapter=facts, federation=federation, data=data, **sections)
         write_atomic(self.path / "config.toml", dump_config(config).encode())
         write_json(self.path / "data" / "labels.json", [])
@@ -198,7 +219,7 @@ class MembershipRuns:
         for name in self.nodes:
             write_records(self.path / "nodes" / name / "train.jsonl", self.records(name))
             examples[name] = tokenise(self.records(name), base.tokenizer, config.data, base.task)
-        unseen = [_records(name, 24, 900) for name in (*self.nodes, "school")]
+        unseen = [self._drawn(name, 24, 900) for name in (*self.nodes, "school")]
         write_records(self.path / "data" / "test.jsonl", [record for part in unseen for record in part])
         for number in self.rounds:
             drawn = {
@@ -253,6 +274,13 @@ def make_run(trained_folder, tmp_path):
 def make_members(trained_folder, tmp_path):
     """A function that makes run directories whose updates were made of known records."""
     return MembershipRuns(trained_folder, tmp_path / "members")
+
+
+@pytest.fixture
+def make_labelled(trained_folder, tmp_path):
+    """The same for records with four labels, of which each node has two often and two seldom."""
+    shares = {"bank": [0.45, 0.45, 0.05, 0.05], "hospital": [0.05, 0.05, 0.45, 0.45]}
+    return MembershipRuns(trained_folder, tmp_path / "labelled", 8, shares)
 
 
 @pytest.fixture(scope="session")

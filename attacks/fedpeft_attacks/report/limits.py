@@ -26,6 +26,7 @@ _UNTRIED: Mapping[str, str] = {
     "membership": "Membership: whether one can tell that a record was part of the training was not tried.",
     "update-membership": "Membership from updates: whether an update shows that a record was used "
     "in that round was not tried.",
+    "property": "Labels: whether an update shows which labels the records of a round have was not tried.",
     "epsilon": "Epsilon: no lower bound was measured; a claim rests on its proof and the tests of the code.",
     "malicious-coordinator": "A malicious coordinator that sends a base or adapter of its own choice was "
     "not simulated, except in the undefended reference, whose adapter is warm as it would send it.",

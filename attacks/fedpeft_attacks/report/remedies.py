@@ -21,6 +21,7 @@ _FORM = f'adapter.method = "{_DEFAULT.method}", adapter.aggregation = "{_DEFAULT
 _ATTACKS: Mapping[RiskName, str] = {
     "membership": "update-membership,released",
     "text": "span,sparse-recovery,sequences",
+    "labels": "labels",
     "memory": "released",
     "epsilon": "epsilon",
 }
@@ -45,8 +46,9 @@ def _limits(config: Config, leaking: Sequence[Risk]) -> Iterator[Change]:
         yield Change(setting="do not release this adapter", effect=effect, risks=("epsilon",))
     data: tuple[RiskName, ...] = tuple(name for name in names if name != "epsilon")
     single: tuple[RiskName, ...] = tuple(name for name in data if name != "memory")
-    if data:
-        yield _noise(config, data)
+    # a claim about a record or a person does not hide what many of them have in common
+    if single_out := tuple(name for name in data if name != "labels"):
+        yield _noise(config, single_out)
     if PLACES["envelope"] in places and single and not config.exchange.secure.enabled:
         effect = (
             "hides each organisation's envelope in a sum (measured in a small run: back to guessing); the "

@@ -1,4 +1,4 @@
-"""The four questions of the first page: what was found at each place, and the worst of it in words."""
+"""The questions of the first page: what was found at each place, and the worst of it in words."""
 
 from __future__ import annotations
 
@@ -23,42 +23,48 @@ from fedpeft_attacks.results.words import LEAKS, NOT_TESTED, SILENT, Verdict, ve
 QUESTIONS: Mapping[RiskName, str] = {
     "membership": "Could somebody tell that a person's record was used?",
     "text": "Could text of the records be read?",
+    "labels": "Could their labels be told, or how often each occurs?",
     "memory": "Does the finished adapter remember personal data?",
     "epsilon": "Does the claimed epsilon hold?",
 }
 _KINDS: Mapping[Kind, RiskName] = {
     "membership": "membership",
     "inversion": "text",
+    "property": "labels",
     "memorisation": "memory",
 }
 _PLACES: Mapping[RiskName, tuple[str, ...]] = {
     "membership": ("envelope", "aggregate", "released"),
     "text": ("envelope", "aggregate"),
+    "labels": ("envelope", "aggregate"),
     "memory": ("released",),
 }
 """Where a risk has to be tested before anybody may call it not detected."""
 _LEAKING: Mapping[RiskName, str] = {
     "membership": "Yes: whoever holds a record and {} can tell that it was used, oftener than by guessing",
     "text": "Yes: more of what the records say can be read from {} than guessing gives",
+    "labels": "Yes: {} shows more of the labels behind it than guessing gives",
     "memory": "Yes: {} gives away more of the records that it was trained on than guessing does",
     "epsilon": "No: what was measured contradicts {}",
 }
 _QUIET: Mapping[RiskName, str] = {
     "membership": "The attacks told records that were used from others no better than guessing does, from {}",
     "text": "The attacks read no more from {} than guessing gives",
+    "labels": "The attacks told labels, and how often each occurs, no better than guessing does, from {}",
     "memory": "Asked in the ways that were tried, {} gave away no more than guessing does",
     "epsilon": "What was measured does not contradict {}, which proves nothing: the proof has to",
 }
 _NOUNS: Mapping[RiskName, str] = {
     "membership": "membership",
     "text": "text",
+    "labels": "labels",
     "memory": "what the adapter remembers",
     "epsilon": "more than the claimed epsilon",
 }
 
 
 def risks_of(findings: Sequence[Finding], checks: Sequence[EpsilonCheck], claim: Claim) -> tuple[Risk, ...]:
-    """All four, in the order of `QUESTIONS`; the verdict of each is the worst of its places."""
+    """All of them, in the order of `QUESTIONS`; the verdict of each is the worst of its places."""
     seen = leaving(findings)
     parts = {
         name: _parts(name, [finding for finding in seen if _KINDS[finding.kind] == name]) for name in _PLACES

@@ -13,8 +13,8 @@ from fedpeft_attacks.views import Role
 
 REPORT_VERSION = 5
 
-Kind = Literal["inversion", "memorisation", "membership"]
-RiskName = Literal["membership", "text", "memory", "epsilon"]
+Kind = Literal["inversion", "memorisation", "membership", "property"]
+RiskName = Literal["membership", "text", "labels", "memory", "epsilon"]
 
 
 class ViewScore(Facts):
@@ -153,7 +153,7 @@ class RiskPart(Facts):
 
 
 class Risk(Facts):
-    """One of the four questions of the first page."""
+    """One of the questions of the first page."""
 
     name: RiskName
     question: str

@@ -76,11 +76,13 @@ class Material:
         groups: candidates of each audited node, by name.
         auxiliary: records that are no candidates, of other organisations where the run has such records.
         of_gradients: whether nodes train by SGD, so that updates are sums of gradients.
+        usable: all records of each audited node by their place, which the adversary does not see.
     """
 
     groups: dict[str, Candidates]
     auxiliary: list[Example] = field(repr=False)
     of_gradients: bool
+    usable: dict[str, list[Example]] = field(repr=False)
 
 
 def material_of(store: RunStore, attached: Attached, taps: Sequence[Tap]) -> Material | NotCovered:
@@ -100,18 +102,20 @@ def material_of(store: RunStore, attached: Attached, taps: Sequence[Tap]) -> Mat
     if missing := [name for name in names if name not in written]:
         return NotCovered(f"the run holds no records of {', '.join(missing)}, which would be candidates")
     reader, groups = _Reader(store, attached), dict[str, Candidates]()
+    usable: dict[str, list[Example]] = {}
     audited = {record.group for name in names for record in written[name]}
     foreign, unseen = _apart(store, written, audited)
     for name in names:
-        usable, tapped = reader.examples(written[name], []), [tap for tap in taps if tap.node == name]
-        if changed := [tap.round for tap in tapped if not _is_of(tap, usable)]:
+        usable[name] = reader.examples(written[name], [])
+        tapped = [tap for tap in taps if tap.node == name]
+        if changed := [tap.round for tap in tapped if not _is_of(tap, usable[name])]:
             return NotCovered(f"the records of {name} are not those that round {changed[0]} drew")
         kinds = {record.group for record in written[name]}
         never = [record for record in unseen if record.group in kinds]
-        groups[name] = _candidates(reader, tapped, usable, never)
+        groups[name] = _candidates(reader, tapped, usable[name], never)
     rng = stream(store.config.run.seed, 0, "", "audit-auxiliary-sample")
     auxiliary = reader.examples(some(foreign, AUXILIARY, rng))
-    return Material(groups, auxiliary, store.config.federation.optimiser == "sgd")
+    return Material(groups, auxiliary, store.config.federation.optimiser == "sgd", usable)
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,7 @@ class AuditPart(StrEnum):
     MEMORY = "memory"
     EPSILON = "epsilon"
     LADDER = "ladder"
+    DEFENCES = "defences"
 
 
 def audit(part: AuditPart = PART, seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
