@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from fedpeft.config.template import EncodingName, TemplateText
 from fedpeft.config.values import as_taken
 from fedpeft.plugins import (
+    ATTACKS,
+    AUDIT_PARTS,
     ADAPTER_METHODS,
     AggregationName,
     AttackName,
@@ -336,15 +338,7 @@ class AuditConfig(Section):
     )
     nodes: int = Field(default=2, ge=1, description="how many nodes are tapped")
     attacks: tuple[AttackName, ...] = Field(
-        default=(
-            "span",
-            "sparse-recovery",
-            "sequences",
-            "update-membership",
-            "labels",
-            "released",
-            "epsilon",
-        ),
+        default=(*ATTACKS.shipped, *AUDIT_PARTS),
         description="attacks on updates; released: those on the adapter; epsilon: audits of the claim",
     )
     threshold: float = Field(

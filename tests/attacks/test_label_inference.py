@@ -63,7 +63,7 @@ def test_a_batchs_gradient_shows_labels_that_no_text_tells(make_labelled):
 def test_an_update_of_other_data_shows_none(make_labelled, replaced):
     _, findings = attacked(make_labelled(replaced))
     for stage in ("gradient", "envelope"):
-        assert findings[stage].verdict == "no leak detected"
+        assert findings[stage].verdict == "not detected"
         assert findings[stage].measure(SHARES).value <= 0.7
 
 

@@ -74,10 +74,10 @@ class Classes:
             if self.task != "causal-lm":
                 yield Example(text.ids, text.weights, name)
                 continue
-            own, other = text.prompt_length, answer.prompt_length
-            ids = np.concatenate([text.ids[:own], answer.ids[other:]])
-            weights = np.concatenate([text.weights[:own], answer.weights[other:]])
-            yield Example(ids, weights, prompt_length=own)
+            end, start = text.prompt_length, answer.prompt_length
+            ids = np.concatenate([text.ids[:end], answer.ids[start:]])
+            weights = np.concatenate([text.weights[:end], answer.weights[start:]])
+            yield Example(ids, weights, prompt_length=end)
 
     def logits(self, attached: Attached, examples: Sequence[Example]) -> NDArray[np.float64]:
         """Log-probabilities of the classes for the text of records alone, float64, shape ``(n, classes)``.

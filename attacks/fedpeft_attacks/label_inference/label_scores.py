@@ -125,7 +125,7 @@ class _Round:
             [of_gradients or stage == GRADIENT for stage, _ in views],
         )
 
-    def own(self, stage: str, name: str) -> int:
+    def of_node(self, stage: str, name: str) -> int:
         """Where the values of a node at a stage are; of the mean, which is all nodes'."""
         return self.columns.index((stage, ALL_NODES if stage == AGGREGATE else name))
 
@@ -173,13 +173,13 @@ def _score_shares(
         drawn = drawn[drawn >= 0]
         if not len(drawn):
             continue
-        places = seen.own(stage, tap.node), seen.elsewhere(stage, tap.node)
-        own, control = (
+        places = seen.of_node(stage, tap.node), seen.elsewhere(stage, tap.node)
+        estimate, control = (
             None if at is None else known.shares(seen.observed[at], of_gradients=seen.raw[at])
             for at in places
         )
-        assert own is not None
-        scores.shares.setdefault(stage, []).append(SharesView(own, control, drawn))
+        assert estimate is not None
+        scores.shares.setdefault(stage, []).append(SharesView(estimate, control, drawn))
 
 
 def _score_texts(
@@ -198,9 +198,9 @@ def _score_texts(
     aligned = np.stack([_aligned(adversary, text, alignment) for text in each(texts, "known text")])
     for stage in dict.fromkeys(stage for stage, _ in seen.columns):
         drawn = group.among(tap.drawn(stage))[places]
-        own, other = seen.own(stage, tap.node), seen.elsewhere(stage, tap.node)
+        column, other = seen.of_node(stage, tap.node), seen.elsewhere(stage, tap.node)
         for guess, combined in GUESSES.items():
-            hits = combined(before, aligned[:, :, own]) == truth
+            hits = combined(before, aligned[:, :, column]) == truth
             control = None if other is None else combined(before, aligned[:, :, other])[drawn] == truth[drawn]
             prior = before.argmax(1)[drawn] == truth[drawn]
             view = TextsView(hits[drawn], prior, control, hits[~drawn_at_all])

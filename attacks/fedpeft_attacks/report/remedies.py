@@ -47,8 +47,9 @@ def _limits(config: Config, leaking: Sequence[Risk]) -> Iterator[Change]:
     data: tuple[RiskName, ...] = tuple(name for name in names if name != "epsilon")
     single: tuple[RiskName, ...] = tuple(name for name in data if name != "memory")
     # a claim about a record or a person does not hide what many of them have in common
-    if single_out := tuple(name for name in data if name != "labels"):
-        yield _noise(config, single_out)
+    alone: tuple[RiskName, ...] = tuple(name for name in data if name != "labels")
+    if alone:
+        yield _noise(config, alone)
     if PLACES["envelope"] in places and single and not config.exchange.secure.enabled:
         effect = (
             "hides each organisation's envelope in a sum (measured in a small run: back to guessing); the "

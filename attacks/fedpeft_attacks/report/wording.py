@@ -50,8 +50,8 @@ HARMS: Mapping[str, str] = {
     "memorisation": "Whoever holds the adapter can make it write out a number, a name or a diagnosis.",
     "membership": "Whoever holds the adapter, or sees an update, can tell that a person is in the data; in "
     "the data of a clinic that alone gives an illness away.",
-    "property": "Whoever sees an update can tell how many of an organisation's records have a label, such as a "
-    "diagnosis, or which one a person has whose text it knows.",
+    "property": "Whoever sees an update can tell how many of an organisation's records have a label, such as "
+    "a diagnosis, or which one a person has whose text it knows.",
 }
 """What success of a kind of attack means for the people in the data."""
 

@@ -139,12 +139,12 @@ def _membership(store: RunStore, config: Config) -> Row:
 
 def _figures(finding: Finding | None) -> Row:
     """The figures of a stage; None where it has none, such as the envelope of a secure sum."""
-    area, found, linked = (finding.measure(name) if finding else None for name in (ROUND, MEMBERS, LINKED))
+    area, members, linked = (finding.measure(name) if finding else None for name in (ROUND, MEMBERS, LINKED))
     return {
         "area": area and area.value,
         "interval": area and area.interval,
         "control": area and area.baselines.control,
-        "found": found and found.value,
+        "found": members and members.value,
         "linked": linked and linked.value,
     }
 
