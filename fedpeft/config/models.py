@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from fedpeft.config.template import EncodingName, TemplateText
 from fedpeft.config.values import as_taken
 from fedpeft.plugins import (
+    ADAPTER_METHODS,
     ATTACKS,
     AUDIT_PARTS,
-    ADAPTER_METHODS,
     AggregationName,
     AttackName,
     CodecName,
@@ -341,9 +341,7 @@ class AuditConfig(Section):
         default=(*ATTACKS.shipped, *AUDIT_PARTS),
         description="attacks on updates; released: those on the adapter; epsilon: audits of the claim",
     )
-    threshold: float = Field(
-        default=0.1, ge=0, le=1, description="excess over the better baseline that counts as a leak"
-    )
+    threshold: float = Field(0.1, ge=0, le=1, description="excess over the best baseline that is a leak")
     outbox: Literal["off", "report", "refuse"] = Field(
         default="off",
         description="attack each update in the node before it leaves; report: record the result; refuse: "
