@@ -8,7 +8,7 @@ from fedpeft.config.models import DataConfig
 from fedpeft.data import Record, collate, tokenise
 from fedpeft.errors import AuditError
 from fedpeft.training import LocalPlan, per_example_loss, train_local
-from fedpeft_attacks.memory.membership_scores import confidence, likelihood_ratio, losses
+from fedpeft_attacks.memory.membership_scores import confidence, likelihood_ratio, losses, relative_likelihood
 from fedpeft_attacks.memory.shadows import halves, train_shadows
 from fedpeft_attacks.memory.statistics import area
 
@@ -62,6 +62,19 @@ def test_the_likelihood_ratio_sees_what_a_plain_loss_does_not():
     scores = likelihood_ratio(target, models, inside)
     assert area(scores[member], scores[~member])[0] > 0.85
     assert area(target[member], target[~member])[0] < 0.75
+
+
+def test_the_relative_likelihood_orders_records_as_rmia_does():
+    target, models, _, member = _simulated(np.random.default_rng(0), 2.0)
+    scores = relative_likelihood(target, models)
+    likely, average = 1 / (1 + np.exp(-target)), (1 / (1 + np.exp(-models))).mean(axis=0)
+    ratios = likely / average
+    pairs = (ratios[:, None] / ratios[None] >= 1).mean(axis=1)  # of all records, those it is likelier than
+    assert np.array_equal(np.argsort(scores), np.argsort(pairs))
+    assert area(scores[member], scores[~member])[0] > 0.65
+    target, models, _, member = _simulated(np.random.default_rng(1), 0.0)
+    scores = relative_likelihood(target, models)
+    assert abs(area(scores[member], scores[~member])[0] - 0.5) < 5.3 * 0.029
 
 
 def test_the_likelihood_ratio_is_at_chance_where_training_leaves_no_trace():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.special import logsumexp
 
 from fedpeft.data.batches import physical
 from fedpeft.training.loss import per_example_loss
@@ -60,6 +61,22 @@ def likelihood_ratio(target: Floats, shadows: Floats, inside: np.ndarray[Any, np
     spread_in, spread_out = _spread(shadows - inner, inside), _spread(shadows - outer, ~inside)
     near_in, near_out = (target - inner) / spread_in, (target - outer) / spread_out
     return (near_out**2 - near_in**2) / 2 + np.log(spread_out / spread_in)
+
+
+def relative_likelihood(target: Floats, shadows: Floats) -> Floats:
+    """RMIA, online: how much likelier a record is than under the shadows' average, shape ``(records,)``.
+
+    RMIA calls a record a member where this ratio exceeds that of enough other records. All records are
+    compared with the same ones here, so the order of the records, and with it every figure over thresholds,
+    is that of the ratio itself.
+    Source: Zarifzadeh, Liu and Shokri 2024 (arXiv:2312.03262), section 3.
+
+    Args:
+        target: confidences of the released adapter, shape ``(records,)``.
+        shadows: those of the shadow adapters, shape ``(shadows, records)``; each record is in half of them.
+    """
+    log_likelihoods = -np.logaddexp(0.0, -shadows)
+    return -np.logaddexp(0.0, -target) - (logsumexp(log_likelihoods, axis=0) - np.log(len(shadows)))
 
 
 def _mean(values: Floats, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> Floats:

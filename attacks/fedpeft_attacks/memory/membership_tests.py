@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.memory.findings import MemoryFinding, Unit
 from fedpeft_attacks.memory.member_records import Material
-from fedpeft_attacks.memory.membership_scores import confidence, likelihood_ratio, losses
+from fedpeft_attacks.memory.membership_scores import confidence, likelihood_ratio, losses, relative_likelihood
 from fedpeft_attacks.memory.released_model import Effort, ReleasedModel
 from fedpeft_attacks.memory.shadows import train_shadows
 from fedpeft_attacks.memory.statistics import Estimate, Floats, area, detected
@@ -29,6 +29,7 @@ METHODS = {
     "loss": "a low loss (Yeom et al. 2018)",
     "reference": "a loss far below the base's (Watson et al. 2022)",
     "shadows": "a likelihood ratio over shadow adapters (LiRA, Carlini et al. 2022)",
+    "relative": "a likelihood above the average of shadow adapters (RMIA, Zarifzadeh et al. 2024)",
 }
 """What each score goes by."""
 
@@ -127,4 +128,5 @@ def _scores(
     if effort.shadows and examples and attached.aggregator is None:
         shadows = train_shadows(attached, target.material.config, examples, effort.shadows, effort.cache)
         scores["shadows"] = by_shadows
+        scores["relative"] = lambda values: relative_likelihood(confidence(values), shadows.confidences)
     return scores

@@ -78,6 +78,7 @@ TABLES = {
         ("loss", "loss"),
         ("reference", "reference"),
         ("shadows", "shadows"),
+        ("RMIA", "relative"),
         ("canaries, loss", "loss, canaries"),
         ("canaries, reference", "reference, canaries"),
     ),
@@ -88,6 +89,8 @@ TABLES = {
         ("1 %", "reference at 1% false alarms"),
         ("shadows, 10 %", "shadows at 10% false alarms"),
         ("1 %", "shadows at 1% false alarms"),
+        ("RMIA, 10 %", "relative at 10% false alarms"),
+        ("1 %", "relative at 1% false alarms"),
     ),
 }
 """Titles of the tables, and their columns with the findings in them."""
