@@ -27,7 +27,8 @@ CACHES = {
     "bases/load.py:_loaded",  # the one loaded base
     "fedpeft_clients/process_cache.py:PROCESS",  # what a node's process keeps between messages
     "ledger/composition_cache.py:_known",  # composed losses of equal releases
-    "sequences/matched.py:_NULLS",  # these four hold facts of an object as long as it lives
+    "tokens/adversary_knowledge.py:_LAYERS",  # these five hold facts of an object as long as it lives
+    "sequences/matched.py:_NULLS",
     "training/loss.py:_selective",
     "training/modes.py:_steady",
     "dp/engine_selection.py:_engines",

@@ -11,6 +11,7 @@ from fedpeft_attacks.views import Guess, NotApplicable, View, role_of
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
+    from fedpeft.config.models import DataConfig
 
 STAGE = "gradient"
 
@@ -21,6 +22,7 @@ def attack_gradient(
     tokens: int,
     records: int = 0,
     attack: str | Attack = "sparse-recovery",
+    data: DataConfig | None = None,
 ) -> Guess | NotApplicable:
     """Read the tokens of a batch from the gradient of its mean loss.
 
@@ -34,6 +36,8 @@ def attack_gradient(
         tokens: number of distinct tokens that the attacker assumes, special ones left out.
         records: number of records that the attacker assumes; 0: unknown. Attacks on whole records need it.
         attack: a name, or an attack of your own.
+        data: settings of the data: template, weight of the prompt, longest record. None: every token of a
+            record bears the same loss, behind the base's start token.
 
     Returns:
         The tokens in order of likelihood and, where the attack writes records, their texts as token ids; or
@@ -43,6 +47,6 @@ def attack_gradient(
         AuditError: the gradient does not fit the layout or is not finite, or no attack has this name.
     """
     chosen = attack_named(attack) if isinstance(attack, str) else attack
-    known, method = knowledge_of_gradient(attached), attached.method.name
+    known, method = knowledge_of_gradient(attached, data), attached.method.name
     view = View(STAGE, role_of(STAGE), method, attached.layout, gradient, known, tokens, records)
     return chosen(view)

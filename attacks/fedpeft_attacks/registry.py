@@ -23,8 +23,9 @@ Solver = Callable[[View], Guess | NotApplicable]
 ALONE, TOGETHER = 96, 16
 """Steps of the assembly of one record, or of several, in views that are audited and in trials of its power.
 
-One record: a whole pass of the beam over the longest that is tried; one that it finds takes as many steps as
-it has tokens. Several were not found in six times as many, and each step of theirs takes longer.
+One record: a whole pass of the beam over the longest that is tried, ``data.max_length`` where it is known;
+one that it finds takes as many steps as it has tokens. Several were not found in six times as many, and each
+step of theirs takes longer.
 """
 
 
@@ -40,7 +41,7 @@ def _attack(
 def _span(view: View, blocks: Sequence[Block], meter: Meter) -> Ranking:
     meter.step()
     ranking, claimed = span_check(blocks)
-    return ranking, claimed, "span check"
+    return Ranking(ranking, claimed, "span check")
 
 
 def _sparse(view: View, blocks: Sequence[Block], meter: Meter) -> Ranking:
@@ -50,7 +51,9 @@ def _sparse(view: View, blocks: Sequence[Block], meter: Meter) -> Ranking:
 def _records(view: View, seconds: float) -> Guess | NotApplicable:
     from fedpeft_attacks.sequences import Budget, assemble
 
-    return assemble(view, Budget(ALONE if view.records == 1 else TOGETHER, seconds=seconds))
+    longest = ALONE if view.knowledge.frame is None else view.knowledge.frame.longest
+    steps = longest if view.records == 1 else TOGETHER
+    return assemble(view, Budget(steps, longest=longest, seconds=seconds))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from fedpeft_attacks.work import NOTHING, Work
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached, TokenRows
+    from fedpeft_attacks.record_frame import RecordFrame
 
 Role = Literal["insider", "coordinator", "malicious-coordinator", "peer", "outsider"]
 
@@ -73,6 +74,8 @@ class Knowledge:
         start: base and adapter before the update; None where the observer does not hold them.
         approximation: why `inputs` are only near what is read, None where they are exact.
         unread: what the update shows beside that, which no attack reads; empty: nothing.
+        frame: how records begin and end and how their tokens are weighted; None: with the base's start and
+            end token, and evenly.
     """
 
     inputs: NDArray[np.floating]
@@ -85,6 +88,7 @@ class Knowledge:
     start: Start | None = None
     approximation: str | None = None
     unread: str = ""
+    frame: RecordFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ class Guess:
         sequences: whole records in the order of their tokens, special ones included; empty: none was tried.
         certain: which of `sequences` the attack itself knows to be exact.
         work: what was done for it.
+        note: what was not looked at because of its cost; empty: nothing.
     """
 
     ranking: list[int]
@@ -165,6 +170,7 @@ class Guess:
     sequences: tuple[tuple[int, ...], ...] = ()
     certain: tuple[bool, ...] = ()
     work: Work = NOTHING
+    note: str = ""
 
 
 def role_of(stage: str) -> Role:

@@ -7,7 +7,7 @@ remain as a safety stop alone, so that nothing runs for ever; what it ends is no
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedpeft.progress_reports import at
@@ -57,6 +57,15 @@ class Meter:
             at("search step", self._steps, self._allowed or 0)
             self._steps += 1
         return not self.is_over
+
+    def parts(self, total: int, size: int) -> Iterator[slice]:
+        """The parts of a long step over so many things; none after the safety stop was reached."""
+        for start in range(0, total, size):
+            if self._is_stopped or time.process_time() > self._deadline:
+                self._is_stopped = True
+                return
+            at("part of the step", start, total)
+            yield slice(start, min(start + size, total))
 
     @property
     def is_over(self) -> bool:

@@ -8,12 +8,14 @@ import torch
 
 from fedpeft.adapters import attach
 from fedpeft.config.models import AdapterConfig
-from fedpeft_attacks.sequences import Bag
-from fedpeft_attacks.sequences.beam import bag_weights
+from fedpeft_attacks.sequences import Bag, beam
+from fedpeft_attacks.sequences.beam import Path, Search, bag_weights
+from fedpeft_attacks.sequences.matched import Side, pulls_of, squared_pull
 from fedpeft_attacks.sequences.probing import Probe
 from fedpeft_attacks.sequences.rouge import common, pair_up, rouge_l
-from fedpeft_attacks.sequences.spans import news
+from fedpeft_attacks.sequences.spans import Spans, news
 from fedpeft_attacks.views import Start
+from fedpeft_attacks.work import Meter
 
 pytestmark = pytest.mark.portable
 
@@ -121,3 +123,38 @@ def test_modules_that_read_the_same_are_one_group(probe):
 def test_a_bag_weights_tokens_only_where_it_claims():
     assert not bag_weights(Bag((3, 1)), 5).any()
     assert bag_weights(Bag((3, 1), 1, 2.0), 4).tolist() == [-2.0, -2.0, -2.0, 0.0]
+
+
+@pytest.mark.parametrize(("size", "count"), [(6, 40), (40, 6)])
+def test_whitening_is_the_damped_inverse_of_the_moments(size, count):
+    vectors = 1e-4 * np.random.default_rng(2).normal(size=(size, count)).astype(np.float32)
+    moment = vectors.astype(float) @ vectors.T
+    naive = np.linalg.inv(moment / (np.trace(moment) / size) + 0.03 * np.eye(size))
+    assert np.allclose(Side.of(vectors) @ np.eye(size), naive, atol=1e-3 * np.abs(naive).max())
+
+
+def test_the_pull_of_one_token_is_that_of_all(probe, sentences):
+    ids = torch.tensor(sentences(2, 5))
+    logits, targets = probe.logits(ids)[:, :-1], ids[:, 1:]
+    every = squared_pull(probe, logits).gather(2, targets[..., None])[..., 0]
+    assert torch.allclose(pulls_of(probe, logits, targets), every, rtol=1e-3)
+
+
+def test_looking_at_fewer_paths_together_changes_nothing(probe, sentences, monkeypatch):
+    values = probe.gradient(sentences(1, 5))
+    spans, bag = Spans.of(values, probe), torch.zeros(1024)
+    search = Search(probe, None, spans, bag, 3, 8, 12, bag)
+    paths = [Path((1, token), 0.0) for token in range(3, 9)]
+    whole = search._step(paths, Meter())
+    monkeypatch.setattr(beam, "_FLOATS", 1)
+    parts = search._step(paths, Meter())
+    assert [path.tokens for path in parts] == [path.tokens for path in whole]
+
+
+def test_the_safety_stop_is_looked_at_inside_a_step(probe, sentences):
+    values = probe.gradient(sentences(1, 5))
+    search = Search(probe, None, Spans.of(values, probe), torch.zeros(1024), 3, 8, 12, torch.zeros(1024))
+    meter = Meter(seconds=0.0)
+    paths = [Path((1, token), 0.0) for token in range(3, 9)]
+    assert search._step(paths, meter) == paths
+    assert meter.work.is_stopped

@@ -7,8 +7,9 @@ import pytest
 
 from fedpeft_attacks.tokens.blocks import Block, row_space, unit_rows
 from fedpeft_attacks.tokens.matching_pursuit import matching_pursuit
-from fedpeft_attacks.tokens.span_check import INSIDE, outside, span_check
+from fedpeft_attacks.tokens.span_check import INSIDE, NEAR, limit, outside, span_check
 from fedpeft_attacks.tokens.sparse_bayes import sparse_bayes
+from fedpeft_attacks.tokens.sparse_recovery import note_of
 
 pytestmark = pytest.mark.portable
 
@@ -79,7 +80,7 @@ def test_pursuit_finds_what_brute_force_finds_beyond_the_rank(seed):
 def test_pursuit_equals_the_plain_one_that_projects_the_dictionary():
     rng = np.random.default_rng(4)
     block = _block(rng, 60, 20, list(range(0, 36, 3)), rows=5)
-    atoms, space, chosen = block.unit_atoms.copy(), block.row_space.copy(), []
+    atoms, space, chosen = unit_rows(block.atoms), block.row_space.copy(), []
     for _ in range(12):
         _, strengths, basis = np.linalg.svd(space, full_matrices=False)
         basis, lengths = basis[strengths > 1e-4], np.maximum((atoms**2).sum(axis=1), 1e-6)
@@ -111,6 +112,54 @@ def test_sparse_bayes_ranks_tokens_where_the_row_space_is_full():
     support = list(range(12))
     blocks = [_block(rng, 100, 8, support, rows=200) for _ in range(3)]
     assert all(block.is_full for block in blocks)
-    ranking = sparse_bayes(blocks, np.full(100, 0.01))
+    ranking = sparse_bayes(blocks, np.full(100, 0.01)).ranking
     assert len(set(ranking[:12]) & set(support)) >= 10
     assert sorted(ranking) == list(range(100))
+
+
+@pytest.mark.parametrize("width", [8, 24])
+def test_a_vocabulary_that_is_too_large_is_passed_once_and_then_in_part(width):
+    rng = np.random.default_rng(6)
+    support = list(range(0, 60, 6))
+    block = _block(rng, 400, width, support, rows=40)
+    prior = np.full(400, 1e-3)
+    prior[:20] = 0.05
+    whole = sparse_bayes([block], prior)
+    part = sparse_bayes([block], prior, products=80 * width**2)
+    assert (whole.among, part.among) == (400, 80)
+    assert sorted(part.ranking) == list(range(400))
+    assert len(set(part.ranking[:10]) & set(support)) >= len(set(whole.ranking[:10]) & set(support)) - 2
+    assert not note_of(whole)
+    assert "passed once over all 400 tokens" in note_of(part) and "80 likeliest" in note_of(part)
+
+
+def test_in_part_too_the_recovery_is_at_chance_on_noise():
+    rng, support, hits = np.random.default_rng(7), set(range(0, 60, 3)), 0
+    for _ in range(5):
+        atoms = rng.normal(size=(400, 16))
+        block = Block(rng.normal(size=(16, 16)), atoms)
+        hits += len(support & set(sparse_bayes([block], np.full(400, 1 / 400), products=2**14).ranking[:20]))
+    assert hits <= 20  # of 100; expected 5
+
+
+def test_the_limit_of_the_span_check_follows_from_the_other_tokens():
+    rng = np.random.default_rng(3)
+    assert INSIDE < limit(np.sort(rng.uniform(0.6, 0.9, 2000)), 0) <= NEAR
+    assert limit(np.linspace(1e-3, 1, 2000), 0) == INSIDE  # tokens at every angle: nothing tells them apart
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.005, 0.03])
+def test_tokens_near_the_row_space_are_found_where_they_make_it_up(tilt):
+    rng = np.random.default_rng(4)
+    atoms = rng.normal(size=(2000, 48))
+    rows = rng.normal(size=(20, 8)) @ atoms[:8]
+    tilted = atoms + tilt * np.linalg.norm(atoms, axis=1)[:, None] * rng.normal(size=atoms.shape) / 48**0.5
+    ranking, claimed = span_check([Block(rows, tilted)])
+    assert claimed == 8 and set(ranking[:8]) == set(range(8))
+
+
+def test_nothing_is_found_where_ranks_are_fewer_than_tokens():
+    rng = np.random.default_rng(5)
+    atoms = rng.normal(size=(2000, 48))
+    for rows in (6, 20):
+        assert span_check([Block(rng.normal(size=(rows, 40)) @ atoms[:40], atoms)])[1] == 0

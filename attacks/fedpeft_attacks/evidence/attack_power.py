@@ -37,12 +37,12 @@ class Trials:
 def trials_of(evidence: Evidence, adapter: AdapterConfig, taps: Sequence[Tap]) -> Trials:
     """Attach the reference and take its views; at last without the layers that the run leaves out."""
     taps = [tap for tap in taps if tap.first]
-    reference = undefended(evidence.base, adapter.rank, evidence.prior)
+    reference = undefended(evidence.base, adapter.rank, evidence.prior, frame=evidence.frame)
     batches = tuple(_view(reference, tap, tap.first) for tap in taps)
     records = tuple(_view(reference, tap, tap.first[:1]) for tap in taps)
     if not adapter.skip_layers:
         return Trials(batches, records, records)
-    reference = undefended(evidence.base, adapter.rank, evidence.prior, adapter.skip_layers)
+    reference = undefended(evidence.base, adapter.rank, evidence.prior, adapter.skip_layers, evidence.frame)
     return Trials(batches, records, tuple(_view(reference, tap, tap.first[:1]) for tap in taps))
 
 

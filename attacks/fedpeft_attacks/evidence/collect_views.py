@@ -17,6 +17,7 @@ from fedpeft.config import Config
 from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.evidence.taps import AGGREGATE, Tap, TokenIds, aggregate_of, read_values
+from fedpeft_attacks.record_frame import RecordFrame
 from fedpeft_attacks.tokens.adversary_knowledge import knowledge_of, prior_of
 from fedpeft_attacks.views import Knowledge, Start, View, role_of
 
@@ -54,11 +55,13 @@ class Evidence:
         base: the base of the run.
         stages: observed views by stage, in the order in which an update passes them.
         prior: the base's language prior, shape ``(tokens,)``.
+        frame: how records begin and end and how their tokens are weighted.
     """
 
     base: Base
     stages: dict[str, list[Observed]]
     prior: NDArray[np.float64]
+    frame: RecordFrame
 
 
 def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
@@ -70,14 +73,16 @@ def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
     """
     detach()
     base = load_base(config.base, num_classes(config.base, _labels(store, config)))
-    prior = prior_of(base)
+    prior, frame = prior_of(base), _frame(store, base)
     seen, starts = list[Observed](), dict[bytes, Start]()
     for tap in taps:
         attached = attach(base, config.adapter, config.run.seed, tap.node)
         start = _start(attached, tap)
         if start is not None:  # all nodes of a round were sent the same
             start = starts.setdefault(sha256(start.state.tobytes()).digest(), start)
-        known = replace(knowledge_of(attached, prior, (tap.node, tap.round), tap.lr), start=start)
+        known = replace(
+            knowledge_of(attached, prior, (tap.node, tap.round), tap.lr), start=start, frame=frame
+        )
         for stage in tap.stages:
             records = tap.records(stage)
             truth = distinct(records, known)
@@ -89,7 +94,7 @@ def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
     stages: dict[str, list[Observed]] = {}
     for observed in seen:
         stages.setdefault(observed.view.stage, []).append(observed)
-    return Evidence(base, stages, prior)
+    return Evidence(base, stages, prior, frame)
 
 
 def _labels(store: RunStore, config: Config) -> Sequence[str]:
@@ -97,6 +102,12 @@ def _labels(store: RunStore, config: Config) -> Sequence[str]:
     if config.base.task == "causal-lm":
         return ()
     return json.loads((store.homes[0] / "node.json").read_text(encoding="utf-8")).get("labels", ())
+
+
+def _frame(store: RunStore, base: Base) -> RecordFrame:
+    """What is public of every record of the run."""
+    labels = json.loads(store.labels.read_text(encoding="utf-8")) if store.labels.is_file() else ()
+    return RecordFrame.of(base.tokenizer, store.config.data, labels)
 
 
 def _start(attached: Attached, tap: Tap) -> Start | None:

@@ -8,7 +8,7 @@ its silence elsewhere means little.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from fedpeft.adapters import attach
 from fedpeft.config.models import AdapterConfig
 from fedpeft.data import collate
+from fedpeft.exchange.layout import FloatVector
 from fedpeft.rng import stream
 from fedpeft.training import per_example_loss
 from fedpeft.training.modes import steady
+from fedpeft_attacks.record_frame import RecordFrame
 from fedpeft_attacks.sequences.probing import whole_example
 from fedpeft_attacks.tokens.adversary_knowledge import layer_of, special_tokens
 from fedpeft_attacks.views import Knowledge, Start, View
@@ -46,20 +48,30 @@ class Reference:
             token_ids: the records of the batch.
             truth: their distinct tokens; only the number is used.
         """
-        base, layout = self.attached.base, self.attached.layout
-        batch = collate([whole_example(ids) for ids in token_ids], base.pad_id, base.device)
-        batch.targets.clamp_(min=0)
-        wanted = list(self.attached.parameters.values())
-        with torch.enable_grad(), steady(self.attached.model):
-            loss = per_example_loss(self.attached.model, batch, base.task).mean()
-            gradients = torch.autograd.grad(loss, wanted)
-        values = layout.flatten(dict(zip(layout.names, gradients, strict=True)))
+        layout = self.attached.layout
+        with steady(self.attached.model):
+            values = sum((self._gradient(ids) for ids in token_ids), np.zeros(layout.size, np.float32))
+        values = np.asarray(values / len(token_ids), np.float32)
         counts = len(truth), len(token_ids)
         return View("reference", "insider", "lora/naive", layout, values, self.knowledge, *counts)
 
+    def _gradient(self, ids: Sequence[int]) -> FloatVector:
+        """Of one record: a batch keeps gigabytes for its backward pass on a real base."""
+        base, layout = self.attached.base, self.attached.layout
+        batch = collate([whole_example(ids)], base.pad_id, base.device)
+        batch.targets.clamp_(min=0)
+        with torch.enable_grad():
+            loss = per_example_loss(self.attached.model, batch, base.task).mean()
+            parts = torch.autograd.grad(loss, list(self.attached.parameters.values()))
+        return layout.flatten(dict(zip(layout.names, parts, strict=True)))
+
 
 def undefended(
-    base: Base, rank: int, prior: NDArray[np.float64], skip_layers: tuple[int, ...] = ()
+    base: Base,
+    rank: int,
+    prior: NDArray[np.float64],
+    skip_layers: tuple[int, ...] = (),
+    frame: RecordFrame | None = None,
 ) -> Reference:
     """Attach the reference to the base; whatever adapter was on it is taken off.
 
@@ -68,6 +80,7 @@ def undefended(
         rank: rank of the run's adapter.
         prior: the base's language prior, shape ``(tokens,)``.
         skip_layers: layers without adapter; to see what the attacks read where the run's adapter lies.
+        frame: of the records; their tokens are weighted evenly here whatever it says.
     """
     adapter = AdapterConfig(aggregation="naive", rank=rank, skip_layers=skip_layers)
     attached = attach(base, adapter, seed=0)
@@ -82,6 +95,7 @@ def undefended(
         rows=attached.method.token_rows,
         start=Start(attached, attached.get()) if base.task == "causal-lm" else None,
         approximation=layer.approximation,
+        frame=None if frame is None else replace(frame, prompt_weight=1.0),
     )
     return Reference(attached, knowledge)
 

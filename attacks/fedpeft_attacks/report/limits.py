@@ -34,10 +34,6 @@ _UNTRIED: Mapping[str, str] = {
 }
 """What to say where no finding has this measure, kind or role."""
 
-_UNEVEN = (
-    "Order: records are rebuilt as if every token bore the same loss, which data.prompt_weight = {weight:g} "
-    "makes wrong; that the attack on sequences finds none says little here."
-)
 _ALWAYS = (
     "Side channels: times and sizes of messages, the numbers that travel beside envelopes, memory and caches "
     "of the machines were not examined.",
@@ -56,8 +52,6 @@ def not_tested(
         )
         tried |= {finding.kind, finding.role, *names}
     missing = [sentence for name, sentence in _UNTRIED.items() if name not in tried]
-    if SEQUENCES in tried and config.data.prompt_weight != 1.0:
-        missing.append(_UNEVEN.format(weight=config.data.prompt_weight))
     missing += [
         f"adapter.{setting}: {sentence}, unless noise covers it; how much was not measured."
         for setting, sentence in REVEALED.items()

@@ -35,9 +35,16 @@ RAW = frozenset({"gradient", "reference"})
 _EXPLAINED = 1e-2
 _PROPOSALS = 64
 _USUAL = 48  # tokens of a record, for the expected strength of one
+_ANSWER = 4  # of them those of the answer, where the prompt weighs less
 _CHECKED = 16
+_RARE = 1e-9  # chance of a token that the base never writes
 _WIDER = (1, 2, 4)
 _TINY = 1e-30
+
+_UNKNOWN = (
+    "neither data.template nor agreed labels say where an answer begins, so every token was taken to bear "
+    "the same loss"
+)
 
 Record = tuple[int, ...]
 
@@ -71,9 +78,10 @@ def assemble(view: View, budget: Budget | None = None) -> Guess | NotApplicable:
         else []
     )
     ranking = list(dict.fromkeys([*written, *(token for token in bag.ranking if token not in special)]))
-    return Guess(
-        ranking, len(set(written)), "sequence assembly", assembled.sequences, assembled.certain, work
-    )
+    records = assembled.sequences, assembled.certain
+    frame = view.knowledge.frame
+    note = "" if frame is None or frame.knows_answers else _UNKNOWN
+    return Guess(ranking, len(set(written)), "sequence assembly", *records, work, note)
 
 
 def token_bag(view: View, seconds: float = SAFETY) -> tuple[Bag, bool]:
@@ -96,7 +104,7 @@ def _bag(view: View, blocks: Sequence[Block], meter: Meter) -> Bag:
         pursuit = matching_pursuit(blocks, tokens, meter)
         if pursuit.unexplained < _EXPLAINED:
             return Bag(tuple(pursuit.ranking), len(pursuit.chosen))
-    return Bag(tuple(sparse_bayes(blocks, known.prior, meter)), 2 * tokens, 3.0)
+    return Bag(tuple(sparse_bayes(blocks, known.prior, meter).ranking), 2 * tokens, 3.0)
 
 
 def assemble_from(view: View, bag: Bag, budget: Budget | None = None) -> Assembled:
@@ -131,13 +139,15 @@ class _Work:
     budget: Budget
     meter: Meter
     leave: frozenset[str]
+    prior_V: torch.Tensor = field(repr=False)
 
     @classmethod
     def of(cls, view: View, bag: Bag, budget: Budget, start: Start) -> _Work:
-        probe, raw = Probe.of(start), view.stage in RAW
+        probe, raw = Probe.of(start, view.knowledge.frame), view.stage in RAW
         observed = view.values if raw else -view.values
         leave = view.knowledge.readers if view.knowledge.approximation is None else frozenset[str]()
-        return cls(probe, start, observed, raw, view.records, bag, budget, budget.meter(), leave)
+        prior = torch.from_numpy(np.log(view.knowledge.prior + _RARE)).float()
+        return cls(probe, start, observed, raw, view.records, bag, budget, budget.meter(), leave, prior)
 
     @cached_property
     def null(self) -> Null:
@@ -178,13 +188,16 @@ class _Work:
     def search(self, filter_: Filter | None, spans: Spans) -> Search:
         weights = bag_weights(self.bag, len(self.probe.head_VD))
         proposals = min(max(_PROPOSALS, self.bag.claimed), 2 * _PROPOSALS)
-        return Search(self.probe, filter_, spans, weights, self.budget.beam, proposals, self.budget.longest)
+        beam, longest = self.budget.beam, self.budget.longest
+        return Search(self.probe, filter_, spans, weights, beam, proposals, longest, self.prior_V)
 
     def filter(self, residual: FloatVector) -> Filter:
         usual = self.null.size / math.sqrt(self.records)
         scale = 1.0 if self.raw else usual / max(float(np.linalg.norm(residual)), _TINY)
         scaled = np.asarray(residual * scale, np.float32)
-        return Filter.of(self.probe, self.null, scaled, 1 / (self.records * _USUAL))
+        weight = self.probe.frame.prompt_weight
+        share = weight / (weight * _USUAL + (1 - weight) * _ANSWER)  # a prompt's token in the gradient of one
+        return Filter.of(self.probe, self.null, scaled, share / self.records)
 
     def total(self, records: Sequence[Record]) -> FloatVector:
         """What records contribute to the gradient of the batch."""

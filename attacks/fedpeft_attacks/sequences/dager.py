@@ -35,8 +35,8 @@ def dager(view: View, budget: Budget | None = None) -> Assembled:
     ranking, claimed = ([], 0) if isinstance(blocks, NotApplicable) else span_check(blocks)
     if start is None or not claimed:
         return Assembled((), (), 1.0)
-    probe, meter = Probe.of(start), limits.meter()
-    tokens = sorted(set(ranking[:claimed]) - {probe.begin})
+    probe, meter = Probe.of(start, view.knowledge.frame), limits.meter()
+    tokens = sorted(set(ranking[:claimed]) - set(probe.frame.begin))
     if not tokens:
         return Assembled((), (), 1.0)
     ended = _search(probe, second_layer(view, probe), tokens, (limits.longest, meter))
@@ -57,7 +57,8 @@ def second_layer(view: View, probe: Probe) -> Spans:
 
 def _search(probe: Probe, spans: Spans, tokens: list[int], bounds: tuple[int, Meter]) -> Paths:
     longest, meter = bounds
-    alive: Paths = [((probe.begin,), 0.0)]
+    begin = probe.frame.begin
+    alive: Paths = [(begin, 0.0)] if begin else [((token,), 0.0) for token in tokens]
     ended: Paths = []
     while alive and spans.bases and len(alive[0][0]) < longest and meter.step():
         longer = _extend(probe, spans, tokens, alive)

@@ -10,20 +10,23 @@ covariance of such gradients over texts of the base, one Kronecker product per t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 
 from fedpeft.exchange.layout import FloatVector, Layout
+from fedpeft.progress_reports import each
 from fedpeft.rng import stream
 from fedpeft_attacks.sequences.probing import Probe, Records
 from fedpeft_attacks.views import Start
 
-Matrix = NDArray[np.float64]
+Matrix = NDArray[np.float32]
 
 _TEXTS, _LENGTH, _CALIBRATION = 32, 40, 12
 _DAMPING = 0.03
@@ -33,35 +36,69 @@ _TINY = 1e-30
 
 
 @dataclass(frozen=True)
+class Side:
+    """Damped inverse of a second moment, scaled to a mean eigenvalue of one: ``(I - F F') / damping``.
+
+    Attributes:
+        factor: F, float32, shape ``(size, k)`` with k at most the number of vectors behind the moment. A
+            matrix of the whole size for every tensor takes gigabytes on a real base.
+    """
+
+    factor: NDArray[np.float32] = field(repr=False)
+
+    @classmethod
+    def of(cls, vectors: Matrix) -> Side:
+        """Of the second moment of the columns, shape ``(size, n)``."""
+        size, count = vectors.shape
+        energy = max(float(np.square(vectors, dtype=np.float64).sum()), _TINY)
+        scaled = vectors * np.float32((_DAMPING * energy / size) ** -0.5)
+        if count < size:
+            root = np.linalg.cholesky(scaled.T @ scaled + np.eye(count, dtype=np.float32))
+            return cls(solve_triangular(root, scaled.T, lower=True).T)
+        powers, turns = np.linalg.eigh(scaled @ scaled.T)
+        return cls(turns * np.sqrt(powers.clip(min=0.0) / (1.0 + powers.clip(min=0.0))))
+
+    def __matmul__(self, other: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The inverse times a matrix, shape ``(size, m)``."""
+        return (other - self.factor @ (self.factor.T @ other)) / _DAMPING
+
+
+@dataclass(frozen=True)
 class Whitening:
     """Inverse covariance of token gradients, a Kronecker product per tensor.
 
     Attributes:
         layout: of the values.
-        sides: inverse second moments of rows and columns by tensor.
+        sides: inverse second moments of rows and columns, and the energy that both have, by tensor.
     """
 
     layout: Layout
-    sides: Mapping[str, tuple[Matrix, Matrix]] = field(repr=False)
+    sides: Mapping[str, tuple[Side, Side, float]] = field(repr=False)
+
+    @classmethod
+    def of(cls, layout: Layout, gradients: Sequence[FloatVector]) -> Whitening:
+        """From gradients of texts, each of shape ``(layout.size,)``."""
+        split = [layout.split(gradient) for gradient in gradients]
+        sides: dict[str, tuple[Side, Side, float]] = {}
+        for name in each(layout.names, "tensor to whiten"):
+            parts = [_flat(tensors[name]) for tensors in split]
+            wide, tall = np.hstack(parts), np.vstack(parts)
+            energy = max(float(np.square(wide, dtype=np.float64).sum()) / len(parts), _TINY)
+            sides[name] = (Side.of(wide), Side.of(tall.T), energy)
+        return cls(layout, sides)
 
     def __call__(self, values: FloatVector) -> FloatVector:
         """C^-1 values."""
-        tensors = {
-            name: (self.sides[name][0] @ _flat(tensor) @ self.sides[name][1]).reshape(tensor.shape)
-            for name, tensor in self.layout.split(values).items()
-        }
+        tensors: dict[str, NDArray[np.floating]] = {}
+        for name, tensor in self.layout.split(values).items():
+            rows, columns, energy = self.sides[name]
+            whitened = (columns @ (rows @ _flat(tensor)).T).T
+            tensors[name] = (whitened / np.float32(energy)).reshape(tensor.shape)
         return self.layout.flatten(tensors)
 
 
 def _flat(tensor: FloatVector) -> Matrix:
-    return np.atleast_2d(tensor).reshape(len(np.atleast_2d(tensor)), -1).astype(np.float64)
-
-
-def _inverse(moment: Matrix) -> Matrix:
-    """Damped inverse of a second moment scaled to a mean eigenvalue of one."""
-    size = len(moment)
-    scale = max(float(np.trace(moment)) / size, _TINY)
-    return np.asarray(np.linalg.inv(moment / scale + _DAMPING * np.eye(size)), np.float64)
+    return np.atleast_2d(tensor).reshape(len(np.atleast_2d(tensor)), -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,23 +120,16 @@ class Null:
     @classmethod
     def of(cls, probe: Probe) -> Null:
         """Sample texts and learn from their gradients; signs drawn per token keep tokens apart."""
-        texts, layout = probe.texts(_TEXTS, _LENGTH), probe.attached.layout
+        texts = probe.texts(_TEXTS, _LENGTH)
         signs = stream(0, 0, "", "audit-null-signs")
-        gradients = [
-            probe.gradient([text], [signs.choice([-1.0, 1.0], len(text) - 1).tolist()]) for text in texts
-        ]
-        split = [layout.split(gradient) for gradient in gradients]
-        sides: dict[str, tuple[Matrix, Matrix]] = {}
-        for name in layout.names:
-            parts = [_flat(tensors[name]) for tensors in split]
-            wide, tall = np.hstack(parts), np.vstack(parts)
-            rows, columns = wide @ wide.T, tall.T @ tall
-            energy = max(float(np.trace(rows)) / len(parts), _TINY)
-            sides[name] = (_inverse(rows) / energy, _inverse(columns))
-        whitening = Whitening(layout, sides)
+        drawn = [signs.choice([-1.0, 1.0], len(text) - 1).tolist() for text in texts]
+        pairs = list(zip(texts, drawn, strict=True))
+        gradients = [probe.gradient([text], [part]) for text, part in each(pairs, "gradient of a text")]
+        whitening = Whitening.of(probe.attached.layout, gradients)
         energy = sum(float(g @ whitening(g)) for g in gradients)
         size = float(np.mean([np.linalg.norm(probe.gradient([text])) for text in texts[:_CALIBRATION]]))
-        return cls(whitening, texts, energy / _lengths(probe, texts), size)
+        pulls = [pulls_of(probe, probe.logits(ids)[:, :-1], ids[:, 1:]) for ids in _rows(texts)]
+        return cls(whitening, texts, energy / max(float(torch.cat(pulls, dim=1).sum()), _TINY), size)
 
 
 _NULLS: WeakKeyDictionary[Start, Null] = WeakKeyDictionary()
@@ -112,26 +142,22 @@ def null_of(start: Start, probe: Probe) -> Null:
     return _NULLS[start]
 
 
-def _lengths(probe: Probe, texts: Records) -> float:
-    """Sum of ``|head' u|^2`` over all targets of texts."""
-    ids, there = _batch(texts)
-    squares = squared_pull(probe, probe.logits(ids)[:, :-1]).gather(2, ids[:, 1:, None])[..., 0]
-    return max(float(squares[there].sum()), _TINY)
-
-
-def _batch(texts: Records) -> tuple[torch.Tensor, torch.Tensor]:
-    """Texts filled up on the right to ``(B, T)``, which a causal base does not see, and where targets are."""
-    longest = max(map(len, texts))
-    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts])
-    lengths = torch.tensor([len(text) for text in texts])
-    return ids, torch.arange(1, longest) < lengths[:, None]
+def _rows(texts: Records) -> list[torch.Tensor]:
+    """Each text in a row of its own, shape ``(1, T)``: the logits of all of them together are too large."""
+    return [torch.tensor([text]) for text in texts]
 
 
 def squared_pull(probe: Probe, logits: torch.Tensor) -> torch.Tensor:
     """``|head' (p - e_y)|^2`` for every y: how hard each token would pull; shape ``(..., V)``."""
-    head = probe.head_VD
-    mean = logits.softmax(dim=-1) @ head
-    return (mean**2).sum(-1, keepdim=True) - 2 * mean @ head.T + (head**2).sum(1)
+    mean = logits.softmax(dim=-1) @ probe.head_VD
+    products = mean @ probe.head_VD.T
+    return products.mul_(-2).add_((mean**2).sum(-1, keepdim=True)).add_(probe.squares_V)
+
+
+def pulls_of(probe: Probe, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`squared_pull` of one token at each place, in the shape of the targets."""
+    mean = logits.softmax(dim=-1) @ probe.head_VD
+    return (mean - probe.head_VD[targets]).square().sum(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,14 +181,12 @@ class Filter:
     @classmethod
     def of(cls, probe: Probe, null: Null, residual: FloatVector, weight: float) -> Filter:
         """Calibrate on texts of the base."""
-        direction = null.whitening(residual)
-        ids, there = _batch(null.texts[:_CALIBRATION])
-        logits, targets = probe.logits(ids)[:, :-1], ids[:, 1:, None]
-        slopes = probe.slopes(direction, lambda: probe.logits(ids))[:, :-1]
-        products = _products(logits, slopes).gather(2, targets)
-        pulls = squared_pull(probe, logits).gather(2, targets).clamp_min(_LEAST)
-        ratios = (products**2 / pulls)[..., 0]
-        parts = [ratio[row] for ratio, row in zip(ratios, there, strict=True)]
+        direction, parts = null.whitening(residual), list[torch.Tensor]()
+        for ids in _rows(null.texts[:_CALIBRATION]):
+            slopes = probe.slopes(direction, partial(probe.logits, ids))[:, :-1]
+            logits, targets = probe.logits(ids)[:, :-1], ids[:, 1:]
+            products = _products(logits, slopes).gather(2, targets[..., None])[..., 0]
+            parts.append((products**2 / pulls_of(probe, logits, targets).clamp_min(_LEAST))[0])
         capped = torch.cat([part.clamp(max=_OUTLIER * part.median()) for part in parts])
         return cls(probe, null, direction, weight, max(float(capped.mean()), _TINY))
 

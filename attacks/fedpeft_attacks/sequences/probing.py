@@ -19,6 +19,7 @@ from fedpeft.rng import torch_stream
 from fedpeft.training import per_example_loss
 from fedpeft.training.loss import PROBE_TOLERANCE, logits_at, token_logits
 from fedpeft.training.modes import steady
+from fedpeft_attacks.record_frame import RecordFrame
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -55,32 +56,38 @@ class Probe:
     Attributes:
         attached: the adapter, with the values of `state` except inside a call.
         state: trainable values before the update, float32, shape ``(layout.size,)``.
+        frame: how records begin and end and how their tokens are weighted.
     """
 
     attached: Attached = field(repr=False)
     state: FloatVector = field(repr=False)
+    frame: RecordFrame
 
     @classmethod
-    def of(cls, start: Start) -> Probe:
-        """Load the values and keep them."""
-        return cls(start.ready(), start.state)
+    def of(cls, start: Start, frame: RecordFrame | None = None) -> Probe:
+        """Load the values and keep them; without a frame records bear the base's start and end token."""
+        attached = start.ready()
+        return cls(attached, start.state, frame or _framed_by(attached.base.tokenizer))
 
     @cached_property
     def begin(self) -> int:
-        """Id of the token that begins a text."""
-        tokenizer = self.attached.base.tokenizer
-        return next(int(t) for t in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if t is not None)
+        """Id of the token that begins a text of the base."""
+        return _framed_by(self.attached.base.tokenizer).begin[0]
 
-    @cached_property
+    @property
     def end(self) -> int | None:
-        """Id of the token that ends a text."""
-        token = self.attached.base.tokenizer.eos_token_id
-        return None if token is None else int(token)
+        """Id of the token that ends a record."""
+        return self.frame.end
 
     @cached_property
     def head_VD(self) -> torch.Tensor:
         """Weights of the language model head, float32."""
         return self.attached.model.get_output_embeddings().weight.detach().float()
+
+    @cached_property
+    def squares_V(self) -> torch.Tensor:
+        """Squared length of each row of the head."""
+        return torch.einsum("vd,vd->v", self.head_VD, self.head_VD)
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Next-token logits at all positions, float32, shape ``(B, T, V)``."""
@@ -116,14 +123,15 @@ class Probe:
         return (above - below) * (length / (2 * step))
 
     def gradient(self, records: Records, weights: Sequence[Sequence[float]] | None = None) -> FloatVector:
-        """Gradient of the mean loss of records, each a mean over its tokens but the first.
+        """Gradient of the mean loss of records, each a mean over its tokens with the weights of the frame.
 
         Args:
             records: token ids.
             weights: signed weight of each token's loss, instead of the mean.
         """
         attached = self.attached
-        batch = collate([whole_example(ids) for ids in records], attached.base.pad_id, attached.base.device)
+        examples = [Example(np.asarray(ids, np.int64), self.frame.weights(ids)) for ids in records]
+        batch = collate(examples, attached.base.pad_id, attached.base.device)
         batch.targets.clamp_(min=0)
         with torch.enable_grad(), steady(attached.model):
             if weights is None:
@@ -256,6 +264,12 @@ def whole_example(ids: Sequence[int]) -> Example:
     weights = np.ones(len(ids), np.float32)
     weights[:1] = 0.0
     return Example(np.asarray(ids, np.int64), weights)
+
+
+def _framed_by(tokenizer: Any) -> RecordFrame:
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    first = next(token for token in (begin, end, 0) if token is not None)
+    return RecordFrame((int(first),), end=None if end is None else int(end))
 
 
 def _ends(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

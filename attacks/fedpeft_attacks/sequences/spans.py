@@ -74,12 +74,19 @@ class Spans:
             shares[name] = (beyond / all_.clamp_min(_TINY)).clamp(_FLOOR, 1.0)
         return shares
 
-    def evidence(self, past: Inputs, new: Inputs) -> torch.Tensor:
-        """How much better each proposal fits than the median one, in nats over all modules, ``(B, P)``."""
-        total = torch.zeros(next(iter(new.values())).shape[:2])
-        for name, share in self.outside(past, new).items():
+    def evidence(self, shares: Inputs) -> torch.Tensor:
+        """How much better each proposal fits than the median one, in nats over all modules.
+
+        Args:
+            shares: of `outside`, by module, shape ``(B, P)`` each.
+
+        Returns:
+            Shape ``(B, P)``.
+        """
+        total = torch.zeros(())
+        for name, share in shares.items():
             rank, width = self.bases[name].shape
-            total -= _NATS * rank / width * (share / share.median()).log()
+            total = total - _NATS * rank / width * (share / share.median()).log()
         return total
 
 

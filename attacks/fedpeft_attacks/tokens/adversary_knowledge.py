@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.adapters.trained_parts import REVEALED
+from fedpeft_attacks.record_frame import RecordFrame
 from fedpeft_attacks.tokens.first_layer import FirstLayer, first_layer
 from fedpeft_attacks.tokens.language_prior import token_prior
 from fedpeft_attacks.views import Knowledge, Start
@@ -16,6 +18,7 @@ from fedpeft_attacks.views import Knowledge, Start
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
     from fedpeft.bases import Base
+    from fedpeft.config.models import DataConfig
 
 
 def vocabulary_of(base: Base) -> int:
@@ -38,10 +41,19 @@ def _start(base: Base) -> int:
     return next(int(token) for token in tokens if token is not None)
 
 
+_LAYERS: WeakKeyDictionary[Any, dict[tuple[str, ...], FirstLayer]] = WeakKeyDictionary()
+"""First layers by the base's model and the adapted modules: nothing that is adapted lies before them."""
+
+
 def layer_of(attached: Attached) -> FirstLayer:
-    """The first layer that an adapter touches."""
-    base = attached.base
-    return first_layer(attached.model, attached.spec.targets, vocabulary_of(base), _start(base))
+    """The first layer that an adapter touches, which takes a pass over the whole vocabulary; once a base."""
+    base, modules = attached.base, tuple(attached.spec.targets)
+    if attached.spec.parts.settings:  # such as token embeddings that are trained
+        return first_layer(attached.model, modules, vocabulary_of(base), _start(base))
+    layers = _LAYERS.setdefault(base.model, {})
+    if modules not in layers:
+        layers[modules] = first_layer(attached.model, modules, vocabulary_of(base), _start(base))
+    return layers[modules]
 
 
 def knowledge_of(
@@ -69,8 +81,13 @@ def knowledge_of(
     )
 
 
-def knowledge_of_gradient(attached: Attached) -> Knowledge:
-    """What is known of a gradient that was taken at the adapter's present values."""
+def knowledge_of_gradient(attached: Attached, data: DataConfig | None = None) -> Knowledge:
+    """What is known of a gradient that was taken at the adapter's present values.
+
+    Args:
+        attached: the adapter on its base.
+        data: the settings of the data behind it; None: every token bears the same loss.
+    """
     base, layer = attached.base, layer_of(attached)
     with attached.model.disable_adapter():
         prior = prior_of(base)
@@ -86,6 +103,7 @@ def knowledge_of_gradient(attached: Attached) -> Knowledge:
         start=Start(attached, attached.get()) if runs else None,
         approximation=layer.approximation,
         unread=_unread(attached),
+        frame=None if data is None else RecordFrame.of(base.tokenizer, data),
     )
 
 

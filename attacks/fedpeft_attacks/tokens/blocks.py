@@ -14,6 +14,7 @@ Vector = NDArray[np.floating]
 
 _FLOAT32_NOISE = 2e-7
 _MANY = 64
+_AT_ONCE = 128  # directions whose products with a whole vocabulary are in memory together
 _TINY = 1e-30
 
 
@@ -30,9 +31,30 @@ class Block:
     atoms: Matrix
 
     @cached_property
-    def unit_atoms(self) -> Matrix:
-        """Atoms of length one, in the atoms' dtype; a zero atom stays zero."""
-        return unit_rows(self.atoms)
+    def lengths(self) -> Vector:
+        """Length of each atom, shape ``(tokens,)``, in the atoms' dtype."""
+        return np.sqrt(np.einsum("vi,vi->v", self.atoms, self.atoms))
+
+    def cosines(self, directions: Matrix) -> Matrix:
+        """Of each atom with directions of length one, shape ``(tokens, directions)``; 0 for a zero atom.
+
+        The atoms are never copied: a real vocabulary's take a gigabyte.
+        """
+        along = self.atoms @ directions.T.astype(self.atoms.dtype)
+        np.divide(along, self.lengths[:, None], out=along, where=self.lengths[:, None] > _TINY)
+        return along
+
+    def insides(self, basis: Matrix) -> Vector:
+        """Squared cosine of each atom with a space, float64, shape ``(tokens,)``.
+
+        Args:
+            basis: orthonormal, shape ``(rank, width)``; of other rows the squared products are summed.
+        """
+        total = np.zeros(len(self.atoms))
+        for start in range(0, len(basis), _AT_ONCE):
+            along = self.cosines(basis[start : start + _AT_ONCE])
+            total += np.einsum("vr,vr->v", along, along)
+        return total
 
     @cached_property
     def row_space(self) -> Matrix:
@@ -93,6 +115,13 @@ def energies(blocks: Sequence[Block]) -> Vector:
     total = np.zeros(len(blocks[0].atoms))
     for block in blocks:
         rows = unit_rows(np.asarray(block.rows, np.float64))
-        covariance = rows.T @ rows / max(float((rows**2).sum()), _TINY)
-        total += np.einsum("vi,vi->v", block.unit_atoms @ covariance, block.unit_atoms)
+        total += block.insides(root(rows)) / max(float((rows**2).sum()), _TINY)
     return total / len(blocks)
+
+
+def root(rows: Matrix) -> Matrix:
+    """At most as many rows as a row is wide, with the same second moment."""
+    if len(rows) <= rows.shape[1]:
+        return rows
+    powers, vectors = np.linalg.eigh(rows.T @ rows)
+    return np.sqrt(np.clip(powers, 0.0, None))[:, None] * vectors.T

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedpeft.progress_reports import at
+
 _PROBE = (1, 2, 3, 2, 1)
 _REPEATS = ((0, 4), (1, 3))
 _SAME = 1e-4
-_CHUNK = 8192
+_CHUNK = 2048
 _PREFIX = "base_model.model."
-_EXACT = 2**26
 _FIRST = re.compile(r"\.(layers|layer|h|blocks|block)\.0\.")
 
 
@@ -31,7 +32,7 @@ class FirstLayer:
         approximation: why the inputs are only near, None where they are exact.
     """
 
-    inputs: NDArray[np.floating]
+    inputs: NDArray[np.float32]
     readers: frozenset[str]
     approximation: str | None = None
 
@@ -115,17 +116,32 @@ def _depends_on_token(inputs: torch.Tensor) -> bool:
     return equal and bool((inputs[0] - inputs[1]).abs().max() > _SAME * scale)
 
 
-def _table(model: Any, reader: Any, vocabulary: int, before: tuple[int, ...]) -> NDArray[np.floating]:
-    """Input of a reader for every token after a prefix; float64 where that is small enough to be cheap."""
+def _table(model: Any, reader: Any, vocabulary: int, before: tuple[int, ...]) -> NDArray[np.float32]:
+    """Input of a reader for every token after a prefix, whose memory all of them share; float32."""
     parts: list[torch.Tensor] = []
     for start in range(0, vocabulary, _CHUNK):
-        tokens = torch.arange(start, min(start + _CHUNK, vocabulary))[:, None]
-        prefix = torch.tensor([before], dtype=torch.long).expand(len(tokens), -1)
+        at("thousand tokens of the vocabulary", start // 1000, -(-vocabulary // 1000))
+        tokens = torch.arange(start, min(start + _CHUNK, vocabulary), device=_device(model))[:, None]
+        ids, memory = _after(model, before, tokens)
+        past = {} if memory is None else {"past_key_values": memory}
         seen: dict[str, torch.Tensor] = {}
         with torch.no_grad(), _hooked({"": reader}, seen, stop=True):
             try:
-                model(input_ids=torch.cat([prefix, tokens], dim=1).to(_device(model)), use_cache=False)
+                model(input_ids=ids, use_cache=bool(past), **past)
             except _Reached:
                 parts.append(seen[""][:, -1].cpu())
-    table = torch.cat(parts).numpy()
-    return table.astype(np.float64) if table.size <= _EXACT else table
+    return torch.cat(parts).numpy()
+
+
+def _after(model: Any, before: tuple[int, ...], tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Tokens, shape ``(n, 1)``, after a prefix: with its memory, or with the prefix itself without any."""
+    if not before:
+        return tokens, None
+    prefix = torch.tensor([before], device=tokens.device)
+    with torch.no_grad():
+        memory = getattr(model(input_ids=prefix, use_cache=True), "past_key_values", None)
+    repeat = getattr(memory, "batch_repeat_interleave", None)
+    if repeat is None:
+        return torch.cat([prefix.expand(len(tokens), -1), tokens], dim=1), None
+    repeat(len(tokens))
+    return tokens, memory

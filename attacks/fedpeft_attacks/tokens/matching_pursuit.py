@@ -11,28 +11,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft_attacks.tokens.blocks import Block, Vector
+from fedpeft_attacks.tokens.blocks import Block, Matrix, Vector, unit_rows
 from fedpeft_attacks.work import Meter
 
 _CLOSED = 1e-4
-_SPENT = 1e-6
+_SPENT = 1e-5  # squared length that rounding leaves of an atom which the chosen ones make up
+_TINY = 1e-30
 
 
 class _Residual:
     """What the chosen atoms leave of one block's row space.
 
-    With P the projection away from the chosen atoms: ``space`` is the row space under P, ``basis`` the same
-    brought back to orthonormal rows, ``overlap`` is atoms P basis' and ``left`` the squared length of each
-    atom under P. A step is a few updates of rank one and one product with the dictionary.
+    With P the projection away from the chosen atoms, a token's score is the squared cosine of its atom under
+    P with the row space under P. What of it lies in the span of both, less what lies in that of the chosen
+    alone, is that cosine times the atom's remaining squared length; a choice adds at most one direction to
+    each span. So a step is one product of the dictionary with two directions, and needs no memory but two
+    numbers a token.
     """
 
     def __init__(self, block: Block) -> None:
-        self._atoms = block.unit_atoms
-        self._chosen = np.zeros((0, self._atoms.shape[1]))
+        self._block = block
         self._space = block.row_space.copy()
-        self._basis = self._space.copy()
-        self._overlap = self._atoms @ self._basis.T
-        self._left = np.einsum("ij,ij->i", self._atoms, self._atoms).astype(np.float64)
+        self._chosen = np.zeros((0, block.width))
+        self._joint = block.row_space
+        self._inside = block.insides(self._joint)
+        self._left = (block.lengths > 0).astype(np.float64)
         self._rank = max(len(self._space), 1)
 
     @property
@@ -42,40 +45,34 @@ class _Residual:
 
     def scores(self) -> Vector:
         """Squared cosine of each remaining atom with the remaining row space, shape ``(tokens,)``."""
-        inside = np.einsum("vi,vi->v", self._overlap, self._overlap)
-        return np.where(self._left > _SPENT, inside / np.maximum(self._left, _SPENT), 0.0)
+        scores = self._inside / np.maximum(self._left, _SPENT)
+        return np.where(self._left > _SPENT, np.maximum(scores, 0.0), 0.0)
 
     def remove(self, token: int) -> None:
         """Project everything away from this token's atom."""
-        direction = self._direction(token)
-        if direction is None:
+        atom = unit_rows(self._block.atoms[token : token + 1].astype(np.float64))[0]
+        direction, left = _beyond(atom, self._chosen)
+        if left**2 <= _SPENT:
             return
-        along = self._atoms @ direction
-        self._left -= along**2
+        beyond, news = _beyond(atom, self._joint)
+        widens = news > _CLOSED * left  # else the row space has it already, and loses a dimension
+        along = self._block.cosines(np.stack([direction, beyond][: 1 + widens])).astype(np.float64) ** 2
+        self._left -= along[:, 0]
+        self._inside -= along[:, 0]
+        if widens:
+            self._inside += along[:, 1]
+            self._joint = np.vstack([self._joint, beyond])
         self._space -= np.outer(self._space @ direction, direction)
         self._chosen = np.vstack([self._chosen, direction])
-        across = self._basis @ direction
-        self._overlap -= np.outer(along, across)
-        self._basis -= np.outer(across, direction)
-        self._straighten(across)
 
-    def _direction(self, token: int) -> Vector | None:
-        """The atom under P, of length one; None where the chosen atoms already make it up."""
-        direction = self._atoms[token].astype(np.float64)
-        for _ in range(2):  # twice is enough for orthogonality
-            direction = direction - self._chosen.T @ (self._chosen @ direction)
-        length = np.linalg.norm(direction)
-        return None if length**2 <= _SPENT else direction / length
 
-    def _straighten(self, across: Vector) -> None:
-        """Make the basis orthonormal again: its Gram matrix has become 1 - across across'."""
-        length = np.linalg.norm(across)
-        if length <= _CLOSED:
-            return
-        unit, shrunk = across / length, np.sqrt(max(1.0 - float(length) ** 2, 0.0))
-        factor = 1.0 / shrunk - 1.0 if shrunk > _CLOSED else -1.0  # a direction that is used up is dropped
-        self._overlap += factor * np.outer(self._overlap @ unit, unit)
-        self._basis += factor * np.outer(unit, unit @ self._basis)
+def _beyond(atom: Vector, basis: Matrix) -> tuple[Vector, float]:
+    """The part of an atom outside of a space, as a direction and a length."""
+    part = atom
+    for _ in range(2):  # twice is enough for orthogonality
+        part = part - basis.T @ (basis @ part)
+    length = float(np.linalg.norm(part))
+    return part / max(length, _TINY), length
 
 
 @dataclass(frozen=True)

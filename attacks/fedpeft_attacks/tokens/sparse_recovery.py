@@ -8,7 +8,7 @@ unexplained. Several updates of one node are read together by stacking the rows 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,15 +16,28 @@ from fedpeft_attacks.tokens.blocks import Block
 from fedpeft_attacks.tokens.matching_pursuit import Pursuit, matching_pursuit
 from fedpeft_attacks.tokens.observations import observations
 from fedpeft_attacks.tokens.span_check import span_check
-from fedpeft_attacks.tokens.sparse_bayes import sparse_bayes
+from fedpeft_attacks.tokens.sparse_bayes import Ranked, sparse_bayes
 from fedpeft_attacks.views import Guess, Knowledge, NotApplicable, View
 from fedpeft_attacks.work import Meter
 
-Ranking = tuple[list[int], int, str]
-"""Token ids, the most likely first; how many are claimed; the solver in plain words."""
-
 _EXPLAINED = 1e-2
-_WORK = 2**32
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a solver says.
+
+    Attributes:
+        tokens: ids, the most likely first.
+        claimed: how many of them it calls certain.
+        method: the solver in plain words.
+        note: what it did not look at for its cost; empty: nothing.
+    """
+
+    tokens: list[int]
+    claimed: int
+    method: str
+    note: str = ""
 
 
 def sparse_recovery(
@@ -33,8 +46,8 @@ def sparse_recovery(
     """Rank all tokens by the first solver whose answer explains the update.
 
     A pursuit that chooses as many tokens as there are dimensions explains everything and says nothing, and
-    approximate atoms explain nothing exactly: there only the Bayesian recovery speaks, unless the dictionary
-    is so large that it would take minutes. Blocks whose row space is full take no part in the pursuit.
+    approximate atoms explain nothing exactly: there only the Bayesian recovery speaks. Blocks whose row space
+    is full take no part in the pursuit.
 
     Args:
         blocks: observations whose tokens are the same; at least one.
@@ -48,26 +61,36 @@ def sparse_recovery(
     if exact and len(blocks) == 1 and not blocks[0].is_full and meter.step():
         ranking, inside = span_check(blocks)
         if inside == len(blocks[0].row_space):
-            return ranking, inside, "span check"
-    costly = sum(block.atoms.shape[0] * block.width**2 for block in blocks) > _WORK
-    if costly or (exact and telling):
-        pursuit = matching_pursuit(telling or blocks, tokens, meter)
-        if costly or pursuit.unexplained < _EXPLAINED:
-            ranking = pursuit.ranking if costly else _with_the_rest(pursuit, blocks, telling, (known, meter))
-            return ranking, len(pursuit.chosen), "matching pursuit"
-    return sparse_bayes(blocks, known.prior, meter), tokens, "sparse Bayesian recovery"
+            return Ranking(ranking, inside, "span check")
+    if exact and telling:
+        pursuit = matching_pursuit(telling, tokens, meter)
+        if pursuit.unexplained < _EXPLAINED:
+            ranking, note = _with_the_rest(pursuit, blocks, telling, (known, meter))
+            return Ranking(ranking, len(pursuit.chosen), "matching pursuit", note)
+    ranked = sparse_bayes(blocks, known.prior, meter)
+    return Ranking(ranked.ranking, tokens, "sparse Bayesian recovery", note_of(ranked))
+
+
+def note_of(ranked: Ranked) -> str:
+    """What the Bayesian recovery left out; empty: nothing."""
+    if ranked.among == len(ranked.ranking):
+        return ""
+    return (
+        f"the sparse Bayesian recovery passed once over all {len(ranked.ranking):,} tokens of the vocabulary "
+        f"and then over the {ranked.among:,} likeliest of them, as its work is limited"
+    )
 
 
 def _with_the_rest(
     pursuit: Pursuit, blocks: Sequence[Block], telling: Sequence[Block], how: tuple[Knowledge, Meter]
-) -> list[int]:
+) -> tuple[list[int], str]:
     """The chosen tokens, then what the blocks without a say hold: such as B rows of a first round."""
     others = [block for block in blocks if not any(block is informative for informative in telling)]
     if not others:
-        return pursuit.ranking
+        return pursuit.ranking, ""
     known, meter = how
     taken, rest = set(pursuit.chosen), sparse_bayes(others, known.prior, meter)
-    return pursuit.chosen + [token for token in rest if token not in taken]
+    return pursuit.chosen + [token for token in rest.ranking if token not in taken], note_of(rest)
 
 
 def recover(views: Sequence[View]) -> Guess | NotApplicable:
@@ -86,11 +109,10 @@ def recover(views: Sequence[View]) -> Guess | NotApplicable:
 
 def guess_of(recovered: Ranking, known: Knowledge, meter: Meter) -> Guess:
     """A ranking as a guess: without the special tokens, and with the work behind it."""
-    ranking, claimed, method = recovered
-    certain = sum(token not in known.special for token in ranking[:claimed])
+    certain = sum(token not in known.special for token in recovered.tokens[: recovered.claimed])
     near = "" if known.approximation is None else ", approximate atoms"
-    left = [token for token in ranking if token not in known.special]
-    return Guess(left, certain, method + near, work=meter.work)
+    left = [token for token in recovered.tokens if token not in known.special]
+    return Guess(left, certain, recovered.method + near, work=meter.work, note=recovered.note)
 
 
 def joined(views: Sequence[View]) -> list[Block] | NotApplicable:
