@@ -7,27 +7,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from typer.core import TyperGroup
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
 from fedpeft.cli.show_progress import progress
 from fedpeft.errors import AuditError
 
 if TYPE_CHECKING:
+    from click import Context
+
     from fedpeft_attacks.results.findings import Finding, Report
 
 EXIT_LEAK = 10
 """Exit code of ``--fail-on-leak`` when something that leaves a node leaks."""
 
 EXIT_DIFFERENT = 1
-"""Exit code of ``--compare`` when two reports differ in a verdict or in work."""
+"""Exit code of ``audit compare`` when two reports differ in a verdict or in work."""
 
 EXIT_UNFINISHED = 11
 """Exit code of ``--fail-on-leak`` when no leak was found, but the safety stop ended an attack."""
 
 
+class _RunIsTheDefault(TyperGroup):
+    """A group that takes what names none of its commands as arguments of its first, ``run``."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Put the name of the default command before its arguments."""
+        return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
+
+
 def register(app: typer.Typer) -> None:
-    """Add the ``audit`` command."""
-    app.command("audit")(audit)
+    """Add ``audit RUN`` and ``audit compare A B``."""
+    group = typer.Typer(cls=_RunIsTheDefault, help="Attack a run's updates; compare two reports.")
+    group.command("run")(audit)
+    group.command("compare")(compare)
+    app.add_typer(group, name="audit")
 
 
 def audit(
@@ -48,9 +62,6 @@ def audit(
     key: str | None = typer.Option(
         None, "--key", help="With --verify: the public key that must have signed."
     ),
-    compare: Path | None = typer.Option(
-        None, "--compare", help="Compare the report in RUN_DIR/audit with the one in this folder and stop."
-    ),
     schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of report.json and stop."),
     fail_on_leak: bool = typer.Option(
         False, "--fail-on-leak", help="Exit with 10 if what leaves a node leaks, 11 if that was not finished."
@@ -59,9 +70,11 @@ def audit(
 ) -> None:
     """Attack a run's updates stage by stage; writes report.json, report.html and model-card.md.
 
-    Exit codes: 0 done, 1 --compare found other verdicts or work counts, 8 not a run directory, 9 nothing to
-    attack or a signature that does not hold, 10 a leak with --fail-on-leak, 11 none with --fail-on-leak, but
-    an attack that the safety stop ended.
+    `fedpeft audit RUN_DIR` is short for `fedpeft audit run RUN_DIR`; `fedpeft audit compare A B` compares two
+    reports. A run directory called run or compare is written ./run or ./compare.
+
+    Exit codes: 0 done, 8 not a run directory, 9 nothing to attack or a signature that does not hold, 10 a
+    leak with --fail-on-leak, 11 none with --fail-on-leak, but an attack that the safety stop ended.
     """
     if schema:
         from fedpeft_attacks.results.findings import Report
@@ -73,9 +86,6 @@ def audit(
         return
     if run_dir is None:
         raise AuditError("which run? give its directory: fedpeft audit runs/embedded")
-    if compare is not None:
-        _compare(out or run_dir / "audit", compare, as_json)
-        return
     names = None if attacks is None else [name.strip() for name in attacks.split(",") if name.strip()]
 
     from fedpeft_attacks import audit_suite
@@ -92,27 +102,29 @@ def audit(
         raise typer.Exit(EXIT_UNFINISHED)
 
 
-def _verify(folder: Path, key: str | None, as_json: bool) -> None:
-    from fedpeft_attacks.report.signing import FILES, verify_report
+def compare(
+    first: Path = typer.Argument(help="Run directory, or folder of a report."),
+    second: Path = typer.Argument(help="The other one."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Compare two reports: answers, settings that differ, verdicts, figures with their intervals.
 
-    signer = verify_report(folder, key)
-    known = "the key that you gave" if key is not None else "compare it with the key that its owner gave you"
-    lines = f"{', '.join(FILES)}: unchanged since they were signed\nsigned by {signer} ({known})"
-    emit({"signed_by": signer, "files": list(FILES)}, as_json, lambda: typer.echo(lines))
-
-
-def _compare(folder: Path, other: Path, as_json: bool) -> None:
-    """Verdicts and work counts have to be the same; figures are shown where they differ."""
+    Exit codes: 0 the same verdicts and work counts, 1 others, 9 no report there.
+    """
     from dataclasses import asdict
 
-    from fedpeft_attacks.report.compare import compare, read_report
+    from fedpeft_attacks.report.compare import compare as beside
+    from fedpeft_attacks.report.compare import read_report
 
-    comparison = compare(read_report(folder), read_report(other))
-    columns = ("about", "what", str(folder), str(other))
+    comparison = beside(read_report(first), read_report(second))
+    names = (str(first), str(second))
 
     def show() -> None:
-        table("Verdicts and work counts that differ", columns, comparison.differences)
-        table("Figures that differ", columns, comparison.figures)
+        table("Answers", ("question", *names), [(row[0], *row[2:]) for row in comparison.risks])
+        settings = [(row[0], *row[2:]) for row in comparison.settings] or [("none", "", "")]
+        table("Settings that differ", ("setting", *names), settings)
+        table("Verdicts and work counts that differ", ("about", "what", *names), comparison.differences)
+        table("Figures that differ", ("about", "what", *names), comparison.figures)
         typer.echo(
             f"{comparison.same} verdicts and work counts are the same, {len(comparison.differences)} differ; "
             f"figures and powers differ by {comparison.largest:.4f} at most"
@@ -121,6 +133,15 @@ def _compare(folder: Path, other: Path, as_json: bool) -> None:
     emit(asdict(comparison), as_json, show)
     if comparison.differences:
         raise typer.Exit(EXIT_DIFFERENT)
+
+
+def _verify(folder: Path, key: str | None, as_json: bool) -> None:
+    from fedpeft_attacks.report.signing import FILES, verify_report
+
+    signer = verify_report(folder, key)
+    known = "the key that you gave" if key is not None else "compare it with the key that its owner gave you"
+    lines = f"{', '.join(FILES)}: unchanged since they were signed\nsigned by {signer} ({known})"
+    emit({"signed_by": signer, "files": list(FILES)}, as_json, lambda: typer.echo(lines))
 
 
 def _show(report: Report, folder: Path) -> None:

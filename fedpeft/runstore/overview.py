@@ -80,7 +80,7 @@ def curve(store: RunStore, what: str) -> list[tuple[int, float]]:
 
 def differences(stores: Sequence[RunStore]) -> dict[str, list[Any]]:
     """Settings in which runs differ: dotted key, and the value of each run in turn."""
-    flat = [_flat(store.config.model_dump(mode="json")) for store in stores]
+    flat = [flat_settings(store.config.model_dump(mode="json")) for store in stores]
     keys = dict.fromkeys(key for settings in flat for key in settings if key != "run.name")
     rows = {key: [settings.get(key) for settings in flat] for key in keys}
     return {key: values for key, values in rows.items() if len({json.dumps(value) for value in values}) > 1}
@@ -103,8 +103,13 @@ def rounds_of(store: RunStore) -> list[dict[str, Any]]:
     ]
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key, such as ``federation.rounds``."""
     rows: dict[str, Any] = {}
     for key, value in settings.items():
-        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        rows |= (
+            flat_settings(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
     return rows

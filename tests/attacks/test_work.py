@@ -156,20 +156,43 @@ def test_a_leak_that_was_found_before_the_stop_is_a_leak(make_run, monkeypatch):
     assert all(finding.work.stopped for finding in report.findings)
 
 
+def test_a_comparison_names_the_settings_and_answers_that_differ(make_run):
+    from fedpeft_attacks import audit_suite
+
+    report = audit_suite.audit(make_run(LORA, batch=1), ["span"])
+    loud = next(finding for finding in report.findings if finding.stage == "envelope")
+    quiet = loud.model_copy(update={"verdict": "not detected", "reason": "nothing"})
+    risks = tuple(risk.model_copy(update={"label": "new words"}) for risk in report.risks)
+    other = report.model_copy(
+        update={
+            "findings": (quiet,),
+            "risks": risks,
+            "settings": report.settings | {"privacy.unit": "record"},
+        }
+    )
+    found = compare(report, other)
+    assert found.settings == (("privacy.unit", "setting", '"none"', '"record"'),)
+    assert [row[3] for row in found.risks] == ["new words"] * 5
+    assert ("span · envelope · coordinator", "verdict", loud.verdict, "not detected") in found.differences
+    figure = next(row for row in found.figures if row[:2] == ("span · aggregate · peer", "tokens"))
+    assert "[" in figure[2] and "baseline" in figure[2] and figure[3] == "–"
+    assert "/" not in json.dumps({key: report.settings[key] for key in ("base.model", "data.source")})
+
+
 def test_two_audits_are_compared(make_run, command, tmp_path):
     run = make_run(LORA, batch=1)
     assert command(run, "--attacks", "span").exit_code == 0
     assert command(run, "--attacks", "span", "--out", tmp_path / "other").exit_code == 0
-    same = command(run, "--compare", tmp_path / "other")
-    assert same.exit_code == 0 and " 0 differ" in same.stdout
+    same = command("compare", run, tmp_path / "other")
+    assert same.exit_code == 0 and " 0 differ" in same.stdout and "none" in same.stdout
     report = read_report(tmp_path / "other")
     first = report.findings[0]
     other = first.model_copy(update={"work": first.work.model_copy(update={"steps": 99})})
     found = compare(report, report.model_copy(update={"findings": (other, *report.findings[1:])}))
-    assert [row[:2] for row in found.differences] == [("span · gradient", "work")]
+    assert [row[:2] for row in found.differences] == [("span · gradient · insider", "work")]
     (tmp_path / "other" / "report.json").write_text(
         report.model_copy(update={"verdict": "not finished"}).model_dump_json()
     )
-    assert command(run, "--compare", tmp_path / "other").exit_code == 1
+    assert command("compare", run, tmp_path / "other").exit_code == 1
     with pytest.raises(AuditError, match="no report at"):
         read_report(tmp_path)

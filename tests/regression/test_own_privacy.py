@@ -65,7 +65,7 @@ def test_the_defaults_show_no_text(tmp_path):
     assert all(finding["measures"] for finding in updates)
     others = [finding for finding in report["findings"] if finding["attack"] not in known]
     leaving = {finding["verdict"] for finding in others if finding["role"] != "insider"}
-    assert leaving <= {"not detected", "not applicable"}
+    assert leaving <= {"not detected", "not tested", "not applicable"}  # the mean has no other data beside it
     power = {finding["attack"]: finding["power"] for finding in report["findings"] if finding["power"]}
     assert power["sparse-recovery"]["shares"]["the tokens of one record"] >= 0.9
     assert power["sequences"]["shares"]["one record alone"] >= 0.5

@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fedpeft.config import config_hash
+from fedpeft.config import Config, config_hash
 from fedpeft.epsilons import shown, written
 from fedpeft.plugins import ATTACKS, AUDIT_PARTS
 from fedpeft.run_plan import RunPlan
 from fedpeft.runstore import RunStore, write_atomic
+from fedpeft.runstore.overview import flat_settings
 from fedpeft_attacks.evidence.collect_views import Evidence
 from fedpeft_attacks.evidence.taps import Tap
+from fedpeft_attacks.report.assessment import dpia, run_facts, sp_800_226
 from fedpeft_attacks.report.exchange_facts import envelopes_of, exchange_of
 from fedpeft_attacks.report.html import render
 from fedpeft_attacks.report.limits import LIMITS, not_tested
@@ -71,7 +73,9 @@ def assemble(
     plan = RunPlan.from_config(config, store.values)
     claim = _claim(plan.privacy)
     risks = risks_of(findings, checks, claim)
-    changes = changes_of(config, risks)
+    changes, adversaries = changes_of(config, risks), threats(findings)
+    exchange = exchange_of(store, plan, tuple(evidence.stages))
+    run = run_facts(store, _short(evidence.base.name), claim, exchange)
     return Report(
         run=config.run.name,
         config_hash=config_hash(config),
@@ -86,15 +90,17 @@ def assemble(
         summary=summary(risks, changes),
         risks=risks,
         changes=changes,
-        threats=threats(findings),
+        threats=adversaries,
         claim=claim,
         findings=tuple(findings),
         methods=_methods(results),
         epsilon=tuple(checks),
-        exchange=exchange_of(store, plan, tuple(evidence.stages)),
+        settings=_settings(config),
+        exchange=exchange,
         envelopes=tuple(envelopes_of(store, taps)),
         own_copy=delivery.own_copy,
         examples=tuple(results.examples) if delivery.own_copy else (),
+        assessments=(dpia(run, findings, risks, changes), sp_800_226(run, adversaries, checks)),
         not_tested=not_tested(config, taps, findings, checks),
         limits=LIMITS,
         versions={name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
@@ -125,6 +131,16 @@ def _methods(results: Results) -> dict[str, str]:
     names = dict.fromkeys(finding.attack for finding in results.findings)
     known = {name: ATTACKS[name].text for name in names if name in ATTACKS} | dict(results.methods)
     return {name: known[name] for name in names if name in known}
+
+
+_PATHS = ("base.model", "data.source", "data.test")
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """All settings of a run; a path to somewhere on a machine is shortened to its last part."""
+    settings = flat_settings(config.model_dump(mode="json"))
+    paths = {key: Path(settings[key]).name for key in _PATHS if settings[key]}
+    return settings | paths
 
 
 def _short(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,25 +28,11 @@ TITLES: Mapping[str, str] = {
     "exchange": "Exchange",
     "examples": "Examples",
     "limits": "Not shown",
+    "dpia": "DPIA (GDPR article 35)",
+    "sp-800-226": "NIST SP 800-226",
     "checking": "How to check it",
 }
 """Sections of the page by their anchors, with short titles."""
-
-ASKED: Sequence[tuple[str, tuple[str, ...], str]] = (
-    ("35(7)(a): systematic description of the processing", ("exchange", "threats"), ""),
-    (
-        "35(7)(b): necessity and proportionality",
-        ("exchange",),
-        ": what is sent and how little; whether the purpose needs it is for the controller to say",
-    ),
-    ("35(7)(c): risks to rights and freedoms", ("summary", "ladder", "findings", "limits"), ""),
-    ("35(7)(d): measures against the risks", ("exchange", "epsilon", "checking"), ""),
-    ("SP 800-226: privacy parameter and unit of privacy", ("epsilon",), ""),
-    ("SP 800-226: trust model, who adds the noise", ("epsilon", "threats"), ""),
-    ("SP 800-226: mechanism and its implementation", ("epsilon", "exchange"), ""),
-    ("SP 800-226: side channels, access and collection", ("limits",), ": named, not tested"),
-)
-"""What article 35(7) of the GDPR and NIST SP 800-226 ask for, where it stands, and what is left open."""
 
 
 def render(report: Report) -> str:
@@ -61,7 +47,6 @@ def render(report: Report) -> str:
         style=_style(environment),
         sections=list(TITLES.items()),
         titles=TITLES,
-        asked_where=ASKED,
         steps=steps,
         columns=COLUMNS,
         picture=_safe(ladder_picture(steps)),

@@ -12,7 +12,8 @@ from fedpeft.adapters.trained_parts import REVEALED
 from fedpeft.config import Config
 from fedpeft.config.models import AdapterConfig
 from fedpeft_attacks.report.wording import PLACES
-from fedpeft_attacks.results.findings import Change, Risk, RiskName
+from fedpeft_attacks.results.assessments import RiskName
+from fedpeft_attacks.results.findings import Change, Risk
 from fedpeft_attacks.results.words import LEAKS, NOT_COVERED, NOT_TESTED, UNFINISHED
 from fedpeft_attacks.update_membership.claimed_bound import allowed_area
 

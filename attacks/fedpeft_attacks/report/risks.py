@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fedpeft.epsilons import shown
 from fedpeft_attacks.report.summaries import closeness, epsilon_words, figures, leaving, strength_words
 from fedpeft_attacks.report.wording import PLACES, role_in_words
+from fedpeft_attacks.results.assessments import RiskName
 from fedpeft_attacks.results.findings import (
     Change,
     Claim,
@@ -14,7 +15,6 @@ from fedpeft_attacks.results.findings import (
     Finding,
     Kind,
     Risk,
-    RiskName,
     RiskPart,
 )
 from fedpeft_attacks.results.measures import Measure, written

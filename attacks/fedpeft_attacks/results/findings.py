@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from fedpeft.epsilons import Epsilon
+from fedpeft_attacks.results.assessments import Assessment, RiskName
 from fedpeft_attacks.results.measures import Baselines, Facts, Measure, Strength, WorkDone
 from fedpeft_attacks.results.words import LEAKS, NOT_COVERED, UNFINISHED, Verdict, verdict_words
 from fedpeft_attacks.views import Role
@@ -14,7 +15,6 @@ from fedpeft_attacks.views import Role
 REPORT_VERSION = 5
 
 Kind = Literal["inversion", "memorisation", "membership", "property"]
-RiskName = Literal["membership", "text", "labels", "memory", "epsilon"]
 
 
 class ViewScore(Facts):
@@ -238,10 +238,12 @@ class Report(Facts):
     findings: tuple[Finding, ...]
     methods: dict[str, str] = Field(description="what each attack does, with its source")
     epsilon: tuple[EpsilonCheck, ...] = ()
+    settings: dict[str, Any] = Field(description="of the run, by dotted key; of paths the last part alone")
     exchange: Exchange
     envelopes: tuple[AuditedEnvelope, ...]
     own_copy: bool = Field(default=False, description="whether recovered text may stand in this file")
     examples: tuple[Example, ...] = Field(default=(), description="empty unless own_copy: redacted")
+    assessments: tuple[Assessment, ...] = Field(description="pages for a person to complete")
     not_tested: tuple[str, ...]
     limits: tuple[str, ...]
     versions: dict[str, str]
