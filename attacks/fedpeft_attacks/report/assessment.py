@@ -148,7 +148,7 @@ def _scope(run: Run) -> tuple[Entry, ...]:
         f"Records: {counts} ({sum(run.records.values())} together), up to {data.max_length} tokens of each. "
         f"A round draws {federation.local_steps} times {federation.batch_size} of them in each organisation."
     )
-    up = next(one for one in run.exchange.directions if one.direction == "up")
+    up = next(way for way in run.exchange.directions if way.direction == "up")
     sent = f"{up.bytes:,} bytes in all envelopes; no record is sent." if up.bytes else None
     return (
         *_empty(("Categories of personal data", "Special categories (articles 9 and 10)")),
