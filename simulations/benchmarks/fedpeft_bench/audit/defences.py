@@ -68,6 +68,7 @@ def defences() -> dict[str, Settings]:
         "secure sum of 4, signs": SECURE | SIGNS,
         "secure sum of 8": SECURE | {"federation.nodes": 8},
         "secure sum of 16": SECURE | {"federation.nodes": 16},
+        "secure sum of 16, 3 steps of 24": {**SECURE, "federation.nodes": 16, **_steps(3, 24)},
         "epsilon 30": _private(30.0),
         "epsilon 8": _private(8.0),
         "epsilon 2": _private(2.0),
