@@ -352,6 +352,7 @@ class AuditConfig(Section):
         gt=0,
         description="limit in CPU seconds of an attack in the outbox; one that it stops is not finished",
     )
+    canary_form: Literal["codes", "written"] = Field("codes", description="codes, or texts by the base")
     canaries: int = Field(
         default=0,
         ge=0,

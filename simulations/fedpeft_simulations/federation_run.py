@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.adapters import Attached, attach
+from fedpeft.adapters import Attached, attach, detach
 from fedpeft.adapters.card import write_card
 from fedpeft.adapters.export import export
 from fedpeft.aggregation import FactorState
@@ -46,6 +46,7 @@ from fedpeft_simulations.organisations import Federation, Organisation, load_fed
 from fedpeft_simulations.plant_canaries import draw_canaries, planted
 from fedpeft_simulations.plots import plot_run
 from fedpeft_simulations.run_summary import card_facts, complete, summarise
+from fedpeft_simulations.written_canaries import write_canaries_with
 
 if TYPE_CHECKING:
     from fedpeft.evaluation.metrics import Evaluation
@@ -119,7 +120,7 @@ def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> Ru
     agreed = config.base.model_copy(update={"sha256": base.sha256, "threads": _threads(config)})
     config = config.model_copy(update={"base": agreed})
     store = create_run(out, config, overwrite=overwrite)
-    _fill(store, config, federation)
+    _fill(store, config, federation, base)
     return store
 
 
@@ -166,8 +167,11 @@ def _labels(federation: Federation, config: Config) -> list[str]:
     return in_order_of_head(labels, config.base)
 
 
-def _fill(store: RunStore, config: Config, federation: Federation) -> None:
-    """Write one home per organisation, the test records and, as the sign that all is there, the labels."""
+def _fill(store: RunStore, config: Config, federation: Federation, base: Base | None = None) -> None:
+    """Write one home per organisation, the test records and, as the sign that all is there, the labels.
+
+    The base is loaded for canaries that it writes, where it is not given.
+    """
     labels, names = (
         _labels(federation, config),
         [organisation.name for organisation in federation.organisations],
@@ -178,20 +182,25 @@ def _fill(store: RunStore, config: Config, federation: Federation) -> None:
             store.path / "nodes" / organisation.name,
             Simulated(index < config.audit.nodes, labels, roster),
         )
-        records = _with_canaries(organisation, config, home, labels)
+        records = _with_canaries(organisation, config, home, labels, base)
         create_home(home, organisation.name, records, config, facts)
     write_records(store.test, federation.test)
     write_json(store.labels, labels)
 
 
 def _with_canaries(
-    organisation: Organisation, config: Config, home: Path, labels: Sequence[str]
+    organisation: Organisation, config: Config, home: Path, labels: Sequence[str], base: Base | None
 ) -> Sequence[Record]:
     """What a node trains on: its records, and the canaries that a coin chose."""
     if not config.audit.canaries:
         return organisation.train
     draw = (config.audit.canaries, config.run.seed, organisation.name)
-    canaries = draw_canaries(*draw, organisation.train, bool(labels))
+    if config.audit.canary_form == "written":
+        detach()
+        base = base or load_run_base(config, list(labels))
+        canaries = write_canaries_with(base, *draw, organisation.train, bool(labels))
+    else:
+        canaries = draw_canaries(*draw, organisation.train, bool(labels))
     write_canaries(home, canaries)
     return planted(organisation.train, canaries)
 

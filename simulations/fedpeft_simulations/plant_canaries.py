@@ -38,8 +38,8 @@ def draw_canaries(
         records: its training records, at least one.
         labelled: whether completions are labels.
     """
-    rng, names = stream(seed, 0, node, "canaries"), _names(count, seed, node, records)
-    ending, canaries = _ending(records), list[Canary]()
+    rng, names = stream(seed, 0, node, "canaries"), names_of(count, seed, node, records)
+    ending, canaries = ending_of(records), list[Canary]()
     for name, times in zip(names, islice(cycle(TIMES), count), strict=True):
         model, secret = records[int(rng.integers(len(records)))], spelled(int(rng.integers(SPACE)))
         record = _record(model, name, secret, ending if labelled else None)
@@ -52,7 +52,7 @@ def planted(records: Sequence[Record], canaries: Sequence[Canary]) -> list[Recor
     return [*records, *(canary.record for canary in canaries if canary.trained for _ in range(canary.times))]
 
 
-def _names(count: int, seed: int, node: str, records: Sequence[Record]) -> list[str]:
+def names_of(count: int, seed: int, node: str, records: Sequence[Record]) -> list[str]:
     """Names of invented persons, each of one canary and of no record."""
     fake, taken = source(seed, node, "canaries"), {record.person for record in records}
     names: list[str] = []
@@ -68,13 +68,13 @@ def _record(model: Record, name: str, secret: str, ending: str | None) -> Record
     """A record of this person and secret like the model; with an ending the secret is in the prompt."""
     asked, plain = f"Access code of {name}:", replace(model, person=name, turns=None, place="")
     if ending is not None and model.messages is None:
-        return _asking(plain, f"{asked} {secret}{ending}")
+        return asking(plain, f"{asked} {secret}{ending}")
     chat = None if model.messages is None else (("user", asked), ("assistant", secret))
     answer = f" {secret}" if chat is None else secret
-    return _asking(replace(plain, completion=answer, messages=chat), asked)
+    return asking(replace(plain, completion=answer, messages=chat), asked)
 
 
-def _asking(model: Record, asked: str) -> Record:
+def asking(model: Record, asked: str) -> Record:
     """The record with another prompt; of the columns of a template the last holds it."""
     if model.fields is None:
         return replace(model, prompt=asked)
@@ -82,7 +82,7 @@ def _asking(model: Record, asked: str) -> Record:
     return replace(model, prompt=asked, fields=(*((name, "") for name in others), (last, asked)))
 
 
-def _ending(records: Sequence[Record]) -> str:
+def ending_of(records: Sequence[Record]) -> str:
     """What all prompts end with, from the first mark that is no letter or digit on; at most 32 characters."""
     first, length = records[0].prompt, 0
     while length < min(_ENDING, len(first)) and all(

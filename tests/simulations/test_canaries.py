@@ -1,16 +1,21 @@
 """Planting canaries: seeded, in the shape of a node's records, and nowhere but in its own folder."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from scipy.stats import binom
 
+from fedpeft.bases import load_base
 from fedpeft.config import load_config
+from fedpeft.config.models import BaseConfig
 from fedpeft.data import Record, read_written
+from fedpeft.errors import ConfigError
 from fedpeft_attacks.memory.canaries import canary_file, read_canaries
 from fedpeft_simulations.embedded.organisations import make_organisation, queues
 from fedpeft_simulations.federation_run import run
 from fedpeft_simulations.plant_canaries import TIMES, draw_canaries, planted
+from fedpeft_simulations.written_canaries import write_canaries_with
 
 SMALL = (
     "federation.nodes=2",
@@ -30,6 +35,11 @@ SMALL = (
 @pytest.fixture(scope="module")
 def notes():
     return make_organisation(0, 40, 0).train
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load_base(BaseConfig(model="embedded"))
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +91,47 @@ def test_a_chat_gets_chats():
     chats = [Record("hello", "hi", messages=(("user", "hello"), ("assistant", "hi")))]
     record = draw_canaries(1, 0, "a", chats, False)[0].record
     assert record.messages == (("user", record.prompt), ("assistant", record.completion))
+
+
+def test_canaries_that_the_base_writes_look_like_records(notes, embedded):
+    canaries = write_canaries_with(embedded, 9, 0, "a", notes, True)
+    assert canaries == write_canaries_with(embedded, 9, 0, "a", notes, True)
+    assert canaries[:4] != write_canaries_with(embedded, 4, 1, "a", notes, True)
+    assert [canary.times for canary in canaries[:3]] == [*TIMES]
+    texts, own = {canary.record.prompt for canary in canaries}, {record.prompt for record in notes}
+    assert len(texts) == 9 and not texts & own
+    starts = {tuple(record.prompt.split()[:4]) for record in notes}
+    for canary in canaries:
+        assert tuple(canary.record.prompt.split()[:4]) in starts and canary.record.prompt.endswith("\nQueue:")
+        assert canary.record.completion.strip() in queues() and canary.secret == ""
+        assert len(canary.record.prompt.split()) > 6
+
+
+def test_the_base_writes_answers_where_there_are_no_labels(embedded):
+    texts = [Record(f"Access to the {word} was given on", f" {word} is a word") for word in ("one", "two")]
+    for canary in write_canaries_with(embedded, 3, 0, "a", texts, False):
+        assert canary.record.prompt in {record.prompt for record in texts}
+        assert canary.record.completion.startswith(" ") and len(canary.record.completion) > 8
+    chats = [Record("hello", "hi", messages=(("user", "hello"), ("assistant", "hi")))]
+    record = write_canaries_with(embedded, 1, 0, "a", chats, False)[0].record
+    assert record.messages == (("user", "hello"), ("assistant", record.completion))
+
+
+def test_a_base_that_writes_no_text_writes_no_canaries(embedded, notes):
+    with pytest.raises(ConfigError, match="use 'codes'"):
+        write_canaries_with(replace(embedded, task="sequence-classification"), 1, 0, "a", notes, True)
+
+
+def test_a_run_plants_what_its_base_wrote(tmp_path):
+    settings = (*SMALL, "audit.canaries=4", "audit.canary_form=written")
+    store = run(load_config(overrides=settings), tmp_path / "run", "new", lambda event: None)
+    for home in store.homes:
+        canaries = read_canaries([home])
+        assert len(canaries) == 4 and all(canary.secret == "" for canary in canaries)
+        records = read_written(home / "train.jsonl", store.config.data)
+        for canary in canaries:
+            same = [record for record in records if record.prompt == canary.record.prompt]
+            assert len(same) == (canary.times if canary.trained else 0)
 
 
 def test_what_the_coin_chose_is_written_as_often_as_it_says(notes):

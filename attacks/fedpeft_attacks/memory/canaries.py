@@ -29,7 +29,7 @@ class Canary:
 
     Attributes:
         record: the record that holds it, with a person of its own.
-        secret: six digits, which occur once in the record.
+        secret: six digits, which occur once in the record; empty where the whole record is made up.
         times: how often the record was written into the training data if the coin fell so; each copy counts
             as a record.
         trained: whether the coin fell so.

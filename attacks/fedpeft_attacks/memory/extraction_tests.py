@@ -21,9 +21,11 @@ from fedpeft_attacks.results.pii import spans_of
 def canaries(target: ReleasedModel) -> Iterator[MemoryFinding]:
     """Exposure, over all canaries that were trained on and by number of copies, and extraction.
 
-    Nothing where no canary was trained on or none was left out, or where the model writes no text.
+    Nothing where no canary with a secret was trained on or none was left out, or where the model writes no
+    text.
     """
-    trained, left_out = target.material.trained, target.material.left_out
+    planted = (target.material.trained, target.material.left_out)
+    trained, left_out = ([canary for canary in part if canary.secret] for part in planted)
     if not (target.writes and trained and left_out):
         return
     spans, size = (

@@ -97,7 +97,8 @@ def membership(target: ReleasedModel) -> Iterator[MemoryFinding]:
 def canary_scores(store: RunStore, attached: Attached) -> tuple[Floats, NDArray[np.bool_]]:
     """What a one-run audit of epsilon needs of a run: a score of each canary, and where its coin fell.
 
-    Canaries of one copy only: one of more is several records, for which a claim per record does not speak.
+    Canaries of one copy only: one of more is several records, for which a claim per record does not speak. A
+    claim per person speaks for all: the copies are records of one invented person.
 
     Args:
         store: the run.
@@ -108,7 +109,8 @@ def canary_scores(store: RunStore, attached: Attached) -> tuple[Floats, NDArray[
         ``(canaries,)``.
     """
     material = Material.of(store, records=0, canaries=sys.maxsize)
-    single = [canary for canary in (*material.trained, *material.left_out) if canary.times == 1]
+    every, by_person = (*material.trained, *material.left_out), store.config.privacy.unit == "person"
+    single = [canary for canary in every if by_person or canary.times == 1]
     target = ReleasedModel(material, attached, Effort())
     examples = target.examples([canary.record for canary in single])
     adapter, base = target.both(lambda model: losses(model, examples))

@@ -117,6 +117,7 @@ def variants() -> list[Variant]:
     equal = {**{key: scenario[key] for key in EQUAL}, "federation.lr": OPEN_LR}
     return [
         Variant("no privacy", options(equal), shadows=4),
+        Variant("no privacy, written canaries", options({**equal, "audit.canary_form": "written"})),
         Variant("no noise", private({}, None)),
         *(
             Variant(f"epsilon {epsilon:g}", private(settings, epsilon))
