@@ -72,9 +72,9 @@ def _noise(config: Config, risks: tuple[RiskName, ...]) -> Change:
     delta = config.privacy.delta
     low, middle, high = (f"{allowed_area(epsilon, delta):.2f}" for epsilon in (1.0, 3.0, 8.0))
     effect = (
-        "the only setting with a bound on every attack: epsilon 1 allows whoever asks if a record is in the "
-        f"data an area of at most {low} (0.50 is guessing), epsilon 3 {middle}, epsilon 8 {high}; it costs "
-        "accuracy"
+        "the only setting with a bound on every attack: where 0.50 is guessing and 1.00 certainty, whoever "
+        f"asks if a record is in the data reaches at most {low} at epsilon 1, {middle} at 3, {high} at 8; it "
+        "costs accuracy"
     )
     setting = 'privacy.unit = "record" ("person" where people have several records), small privacy.epsilon'
     if config.privacy.unit != "none":

@@ -41,7 +41,7 @@ _PLACES: Mapping[RiskName, tuple[str, ...]] = {
 }
 """Where a risk has to be tested before anybody may call it not detected."""
 _LEAKING: Mapping[RiskName, str] = {
-    "membership": "Yes: whoever holds a record and {} can tell that it was used, oftener than by guessing",
+    "membership": "Yes: whoever holds a record and {} can tell that it was used, better than by guessing",
     "text": "Yes: more of what the records say can be read from {} than guessing gives",
     "labels": "Yes: {} shows more of the labels behind it than guessing gives",
     "memory": "Yes: {} gives away more of the records that it was trained on than guessing does",

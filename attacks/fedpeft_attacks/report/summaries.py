@@ -124,7 +124,7 @@ def _threat(role: Role, findings: Sequence[Finding]) -> Threat:
     if not findings:
         reason = "not simulated in this audit"
     elif leak is not None:
-        reason = f"At {leak.stage}: {leak.reason}. {figures(leak)}"
+        reason = f"At {leak.stage}: {figures(leak)}"
     elif open_ := [finding for finding in judged if finding.verdict == UNFINISHED]:
         reason = f"Not finished: {_ended(open_)}"
     elif uncovered := [finding for finding in findings if finding.verdict in (NOT_COVERED, NOT_TESTED)]:
