@@ -53,10 +53,18 @@ def _limits(config: Config, leaking: Sequence[Risk]) -> Iterator[Change]:
         yield _noise(config, alone)
     if PLACES["envelope"] in places and single and not config.exchange.secure.enabled:
         effect = (
-            "hides each organisation's envelope in a sum (measured in a small run: back to guessing); the "
-            "mean of all shows what it showed before"
+            "hides each organisation's envelope in a sum (on the embedded data: back to guessing); the mean "
+            "of all shows what it showed before, less the more organisations there are (area 0.73 with 4, 0.59 "
+            "with 16)"
         )
         yield Change(setting="exchange.secure.enabled = true", effect=effect, risks=single)
+    if "membership" in names and places & {PLACES["envelope"], PLACES["aggregate"]}:
+        effect = (
+            "the same records in fewer and larger steps show less of each: 3 steps of 24 in place of 6 of 12 "
+            "took the area on the embedded data from 0.71 to 0.63, and the accuracy from 0.990 to 0.984"
+        )
+        setting = "federation.batch_size, larger, and federation.local_steps, fewer"
+        yield Change(setting=setting, effect=effect, risks=("membership",))
     if "text" in names:
         yield from _form(config)
     if PLACES["released"] in places:

@@ -72,7 +72,7 @@ def defences() -> dict[str, Settings]:
         "epsilon 30": _private(30.0),
         "epsilon 8": _private(8.0),
         "epsilon 2": _private(2.0),
-        "epsilon 8, secure sum of 4": _private(8.0) | SECURE,
+        "epsilon 8, secure sum of 4": {**_private(8.0), **SECURE, "exchange.up.codec": "sign"},
     }
 
 
