@@ -54,8 +54,8 @@ def _limits(config: Config, leaking: Sequence[Risk]) -> Iterator[Change]:
     if PLACES["envelope"] in places and single and not config.exchange.secure.enabled:
         effect = (
             "hides each organisation's envelope in a sum (on the embedded data: back to guessing); the mean "
-            "of all shows what it showed before, less the more organisations there are (area 0.73 with 4, 0.59 "
-            "with 16)"
+            "of all shows what it showed before, less the more organisations there are (area 0.73 with 4, "
+            "0.59 with 16)"
         )
         yield Change(setting="exchange.secure.enabled = true", effect=effect, risks=single)
     if "membership" in names and places & {PLACES["envelope"], PLACES["aggregate"]}:
