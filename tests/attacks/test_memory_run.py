@@ -1,6 +1,8 @@
 """All attacks on the released adapter of a run directory, and what is left out where there is no material."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from fedpeft.errors import AuditError
 from fedpeft.runstore import RunStore, write_atomic, write_json
 from fedpeft.training import LocalPlan, train_local
 from fedpeft_attacks.memory import Effort, canary_scores, memory_findings, released
-from fedpeft_attacks.memory.canaries import Canary, write_canaries
+from fedpeft_attacks.memory.canaries import Canary, read_canaries, write_canaries
 from fedpeft_attacks.memory.member_records import Material
 
 WORDS = ["the", "patient", "asked", "for", "a", "letter", "and", "nurse", "wrote", "it", "today"]
@@ -104,6 +106,29 @@ def test_only_canaries_of_one_copy_speak_of_a_claim_per_record(leaking):
     write_canaries(leaking.path / "nodes" / "clinic", [*canaries(2, True), *canaries(2, False)])
     assert coins.tolist() == [True, True, False, False]
     assert scores[coins].min() > scores[~coins].max()
+
+
+def test_all_copies_are_one_unit_of_a_claim_per_person(leaking, tmp_path):
+    shutil.copytree(leaking.path, tmp_path / "run")
+    privacy = {"unit": "person", "noise_multiplier": 1.0, "public_records": 8, "records_per_person": 2}
+    facts = leaking.config.model_dump(mode="json") | {"privacy": privacy}
+    facts["data"] |= {"person": "person"}
+    facts["federation"] |= {"optimiser": "sgd"}
+    facts["exchange"]["up"] |= {"codec": "sign", "error_feedback": False}
+    write_atomic(tmp_path / "run" / "config.toml", dump_config(build_config(facts)).encode())
+    for file in ("nodes/clinic/train.jsonl", "data/test.jsonl"):
+        write_records(tmp_path / "run" / file, [replace(note, person="ms x") for note in notes(4, 7)])
+    scores, coins = canary_scores(RunStore.open(tmp_path / "run"), released(leaking))
+    assert coins.tolist() == [True, True, False, False] and len(scores) == 4
+
+
+def test_canaries_without_a_secret_are_told_and_not_written_out(leaking, tmp_path):
+    shutil.copytree(leaking.path, tmp_path / "run")
+    home = tmp_path / "run" / "nodes" / "clinic"
+    write_canaries(home, [replace(canary, secret="") for canary in read_canaries([home])])
+    names = {one.name for one in memory_findings(RunStore.open(tmp_path / "run"), released(leaking), SMALL)}
+    assert "reference, canaries" in names and "loss, canaries" in names
+    assert not {name for name in names if name.startswith("canaries")}
 
 
 def test_every_finding_stands_beside_its_baselines(leaking):
