@@ -67,6 +67,15 @@ def test_an_update_of_other_data_shows_none(make_labelled, replaced):
         assert findings[stage].measure(SHARES).value <= 0.7
 
 
+def test_a_run_without_its_starts_is_not_covered(make_labelled):
+    run = make_labelled()
+    for file in run.glob("nodes/*/taps/r*/start.npz"):
+        file.unlink()
+    report, findings = attacked(run)
+    assert findings["envelope"].verdict == report.verdict == "not covered"
+    assert "the adapter before each round" in findings["envelope"].reason
+
+
 def test_free_text_has_no_labels(make_members):
     _, findings = attacked(make_members())
     assert {stage: finding.verdict for stage, finding in findings.items()} == {"envelope": "not applicable"}

@@ -28,8 +28,8 @@ from fedpeft_attacks.memory.statistics import Floats, share
 from fedpeft_attacks.results.findings import Finding
 from fedpeft_attacks.results.measures import Baselines, Measure, Strength, WorkDone
 from fedpeft_attacks.results.verdicts import NOT_COVERED, Subject, finding_of, is_leak
-from fedpeft_attacks.update_membership.candidates import Material, material_of
-from fedpeft_attacks.update_membership.round_scores import gradient_of
+from fedpeft_attacks.update_membership.candidates import FEWEST, Material, material_of
+from fedpeft_attacks.update_membership.round_scores import FLOATS, gradient_of
 from fedpeft_attacks.update_membership.run_scores import ENVELOPE
 from fedpeft_attacks.views import NotApplicable, NotCovered, role_of
 
@@ -75,11 +75,11 @@ def label_findings(
     if isinstance(material, NotCovered):
         return [_without_figures(adapter, material)]
     rng = stream(config.run.seed, 0, "", "audit-labelled-sample")
-    labelled = _labelled(material, rng)
+    labelled = _labelled(material, attached.layout.size, rng)
     classes = Classes.of(labelled, attached.base.task)
     if isinstance(classes, NotApplicable):
         return [_without_figures(adapter, classes)]
-    adversary = Adversary(attached, classes, labelled)
+    adversary = Adversary(attached, classes, labelled, config.run.seed)
     scores = score_labels(evidence, adversary, material, taps)
     power = _power(scores, adversary, material, config.federation.batch_size)
     work = WorkDone(
@@ -103,15 +103,15 @@ def label_findings(
     return findings
 
 
-def _labelled(material: Material, rng: np.random.Generator) -> list[Example]:
-    """Records that nobody trained on, of the nodes' kinds and of others."""
+def _labelled(material: Material, size: int, rng: np.random.Generator) -> list[Example]:
+    """Records that nobody trained on, of the nodes' kinds and of others; fewer where gradients are large."""
     never = [
         example
         for group in material.groups.values()
         for example, is_unused in zip(group.examples, group.never, strict=True)
         if is_unused
     ]
-    return some([*never, *material.auxiliary], AUXILIARY, rng)
+    return some([*never, *material.auxiliary], min(AUXILIARY, max(FEWEST, FLOATS // size)), rng)
 
 
 def _measures(stage: str, scores: LabelScores, adversary: Adversary) -> list[Measure]:
@@ -183,9 +183,10 @@ def _power(scores: LabelScores, adversary: Adversary, material: Material, size: 
     assert scores.last is not None
     overlaps, classes = list[float](), adversary.classes
     with steady(adversary.attached.model):
-        for examples in material.usable.values():
-            known = classes.indices(examples) >= 0
-            batch = [example for example, is_known in zip(examples, known, strict=True) if is_known][:size]
+        for name, examples in material.usable.items():
+            rng = stream(adversary.seed, 0, name, "audit-undefended-batch")
+            known = rng.permutation(np.flatnonzero(classes.indices(examples) >= 0))
+            batch = [examples[place] for place in known[:size]]
             if batch:
                 gradient = gradient_of(adversary.attached, batch)
                 estimate = scores.last.shares(gradient, of_gradients=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.progress_reports import each
+from fedpeft.rng import stream
 from fedpeft.training.modes import steady
 from fedpeft_attacks.evidence.collect_views import ALL_NODES, Evidence
 from fedpeft_attacks.evidence.taps import AGGREGATE, GRADIENT, UPDATE, Tap
@@ -70,11 +71,13 @@ class Adversary:
         attached: the adapter on its base.
         classes: the classes of its records.
         labelled: records of which it knows the label, and that no node used.
+        seed: of the choice of known texts.
     """
 
     attached: Attached = field(repr=False)
     classes: Classes
     labelled: Sequence[Example] = field(repr=False)
+    seed: int
 
 
 @dataclass
@@ -191,12 +194,12 @@ def _score_texts(
     """Guess the labels of known texts of a node from everything observed in the round."""
     (tap, group), (seen, alignment) = source, observed
     attached, classes = adversary.attached, adversary.classes
-    places = _texts(group, tap)
+    places = _texts(group, tap, stream(adversary.seed, tap.round, tap.node, "audit-known-texts"))
     texts = [group.examples[place] for place in places]
     truth, drawn_at_all = classes.indices(texts), group.among(tap.drawn(UPDATE))[places]
     before = classes.logits(attached, texts)
     aligned = np.stack([_aligned(adversary, text, alignment) for text in each(texts, "known text")])
-    for stage in dict.fromkeys(stage for stage, _ in seen.columns):
+    for stage in dict.fromkeys(stage for stage, node in seen.columns if node in (tap.node, ALL_NODES)):
         drawn = group.among(tap.drawn(stage))[places]
         column, other = seen.of_node(stage, tap.node), seen.elsewhere(stage, tap.node)
         for guess, combined in GUESSES.items():
@@ -234,8 +237,9 @@ def _standard(values: Floats) -> Floats:
     return centred / max(float(centred.std()), 1e-12)
 
 
-def _texts(group: Candidates, tap: Tap) -> NDArray[np.int64]:
+def _texts(group: Candidates, tap: Tap, rng: np.random.Generator) -> NDArray[np.int64]:
     """Candidates whose labels are guessed: drawn ones, half of the first step, and evenly chosen others."""
     drawn, first = group.among(tap.drawn(UPDATE)), group.among(tap.drawn(GRADIENT))
-    chosen = np.concatenate([np.flatnonzero(first)[: TEXTS // 2], np.flatnonzero(drawn & ~first)])[:TEXTS]
-    return np.concatenate([chosen, np.flatnonzero(group.evenly() & ~drawn)[:TEXTS]])
+    masks = first, drawn & ~first, group.evenly() & ~drawn
+    of_first, later, others = (rng.permutation(np.flatnonzero(mask)) for mask in masks)
+    return np.concatenate([[*of_first[: TEXTS // 2], *later][:TEXTS], others[:TEXTS]]).astype(np.int64)

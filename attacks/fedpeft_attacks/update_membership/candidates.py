@@ -89,14 +89,19 @@ def material_of(store: RunStore, attached: Attached, taps: Sequence[Tap]) -> Mat
     """Read the records of a run and choose candidates, by the run's seed.
 
     Returns:
-        Them, or why membership cannot be judged: draws were not written down, or the records of a node are
-        not those that it drew.
+        Them, or why nothing can be judged: draws or values were not written down, factors start anew each
+        round, or the records of a node are not those that it drew.
 
     Raises:
         DataError: records that cannot be read.
     """
+    if attached.aggregator is not None:
+        name = attached.method.name
+        return NotCovered(f"each round of {name} starts from another adapter, which is not rebuilt")
     if any(tap.draws is None for tap in taps):
         return NotCovered("the run did not write down which records each step drew; run it again")
+    if any(tap.start is None for tap in taps):
+        return NotCovered("the run did not write down the adapter before each round; run it again")
     names = sorted({tap.node for tap in taps})
     written = {home.name: _read(home, store) for home in store.homes if (home / "train.jsonl").is_file()}
     if missing := [name for name in names if name not in written]:

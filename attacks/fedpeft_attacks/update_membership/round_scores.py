@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ALIGNMENT, COSINE, PROJRES = "gradient alignment", "plain gradient cosine", "projection residual (ProjRes)"
 """Scores of a candidate; the first is judged, the others stand beside it."""
 
-_FLOATS = 2**28
+FLOATS = 2**28
 """At most so many numbers of auxiliary gradients are kept at a time: 1 GiB."""
 
 Column = tuple[str, str]
@@ -111,7 +111,7 @@ def gradient_of(attached: Attached, examples: Sequence[Example]) -> FloatVector:
 def _auxiliary_gradients(seen: Observation) -> Matrix:
     """Shape ``(n, D)``; no rows where there are too few records to learn from."""
     size = seen.attached.layout.size
-    examples = seen.auxiliary[: max(FEWEST, _FLOATS // size)] if len(seen.auxiliary) >= FEWEST else []
+    examples = seen.auxiliary[: max(FEWEST, FLOATS // size)] if len(seen.auxiliary) >= FEWEST else []
     gradients = np.empty((len(examples), size), np.float32)
     with steady(seen.attached.model):
         for place, example in enumerate(each(examples, "auxiliary gradient")):

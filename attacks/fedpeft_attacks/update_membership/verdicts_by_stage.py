@@ -67,10 +67,6 @@ def membership_findings(
     say("audit: the records behind updates")
     attached = attach(evidence.base, config.adapter, config.run.seed, taps[0].node)
     adapter, material = attached.method.name, material_of(store, attached, taps)
-    if attached.aggregator is not None:
-        material = NotCovered(f"each round of {adapter} starts from another adapter, which is not rebuilt")
-    elif any(tap.start is None for tap in taps):
-        material = NotCovered("the run did not write down the adapter before each round; run it again")
     if isinstance(material, NotCovered):
         return [_uncovered(ENVELOPE, adapter, material.reason)]
     run = score_run(evidence, attached, material, taps)
