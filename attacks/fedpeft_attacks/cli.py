@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 
 def audit(
-    run_dir: Path | None = typer.Argument(None, help="Run directory."),
+    run_dir: Path | None = typer.Argument(None, help="Run directory, or a node's home of a deployed run."),
     attacks: str | None = typer.Option(
         None, "--attacks", help="Names, separated by commas; default: as configured."
     ),
@@ -90,10 +90,14 @@ def audit(
 
     from fedpeft_attacks import audit_suite
     from fedpeft_attacks.report.assemble import Delivery
+    from fedpeft_attacks.report.node_home import HOME, audit_home
 
     delivery = Delivery(own_copy, sign_with)
     with progress(quiet=as_json, to_stderr=True) as say:
-        report = audit_suite.audit(run_dir, names, out, say, delivery)
+        if (run_dir / HOME).is_file():
+            report = audit_home(run_dir, out, delivery)
+        else:
+            report = audit_suite.audit(run_dir, names, out, say, delivery)
     folder = out or run_dir / "audit"
     emit(report.model_dump(mode="json"), as_json, lambda: _show(report, folder))
     if fail_on_leak and report.leaks:

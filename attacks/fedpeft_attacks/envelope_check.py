@@ -35,6 +35,11 @@ class QuickFinding:
         recall: share of them among as many guesses; None where nothing was read.
         baseline: the best of chance, language prior and the node's other records.
         rare_recall: the same of tokens that the base seldom writes.
+        chance: share that guesses at random hit; None where nothing was read.
+        prior: share that the base's commonest tokens hit.
+        control: share that the same guess hits of the node's other records.
+        rare_tokens: distinct ones of those that the base seldom writes.
+        rare_control: the control of these.
         steps: of its search, the same on every machine.
         seconds: of CPU that it took here; nothing depends on them.
     """
@@ -46,6 +51,11 @@ class QuickFinding:
     recall: float | None = None
     baseline: float | None = None
     rare_recall: float | None = None
+    chance: float | None = None
+    prior: float | None = None
+    control: float | None = None
+    rare_tokens: int = 0
+    rare_control: float | None = None
     steps: int = 0
     seconds: float = 0.0
 
@@ -96,6 +106,19 @@ def _finding(name: str, judged: Score, threshold: float, effort: tuple[Work, flo
     verdict, reason = verdict_of([judged], threshold)
     if work.is_stopped and verdict != LEAKS:
         verdict, reason = UNFINISHED, f"the safety stop ended it after {work.steps} steps"
-    best = max(every.chance, every.prior, every.control) / max(every.tokens, 1)
-    shares = recall([every]), best, recall([judged.rare])
-    return QuickFinding(name, verdict, reason, every.tokens, *shares, work.steps, seconds)
+    count, rare = max(every.tokens, 1), judged.rare
+    baselines = {name: getattr(every, name) / count for name in ("chance", "prior", "control")}
+    return QuickFinding(
+        attack=name,
+        verdict=verdict,
+        reason=reason,
+        tokens=every.tokens,
+        recall=recall([every]),
+        baseline=max(baselines.values()),
+        rare_recall=recall([rare]),
+        **baselines,
+        rare_tokens=rare.tokens,
+        rare_control=rare.control / max(rare.tokens, 1),
+        steps=work.steps,
+        seconds=seconds,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedpeft.config import load_config
-from fedpeft.errors import ConfigError, FederationError
+from fedpeft.errors import AuditError, ConfigError, FederationError
 from fedpeft_clients.rounds.handlers import train
 from fedpeft_clients.rounds.node_context import NodeContext
 
@@ -134,3 +135,51 @@ def test_a_refusal_would_tell_what_a_privacy_plan_hides():
     with pytest.raises(ConfigError, match=r"set audit\.outbox = 'report'"):
         load_config(overrides=(*private, "audit.outbox=refuse"))
     assert load_config(overrides=(*private, "audit.outbox=report")).audit.outbox == "report"
+
+
+def reported(home, **delivery):
+    from fedpeft_attacks.report.assemble import Delivery
+    from fedpeft_attacks.report.node_home import audit_home
+
+    return audit_home(home.path, delivery=Delivery(**delivery))
+
+
+def test_a_deployed_run_has_a_report_from_the_nodes_own_audits(organisation):
+    home, coordinator = organisation(audit={"outbox": "report"})
+    with pytest.raises(AuditError, match="holds no audit of an envelope"):
+        reported(home)
+    train(NodeContext(home), coordinator.first_task(), b"")
+    report = reported(home, own_copy=True)
+    written_there = {finding["attack"]: finding for finding in written(home, 1)}
+    assert [finding.attack for finding in report.findings] == list(written_there)
+    for finding in report.findings:
+        facts = written_there[finding.attack]
+        assert finding.verdict == facts["verdict"] and finding.reason == f"round 1: {facts['reason']}"
+        if facts["recall"] is not None:
+            assert finding.value == pytest.approx(facts["recall"])
+            assert finding.baselines.best == pytest.approx(facts["baseline"], abs=0.02)
+    assert (report.nodes, report.rounds) == (("clinic",), (1,))
+    answers = {risk.name: risk for risk in report.risks}
+    assert answers["membership"].verdict == answers["memory"].verdict == "not tested"
+    assert answers["text"].parts[1].verdict == "not tested"  # nobody has the mean here
+    assert report.envelopes[0].sha256 == hashlib.sha256((home.outbox / "r01.fpd").read_bytes()).hexdigest()
+    assert {file.name for file in (home.path / "audit").iterdir()} >= {"report.html", "model-card.md"}
+
+
+def test_the_copy_for_the_coordinator_holds_nothing_that_depends_on_a_record(organisation):
+    home, coordinator = organisation(audit={"outbox": "report"})
+    train(NodeContext(home), coordinator.first_task(), b"")
+
+    def counts(report):
+        asked = [entry for part in report.assessments[0].chapters for entry in part.entries]
+        return next(entry.answer for entry in asked if entry.asked == "Volumes")
+
+    assert counts(reported(home)) is None and "clinic 12" in counts(reported(home, own_copy=True))
+    assert reported(home).findings
+    facts = json.loads((home.path / "node.json").read_text())
+    facts["config"]["privacy"] |= {"unit": "record", "noise_multiplier": 1.0, "public_records": 1000}
+    (home.path / "node.json").write_text(json.dumps(facts))
+    for_others, own = reported(home), reported(home, own_copy=True)
+    assert not for_others.findings and "left out of this copy" in for_others.not_tested[0]
+    assert {risk.verdict for risk in for_others.risks} == {"not tested"}
+    assert own.findings and own.claim.unit == "record"

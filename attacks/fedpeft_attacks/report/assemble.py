@@ -17,7 +17,7 @@ from fedpeft.runstore import RunStore, write_atomic
 from fedpeft.runstore.overview import flat_settings
 from fedpeft_attacks.evidence.collect_views import Evidence
 from fedpeft_attacks.evidence.taps import Tap
-from fedpeft_attacks.report.assessment import dpia, run_facts, sp_800_226
+from fedpeft_attacks.report.assessment import Run, dpia, run_facts, sp_800_226
 from fedpeft_attacks.report.exchange_facts import envelopes_of, exchange_of
 from fedpeft_attacks.report.html import render
 from fedpeft_attacks.report.limits import LIMITS, not_tested
@@ -26,7 +26,14 @@ from fedpeft_attacks.report.remedies import changes_of
 from fedpeft_attacks.report.risks import risks_of, summary
 from fedpeft_attacks.report.signing import SIGNATURE_FILE, sign_report, signature_of, signer_in
 from fedpeft_attacks.report.summaries import overall, threats
-from fedpeft_attacks.results.findings import Claim, EpsilonCheck, Example, Finding, Report
+from fedpeft_attacks.results.findings import (
+    AuditedEnvelope,
+    Claim,
+    EpsilonCheck,
+    Example,
+    Finding,
+    Report,
+)
 from fedpeft_attacks.results.verdicts import thresholds
 
 if TYPE_CHECKING:
@@ -65,46 +72,87 @@ class Results:
     methods: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+@dataclass(frozen=True)
+class Audited:
+    """What was audited, whoever holds it: a whole run, or one organisation's part of it.
+
+    Attributes:
+        run: what is known of it.
+        base_sha256: content hash of the base.
+        nodes: whose updates were attacked.
+        rounds: of which rounds.
+        threshold: excess of a share over its best baseline that counted as a leak.
+        envelopes: files of bytes that were looked at.
+        not_tested: what was not tried, in plain sentences.
+        command: what repeats the audit.
+    """
+
+    run: Run
+    base_sha256: str
+    nodes: tuple[str, ...]
+    rounds: tuple[int, ...]
+    threshold: float
+    envelopes: Sequence[AuditedEnvelope]
+    not_tested: tuple[str, ...]
+    command: str
+
+
 def assemble(
     store: RunStore, evidence: Evidence, taps: Sequence[Tap], results: Results, delivery: Delivery
 ) -> Report:
     """Put the results of a run together with all that is needed to check them."""
     config, findings, checks = store.config, results.findings, results.epsilon
     plan = RunPlan.from_config(config, store.values)
-    claim = _claim(plan.privacy)
-    risks = risks_of(findings, checks, claim)
-    changes, adversaries = changes_of(config, risks), threats(findings)
     exchange = exchange_of(store, plan, tuple(evidence.stages))
-    run = run_facts(store, _short(evidence.base.name), claim, exchange)
+    nodes, rounds = tuple(sorted({tap.node for tap in taps})), tuple(sorted({tap.round for tap in taps}))
+    audited = Audited(
+        run=run_facts(store, short_name(evidence.base.name), claim_of(plan.privacy), exchange),
+        base_sha256=evidence.base.sha256,
+        nodes=nodes,
+        rounds=rounds,
+        threshold=config.audit.threshold,
+        envelopes=envelopes_of(store, taps),
+        not_tested=not_tested(config, (nodes, rounds), findings, checks),
+        command=_command(findings, checks, delivery),
+    )
+    return report_of(audited, results, delivery)
+
+
+def report_of(audited: Audited, results: Results, delivery: Delivery) -> Report:
+    """The report on what was audited."""
+    run, findings, checks = audited.run, results.findings, results.epsilon
+    config = run.config
+    risks = risks_of(findings, checks, run.claim)
+    changes, adversaries = changes_of(config, risks), threats(findings)
     return Report(
         run=config.run.name,
         config_hash=config_hash(config),
-        base=_short(evidence.base.name),
-        base_sha256=evidence.base.sha256,
+        base=run.base,
+        base_sha256=audited.base_sha256,
         adapter=findings[0].adapter if findings else config.adapter.method,
-        nodes=tuple(sorted({tap.node for tap in taps})),
-        rounds=tuple(sorted({tap.round for tap in taps})),
-        threshold=config.audit.threshold,
-        thresholds=thresholds(config.audit.threshold),
+        nodes=audited.nodes,
+        rounds=audited.rounds,
+        threshold=audited.threshold,
+        thresholds=thresholds(audited.threshold),
         verdict=overall(findings, checks),
         summary=summary(risks, changes),
         risks=risks,
         changes=changes,
         threats=adversaries,
-        claim=claim,
+        claim=run.claim,
         findings=tuple(findings),
         methods=_methods(results),
         epsilon=tuple(checks),
         settings=_settings(config),
-        exchange=exchange,
-        envelopes=tuple(envelopes_of(store, taps)),
+        exchange=run.exchange,
+        envelopes=tuple(audited.envelopes),
         own_copy=delivery.own_copy,
         examples=tuple(results.examples) if delivery.own_copy else (),
         assessments=(dpia(run, findings, risks, changes), sp_800_226(run, adversaries, checks)),
-        not_tested=not_tested(config, taps, findings, checks),
+        not_tested=audited.not_tested,
         limits=LIMITS,
         versions={name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
-        command=_command(findings, checks, delivery),
+        command=audited.command,
         signature=None if delivery.sign_with is None else signature_of(delivery.sign_with),
     )
 
@@ -143,7 +191,7 @@ def _settings(config: Config) -> dict[str, Any]:
     return settings | paths
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A base's name without the folders of the machine that it lies on."""
     return Path(name).name if Path(name).exists() else name
 
@@ -157,7 +205,8 @@ def _command(findings: Sequence[Finding], checks: Sequence[EpsilonCheck], delive
     return f"fedpeft audit RUN --attacks {attacks}{own_copy}{sign}"
 
 
-def _claim(plan: PrivacyPlan | None) -> Claim:
+def claim_of(plan: PrivacyPlan | None) -> Claim:
+    """What a run claims, in words and as its constants."""
     if plan is None or plan.reproducible:
         text = "This run claims no differential privacy."
         return Claim(unit="none", epsilon=None, delta=None, text=text, plan=None)

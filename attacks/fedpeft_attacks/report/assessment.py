@@ -46,6 +46,7 @@ class Run:
         scores: ``loss`` and ``accuracy`` of ``base`` and ``federated`` on held-out records; empty: not known.
         claim: the privacy that is claimed.
         exchange: what was sent.
+        stands: what the figures are of.
     """
 
     config: Config
@@ -54,6 +55,13 @@ class Run:
     scores: Mapping[str, Mapping[str, Any]]
     claim: Claim
     exchange: Exchange
+    stands: str
+
+
+_SIMULATED = (
+    "The figures are of a simulated run: all organisations' records lay on one machine. They stand for a "
+    "deployment with the same config, and not for its machines and people."
+)
 
 
 def run_facts(store: RunStore, base: str, claim: Claim, exchange: Exchange) -> Run:
@@ -61,7 +69,7 @@ def run_facts(store: RunStore, base: str, claim: Claim, exchange: Exchange) -> R
     files = {home.name: home / "train.jsonl" for home in store.homes}
     records = {name: _lines(file.read_bytes()) for name, file in files.items() if file.is_file()}
     scores = {event["arm"]: event for event in store.events("evaluation")}
-    return Run(store.config, base, records, scores, claim, exchange)
+    return Run(store.config, base, records, scores, claim, exchange, _SIMULATED)
 
 
 def dpia(
@@ -127,14 +135,10 @@ def _nature(run: Run) -> tuple[Entry, ...]:
         f"The coordinator: {coordinator}. Every organisation: the mean of all. Whoever is given it: the "
         "finished adapter."
     )
-    stands = (
-        "The figures are of a simulated run: all organisations' records lay on one machine. They stand for a "
-        "deployment with the same config, and not for its machines and people."
-    )
     return (
         Entry(asked="What is done with the data", answer=done, see="exchange"),
         Entry(asked="Who receives what", answer=recipients, see="threats"),
-        Entry(asked="What this audit looked at", answer=stands, see="limits"),
+        Entry(asked="What this audit looked at", answer=run.stands, see="limits"),
         *_empty(
             ("Controller, joint controllers, processors", "How long records, updates and adapter are kept")
         ),

@@ -24,8 +24,8 @@ def exchange_of(store: RunStore, plan: RunPlan, stages: Sequence[str]) -> Exchan
     rounds = list(store.events("round"))
     answered = [event for event in rounds if event["bytes_down"]]
     directions = (
-        _direction("up", plan.up, _sum(rounds, "values_up"), _sum(rounds, "bytes_up")),
-        _direction("down", plan.down, _sum(answered, "values_up"), _sum(rounds, "bytes_down")),
+        direction_of("up", plan.up, _sum(rounds, "values_up"), _sum(rounds, "bytes_up")),
+        direction_of("down", plan.down, _sum(answered, "values_up"), _sum(rounds, "bytes_down")),
     )
     return Exchange(stages=tuple(stages), directions=directions)
 
@@ -43,7 +43,8 @@ def envelopes_of(store: RunStore, taps: Sequence[Tap]) -> list[AuditedEnvelope]:
     return envelopes
 
 
-def _direction(name: Any, plan: ExchangePlan, values: int, length: int) -> Direction:
+def direction_of(name: Any, plan: ExchangePlan, values: int, length: int) -> Direction:
+    """One direction: its plan, the values that the counted envelopes carry, and their bytes."""
     return Direction(
         direction=name,
         steps=tuple(plan.describe()),

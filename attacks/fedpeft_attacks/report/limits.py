@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from fedpeft.adapters.trained_parts import REVEALED
 from fedpeft.config import Config
-from fedpeft_attacks.evidence.taps import Tap
 from fedpeft_attacks.results.findings import EpsilonCheck, Finding
 from fedpeft_attacks.results.measures import SECRETS, SEQUENCES
 
@@ -41,8 +40,12 @@ _ALWAYS = (
 )
 
 
+Places = tuple[tuple[str, ...], tuple[int, ...]]
+"""Nodes and rounds that were audited."""
+
+
 def not_tested(
-    config: Config, taps: Sequence[Tap], findings: Sequence[Finding], checks: Sequence[EpsilonCheck]
+    config: Config, places: Places, findings: Sequence[Finding], checks: Sequence[EpsilonCheck]
 ) -> tuple[str, ...]:
     """What this audit did not try, in plain sentences."""
     tried: set[str] = {"epsilon"} if checks else set()
@@ -57,11 +60,10 @@ def not_tested(
         for setting, sentence in REVEALED.items()
         if getattr(config.adapter, setting)
     ]
-    return (*missing, _coverage(config, taps), *_ALWAYS)
+    return (*missing, _coverage(config, *places), *_ALWAYS)
 
 
-def _coverage(config: Config, taps: Sequence[Tap]) -> str:
-    nodes, rounds = sorted({tap.node for tap in taps}), sorted({tap.round for tap in taps})
+def _coverage(config: Config, nodes: Sequence[str], rounds: Sequence[int]) -> str:
     return (
         f"Coverage: audited were {len(nodes)} of {config.federation.nodes} nodes ({', '.join(nodes)}) and "
         f"{len(rounds)} of {config.federation.rounds} rounds ({', '.join(map(str, rounds))}). "

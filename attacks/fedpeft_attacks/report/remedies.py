@@ -19,6 +19,7 @@ from fedpeft_attacks.update_membership.claimed_bound import allowed_area
 
 _DEFAULT = AdapterConfig()
 _FORM = f'adapter.method = "{_DEFAULT.method}", adapter.aggregation = "{_DEFAULT.aggregation}"'
+_NOT_RUN = "these attacks were not run; for a deployed run, simulate its config and audit that"
 _ATTACKS: Mapping[RiskName, str] = {
     "membership": "update-membership,released",
     "text": "span,sparse-recovery,sequences",
@@ -124,7 +125,7 @@ def _answers(config: Config, risks: Sequence[Risk]) -> Iterator[Change]:
             yield Change(setting=_FORM, effect=effect, risks=(risk.name,))
         elif risk.verdict == NOT_TESTED and _skipped(risk):
             setting = f"fedpeft audit RUN --attacks {_ATTACKS[risk.name]}"
-            yield Change(setting=setting, effect="these attacks were not run", risks=(risk.name,))
+            yield Change(setting=setting, effect=_NOT_RUN, risks=(risk.name,))
     if not config.audit.canaries:
         effect = "made-up secrets among the records measure what the adapter remembers (in a simulation)"
         yield Change(setting="audit.canaries = 24", effect=effect, risks=("memory",))
