@@ -99,8 +99,8 @@ def audit_home(home: Path, out: Path | None = None, delivery: Delivery | None = 
 
 def _threshold(facts: Mapping[str, Any], config: Config) -> float:
     """Of the node's audit: its own, or that of the run."""
-    own = (facts.get("settings") or {}).get("threshold")
-    return config.audit.threshold if own is None else float(own)
+    threshold = (facts.get("settings") or {}).get("threshold")
+    return config.audit.threshold if threshold is None else float(threshold)
 
 
 def _audits(outbox: Path) -> dict[int, list[dict[str, Any]]]:
