@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedpeft.config.models import AdapterConfig
+from fedpeft.progress_reports import each
 from fedpeft_attacks.evidence.collect_views import Evidence, Observed, distinct
 from fedpeft_attacks.evidence.taps import Tap, TokenIds
 from fedpeft_attacks.evidence.undefended_reference import Reference, undefended
@@ -38,7 +39,7 @@ def trials_of(evidence: Evidence, adapter: AdapterConfig, taps: Sequence[Tap]) -
     """Attach the reference and take its views; at last without the layers that the run leaves out."""
     taps = [tap for tap in taps if tap.first]
     reference = undefended(evidence.base, adapter.rank, evidence.prior, frame=evidence.frame)
-    batches = tuple(_view(reference, tap, tap.first) for tap in taps)
+    batches = tuple(_view(reference, tap, tap.first) for tap in each(taps, "gradient of a batch"))
     records = tuple(_view(reference, tap, tap.first[:1]) for tap in taps)
     if not adapter.skip_layers:
         return Trials(batches, records, records)
@@ -53,7 +54,9 @@ def power_of(attack: Attack, trials: Trials) -> Strength | None:
     """
     kinds = trials.batches, trials.records, trials.layer
     solve = remembering(attack)
-    groups = [[(observed, solve(observed.view)) for observed in group[: attack.trials]] for group in kinds]
+    views = [(place, observed) for place, group in enumerate(kinds) for observed in group[: attack.trials]]
+    answers = [(place, (observed, solve(observed.view))) for place, observed in each(views, "trial")]
+    groups = [[pair for at, pair in answers if at == place] for place in range(len(kinds))]
     read = [[(observed, guess) for observed, guess in group if isinstance(guess, Guess)] for group in groups]
     if not all(read):
         return None

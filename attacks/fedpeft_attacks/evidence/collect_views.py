@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedpeft.adapters import attach, detach
 from fedpeft.bases import load_base
 from fedpeft.config import Config
+from fedpeft.progress_reports import at, each
 from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.evidence.taps import AGGREGATE, Tap, TokenIds, aggregate_of, read_values
@@ -72,10 +73,11 @@ def gather(store: RunStore, config: Config, taps: Sequence[Tap]) -> Evidence:
         AuditError: a tap does not fit the run's adapter.
     """
     detach()
+    at("loading the base")
     base = load_base(config.base, num_classes(config.base, _labels(store, config)))
     prior, frame = prior_of(base), _frame(store, base)
     seen, starts = list[Observed](), dict[bytes, Start]()
-    for tap in taps:
+    for tap in each(taps, "tapped update"):
         attached = attach(base, config.adapter, config.run.seed, tap.node)
         start = _start(attached, tap)
         if start is not None:  # all nodes of a round were sent the same

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedpeft.progress_reports import each
 from fedpeft_attacks.evidence.collect_views import Observed
 from fedpeft_attacks.registry import Solver
 from fedpeft_attacks.results.findings import Finding, ViewScore
@@ -48,7 +49,7 @@ def find(trial: Trial, group: Sequence[Observed]) -> Finding:
     name, attack, threshold = trial.name, trial.attack, trial.threshold
     view = group[0].view
     subject = Subject(name, "inversion", view.stage, view.role, view.adapter)
-    answers = {(observed.node, observed.round): attack(observed.view) for observed in group}
+    answers = {(seen.node, seen.round): attack(seen.view) for seen in each(group, "view")}
     guesses = {place: answer for place, answer in answers.items() if isinstance(answer, Guess)}
     unread = view.knowledge.unread
     if not guesses:

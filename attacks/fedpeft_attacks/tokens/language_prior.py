@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedpeft.progress_reports import each
 from fedpeft.rng import torch_stream
 
 _TEXTS = 32
@@ -29,7 +30,7 @@ def token_prior(model: Any, start: int, vocabulary: int) -> NDArray[np.float64]:
     draws = torch_stream(0, 0, "", "audit-prior")
     tokens = torch.full((_TEXTS, 1), start, device=device)
     total, memory = torch.zeros(vocabulary, dtype=torch.float64), None
-    for _ in range(_LENGTH):
+    for _ in each(range(_LENGTH), "token of the sampled texts"):
         with torch.no_grad():
             output = model(input_ids=tokens, past_key_values=memory, use_cache=True)
         logits = output.logits

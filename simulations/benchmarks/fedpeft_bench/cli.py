@@ -219,6 +219,7 @@ class AuditPart(StrEnum):
     EPSILON = "epsilon"
     LADDER = "ladder"
     DEFENCES = "defences"
+    COST = "cost"
 
 
 def audit(part: AuditPart = PART, seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:

@@ -129,7 +129,7 @@ def audited(settings: Sequence[str]) -> list[Finding]:
         evidence = gather(store, config, taps)
         chosen = {stage: evidence.stages[stage] for stage in STAGES if stage in evidence.stages}
         attacks = {name: attack_named(name) for name in (TOKEN_ATTACK, RECORD_ATTACK)}
-        return update_findings(store, replace(evidence, stages=chosen), taps, attacks)[0]
+        return update_findings(store, replace(evidence, stages=chosen), taps, attacks)
 
 
 def facts(findings: Sequence[Finding]) -> Row:

@@ -14,8 +14,9 @@ from fedpeft.exchange.layout import FloatVector
 from fedpeft.progress_reports import each
 from fedpeft_attacks.registry import attack_named
 from fedpeft_attacks.tokens.observations import observations
-from fedpeft_attacks.tokens.sparse_recovery import recover, sparse_recovery
+from fedpeft_attacks.tokens.sparse_recovery import guess_of, recover, sparse_recovery
 from fedpeft_attacks.views import Guess, NotApplicable, View
+from fedpeft_attacks.work import Meter
 from fedpeft_bench.audit.tokens_dager import dager_distances, dager_guess
 from fedpeft_bench.audit.tokens_lab import (
     OTHER_DATA,
@@ -121,8 +122,10 @@ def _completed(views: Sequence[View]) -> Guess | NotApplicable:
         return blocks
     known = view.knowledge
     tokens = view.tokens + len(known.special)
-    ranking, claimed, method = sparse_recovery([completed(block) for block in blocks], known, tokens)
-    return Guess([token for token in ranking if token not in known.special], claimed, method)
+    meter = Meter()
+    return guess_of(
+        sparse_recovery([completed(block) for block in blocks], known, tokens, meter), known, meter
+    )
 
 
 def against_dager(lab: Lab, seeds: Seeds) -> Iterator[Row]:
