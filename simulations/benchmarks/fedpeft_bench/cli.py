@@ -220,6 +220,7 @@ class AuditPart(StrEnum):
     LADDER = "ladder"
     DEFENCES = "defences"
     COST = "cost"
+    BROADCAST = "broadcast"
 
 
 def audit(part: AuditPart = PART, seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
