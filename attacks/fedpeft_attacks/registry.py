@@ -13,6 +13,7 @@ from fedpeft.plugins import register_attack as register_attack
 from fedpeft.registry import nearest
 from fedpeft_attacks.tokens.blocks import Block
 from fedpeft_attacks.tokens.observations import observations
+from fedpeft_attacks.tokens.placed_recovery import read_places
 from fedpeft_attacks.tokens.span_check import span_check
 from fedpeft_attacks.tokens.sparse_recovery import Ranking, guess_of, sparse_recovery
 from fedpeft_attacks.views import UNDECLARED, Guess, Need, NotApplicable, View
@@ -32,7 +33,10 @@ step of theirs takes longer.
 def _attack(
     solve: Callable[[View, Sequence[Block], Meter], Ranking], view: View, seconds: float
 ) -> Guess | NotApplicable:
-    blocks, meter = observations(view), Meter(seconds=seconds)
+    meter = Meter(seconds=seconds)
+    if view.knowledge.placed is not None:
+        return read_places(view, solve is _span, meter)
+    blocks = observations(view)
     if isinstance(blocks, NotApplicable):
         return blocks
     return guess_of(solve(view, blocks, meter), view.knowledge, meter)

@@ -16,6 +16,7 @@ from fedpeft_attacks.work import NOTHING, Work
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached, TokenRows
     from fedpeft_attacks.record_frame import RecordFrame
+    from fedpeft_attacks.tokens.placed_inputs import PlacedInputs
 
 Role = Literal["insider", "coordinator", "malicious-coordinator", "peer", "outsider"]
 
@@ -76,6 +77,8 @@ class Knowledge:
         unread: what the update shows beside that, which no attack reads; empty: nothing.
         frame: how records begin and end and how their tokens are weighted; None: with the base's start and
             end token, and evenly.
+        placed: the same inputs by token and place, exact, where they depend on the place; None: they do not,
+            or not in a way that is known.
     """
 
     inputs: NDArray[np.floating]
@@ -89,6 +92,7 @@ class Knowledge:
     approximation: str | None = None
     unread: str = ""
     frame: RecordFrame | None = None
+    placed: PlacedInputs | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ class Guess:
         sequences: whole records in the order of their tokens, special ones included; empty: none was tried.
         certain: which of `sequences` the attack itself knows to be exact.
         work: what was done for it.
-        note: what was not looked at because of its cost; empty: nothing.
+        note: what makes it weaker here: inputs that are only near, or what its cost left out; empty: nothing.
     """
 
     ranking: list[int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft.config.models import AdapterConfig
@@ -50,7 +50,8 @@ def trials_of(evidence: Evidence, adapter: AdapterConfig, taps: Sequence[Tap]) -
 def power_of(attack: Attack, trials: Trials) -> Strength | None:
     """What an attack reads from the undefended reference; None where it cannot be tried.
 
-    An attack that writes whole records is measured by those, any other by tokens.
+    An attack that needs to write whole records is measured by those, any other by tokens, and where it
+    writes a record that stands alone, by that as well.
     """
     kinds = trials.batches, trials.records, trials.layer
     solve = remembering(attack)
@@ -61,32 +62,28 @@ def power_of(attack: Attack, trials: Trials) -> Strength | None:
     if not all(read):
         return None
     batches, records, layer = read
-    shares: dict[str, float | None]
-    if any(guess.sequences for _, guess in records):
+    shares: dict[str, tuple[float | None, Read]]
+    if "records" in attack.needs:
         shares = {
-            "the records of a batch, word for word": _exact(batches),
-            "one record alone": _exact(records),
-            "one record from the layers of this adapter": _exact(layer),
+            "the records of a batch, word for word": (_exact(batches), batches),
+            "one record alone": (_exact(records), records),
+            "one record from the layers of this adapter": (_exact(layer), layer),
         }
     else:
         shares = {
-            "the tokens of a batch": _recall(batches),
-            "its rare tokens": recall([_score(*pair).rare for pair in batches]),
-            "the tokens of one record": _recall(records),
-            "those of one record from the layers of this adapter": _recall(layer),
+            "the tokens of a batch": (_recall(batches), batches),
+            "its rare tokens": (recall([_score(*pair).rare for pair in batches]), batches),
+            "the tokens of one record": (_recall(records), records),
+            "those of one record from the layers of this adapter": (_recall(layer), layer),
         }
-    done = [worked([guess.work for _, guess in group]) for group in _groups_of(shares, read)]
-    work = dict(zip(shares, done, strict=True))
-    return Strength(text=_WHERE.format(len(batches)), shares=shares, work=work)
+        if any(guess.sequences for _, guess in records):
+            shares["one record alone, word for word"] = (_exact(records), records)
+    values = {name: value for name, (value, _) in shares.items()}
+    work = {name: worked([guess.work for _, guess in group]) for name, (_, group) in shares.items()}
+    return Strength(text=_WHERE.format(len(batches)), shares=values, work=work)
 
 
 Read = Sequence[tuple[Observed, Guess]]
-
-
-def _groups_of(shares: Mapping[str, float | None], read: Sequence[Read]) -> list[Read]:
-    """The trials behind each share: those of tokens have two shares of the same batches."""
-    batches, records, layer = read
-    return [batches, records, layer] if len(shares) == len(read) else [batches, batches, records, layer]
 
 
 def _view(reference: Reference, tap: Tap, records: TokenIds) -> Observed:

@@ -95,6 +95,7 @@ def undefended(
         rows=attached.method.token_rows,
         start=Start(attached, attached.get()) if base.task == "causal-lm" else None,
         approximation=layer.approximation,
+        placed=layer.placed,
         frame=None if frame is None else replace(frame, prompt_weight=1.0),
     )
     return Reference(attached, knowledge)

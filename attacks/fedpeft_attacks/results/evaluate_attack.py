@@ -106,17 +106,11 @@ def _details(
         "verdict": verdict,
         "reason": reason,
         "work": worked([guess.work for guess in guesses.values()]),
-        "note": _note(read, guesses),
+        "note": "; ".join(dict.fromkeys(guess.note for guess in guesses.values() if guess.note)) or None,
         "views": tuple(
             _row(observed, part, guesses[observed.node, observed.round]) for observed, part in rows
         ),
     }
-
-
-def _note(read: Sequence[Observed], guesses: Mapping[Place, Guess]) -> str | None:
-    """What makes the attack weaker here; None: nothing does."""
-    notes = [read[0].view.knowledge.approximation, *(guess.note for guess in guesses.values())]
-    return "; ".join(dict.fromkeys(note for note in notes if note)) or None
 
 
 def _score(observed: Observed, group: Sequence[Observed], guesses: Mapping[Place, Guess]) -> Score:

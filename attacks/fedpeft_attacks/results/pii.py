@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.data import Example, Record
-from fedpeft_attacks.memory.span_likelihood import Span
+
+if TYPE_CHECKING:
+    from fedpeft_attacks.memory.span_likelihood import Span
 
 _LEAST_DIGITS = 6
 _PATTERN = re.compile(
@@ -38,6 +40,8 @@ def spans_of(record: Record, example: Example, tokenizer: Any) -> Iterator[Span]
         example: the same, tokenised.
         tokenizer: of the base.
     """
+    from fedpeft_attacks.memory.span_likelihood import Span  # whose package imports this module
+
     ids = example.ids.tolist()
     ends = _ends(ids, tokenizer)
     text = tokenizer.decode(ids)

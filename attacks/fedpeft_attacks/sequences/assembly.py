@@ -80,7 +80,8 @@ def assemble(view: View, budget: Budget | None = None) -> Guess | NotApplicable:
     ranking = list(dict.fromkeys([*written, *(token for token in bag.ranking if token not in special)]))
     records = assembled.sequences, assembled.certain
     frame = view.knowledge.frame
-    note = "" if frame is None or frame.knows_answers else _UNKNOWN
+    unknown = "" if frame is None or frame.knows_answers else _UNKNOWN
+    note = "; ".join(part for part in (view.knowledge.approximation, unknown) if part)
     return Guess(ranking, len(set(written)), "sequence assembly", *records, work, note)
 
 

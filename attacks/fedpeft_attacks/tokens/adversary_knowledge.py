@@ -77,6 +77,7 @@ def knowledge_of(
         lr=lr,
         rows=attached.method.token_rows,
         approximation=layer.approximation,
+        placed=layer.placed,
         unread=_unread(attached),
     )
 
@@ -102,6 +103,7 @@ def knowledge_of_gradient(attached: Attached, data: DataConfig | None = None) ->
         rows=attached.method.token_rows,
         start=Start(attached, attached.get()) if runs else None,
         approximation=layer.approximation,
+        placed=layer.placed,
         unread=_unread(attached),
         frame=None if data is None else RecordFrame.of(base.tokenizer, data),
     )

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedpeft.progress_reports import at
+from fedpeft_attacks.tokens.placed_inputs import PlacedInputs, placed_inputs
 
 _PROBE = (1, 2, 3, 2, 1)
 _REPEATS = ((0, 4), (1, 3))
@@ -30,11 +31,14 @@ class FirstLayer:
         inputs: shape ``(tokens, width)``, input of the readers for each token of the vocabulary.
         readers: adapted modules whose input this is.
         approximation: why the inputs are only near, None where they are exact.
+        placed: exact inputs by token and place, where they depend on both; None: they do not, or not in a
+            way that is known.
     """
 
     inputs: NDArray[np.float32]
     readers: frozenset[str]
     approximation: str | None = None
+    placed: PlacedInputs | None = None
 
 
 class _Reached(Exception):
@@ -46,7 +50,8 @@ def first_layer(model: Any, modules: Sequence[str], vocabulary: int, start: int)
 
     A module reads tokens where its input is the same at two places that hold the same token after different
     contexts: only the first layer of a base without absolute positions does. Where no adapted module does,
-    the earliest one is read, with its input after the start token alone in place of the true context.
+    the earliest one is read, with its input after the start token alone in place of the true context, and
+    where that is the norm of token plus position embedding, with the factors of that as well.
 
     Args:
         model: the model that carries the adapter.
@@ -61,7 +66,9 @@ def first_layer(model: Any, modules: Sequence[str], vocabulary: int, start: int)
     first = exact[0] if exact else next(iter(seen))
     readers = frozenset(name for name in exact or seen if _same(seen[name], seen[first]))
     table = _table(model, named[first], vocabulary, () if exact else (start,))
-    return FirstLayer(table, readers, None if exact else _why_near(modules))
+    if exact:
+        return FirstLayer(table, readers)
+    return FirstLayer(table, readers, _why_near(modules), placed_inputs(model, named[first], vocabulary))
 
 
 def _why_near(modules: Sequence[str]) -> str:

@@ -112,7 +112,8 @@ def guess_of(recovered: Ranking, known: Knowledge, meter: Meter) -> Guess:
     certain = sum(token not in known.special for token in recovered.tokens[: recovered.claimed])
     near = "" if known.approximation is None else ", approximate atoms"
     left = [token for token in recovered.tokens if token not in known.special]
-    return Guess(left, certain, recovered.method + near, work=meter.work, note=recovered.note)
+    note = "; ".join(part for part in (known.approximation, recovered.note) if part)
+    return Guess(left, certain, recovered.method + near, work=meter.work, note=note)
 
 
 def joined(views: Sequence[View]) -> list[Block] | NotApplicable:

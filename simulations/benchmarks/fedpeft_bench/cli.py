@@ -221,6 +221,7 @@ class AuditPart(StrEnum):
     DEFENCES = "defences"
     COST = "cost"
     BROADCAST = "broadcast"
+    ENCODERS = "encoders"
 
 
 def audit(part: AuditPart = PART, seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
