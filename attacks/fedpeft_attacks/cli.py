@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
@@ -14,8 +14,6 @@ from fedpeft.cli.show_progress import progress
 from fedpeft.errors import AuditError
 
 if TYPE_CHECKING:
-    from click import Context
-
     from fedpeft_attacks.results.findings import Finding, Report
 
 EXIT_LEAK = 10
@@ -31,7 +29,7 @@ EXIT_UNFINISHED = 11
 class _RunIsTheDefault(TyperGroup):
     """A group that takes what names none of its commands as arguments of its first, ``run``."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the name of the default command before its arguments."""
         return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
 

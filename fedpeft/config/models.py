@@ -341,7 +341,7 @@ class AuditConfig(Section):
         default=(*ATTACKS.shipped, *AUDIT_PARTS),
         description="attacks on updates; released: those on the adapter; epsilon: audits of the claim",
     )
-    threshold: float = Field(0.1, ge=0, le=1, description="excess over the best baseline that is a leak")
+    threshold: float = Field(default=0.1, ge=0, le=1, description="excess over any baseline that leaks")
     outbox: Literal["off", "report", "refuse"] = Field(
         default="off",
         description="attack each update in the node before it leaves; report: record the result; refuse: "
@@ -352,7 +352,7 @@ class AuditConfig(Section):
         gt=0,
         description="limit in CPU seconds of an attack in the outbox; one that it stops is not finished",
     )
-    canary_form: Literal["codes", "written"] = Field("codes", description="codes, or texts by the base")
+    canary_form: Literal["codes", "written"] = Field(default="codes", description="written: by the base")
     canaries: int = Field(
         default=0,
         ge=0,

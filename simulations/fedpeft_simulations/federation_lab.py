@@ -16,6 +16,7 @@ import numpy as np
 
 from fedpeft.adapters import Attached, attach
 from fedpeft.aggregation import Contribution
+from fedpeft.aggregation.drift_bound import DriftBound
 from fedpeft.aggregation.global_state import VectorState
 from fedpeft.aggregation.server_optimisers import Vector
 from fedpeft.config import Config
@@ -24,6 +25,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.evaluation.held_out import HeldOut, classes, load_run_base, tokens
 from fedpeft.exchange import Decoded, FloatVector, Layout
 from fedpeft.rng import stream
+from fedpeft.run_plan import RunPlan
 from fedpeft.training import LocalPlan, train_local
 from fedpeft_server.rounds.roster import sample
 from fedpeft_simulations.organisations import load_federation
@@ -110,11 +112,16 @@ class FederationLab:
         """All rounds of the federation with these two directions."""
         federation, initial = self.config.federation, self.attached.initial()
         state = VectorState(self.layout, federation.server, initial.astype(np.float64), initial)
+        bound = DriftBound.of(RunPlan.from_config(self.config, initial.size), initial)
         sent: list[int] = []
         received: list[int] = []
         for round in range(1, federation.rounds + 1):
             if round > 1:
                 broadcast = down(state.exact, state.node_values)
+                if (values := bound.within(round, broadcast.node_values)) is not broadcast.node_values:
+                    forgets = broadcast.exact is not state.exact
+                    exact = values.astype(np.float64) if forgets else state.exact
+                    broadcast = Broadcast(exact, values, values.nbytes)  # the whole state, cut
                 state = replace(state, exact=broadcast.exact, node_values=broadcast.node_values)
                 received.append(broadcast.size)
             state, _ = state.absorb(round, self._contributions(round, state.node_values, up, sent))

@@ -214,7 +214,7 @@ class Chain:
         layout, before = self.desk.attached.layout, self.states[round - 1]
         down = self.desk.home.config.exchange.down.model_copy(update={"error_feedback": False})
         plan = plan_from_config(down, private=False)
-        noise = np.random.default_rng(round).normal(size=layout.size).astype(np.float32)
+        noise = np.random.default_rng(round).normal(scale=1e-3, size=layout.size).astype(np.float32)
         update, _ = plan.run(Update(layout, noise, round, 0), {})
         context = Context(self.desk.run, round, COORDINATOR, state_digest(layout, before), "down")
         self.links[round] = seal(update, plan, context, self.coordinator.signer)
