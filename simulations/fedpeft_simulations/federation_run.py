@@ -177,30 +177,32 @@ def _fill(store: RunStore, config: Config, federation: Federation, base: Base | 
         [organisation.name for organisation in federation.organisations],
     )
     roster = names if config.exchange.secure.enabled else ()
+    writer: Base | None = None
+    if config.audit.canaries and config.audit.canary_form == "written":
+        detach()
+        writer = base or load_run_base(config, labels)
     for index, organisation in enumerate(federation.organisations):
         home, facts = (
             store.path / "nodes" / organisation.name,
             Simulated(index < config.audit.nodes, labels, roster),
         )
-        records = _with_canaries(organisation, config, home, labels, base)
+        records = _with_canaries(organisation, config, home, labels, writer)
         create_home(home, organisation.name, records, config, facts)
     write_records(store.test, federation.test)
     write_json(store.labels, labels)
 
 
 def _with_canaries(
-    organisation: Organisation, config: Config, home: Path, labels: Sequence[str], base: Base | None
+    organisation: Organisation, config: Config, home: Path, labels: Sequence[str], writer: Base | None
 ) -> Sequence[Record]:
     """What a node trains on: its records, and the canaries that a coin chose."""
     if not config.audit.canaries:
         return organisation.train
     draw = (config.audit.canaries, config.run.seed, organisation.name)
-    if config.audit.canary_form == "written":
-        detach()
-        base = base or load_run_base(config, list(labels))
-        canaries = write_canaries_with(base, *draw, organisation.train, bool(labels))
-    else:
+    if writer is None:
         canaries = draw_canaries(*draw, organisation.train, bool(labels))
+    else:
+        canaries = write_canaries_with(writer, *draw, organisation.train, bool(labels))
     write_canaries(home, canaries)
     return planted(organisation.train, canaries)
 

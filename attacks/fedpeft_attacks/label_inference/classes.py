@@ -90,7 +90,7 @@ class Classes:
         done = 0
         with torch.no_grad(), steady(attached.model):
             for batch in physical(attached.model, [texts[place] for place in order], _TOKENS):
-                last = torch.arange(len(batch))
+                last = torch.arange(len(batch), device=batch.ids.device)
                 scores = (
                     token_logits(attached.model, batch.ids, last, batch.lengths - 1)
                     if self.task == "causal-lm"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from fedpeft.cli.output import quantity, table
@@ -25,7 +24,7 @@ from fedpeft_attacks.results.verdicts import LEAKS
 from fedpeft_attacks.update_membership.run_scores import ENVELOPE
 from fedpeft_attacks.update_membership.verdicts_by_stage import LINKED, ROUND, membership_findings
 from fedpeft_bench.federation.federation import DENSE
-from fedpeft_bench.federation.gain import options, over_seeds
+from fedpeft_bench.federation.gain import mean_of_known, options, over_seeds
 from fedpeft_bench.harness.command import machine
 from fedpeft_bench.privacy.record_level import UTILITY
 from fedpeft_simulations import federation_run
@@ -157,15 +156,10 @@ def means(rows: Sequence[Row]) -> list[Row]:
         group = [row for row in rows if row["arm"] == name]
         keys = ["accuracy", "loss", "bytes_up"]
         keys += [f"{stage} {figure}" for stage in (ENVELOPE, AGGREGATE) for figure in FIGURES]
-        figures = {key: _mean([row[key] for row in group]) for key in keys}
+        figures = {key: mean_of_known([row[key] for row in group]) for key in keys}
         leaks = {stage: sum(stage in row["leaks"] for row in group) for stage in (ENVELOPE, AGGREGATE)}
         result.append({"arm": name, "runs": len(group), **figures, "leaks": leaks})
     return result
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
 
 
 def cells(mean: Row) -> list[str]:

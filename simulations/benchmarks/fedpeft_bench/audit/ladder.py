@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from fedpeft.cli.output import table
@@ -26,7 +25,7 @@ from fedpeft_attacks.report.summaries import overall
 from fedpeft_attacks.results.findings import Finding
 from fedpeft_attacks.results.measures import RARE, SECRETS, SEQUENCES, TOKENS
 from fedpeft_bench.federation.federation import DENSE
-from fedpeft_bench.federation.gain import options, over_seeds
+from fedpeft_bench.federation.gain import mean_of_known, options, over_seeds
 from fedpeft_bench.harness.command import machine
 from fedpeft_bench.privacy.record_level import UTILITY
 from fedpeft_simulations import federation_run
@@ -150,7 +149,7 @@ def means(rows: Sequence[Row]) -> list[Row]:
     for place in dict.fromkeys(_place(row) for row in rows):
         group = [row for row in rows if _place(row) == place]
         keys = [f"{stage} {name}{end}" for stage in STAGES for name in FIGURES for end in ("", " baseline")]
-        figures = {key: _mean([row[key] for row in group]) for key in keys}
+        figures = {key: mean_of_known([row[key] for row in group]) for key in keys}
         leaks = sum(row["verdict"] == "leaks" for row in group)
         load, adapter, exchange = place
         named = {"load": load, "adapter": adapter, "exchange": exchange}
@@ -160,11 +159,6 @@ def means(rows: Sequence[Row]) -> list[Row]:
 
 def _place(row: Row) -> tuple[str, str, str]:
     return row["load"], row["adapter"], row["exchange"]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
 
 
 def cells(mean: Row) -> list[str]:

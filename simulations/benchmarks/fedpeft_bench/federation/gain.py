@@ -100,6 +100,12 @@ def row(variant: str, seed: int, figures: Figures, dense: Figures) -> Row:
     }
 
 
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
 def over_seeds(
     seeds: Sequence[int], rows: Callable[[int], Iterable[Row]], report: Callable[[str], None] | None
 ) -> list[Row]:
