@@ -94,6 +94,8 @@ class Coverage:
 
 
 def _skipped(name: str, skipped: Collection[int]) -> str | None:
-    """That a matrix stands in a skipped layer, if it does."""
+    """That a matrix stands in a skipped layer or outside all layers, which go with layer 0, if it does."""
     layer = layer_of(name)
+    if layer is None and 0 in skipped:
+        return "outside all layers, which go with layer 0 (adapter.skip_layers)"
     return f"in layer {layer} (adapter.skip_layers)" if layer in skipped else None

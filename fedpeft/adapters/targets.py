@@ -14,7 +14,8 @@ _READ_AS_WEIGHTS = ("out_proj", "dt_proj")
 """Of a state-space mixer: layers whose weight fused kernels read; peft refuses some of them."""
 _CROSS_ATTENTION = frozenset(("encoder_attn", "crossattention", "cross_attn"))
 """Names of what reads an encoder or an image, in a decoder that has neither."""
-_LAYER = re.compile(r"\.(\d+)(?:\.|$)")
+_LAYER = re.compile(r"\.(\d+)\.")
+"""A layer holds modules; a linear module of a list, as Gemma 3n's ``altup_projections.0``, is none."""
 
 
 def linear_layers(model: Any) -> dict[str, Any]:
@@ -132,10 +133,11 @@ def find_targets(base: Base, cfg: AdapterConfig, default: tuple[str, ...] = ()) 
     """Full names of the modules that get an adapter, sorted.
 
     ``cfg.target_modules`` are name suffixes; empty means the method's own ``default``, and where that is
-    empty too all linear modules.
+    empty too all linear modules. With layer 0 go the modules outside all layers that no suffix names: the
+    projections of ELECTRA, ALBERT, OPT and Gemma 3n read the embeddings as layer 0 does.
 
     Raises:
-        ConfigError: a suffix fits no module, a layer to be left out is none, or nothing is left.
+        ConfigError: a suffix fits no module, a layer to be left out is none, or no layer is left.
     """
     closed = closed_layers(base.model)
     names = [name for name in linear_layers(base.model) if name not in closed]
@@ -151,11 +153,16 @@ def find_targets(base: Base, cfg: AdapterConfig, default: tuple[str, ...] = ()) 
             f"adapter.skip_layers names layer {strangers[0]}, but the layers of {base.name!r} are 0 to {last}"
         )
     chosen = [name for name in names if not wanted or any(fits(name, suffix) for suffix in wanted)]
-    targets = [name for name in chosen if layer_of(name) not in cfg.skip_layers]
-    if not targets:
+    skipped = {name for name in chosen if layer_of(name) in cfg.skip_layers}
+    if 0 in cfg.skip_layers:
+        named = [suffix for suffix in cfg.target_modules if suffix != ALL_LINEAR]
+        outside = [name for name in chosen if layer_of(name) is None]
+        skipped.update(name for name in outside if not any(fits(name, suffix) for suffix in named))
+    targets = [name for name in chosen if name not in skipped]
+    if all(layer_of(name) is None for name in targets) and skipped:
         raise ConfigError(
-            f"no module of {base.name!r} is left for an adapter; "
-            f"{len(names)} are linear: change adapter.target_modules or adapter.skip_layers"
+            f"adapter.skip_layers leaves no layer of {base.name!r} for an adapter (they are 0 to {last}); "
+            f"{len(names)} modules are linear: leave out fewer layers, or change adapter.target_modules"
         )
     return tuple(sorted(targets))
 

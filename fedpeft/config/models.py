@@ -79,7 +79,7 @@ class AdapterConfig(Section):
     )
     skip_layers: tuple[int, ...] = Field(
         default=(0,),
-        description="layers (of the text stack) without adapter; layer 0 is what token extraction reads",
+        description="layers (of the text stack) without adapter; token extraction reads layer 0",
     )
     experts: bool = Field(
         default=False, description="adapt a mixture's fused experts too, each with its rank"

@@ -6,6 +6,7 @@ import torch
 
 from fedpeft.adapters import attach, detach
 from fedpeft.config.models import AdapterConfig, DataConfig
+from fedpeft.errors import ConfigError
 from fedpeft_attacks.evidence.attack_power import Trials, power_of
 from fedpeft_attacks.evidence.collect_views import Observed
 from fedpeft_attacks.record_frame import RecordFrame
@@ -113,13 +114,23 @@ def test_a_record_is_read_in_order_beyond_the_rank(folder, kind, length):
 
 
 @pytest.mark.parametrize("kind", ["albert", "electra"])
-def test_narrow_embeddings_are_read_through_the_projection_that_the_default_adapts(folder, kind):
-    """Layer 0 is left out, and yet what reads the tokens carries an adapter."""
+def test_narrow_embeddings_are_read_through_their_projection(folder, kind):
     base = encoders.load(folder(kind))
     (example,) = encoders.draw([12], seed=1)
-    view, truth = encoders.view_of(base, AdapterConfig(aggregation="naive", rank=16), [example])
+    view, truth = encoders.view_of(
+        base, AdapterConfig(aggregation="naive", rank=16, skip_layers=()), [example]
+    )
     assert any("embedding" in reader for reader in view.knowledge.readers)
     assert set(attack_named("sparse-recovery")(view).ranking[: len(truth)]) == truth
+    detach()
+
+
+def test_with_layer_0_goes_what_projects_the_embeddings(folder):
+    """ALBERT has one layer for all depths: nothing of it can carry an adapter without layer 0."""
+    spec = attach(encoders.load(folder("electra")), AdapterConfig(rank=16), 0).spec
+    assert spec.targets and all(".layer.1." in target for target in spec.targets)
+    with pytest.raises(ConfigError, match="leave out fewer layers"):
+        attach(encoders.load(folder("albert")), AdapterConfig(rank=16), 0)
     detach()
 
 

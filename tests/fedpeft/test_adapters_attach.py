@@ -105,7 +105,7 @@ def test_targets(tiny_llama):
         attach(tiny_llama, AdapterConfig(skip_layers=(), target_modules=("q_prj",)), 0)
     with pytest.raises(ConfigError, match="is in the output head and carries no adapter"):
         attach(tiny_llama, AdapterConfig(skip_layers=(), target_modules=("lm_head",)), 0)
-    with pytest.raises(ConfigError, match=r"no module of .* is left"):
+    with pytest.raises(ConfigError, match="leave out fewer layers"):
         attach(tiny_llama, AdapterConfig(skip_layers=(0, 1)), 0)
     with pytest.raises(ConfigError, match=r"adapter\.ranks needs aggregation"):
         attach(tiny_llama, AdapterConfig(skip_layers=(), ranks={"a": 2}), 0)

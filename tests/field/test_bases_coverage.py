@@ -233,3 +233,36 @@ def test_a_refused_adapter_leaves_the_base_unwrapped(inputs, monkeypatch):
     assert "\n" not in str(refusal.value)
     assert dict(base.model.named_modules()) == modules
     assert not hasattr(base.model, "peft_config")
+
+
+READS_EMBEDDINGS = {
+    "opt": _of("OPT", ffn_dim=48, word_embed_proj_dim=16),
+    "gemma3n": _of(
+        "Gemma3nText",
+        head_dim=8,
+        vocab_size_per_layer_input=102,
+        hidden_size_per_layer_input=8,
+        laurel_rank=4,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"],
+        activation_sparsity_pattern=[0.0, 0.0],
+    ),
+}
+_OUTSIDE = "outside all layers, which go with layer 0 (adapter.skip_layers)"
+
+
+@pytest.mark.parametrize("kind", READS_EMBEDDINGS)
+def test_what_reads_embeddings_outside_the_layers_goes_with_layer_0(base_of, kind):
+    """A projection of the embeddings shows the tokens that layer 0 would show."""
+    base = base_of(READS_EMBEDDINGS[kind]())
+    spec = attach(base, AdapterConfig(rank=4), 0).spec
+    assert {name.split("layers.")[1].split(".")[0] for name in spec.targets} == {"1"}
+    assert dict(spec.coverage.left_out)[_OUTSIDE] >= 2
+    everywhere = attach(base, AdapterConfig(rank=4, skip_layers=()), 0).spec
+    assert [name for name in everywhere.targets if ".layers." not in name]
+
+
+def test_a_projection_that_is_named_is_adapted(base_of):
+    base = base_of(READS_EMBEDDINGS["opt"]())
+    spec = attach(base, AdapterConfig(rank=4, target_modules=("project_in", "q_proj")), 0).spec
+    assert len(spec.targets) == 2 and spec.targets[1].endswith("project_in")
