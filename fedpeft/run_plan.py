@@ -116,6 +116,16 @@ class RunPlan:
         return self.privacy if self.privacy is not None and self.privacy.trust == trust else None
 
     @property
+    def clipping(self) -> PrivacyPlan | None:
+        """The plan under which a node clips the gradients of single records or persons, if it does."""
+        return self.privacy if self.privacy is not None and self.privacy.unit != "node" else None
+
+    @property
+    def summed(self) -> PrivacyPlan | None:
+        """The plan of clipped gradient sums that bear the noise of all nodes, if that is what they send."""
+        return self.clipping if self.distributed is not None else None
+
+    @property
     def quorum(self) -> int:
         """Valid replies that a round needs."""
         return quorum(self.config.federation)

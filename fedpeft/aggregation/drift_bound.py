@@ -23,7 +23,6 @@ from fedpeft.exchange.layout import FloatVector
 from fedpeft.privacy.matrix import correlated, square_root
 from fedpeft.privacy.noise import SUPPORT
 from fedpeft.privacy.plan import PrivacyPlan
-from fedpeft.secagg.skellam import largest
 from fedpeft.training.plan import ADAMW_BETAS, LocalPlan
 
 if TYPE_CHECKING:
@@ -120,12 +119,28 @@ def drifts(plan: RunPlan, size: int) -> tuple[Drift, ...]:
         size: number of values.
     """
     federation = plan.config.federation
-    means = [
-        _noisy(plan, _clipped(plan, node_drift(LocalPlan.of(federation, round), plan.local, size)), size)
-        for round in range(1, federation.rounds)
-    ]
+    means = [_mean(plan, LocalPlan.of(federation, round), size) for round in range(1, federation.rounds)]
     steps = [step.of(size) for step in _server_steps(federation.server, means)]
     return tuple(accumulate(steps, initial=NONE))
+
+
+def _mean(plan: RunPlan, local: LocalPlan, size: int) -> Drift:
+    if plan.summed is not None:
+        return gradient_drift(local, plan.summed, size)
+    return _noisy(plan, _clipped(plan, node_drift(local, plan.local, size)), size)
+
+
+def gradient_drift(plan: LocalPlan, privacy: PrivacyPlan, size: int) -> Drift:
+    """What a round's noisy mean of clipped gradients can change, as in `node_drift`.
+
+    The noise of ``n`` nodes over ``n`` is largest where they are as few as the plan's least.
+    """
+    assert privacy.grid is not None
+    deviation = (
+        privacy.noise_multiplier * privacy.clip / privacy.expected_batch_size / privacy.grid.least_nodes
+    )
+    noise = Drift(SUPPORT, math.sqrt(size) + SUPPORT) * deviation
+    return (Drift(privacy.clip, privacy.clip) + noise).of(size) * plan.lr
 
 
 def node_drift(plan: LocalPlan, privacy: PrivacyPlan | None, size: int) -> Drift:
@@ -179,9 +194,10 @@ def _noisy(plan: RunPlan, drift: Drift, size: int) -> Drift:
         noise = Drift(SUPPORT * deviation * _amplification(privacy))
         return (drift * max(1.0, nodes / expected) + noise.of(size)).of(size)
     if (privacy := plan.distributed) is not None and (grid := privacy.grid) is not None:
-        variance = (privacy.noise_multiplier * grid.steps_per_clip) ** 2 / grid.least_nodes
-        most = largest(grid.steps_per_clip, variance) * nodes / privacy.expected_batch_size
-        return Drift(most * privacy.clip / grid.steps_per_clip).of(size)
+        deviation = math.sqrt(nodes / grid.least_nodes) * privacy.noise_multiplier * privacy.clip
+        expected = privacy.expected_batch_size
+        noise = Drift(SUPPORT, math.sqrt(size) + SUPPORT) * (deviation / expected)
+        return (drift * max(1.0, nodes / expected) + noise.of(size)).of(size)
     return drift
 
 

@@ -205,11 +205,13 @@ def _delta(config: Config) -> Iterator[str]:
 
 def _records_unit(config: Config) -> Iterator[str]:
     privacy = config.privacy
-    if privacy.trust != "local":
+    if privacy.trust == "central":
         yield (
-            f"privacy.trust = {privacy.trust!r} protects whole nodes: set privacy.unit = 'node', "
-            f"or privacy.trust = 'local' (given unit: {privacy.unit!r})"
+            "privacy.trust = 'central' protects whole nodes: set privacy.unit = 'node', or privacy.trust = "
+            f"'local' or 'distributed' (given unit: {privacy.unit!r})"
         )
+    if privacy.trust == "distributed":
+        yield from _gradient_sums(config)
     public = config.data.source == EMBEDDED or privacy.sampling_probability or privacy.public_records
     if not public:
         yield (
@@ -259,6 +261,23 @@ def _nodes_unit(config: Config) -> Iterator[str]:
             f"privacy.bands = {privacy.bands}, but a node takes part every {period} rounds "
             f"(federation.participation = {federation.participation}); allowed are 1 to {period}"
         )
+
+
+def _gradient_sums(config: Config) -> Iterator[str]:
+    """Of records or persons: a secure sum is one release, and what a node sends is no step of its own."""
+    federation, up = config.federation, config.exchange.up
+    if federation.local_steps != 1 or federation.optimiser != "sgd":
+        yield (
+            f"privacy.unit = {config.privacy.unit!r} with privacy.trust = 'distributed' sums one gradient "
+            "of each node a round, and the server takes the step: set federation.local_steps = 1 and "
+            "federation.optimiser = 'sgd'; federation.server.name = 'adam' is the usual server optimiser"
+        )
+    if up.error_feedback:
+        yield (
+            "privacy.trust = 'distributed' sends gradients, which leave no residual: set "
+            "exchange.up.error_feedback = false"
+        )
+    yield from _distributed(config)
 
 
 def _distributed(config: Config) -> Iterator[str]:

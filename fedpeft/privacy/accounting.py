@@ -2,8 +2,8 @@
 
 PLD is the tightest valid upper bound at hand (Doroshenko et al. 2022, arXiv:2207.04380); every
 discretisation is pessimistic, so a coarse one is safe and a fine one only tighter. GDP is not offered:
-it underestimates by up to a quarter. Skellam noise has no PLD here; where it takes part, everything is
-composed by Rényi DP, which is valid and looser.
+it underestimates by up to a quarter. Skellam noise, of ledgers of earlier versions, has no PLD here; where it
+takes part, everything is composed by Rényi DP, which is valid and looser.
 """
 
 from __future__ import annotations
@@ -41,8 +41,31 @@ class Steps(NamedTuple):
     repeats: int
 
 
+class GridSteps(NamedTuple):
+    """Poisson-sampled releases of integer sums with discrete Gaussian noise, accounted for as `Steps`.
+
+    Attributes:
+        sampling_probability: of a unit in each release; no sampling is rate 1.
+        l2: sensitivity of the sum in L2, in grid steps.
+        deviation: of the Gaussian that the noise hides a unit as well as, in grid steps.
+        failure: probability that rounding passes the sensitivity, in each release; delta pays for it.
+        repeats: number of releases.
+    """
+
+    sampling_probability: float
+    l2: float
+    deviation: float
+    failure: float
+    repeats: int
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Deviation over sensitivity."""
+        return self.deviation / self.l2
+
+
 class Skellam(NamedTuple):
-    """Releases of a sum of integer vectors with Skellam noise.
+    """Releases of a sum of integer vectors with Skellam noise; no plan of this version has any.
 
     Attributes:
         l1: sensitivity of the sum in L1, in grid steps.
@@ -64,7 +87,7 @@ class Pure(NamedTuple):
     repeats: int
 
 
-Event = Steps | Skellam | Pure
+Event = Steps | GridSteps | Skellam | Pure
 """What can be composed; anything else is refused."""
 
 
@@ -76,7 +99,7 @@ def epsilon(events: Iterable[Event], delta: float, interval: float = FINE) -> fl
 
     Args:
         events: what was released, of any mix of kinds.
-        delta: at which epsilon is read, in (0, 1).
+        delta: at which epsilon is read, in (0, 1); what may fail of the releases is taken off it.
         interval: discretisation of the PLD, `COARSE` or `FINE`.
 
     Raises:
@@ -92,22 +115,29 @@ def epsilon(events: Iterable[Event], delta: float, interval: float = FINE) -> fl
     return _epsilon(tuple(sorted(merged_events)), delta, interval)
 
 
+def failure(events: Iterable[Event]) -> float:
+    """Probability that any of these releases passes the sensitivity that it is accounted with."""
+    return math.fsum(event.failure * event.repeats for event in events if isinstance(event, GridSteps))
+
+
 def renyi_epsilon(events: Iterable[Event], delta: float) -> float:
     """The same by RDP alone: for comparison, and an upper bound too."""
-    total = np.zeros_like(renyi.ORDERS)
-    for event in events:
+    total, listed = np.zeros_like(renyi.ORDERS), list(events)
+    for event in listed:
         _check(event)
         if not _noisy(event):
             return math.inf
         total = total + event.repeats * _curve(event)
-    return renyi.epsilon(total, delta)
+    left = delta - failure(listed)
+    return renyi.epsilon(total, left) if left > 0 else math.inf
 
 
 @lru_cache(maxsize=512)
 def _epsilon(events: tuple[Event, ...], delta: float, interval: float) -> float:
     if not events:
         return 0.0
-    if not all(_noisy(event) for event in events):
+    left = delta - failure(events)
+    if left <= 0 or not all(_noisy(event) for event in events):
         return math.inf
     smooth = [event for event in events if not isinstance(event, Skellam)]
     by_renyi = renyi_epsilon(events, delta)
@@ -116,20 +146,26 @@ def _epsilon(events: tuple[Event, ...], delta: float, interval: float) -> float:
     total, *others = [composed(event, interval) for event in smooth]
     for other in others:
         total = total.compose(other)
-    return float(total.get_epsilon_for_delta(delta))
+    return float(total.get_epsilon_for_delta(left))
 
 
 def _check(event: Event) -> None:
     """Refuse what is no event, so that no release is ever left out of the sum."""
-    if not isinstance(event, Steps | Skellam | Pure):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(event, Steps | GridSteps | Skellam | Pure):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise PrivacyError(
             f"an event of type {type(event).__name__} cannot be accounted for; "
-            "its run counts as not private: use Steps, Skellam or Pure"
+            "its run counts as not private: use Steps, GridSteps, Skellam or Pure"
         )
-    rate = event.sampling_probability if isinstance(event, Steps) else 1.0
-    sizes = (event.l1, event.l2) if isinstance(event, Skellam) else (0.0,)
-    sound = 0 < rate <= 1 and all(0 <= size < math.inf for size in sizes) and event.repeats >= 0
-    if not sound or any(math.isnan(value) for value in event):
+    match event:
+        case Steps():
+            sound = 0 < event.sampling_probability <= 1
+        case GridSteps():
+            sound = 0 < event.sampling_probability <= 1 and 0 < event.l2 < math.inf and 0 <= event.failure < 1
+        case Skellam():
+            sound = 0 <= event.l1 < math.inf and 0 <= event.l2 < math.inf
+        case Pure():
+            sound = True
+    if not sound or event.repeats < 0 or any(math.isnan(value) for value in event):
         raise PrivacyError(
             f"{event} is no release: rates are in (0, 1], sensitivities and repeats at least 0"
         )
@@ -138,7 +174,7 @@ def _check(event: Event) -> None:
 def _noisy(event: Event) -> bool:
     """Whether the event guarantees anything at all."""
     match event:
-        case Steps():
+        case Steps() | GridSteps():
             return event.noise_multiplier > 0
         case Skellam():
             return event.variance > 0
@@ -148,7 +184,7 @@ def _noisy(event: Event) -> bool:
 
 def _curve(event: Event) -> renyi.Curve:
     match event:
-        case Steps():
+        case Steps() | GridSteps():
             return renyi.gaussian(event.sampling_probability, event.noise_multiplier)
         case Skellam():
             return renyi.skellam(event.l1, event.l2, event.variance)
@@ -156,11 +192,11 @@ def _curve(event: Event) -> renyi.Curve:
             return renyi.pure(event.epsilon)
 
 
-def composed(event: Steps | Pure, interval: float) -> PrivacyLossDistribution:
+def composed(event: Steps | GridSteps | Pure, interval: float) -> PrivacyLossDistribution:
     """The loss distribution of all repeats of an event; single releases are cached."""
-    step = (
-        _one_step(*event[:-1], interval) if isinstance(event, Steps) else _one_pure(event.epsilon, interval)
-    )
+    if isinstance(event, Pure):
+        return _one_pure(event.epsilon, interval).self_compose(event.repeats)
+    step = _one_step(event.sampling_probability, event.noise_multiplier, interval)
     return step.self_compose(event.repeats)
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fedpeft.privacy.plan import PrivacyPlan
 
 LEAST_NOISE, MOST_NOISE = 0.2, 1e4
+MAX_EPSILON = 1e300
+"""What stands for an infinite epsilon in the search."""
 GRID = 1e-4
 """Noise multipliers are rounded up to this grid, so that they read well in plans and reports."""
 
@@ -69,7 +71,7 @@ def _crossing(spent: Callable[[float], float], target: float) -> float:
         low, high = max(low / 2, LEAST_NOISE), low
 
     def excess(logarithm: float) -> float:
-        return math.log(spent(math.exp(logarithm)) / target)
+        return math.log(min(spent(math.exp(logarithm)), MAX_EPSILON) / target)
 
     root = cast(float, brentq(excess, math.log(low), math.log(high), xtol=1e-4))
     return math.exp(root)

@@ -6,16 +6,21 @@ import math
 from typing import Any, cast
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accounting import Event, Pure, Skellam, Steps
+from fedpeft.privacy.accounting import Event, GridSteps, Pure, Skellam, Steps
 
-KINDS: dict[str, type[Steps] | type[Skellam] | type[Pure]] = {
+KINDS: dict[str, type[Steps] | type[GridSteps] | type[Skellam] | type[Pure]] = {
     "steps": Steps,
+    "grid_steps": GridSteps,
     "skellam": Skellam,
     "pure": Pure,
 }
 """Names in JSON of the events that can be accounted for."""
 
-ALLOWED = {"repeats": "a whole number, at least 1", "sampling_probability": "a number in (0, 1]"}
+ALLOWED = {
+    "repeats": "a whole number, at least 1",
+    "sampling_probability": "a number in (0, 1]",
+    "failure": "a number in [0, 1)",
+}
 
 
 def event_to_json(event: Event) -> dict[str, Any]:
@@ -65,7 +70,9 @@ def _sound(name: str, value: object) -> bool:
     if type(value) not in (int, float):
         return False
     number = cast(float, value)
-    return 0 < number <= 1 if name == "sampling_probability" else 0 <= number < math.inf
+    if name == "sampling_probability":
+        return 0 < number <= 1
+    return 0 <= number < (1 if name == "failure" else math.inf)
 
 
 def _kinds() -> str:

@@ -14,8 +14,9 @@ import numpy as np
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.calibration import noise_multiplier
+from fedpeft.privacy.grid import Grid
 from fedpeft.privacy.matrix import square_root
-from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.privacy.plan import PrivacyPlan
 
 SURVIVORS = 2 / 3
 """Share of the nodes that a distributed run can well ask for in each sum: each share of noise shrinks."""
@@ -47,7 +48,8 @@ def signal(plan: PrivacyPlan, size: int, nodes: int) -> Signal:
 
     Trust ``local`` averages ``nodes`` independent noises: over ``sqrt(T N)``. Trust ``distributed`` holds
     the shares of all nodes, which is more than the least that the plan accounts for: times
-    ``sqrt(N / least_nodes)``. Banded noise cancels over the run in part.
+    ``sqrt(N / least_nodes)``. Where records or persons are the units the nodes share one noise: over ``N``.
+    Banded noise cancels over the run in part.
 
     Args:
         plan: noise multiplier ``z``, expected batch size ``B`` and number of releases ``T``.
@@ -61,7 +63,7 @@ def signal(plan: PrivacyPlan, size: int, nodes: int) -> Signal:
         raise PrivacyError(f"signal of {size} values and {nodes} nodes: both must be at least 1")
     noise = plan.noise_multiplier * math.sqrt(size) / plan.expected_batch_size
     if plan.grid is not None:
-        noise *= math.sqrt(max(1.0, nodes / plan.grid.least_nodes))
+        noise *= math.sqrt(max(1.0, nodes / plan.grid.least_nodes)) / (1 if plan.unit == "node" else nodes)
     release, run = _growth(plan.bands, plan.steps)
     averaged = math.sqrt(nodes) if plan.trust == "local" else 1.0
     return Signal(noise * release, noise * run / plan.steps / averaged)
@@ -138,7 +140,7 @@ def _other_plans(plan: PrivacyPlan, size: int, nodes: int) -> Iterator[Remedy]:
     if plan.unit == "node":
         yield remedy(more_nodes, _more_nodes(plan), count=4 * nodes)
         return
-    yield Remedy(more_nodes, signal(plan, size, 4 * nodes).whole_run)
+    yield Remedy(more_nodes, signal(replace(plan, grid=_more_shares(plan)), size, 4 * nodes).whole_run)
     if rate < 1:
         larger = replace(plan, expected_batch_size=4 * batch, sampling_probability=min(1.0, 4 * rate))
         yield remedy(f"federation.batch_size = {4 * batch}", larger)
@@ -152,5 +154,8 @@ def _honest(grid: Grid, nodes: int) -> int:
 
 def _more_nodes(plan: PrivacyPlan) -> PrivacyPlan:
     """Four times the nodes at the same share of participation and of survivors."""
-    grid = plan.grid and replace(plan.grid, least_nodes=4 * plan.grid.least_nodes)
-    return replace(plan, expected_batch_size=4 * plan.expected_batch_size, grid=grid)
+    return replace(plan, expected_batch_size=4 * plan.expected_batch_size, grid=_more_shares(plan))
+
+
+def _more_shares(plan: PrivacyPlan) -> Grid | None:
+    return plan.grid and replace(plan.grid, least_nodes=4 * plan.grid.least_nodes)

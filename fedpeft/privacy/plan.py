@@ -8,53 +8,18 @@ from typing import Any, Literal
 
 from fedpeft.epsilons import written
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accounting import FINE, Event, Skellam, Steps, epsilon
+from fedpeft.privacy.accounting import FINE, Event, Steps, epsilon
+from fedpeft.privacy.grid import Grid
 
 ACCOUNTANT = "PLD (dp-accounting)"
-RDP_ACCOUNTANT = "RDP (Skellam curve, dp-accounting)"
 
 COUNTS = ("expected_batch_size", "steps_per_round", "rounds", "records_per_unit", "separation", "bands")
-TRUSTS = {"record": ("local",), "person": ("local",), "node": ("central", "distributed")}
+TRUSTS = {
+    "record": ("local", "distributed"),
+    "person": ("local", "distributed"),
+    "node": ("central", "distributed"),
+}
 """Who may add the noise for which unit. A single node's noise cannot hide the node at any useful scale."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The integers that encode values in a secure sum.
-
-    Stochastic rounding moves each value by less than one step, so a node's integer vector is at most
-    ``steps_per_clip + sqrt(size)`` steps long, always. (The tighter bound of Kairouz et al. 2021, section
-    4.1, holds only where rounding is repeated until it is met.)
-
-    Attributes:
-        size: number of values, which the rounding error depends on.
-        steps_per_clip: grid steps in one clip norm; the finer, the less rounding adds to the sensitivity.
-        least_nodes: nodes whose noise a released sum holds at least, those that collude not counted; each
-            adds that share of the variance.
-        colluders: nodes that may collude with the coordinator; both come from one `fedpeft.cohort.Cohort`.
-
-    Raises:
-        PrivacyError: a grid without values, steps or nodes.
-    """
-
-    size: int
-    steps_per_clip: float
-    least_nodes: int
-    colluders: int = 0
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or self.least_nodes < 1 or not 0 < self.steps_per_clip < math.inf:
-            raise PrivacyError(f"{self} needs at least 1 value, a step and a node; give the adapter's size")
-
-    @property
-    def l2(self) -> float:
-        """Length of one node's integer vector, in grid steps, at most."""
-        return self.steps_per_clip + math.sqrt(self.size)
-
-    @property
-    def l1(self) -> float:
-        """Its sum of magnitudes at most: ``|v|_1 <= sqrt(size) |v|_2``, and ``<= |v|_2^2`` for integers."""
-        return self.l2 * min(math.sqrt(self.size), self.l2)
 
 
 @dataclass(frozen=True)
@@ -95,10 +60,12 @@ class PrivacyPlan:
     against the coordinator. Nodes that take turns take part at most every ``separation`` rounds; with
     ``bands`` above 1 the noise of their rounds is correlated (matrix mechanism).
 
-    Trust ``distributed``: as central, but the nodes add shares of Skellam noise to integers under secure
-    aggregation (Agarwal et al. 2021, arXiv:2110.04995). It holds against the coordinator and
-    ``grid.colluders`` nodes that work with it, for the sum, for what a node sent against zeros in its place;
-    who took part is no secret.
+    Trust ``distributed``: the nodes add shares of discrete Gaussian noise to integers under secure
+    aggregation (Kairouz et al. 2021, arXiv:2102.06387). It holds against the coordinator and
+    ``grid.colluders`` nodes that work with it, for the sum. With records or persons as units each node sums
+    the clipped gradients of one Poisson draw a round, as in ``local``, and adds its share of the noise that
+    the sum of all needs; with nodes as units each clips its update, and epsilon is for what it sent against
+    zeros in its place, as who took part is no secret.
 
     Attributes:
         sampling_probability: rate of inclusion of each unit in each step, in (0, 1].
@@ -156,6 +123,8 @@ class PrivacyPlan:
         _require(turns, "separation", self, "1 with nodes that are drawn by coins")
         _require(self.bands == 1 or self.adaptive is None, "bands", self, "1 with an adaptive clip")
         distributed = self.trust == "distributed"
+        single = self.steps_per_round == 1 or not distributed
+        _require(single, "steps_per_round", self, "1 with trust distributed: a secure sum is one release")
         _require(distributed == (self.grid is not None), "grid", self, "given exactly for trust distributed")
 
     @property
@@ -167,15 +136,12 @@ class PrivacyPlan:
     def adjacency(self) -> Literal["add-or-remove-one", "replace-by-zero"]:
         """What epsilon holds for: one unit more or less, or one node's update against zeros.
 
-        A secure sum shows who takes part in it, so that distributed noise hides what a node sent, not that
-        it sent something.
+        A secure sum shows who takes part in it, so that its noise hides what a node sent, not that it sent
+        something; how many records or persons a node drew it does not show.
         """
-        return "replace-by-zero" if self.trust == "distributed" else "add-or-remove-one"
-
-    @property
-    def accountant(self) -> str:
-        """What computes epsilon."""
-        return RDP_ACCOUNTANT if self.grid else ACCOUNTANT
+        return (
+            "replace-by-zero" if (self.unit, self.trust) == ("node", "distributed") else "add-or-remove-one"
+        )
 
     def event(self, steps: int | None = None) -> Event:
         """What the accountant composes for a number of releases; default: the whole run.
@@ -188,7 +154,7 @@ class PrivacyPlan:
         if self.reproducible:
             return Steps(1.0, 0.0, count)
         if self.grid is not None:
-            return _skellam(self, self.grid, count)
+            return self.grid.event(self.sampling_probability, self.noise_multiplier, count)
         return Steps(self.sampling_probability, self.noise_multiplier, math.ceil(count / self.separation))
 
     def epsilon(self, steps: int | None = None, interval: float = FINE) -> float:
@@ -201,17 +167,8 @@ class PrivacyPlan:
 
     def describe(self) -> dict[str, Any]:
         """All fields and the run's epsilon, for reports and JSON."""
-        names = ("adjacency", "accountant")
-        return (
-            asdict(self)
-            | {"epsilon": written(self.epsilon())}
-            | {name: getattr(self, name) for name in names}
-        )
-
-
-def _skellam(plan: PrivacyPlan, grid: Grid, count: int) -> Skellam:
-    """The least noise that a released sum may hold: that of ``least_nodes`` nodes beside the colluders."""
-    return Skellam(grid.l1, grid.l2, (plan.noise_multiplier * grid.steps_per_clip) ** 2, count)
+        facts = {"epsilon": written(self.epsilon()), "adjacency": self.adjacency, "accountant": ACCOUNTANT}
+        return asdict(self) | facts
 
 
 def _require(holds: bool, name: str, plan: PrivacyPlan, allowed: str) -> None:

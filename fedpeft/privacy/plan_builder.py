@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from fedpeft.cohort import Cohort
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.calibration import noise_multiplier
-from fedpeft.privacy.plan import AdaptiveClip, Grid, PrivacyPlan
+from fedpeft.privacy.grid import Grid
+from fedpeft.privacy.plan import AdaptiveClip, PrivacyPlan
 
 if TYPE_CHECKING:
     from fedpeft.config.models import Config
@@ -20,8 +21,12 @@ COUNT_NOISE_SHARE = 1 / 20
 COUNT_NOISE_OVER_SUM = 2.0
 """And over the noise multiplier, at least: among few nodes the count then costs the sum 3 % more noise."""
 
-STEPS_PER_ROOT = {16: 4.0, 32: 16.0}
-"""Grid steps per clip over ``sqrt(size)``: rounding adds 25 % to the sensitivity in 16 bits, 6 % in 32."""
+FINENESS = (16.0, 8.0, 4.0, 2.0, 1.0)
+"""Grid steps per clip over ``sqrt(size)`` that are tried: rounding adds 0.2 to 12 % to the sensitivity."""
+
+LIMIT = {"record": 4.0, "person": 4.0, "node": 1.0}
+"""Clips that one value of a node must hold. A sum of clipped gradients has no other bound: what is above its
+limit is cut, which costs accuracy alone. A whole node's update is no longer than its clip."""
 
 WRAP = 1e-12
 """Largest probability that any sum of a run leaves its integers."""
@@ -45,43 +50,55 @@ def plan_from_config(config: Config, size: int = 0) -> PrivacyPlan | None:
         return None
     if (privacy.epsilon is None) == (privacy.noise_multiplier is None):
         raise PrivacyError("set exactly one of privacy.epsilon and privacy.noise_multiplier")
-    shape = _of_nodes(config, size) if privacy.unit == "node" else _of_records(config)
-    noise = privacy.noise_multiplier or noise_multiplier(shape, privacy.epsilon or 0.0)
-    plan = _adaptive(config, shape.with_noise(noise))
-    if plan.grid is not None:
-        _check_bits(config, plan)
-    return plan
+    shape = _of_nodes(config, size) if privacy.unit == "node" else _of_records(config, size)
+    plan = _calibrated(config, shape)
+    return _adaptive(config, plan) if plan.grid is None else _fitting(config, plan, plan.grid)
 
 
-def bits_needed(plan: PrivacyPlan, nodes: int) -> int:
-    """Bits of a signed integer that holds the sum of all nodes, but for a probability of `WRAP` in a run.
+def _calibrated(config: Config, shape: PrivacyPlan) -> PrivacyPlan:
+    privacy = config.privacy
+    return shape.with_noise(privacy.noise_multiplier or noise_multiplier(shape, privacy.epsilon or 0.0))
 
-    Signal: every node's whole norm in one value, rounded up. Noise: that of ``nodes`` shares, by Bernstein's
-    inequality for Skellam noise of variance ``v``, ``P(|X| >= t) <= 2 exp(-t^2 / (2 v + 2 t / 3))``, over
-    all values and releases. A wrap would spoil the sum, never the privacy.
+
+def limit_of(plan: PrivacyPlan, grid: Grid, nodes: int, bits: int) -> int:
+    """Grid steps that one value of a node may hold so that a sum leaves its integers once in 10^12 runs.
+
+    The noise of ``nodes`` shares is subgaussian, ``P(|X| >= t) <= 2 exp(-t^2 / (2 v))`` (Canonne et al. 2020,
+    arXiv:2004.00010, corollary 17), over all values and releases. A wrap would spoil the sum, never the
+    privacy. Negative where the noise alone is too large.
 
     Args:
         plan: of trust ``distributed``.
+        grid: its integers.
         nodes: of the roster.
+        bits: of a signed integer.
+    """
+    variance = grid.share(plan.noise_multiplier) * nodes
+    tail = math.sqrt(2 * variance * math.log(2 * grid.size * plan.steps / WRAP))
+    return math.floor((2 ** (bits - 1) - 1 - tail) / nodes)
+
+
+def _fitting(config: Config, finest: PrivacyPlan, grid: Grid) -> PrivacyPlan:
+    """The plan on the finest grid whose sums fit the integers.
 
     Raises:
-        PrivacyError: the plan has no grid.
+        PrivacyError: they fit on none.
     """
-    if (grid := plan.grid) is None:
-        raise PrivacyError(f"trust {plan.trust} sums no integers; bits are for trust distributed")
-    variance = (plan.noise_multiplier * grid.steps_per_clip) ** 2 * max(1.0, nodes / grid.least_nodes)
-    rarity = math.log(2 * grid.size * plan.steps / WRAP)
-    tail = rarity / 3 + math.sqrt((rarity / 3) ** 2 + 2 * variance * rarity)
-    return math.ceil(math.log2(nodes * (grid.steps_per_clip + 1) + tail)) + 1
-
-
-def _check_bits(config: Config, plan: PrivacyPlan) -> None:
-    bits, needed = config.exchange.secure.bits, bits_needed(plan, config.federation.nodes)
-    if needed > bits:
-        raise PrivacyError(
-            f"exchange.secure.bits = {bits}, but the sum of {config.federation.nodes} nodes and this noise "
-            f"needs {needed} bits; set exchange.secure.bits = 32, or exchange fewer values"
-        )
+    nodes, bits, root = config.federation.nodes, config.exchange.secure.bits, math.sqrt(grid.size)
+    for fineness in FINENESS:
+        other = replace(grid, steps_per_clip=fineness * root)
+        plan = replace(finest, grid=other)
+        if config.privacy.noise_multiplier is None:  # the noise of a coarser grid, nearly
+            plan = plan.with_noise(
+                finest.noise_multiplier * other.l2 / grid.l2 * grid.steps_per_clip / other.steps_per_clip
+            )
+        if limit_of(plan, other, nodes, bits) > LIMIT[plan.unit] * other.steps_per_clip:
+            plan = _calibrated(config, plan)
+            return replace(plan, grid=replace(other, limit=limit_of(plan, other, nodes, bits)))
+    raise PrivacyError(
+        f"exchange.secure.bits = {bits} do not hold the sum of {nodes} nodes and this noise; set "
+        "exchange.secure.bits = 32, or exchange fewer values (exchange.secure.share)"
+    )
 
 
 def _adaptive(config: Config, plan: PrivacyPlan) -> PrivacyPlan:
@@ -94,7 +111,7 @@ def _adaptive(config: Config, plan: PrivacyPlan) -> PrivacyPlan:
     return replace(plan, adaptive=AdaptiveClip(privacy.clip_quantile, privacy.clip_lr, count_noise))
 
 
-def _of_records(config: Config) -> PrivacyPlan:
+def _of_records(config: Config, size: int) -> PrivacyPlan:
     privacy, federation = config.privacy, config.federation
     return PrivacyPlan(
         sampling_probability=sampling_probability(config),
@@ -107,6 +124,7 @@ def _of_records(config: Config) -> PrivacyPlan:
         unit="person" if privacy.unit == "person" else "record",
         trust=privacy.trust,
         records_per_unit=privacy.records_per_person if privacy.unit == "person" else 1,
+        grid=_grid(config, size) if privacy.trust == "distributed" else None,
         reproducible=privacy.randomness == "seeded",
     )
 
@@ -133,16 +151,14 @@ def _of_nodes(config: Config, size: int) -> PrivacyPlan:
 
 
 def _grid(config: Config, size: int) -> Grid:
-    """A grid so fine that rounding costs little; the bits that it needs are checked with the noise.
+    """The finest grid that is tried.
 
     The noise counts on the shares alone that every sum holds whoever colludes, which every node enforces.
     """
-    secure = config.exchange.secure
     if size < 1:
         raise PrivacyError("privacy.trust = 'distributed' depends on the number of values: give the size")
-    steps_per_clip = STEPS_PER_ROOT.get(secure.bits, 1.0) * math.sqrt(size)
     cohort = Cohort.of(config)
-    return Grid(size, steps_per_clip, cohort.honest, cohort.colluders)
+    return Grid(size, FINENESS[0] * math.sqrt(size), cohort.honest, cohort.colluders)
 
 
 def period(participation: float) -> int:

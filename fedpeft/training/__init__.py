@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fedpeft_kernels.lazy import lazy
 
 if TYPE_CHECKING:
-    from fedpeft.training.local import Extras, TrainResult, train_local
+    from fedpeft.training.local import Extras, TrainResult, gradient_sum, train_local
     from fedpeft.training.loss import per_example_loss
     from fedpeft.training.plan import LocalPlan, PerformanceFlags
 
@@ -17,6 +17,7 @@ __all__ = [
     "LocalPlan",
     "PerformanceFlags",
     "TrainResult",
+    "gradient_sum",
     "per_example_loss",
     "train_local",
 ]
@@ -27,6 +28,7 @@ __getattr__ = lazy(
         "Extras": "local",
         "PerformanceFlags": "plan",
         "TrainResult": "local",
+        "gradient_sum": "local",
         "train_local": "local",
         "per_example_loss": "loss",
         "LocalPlan": "plan",

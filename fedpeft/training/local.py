@@ -18,7 +18,7 @@ from fedpeft.privacy.csprng import KEY_BYTES, seeded, words
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
 from fedpeft.progress_reports import at
-from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
+from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient, summed
 from fedpeft.training.dp.engine_selection import LONGEST, engine_of
 from fedpeft.training.loss import Loss, per_example_loss
 from fedpeft.training.modes import steady
@@ -135,6 +135,51 @@ def train_local(
     return TrainResult(plan.steps, losses[0], losses[-1], tuple(sorted(seen)))
 
 
+def gradient_sum(
+    attached: Attached,
+    examples: Sequence[Example],
+    plan: LocalPlan,
+    rng: np.random.Generator,
+    privacy: PrivacyPlan,
+    extras: Extras | None = None,
+) -> NDArray[np.float64]:
+    """Sum of the clipped gradients of one Poisson draw, float64, on the support; the values stay as they are.
+
+    It bears no noise and must not leave the node as it is: `fedpeft.privacy.grid` says what is added to it.
+    Arguments and errors: `train_local`.
+    """
+    hooks = extras or Extras()
+    mechanism = _mechanism(attached, plan, rng, privacy, hooks)
+    with steady(attached.model):
+        at("step", 0, 1)
+        chosen, batches = _draw(attached, examples, units_of(examples, privacy), mechanism, hooks)
+        total = summed(attached, batches, mechanism)
+        if hooks.on_first_gradient is not None:
+            gradient = np.zeros(attached.layout.size, np.float32)
+            gradient[slice(None) if hooks.support is None else hooks.support] = (
+                total / privacy.expected_batch_size
+            )
+            hooks.on_first_gradient(gradient, gather(attached.model, chosen))
+    at("step", 1, 1)
+    return total
+
+
+def _draw(
+    attached: Attached,
+    examples: Sequence[Example],
+    units: list[list[int]],
+    mechanism: Mechanism,
+    extras: Extras,
+) -> tuple[list[Example], Iterable[tuple[Batch, NDArray[np.int64]]]]:
+    """One Poisson draw: its records, and the same in physical batches of whole units."""
+    drawn = poisson(len(units), mechanism.plan.sampling_probability, mechanism.source)
+    if extras.on_draw is not None:
+        extras.on_draw(index for unit in drawn for index in units[unit])
+    chosen = [[examples[index] for index in units[unit]] for unit in drawn]
+    batches = whole_units(attached.model, chosen, extras.flags.tokens_at_once)
+    return [example for unit in chosen for example in unit], batches
+
+
 def _mechanism(
     attached: Attached, plan: LocalPlan, rng: np.random.Generator, privacy: PrivacyPlan, extras: Extras
 ) -> Mechanism:
@@ -152,19 +197,14 @@ def _train_private(
     attached: Attached, examples: Sequence[Example], plan: LocalPlan, mechanism: Mechanism, extras: Extras
 ) -> TrainResult:
     values, rule = _values(attached), optimiser(plan)
-    units, rate = units_of(examples, mechanism.plan), mechanism.plan.sampling_probability
+    units = units_of(examples, mechanism.plan)
     with steady(attached.model):
         for step in range(plan.steps):
             at("step", step, plan.steps)
-            drawn = poisson(len(units), rate, mechanism.source)
-            if extras.on_draw is not None:
-                extras.on_draw(index for unit in drawn for index in units[unit])
-            chosen = [[examples[index] for index in units[unit]] for unit in drawn]
-            batches = whole_units(attached.model, chosen, extras.flags.tokens_at_once)
+            chosen, batches = _draw(attached, examples, units, mechanism, extras)
             gradient = noisy_gradient(attached, batches, mechanism)
             if step == 0 and extras.on_first_gradient is not None:
-                records = [example for unit in chosen for example in unit]
-                extras.on_first_gradient(gradient, gather(attached.model, records))
+                extras.on_first_gradient(gradient, gather(attached.model, chosen))
             rule.step(values, torch.from_numpy(gradient).to(values.device))
             _store(attached, values)
     at("step", plan.steps, plan.steps)

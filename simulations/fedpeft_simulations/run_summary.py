@@ -18,6 +18,7 @@ from fedpeft.exchange.envelope import SIGNATURE_BYTES, decode_body
 from fedpeft.exchange.layout import Layout
 from fedpeft.packing.peft_folder import read_config
 from fedpeft.privacy import Ledger, PrivacyPlan
+from fedpeft.privacy.plan import ACCOUNTANT
 from fedpeft.run_plan import RunPlan, num_classes
 from fedpeft.runstore import RunStore
 from fedpeft.runstore.summary import (
@@ -171,9 +172,10 @@ def _withstands(privacy: PrivacyFacts) -> str:
     """Against whom noise that the nodes add together holds."""
     if privacy.plan is None or (grid := privacy.plan["grid"]) is None:
         return ""
+    zero = ", for a node whose update is replaced by zero" if privacy.unit == "node" else ""
     return (
-        f" It holds against the coordinator and up to {grid['colluders']} nodes that collude with it, for a "
-        "node whose update is replaced by zero, while every node has pinned the others' keys."
+        f" It holds against the coordinator and up to {grid['colluders']} nodes that collude with it{zero}, "
+        "while every node has pinned the others' keys."
     )
 
 
@@ -279,7 +281,7 @@ def privacy_facts(store: RunStore) -> PrivacyFacts:
         trust=plan.trust,
         epsilon=worst(node.epsilon for node in nodes),
         delta=plan.delta,
-        accountant=plan.accountant,
+        accountant=ACCOUNTANT,
         plan=plan.describe(),
         nodes=nodes,
     )

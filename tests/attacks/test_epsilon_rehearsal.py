@@ -10,7 +10,8 @@ from scipy.stats import binom, chi2
 
 from fedpeft.privacy import noise
 from fedpeft.privacy.csprng import words
-from fedpeft.privacy.plan import AdaptiveClip, Grid, PrivacyPlan
+from fedpeft.privacy.grid import Grid
+from fedpeft.privacy.plan import AdaptiveClip, PrivacyPlan
 from fedpeft_attacks.dp_audit import Effort, check, epsilon_checks, noise_scale, sampling_rate
 from fedpeft_attacks.dp_audit.canary_rehearsal import (
     coins,

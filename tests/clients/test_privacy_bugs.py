@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fedpeft.errors import ConfigError
+from fedpeft.exchange import Layout, Update
 from fedpeft.privacy import Ledger
 from fedpeft.privacy.accounting import Steps, epsilon
-from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.privacy.csprng import words
+from fedpeft.privacy.grid import Grid
+from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.protocol.encoding import pack_table
 from fedpeft.protocol.messages import SecureTask
+from fedpeft.secagg import grid_values
+from fedpeft.secagg.grid_values import noisy_grid
 from fedpeft_clients.governance.policy import PolicyError
-from fedpeft_clients.rounds import local_round, secure_aggregation
+from fedpeft_clients.rounds import local_round, secure_aggregation, secure_payload
 from fedpeft_clients.rounds.handlers import train
 from fedpeft_clients.rounds.node_context import NodeContext
-from fedpeft_clients.rounds.secure_payload import noisy_grid
+from fedpeft_clients.rounds.pipeline_taps import Taps
 
 RATE, NOISE = 0.3, 1.0
 PRIVATE = {
@@ -97,23 +103,29 @@ def test_as_few_shares_as_a_sum_may_hold_add_up_to_the_noise_that_is_accounted_f
     grid = Grid(size=100_000, steps_per_clip=500.0, least_nodes=least)
     plan = PrivacyPlan(1.0, 2.0, 1.0, 20, 1, 5, 1e-5, "node", "distributed", grid=grid)
     nothing = np.zeros(grid.size, np.float32)
-    total = sum(noisy_grid(nothing, plan, grid) for _ in range(least))
-    event = plan.event()
-    assert np.var(total) == pytest.approx(event.variance, rel=6 * np.sqrt(2 / grid.size))
+    total = sum(noisy_grid(nothing, plan) for _ in range(least))
+    assert np.var(total) == pytest.approx(plan.event().deviation ** 2 + 9, rel=6 * np.sqrt(2 / grid.size))
 
 
 def test_what_a_node_adds_to_a_noisy_sum_is_within_the_sensitivity_that_is_accounted_for(monkeypatch):
-    from fedpeft_clients.rounds import secure_payload
-
+    """A whole node's change, as it was trained, and none; nothing but the noise is left out."""
     monkeypatch.setattr(
-        secure_payload, "share_of_noise", lambda size, variance, source: np.zeros(size, np.int64)
+        grid_values, "share_of_noise", lambda size, variance, source: np.zeros(size, np.int64)
     )
-    grid = Grid(size=4_000, steps_per_clip=250.0, least_nodes=3)
-    plan = PrivacyPlan(1.0, 2.0, 0.5, 20, 1, 5, 1e-5, "node", "distributed", grid=grid)
-    values = np.random.default_rng(0).standard_normal((3, grid.size)).astype(np.float32)
-    for row in (values[0], 1e20 * values[1], 1e-3 * values[2]):
-        added = noisy_grid(row, plan, grid)
-        assert np.linalg.norm(added) <= plan.event().l2 and np.abs(added).sum() <= plan.event().l1
+    size = 4_000
+    plan = PrivacyPlan(
+        1.0, 2.0, 0.5, 20, 1, 5, 1e-5, "node", "distributed", grid=Grid(size, 250.0, least_nodes=3)
+    )
+    start = Update(Layout(("table",), ((size,),)), np.zeros(size, np.float32), 1, 1)
+    codec = SimpleNamespace(support=SimpleNamespace(positions=lambda _: np.arange(size)))
+    monkeypatch.setattr(secure_payload, "_codec", lambda _: codec)
+    monkeypatch.setattr(secure_payload, "_source", lambda *_: words)
+    values = np.random.default_rng(0).standard_normal((3, size)).astype(np.float32)
+    for row in (values[0], 1e20 * values[1], 1e-3 * values[2], 0 * values[0]):
+        attached = SimpleNamespace(get=lambda row=row: row)
+        node = SimpleNamespace(attached=attached, plan=SimpleNamespace(distributed=plan))
+        added = secure_payload.summand(node, start, None, {}, Taps(None))
+        assert np.linalg.norm(added) <= plan.event().l2
 
 
 def test_shares_of_noise_follow_no_seed(organisation):

@@ -11,12 +11,13 @@ import pytest
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import COARSE, Pure, Skellam, Steps, epsilon
 from fedpeft.privacy.event_json import event_from_json, event_to_json
+from fedpeft.privacy.grid import Grid
 from fedpeft.privacy.ledger import Budget, Ledger
 from fedpeft.privacy.ledger.budget import TRUSTS, UNITS, YEAR
 from fedpeft.privacy.ledger.chain import Chain
 from fedpeft.privacy.ledger.composition_cache import running_epsilon
 from fedpeft.privacy.ledger.store import insert, rows, session, transaction
-from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.privacy.plan import PrivacyPlan
 
 RECORD = PrivacyPlan(0.1, 1.0, 1.0, 8, 5, 4, 1e-5)
 PERSON = replace(RECORD, unit="person", records_per_unit=3, noise_multiplier=1.5)
@@ -295,5 +296,7 @@ def test_what_was_composed_step_by_step_equals_what_is_composed_at_once():
         assert running_epsilon(events, 1e-6) == pytest.approx(epsilon(events, 1e-6, COARSE), rel=1e-3)
     assert running_epsilon([], 1e-6) == 0.0
     assert running_epsilon([Steps(0.1, 0.0, 1), Pure(0.1, 1)], 1e-6) == math.inf
-    for alone in (SECURE.event(1), Steps(1.0, 0.001, 9)):
+    secure = [SECURE.event(1), Steps(0.1, 1.0, 5)]
+    assert running_epsilon(secure, 1e-6) == pytest.approx(epsilon(secure, 1e-6, COARSE), rel=1e-3)
+    for alone in (Skellam(3.0, 2.0, 16.0, 2), Steps(1.0, 0.001, 9)):
         assert running_epsilon([alone], 1e-6) == epsilon([alone], 1e-6)

@@ -11,9 +11,10 @@ import pytest
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.calibration import noise_multiplier
+from fedpeft.privacy.grid import Grid
 from fedpeft.privacy.matrix import correlated, square_root
 from fedpeft.privacy.noise_to_signal import check_signal, remedies, signal
-from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.privacy.plan import PrivacyPlan
 
 LOCAL = PrivacyPlan(16 / 200, 1.2, 1.0, 16, 10, 10, 1e-5)
 NODES = PrivacyPlan(1.0, 3.2877, 1.0, 20, 1, 30, 1e-5, "node", "central")

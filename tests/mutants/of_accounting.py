@@ -14,10 +14,11 @@ AUDIT, INTERVALS = "fedpeft_attacks.dp_audit.mechanism", "fedpeft_attacks.dp_aud
 
 FIGURES = "fedpeft/test_privacy_accounting.py::"
 PLANS = "fedpeft/test_privacy_plan.py::"
-CURVES = "fedpeft/test_privacy_skellam.py::"
+CURVES = "fedpeft/test_privacy_curves.py::"
+GRIDS, SUMS = "fedpeft.privacy.grid", "fedpeft/secagg/test_discrete_gaussian.py::"
 BENCH = "simulations/test_bench_privacy.py::"
 
-READ = "return float(total.get_epsilon_for_delta(delta))"
+READ = "return float(total.get_epsilon_for_delta(left))"
 LOSSES = "from_gaussian_mechanism(noise, sampling_prob=rate, value_discretization_interval=interval)"
 ONE = FIGURES + "test_equals_dp_accounting_called_directly[0.001-0.08-0.8-100]"
 LOWER = FIGURES + "test_below_prv_and_rdp_but_not_below_the_lower_bound[0.032-2.0-940]"
@@ -118,26 +119,58 @@ MUTANTS = (
     Mutant(
         25,
         "the length that stochastic rounding adds is not part of the sensitivity",
-        PLAN,
-        "return self.steps_per_clip + math.sqrt(self.size)",
+        GRIDS,
+        "return min(self._always, self._mostly)",
         "return self.steps_per_clip",
-        (CURVES + "test_the_plans_event_bounds_the_rounded_sum",),
+        (SUMS + "test_the_sensitivity_is_passed_as_rarely_as_the_plan_says",),
+    ),
+    Mutant(
+        25,
+        "the bound on rounding that holds mostly is taken to hold always",
+        ACCOUNTING,
+        "return math.fsum(event.failure * event.repeats for event in events if isinstance(event, GridSteps))",
+        "return math.fsum(event.failure for event in events if isinstance(event, Skellam) for _ in ())",
+        (PLANS + "test_failures_are_paid_for_by_delta",),
+    ),
+    Mutant(
+        35,
+        "shares of noise below the steps of the grid count as Gaussian",
+        GRIDS,
+        "if variance >= SMOOTH**2 else 0.0",
+        "if self.least_nodes * variance > SMOOTH**2 else 0.0",
+        (PLANS + "test_too_little_noise_for_the_grid_is_none",),
+    ),
+    Mutant(
+        34,
+        "a sum's whole noise counts, and not what is left of it as a continuous Gaussian",
+        GRIDS,
+        "deviation = math.sqrt(self.least_nodes * variance - SMOOTH**2)",
+        "deviation = math.sqrt(self.least_nodes * variance)",
+        (PLANS + "test_the_event_is_the_gaussian_of_the_least_noise_over_the_rounded_sensitivity",),
+    ),
+    Mutant(
+        11,
+        "several local steps of a secure sum are accounted for as one release",
+        PLAN,
+        "single = self.steps_per_round == 1 or not distributed",
+        "single = self.steps_per_round >= 1 or not distributed",
+        (PLANS + "test_contradictory_plans_are_refused",),
     ),
     Mutant(
         33,
         "integers without room for the sign",
         PLANNING,
-        "return math.ceil(math.log2(nodes * (grid.steps_per_clip + 1) + tail)) + 1",
-        "return math.ceil(math.log2(nodes * (grid.steps_per_clip + 1) + tail))",
-        (PLANS + "test_the_bits_are_enough_and_one_less_is_not",),
+        "return math.floor((2 ** (bits - 1) - 1 - tail) / nodes)",
+        "return math.floor((2**bits - 1 - tail) / nodes)",
+        (PLANS + "test_no_sum_within_the_limit_leaves_its_integers",),
     ),
     Mutant(
         34,
         "the noise counts on the shares of colluders too",
         PLANNING,
-        "return Grid(size, steps_per_clip, cohort.honest, cohort.colluders)",
-        "return Grid(size, steps_per_clip, cohort.quorum, cohort.colluders)",
-        (PLANS + "test_rounding_costs_six_percent_in_32_bits_and_a_quarter_in_16",),
+        "return Grid(size, FINENESS[0] * math.sqrt(size), cohort.honest, cohort.colluders)",
+        "return Grid(size, FINENESS[0] * math.sqrt(size), cohort.quorum, cohort.colluders)",
+        (PLANS + "test_rounding_costs_little",),
     ),
     Mutant(
         35,
@@ -159,8 +192,8 @@ MUTANTS = (
         35,
         "without noise the accountant reports 0",
         ACCOUNTING,
-        "if not all(_noisy(event) for event in events):\n        return math.inf",
-        "if not all(_noisy(event) for event in events):\n        return 0.0",
+        "if left <= 0 or not all(_noisy(event) for event in events):\n        return math.inf",
+        "if left <= 0 or not all(_noisy(event) for event in events):\n        return 0.0",
         (CURVES + "test_no_noise_is_no_privacy[event0]",),
     ),
     Mutant(
@@ -168,7 +201,7 @@ MUTANTS = (
         "what is no known event is left out of the sum",
         ACCOUNTING,
         "        _check(event)\n        merged[",
-        "        if not isinstance(event, Steps | Skellam | Pure):\n            continue\n        merged[",
+        "        if not isinstance(event, Steps | GridSteps | Pure):\n            continue\n        merged[",
         (CURVES + "test_what_is_no_release_is_refused",),
     ),
     Mutant(

@@ -22,10 +22,7 @@ ONE_NODE = NOISY + "test_one_node_moves_the_sum_by_at_most_the_clip_and_the_coun
 CLIPPED = "total += vector * (bound / max(norm, bound))"
 SUMMED = "total, count = clipped_sum(size, contributions, self.clip)\n"
 MEAN = "mean = (total + scale * row) / self.plan.expected_batch_size"
-OPENED = (
-    "total, _ = opened.result(bound=most if fits else None)\n"
-    "        values = from_grid(total, plan.clip, grid.steps_per_clip) / plan.expected_batch_size"
-)
+OPENED = "values = from_grid(total, plan.clip / grid.steps_per_clip) / plan.expected_batch_size"
 NEXT_CLIP = "return self.clip * math.exp(-adaptive.lr * (share - adaptive.quantile))"
 
 MUTANTS = (
@@ -68,7 +65,7 @@ MUTANTS = (
         "a secure sum is divided by the nodes in it, its noise was sized for another number",
         "fedpeft_server.rounds.secure_aggregation",
         OPENED,
-        OPENED.replace("total, _ =", "total, nodes =").replace("plan.expected_batch_size", "nodes"),
+        OPENED.replace("plan.expected_batch_size", "nodes"),
         ("server/test_privacy_bugs.py::test_fewer_nodes_in_a_noisy_sum_do_not_change_its_divisor",),
     ),
     Mutant(
@@ -163,9 +160,9 @@ MUTANTS = (
     Mutant(
         25,
         "nodes round to the grid without the clip",
-        "fedpeft.secagg.skellam",
-        "scaled = exact * (steps_per_clip / max(norm, clip) * (1 - 2.0**-40))",
-        "scaled = exact * (steps_per_clip / clip)",
+        SUMMANDS,
+        "values = clipped(change[codec.support.positions(start.layout)], privacy.clip)",
+        "values = change[codec.support.positions(start.layout)].astype(np.float64)",
         (CLIENT + "test_what_a_node_adds_to_a_noisy_sum_is_within_the_sensitivity_that_is_accounted_for",),
     ),
     Mutant(
@@ -371,9 +368,9 @@ MUTANTS = (
     Mutant(
         34,
         "shares of noise are sized for all nodes that were expected",
-        SUMMANDS,
-        "** 2 / grid.least_nodes\n",
-        "** 2 / privacy.expected_batch_size\n",
+        "fedpeft.secagg.grid_values",
+        "share_of_noise(values.size, grid.share(plan.noise_multiplier), source)",
+        "share_of_noise(values.size, plan.grid.share(plan.noise_multiplier) / 3, source)",
         (CLIENT + "test_as_few_shares_as_a_sum_may_hold_add_up_to_the_noise_that_is_accounted_for",),
     ),
 )

@@ -97,18 +97,20 @@ MUTANTS = (
     ),
     Mutant(
         33,
-        "an integer vector's sum is taken to be as small as its length",
-        PLAN,
-        "return self.l2 * min(math.sqrt(self.size), self.l2)",
-        "return self.l2",
-        ("fedpeft/test_privacy_skellam.py::test_the_plans_event_bounds_the_rounded_sum",),
+        "a node's values are not cut to the room that its integers have",
+        "fedpeft.secagg.grid_values",
+        "scaled = np.clip(exact * (1 - MARGIN) / step, -limit, limit)",
+        "scaled = exact * (1 - MARGIN) / step",
+        (
+            "fedpeft/secagg/test_discrete_gaussian.py::test_one_unit_more_changes_the_sum_by_the_sensitivity_at_most",
+        ),
     ),
     Mutant(
         17,
         "one share of noise for all values of a node",
-        "fedpeft_clients.rounds.secure_payload",
-        "noise = share_of_noise(values.size, variance, source)",
-        "noise = share_of_noise(1, variance, source).repeat(values.size)",
+        "fedpeft.secagg.grid_values",
+        "noise = share_of_noise(values.size, grid.share(plan.noise_multiplier), source)",
+        "noise = share_of_noise(1, grid.share(plan.noise_multiplier), source).repeat(values.size)",
         (
             "clients/test_privacy_bugs.py::"
             "test_as_few_shares_as_a_sum_may_hold_add_up_to_the_noise_that_is_accounted_for",

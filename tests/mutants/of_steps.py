@@ -25,6 +25,8 @@ TWIN = "fedpeft/test_training_private.py::test_a_seeded_round_equals_the_naive_t
 
 NOISE_LINE = "total += plan.noise_multiplier * plan.clip * noise.gaussian(size, mechanism.source)"
 SUM_LINE = "total += _contribution(attached, batch, units, mechanism, size)\n"
+SUMMED = "total = summed(attached, batches, mechanism)\n    size = total.size\n"
+DRAWN = "drawn = poisson(len(units), mechanism.plan.sampling_probability, mechanism.source)"
 
 MUTANTS = (
     Mutant(
@@ -49,7 +51,7 @@ MUTANTS = (
         STEP,
         SUM_LINE,
         SUM_LINE.replace("mechanism", UNCLIPPED)
-        + "        total *= min(1.0, plan.clip / max(float(np.linalg.norm(total)), 1e-30))\n",
+        + "        total *= min(1.0, mechanism.plan.clip / max(float(np.linalg.norm(total)), 1e-30))\n",
         (TWIN,),
     ),
     Mutant(
@@ -65,8 +67,8 @@ MUTANTS = (
         5,
         "the rate is the batch size over the node's own number of records",
         LOCAL,
-        "units_of(examples, mechanism.plan), mechanism.plan.sampling_probability",
-        "units_of(examples, mechanism.plan), min(1.0, plan.batch_size / max(len(examples), 1))",
+        "poisson(len(units), mechanism.plan.sampling_probability, mechanism.source)",
+        "poisson(len(units), mechanism.plan.expected_batch_size / max(len(units), 1), mechanism.source)",
         (TRAINING + "test_private_divisor_and_rate_do_not_follow_n",),
     ),
     Mutant(
@@ -81,16 +83,16 @@ MUTANTS = (
         6,
         "private steps go through a shuffled epoch",
         LOCAL,
-        "drawn = poisson(len(units), rate, mechanism.source)",
-        "drawn = next(epochs(len(units), plan.batch_size, np.random.default_rng(step)))",
+        DRAWN,
+        "drawn = next(epochs(len(units), mechanism.plan.expected_batch_size, np.random.default_rng(0)))",
         (TWIN,),
     ),
     Mutant(
         7,
         "a draw that is larger than the batch size is cut off",
         LOCAL,
-        "drawn = poisson(len(units), rate, mechanism.source)",
-        "drawn = poisson(len(units), rate, mechanism.source)[: plan.batch_size]",
+        DRAWN,
+        DRAWN + "[: mechanism.plan.expected_batch_size]",
         (TWIN,),
     ),
     Mutant(
@@ -189,8 +191,10 @@ MUTANTS = (
         20,
         "noise is drawn with each physical batch, and none where there is no batch",
         STEP,
-        SUM_LINE + "    " + NOISE_LINE,
-        SUM_LINE + "        " + NOISE_LINE,
+        SUMMED + "    " + NOISE_LINE,
+        "size = attached.layout.size if support is None else len(support)\n    total = np.zeros(size)\n"
+        "    for batch in batches:\n        total += summed(attached, [batch], mechanism)\n        "
+        + NOISE_LINE,
         (BUGS + "test_a_step_draws_its_noise_once_however_many_physical_batches_it_has[2]",),
     ),
     Mutant(

@@ -11,7 +11,8 @@ import pytest
 from fedpeft.config.models import FederationConfig
 from fedpeft.exchange import Context, Layout, PublicTernary
 from fedpeft.exchange.support import PublicSupport
-from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.privacy.grid import Grid
+from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.protocol.messages import COORDINATOR
 from fedpeft_server.rounds.round_loop import Coordinator
 from fedpeft_server.rounds.secure_aggregation import SecureSums
@@ -31,7 +32,7 @@ def test_fewer_nodes_in_a_noisy_sum_do_not_change_its_divisor(nodes):
     total = np.arange(SIZE, dtype=np.int64)
     opened = SimpleNamespace(result=lambda bound: (total, nodes), participants=("node",) * nodes)
     codec = PublicTernary(PublicSupport(1.0)).at(Context(bytes(16), 1, COORDINATOR, bytes(32), "up"), None)
-    found = SecureSums(setup, [])._noisy_mean(opened, codec, plan, grid)
+    found = SecureSums(setup, [])._noisy_mean(opened, codec, plan, 1)
     np.testing.assert_allclose(found.dense(), total * 0.5 / 100.0 / 7, rtol=1e-6)
 
 

@@ -267,14 +267,84 @@ def test_shares_of_noise_are_charged_in_each_nodes_ledger(federation):
     from fedpeft.privacy import Ledger
 
     settings = {**DISTRIBUTED, "privacy": {**DISTRIBUTED["privacy"], "noise_multiplier": 2.0}}
-    prepared = federation("skellam", federation={**FOUR, "rounds": 2}, **settings)
+    prepared = federation("charged", federation={**FOUR, "rounds": 2}, **settings)
     events = rounds_of(prepared.go())
     assert all(event["applied"] for event in events)
     ledger = Ledger(prepared.homes[0] / "ledger.sqlite")
     spent = ledger.spent("org-00", unit="node", trust="distributed")
     assert 0 < spent < np.inf and ledger.spent("org-00", unit="node", trust="local") == np.inf
     kinds = [entry.body["event"]["kind"] for entry in ledger.entries() if entry.kind == "reserve"]
-    assert kinds == ["skellam", "skellam"]
+    assert kinds == ["grid_steps", "grid_steps"]
+
+
+SUMMED = {
+    "privacy": {
+        "unit": "record",
+        "trust": "distributed",
+        "noise_multiplier": 1.5,
+        "clip": 0.5,
+        "sampling_probability": 0.5,
+        "max_noise_to_signal": 1e9,
+    },
+    "federation": {
+        **FOUR,
+        "rounds": 2,
+        "local_steps": 1,
+        "batch_size": 6,
+        "optimiser": "sgd",
+        "lr": 0.7,
+        "server": {"name": "mean"},
+    },
+    "exchange": {"up": {"error_feedback": False}, "secure": {"enabled": True, "bits": 16, "share": 0.5}},
+}
+
+
+def test_a_round_of_records_is_a_step_along_the_clipped_gradients_of_all_nodes(federation):
+    """A naive twin: each node's clipped sum by its own draw, the mean of all, and the noise of the plan."""
+    from fedpeft.config import load_config
+    from fedpeft.privacy import plan_from_config
+
+    seeded = {**SUMMED, "privacy": {**SUMMED["privacy"], "randomness": "seeded"}}
+    quiet = {**seeded, "privacy": {**seeded["privacy"], "noise_multiplier": 1e-9}}
+    noisy, still = federation("noisy", tapped=4, **seeded), federation("still", tapped=4, **quiet)
+    assert all(event["applied"] for run in (noisy, still) for event in rounds_of(run.go()))
+    summed = np.flatnonzero(mean_of(noisy, 1))  # the half of the values that the round sums
+    assert 0.4 < summed.size / mean_of(noisy, 1).size < 0.6
+    plan = plan_from_config(load_config(noisy.run / "config.toml"), summed.size)
+    assert plan is not None and plan.grid is not None
+    step = plan.clip / plan.grid.steps_per_clip * 0.7 / 6
+    np.testing.assert_allclose(mean_of(still, 1), own_steps(still), atol=1.01 * step)  # rounded up or down
+    noise = (mean_of(noisy, 1) - own_steps(noisy)) / (0.7 / 6 / 4)
+    assert not np.delete(noise, summed).any()
+    assert noise[summed].std() == pytest.approx(1.5 * 0.5 * np.sqrt(4 / plan.grid.least_nodes), rel=0.1)
+
+
+def own_steps(prepared):
+    """The mean of the nodes' steps along their own clipped gradients, before grid and noise."""
+    taps = [np.load(home / "taps" / "r01" / "update.npz")["values"] for home in prepared.homes]
+    return np.mean(taps, axis=0)
+
+
+def test_records_in_sums_are_charged_with_their_sampling_and_nothing_is_told_of_them(federation):
+    from fedpeft.privacy import Ledger
+
+    prepared = federation("summed", **SUMMED)
+    events = rounds_of(prepared.go())
+    assert all(event["applied"] for event in events)
+    ledger = Ledger(prepared.homes[0] / "ledger.sqlite")
+    entries = [entry.body for entry in ledger.entries() if entry.kind == "reserve"]
+    assert [body["event"]["kind"] for body in entries] == ["grid_steps", "grid_steps"]
+    assert [body["event"]["sampling_probability"] for body in entries] == [0.5, 0.5]
+    assert {(body["unit"], body["trust"]) for body in entries} == {("record", "distributed")}
+    spent = ledger.spent("org-00", unit="record", trust="distributed")
+    assert 0 < spent < np.inf and ledger.spent("org-00", unit="record", trust="local") == np.inf
+    assert all("loss" not in event for event in events)
+
+
+@pytest.mark.slow
+def test_records_in_sums_across_processes(federation):
+    prepared = federation("there", **SUMMED)
+    assert all(event["applied"] for event in rounds_of(prepared.go("deployment")))
 
 
 # How a round goes on after something failed: by another attempt, or, once nodes were asked to open, not.

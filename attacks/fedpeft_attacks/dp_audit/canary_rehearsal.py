@@ -13,10 +13,10 @@ from fedpeft.aggregation.central_dp import CentralNoise, randomness, sum_multipl
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.layout import Layout
 from fedpeft.privacy.matrix import correlated, square_root
-from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
-from fedpeft.secagg.skellam import share_of_noise, to_grid
-from fedpeft_attacks.dp_audit.synthetic_model import EXCESS, noisy_steps, records
+from fedpeft.secagg.grid_values import clipped, to_grid
+from fedpeft_attacks.dp_audit.synthetic_model import EXCESS, noisy_steps, records, shared_noise
 
 Wide = NDArray[np.float64]
 Coins = NDArray[np.bool_]
@@ -42,8 +42,9 @@ def rehearse(plan: PrivacyPlan, members: Coins) -> Observed:
 
     Trust ``local``: `fedpeft.training.train_local` on a made-up model: drawing, gradients per unit, clip,
     sum, noise and divisor are the node's. ``central``: `CentralNoise.mean` over canaries as nodes, drawn as
-    the coordinator draws. ``distributed``: shares of Skellam noise of the fewest nodes that a sum may hold,
-    and canaries rounded to the grid, added as integers; masks are left out, as they cancel.
+    the coordinator draws. ``distributed``: shares of noise of the fewest nodes that a sum may hold, and
+    canaries rounded to the grid, added as integers, as nodes or as records of one node (`gradient_sum`);
+    masks are left out, as they cancel.
 
     Args:
         plan: any plan with a guarantee.
@@ -83,24 +84,21 @@ def _updates(nodes: NDArray[np.integer], size: int, length: float) -> Iterator[t
 
 
 def _distributed(plan: PrivacyPlan, members: Coins) -> Wide:
+    if plan.unit != "node":
+        return _local(plan, members)
+    return np.stack([_integers(plan, members) for _ in range(plan.steps)])
+
+
+def _integers(plan: PrivacyPlan, members: Coins) -> Wide:
+    """One secure sum of nodes' updates over the grid's steps per clip: as few shares of noise as may be."""
     assert plan.grid is not None
-    return np.stack([_integers(plan, plan.grid, members) for _ in range(plan.steps)])
-
-
-def _integers(plan: PrivacyPlan, grid: Grid, members: Coins) -> Wide:
-    """One secure sum over the grid's steps per clip: as few shares of noise as may be, and the canaries."""
-    total = skellam_noise(plan, grid, len(members))
+    size, step = len(members), plan.clip / plan.grid.steps_per_clip
+    total = shared_noise(plan, size, plan.grid.least_nodes)
     for place in np.flatnonzero(members):
-        update = np.zeros(len(members), np.float32)
+        update = np.zeros(size, np.float32)
         update[place] = EXCESS * plan.clip
-        total += to_grid(update, plan.clip, grid.steps_per_clip)
-    return total / grid.steps_per_clip
-
-
-def skellam_noise(plan: PrivacyPlan, grid: Grid, size: int) -> NDArray[np.int64]:
-    """The noise of a sum of the fewest nodes that it may hold, in grid steps, shape ``(size,)``."""
-    variance = (plan.noise_multiplier * grid.steps_per_clip) ** 2 / grid.least_nodes
-    return sum((share_of_noise(size, variance) for _ in range(grid.least_nodes)), np.zeros(size, np.int64))
+        total += to_grid(clipped(update, plan.clip), step, plan.grid.limit)
+    return total / plan.grid.steps_per_clip
 
 
 def likelihood(observed: Observed) -> Wide:

@@ -14,8 +14,8 @@ from fedpeft.privacy.accounting import COARSE
 from fedpeft.privacy.matrix import square_root
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
-from fedpeft_attacks.dp_audit.canary_rehearsal import Observed, skellam_noise, whitened
-from fedpeft_attacks.dp_audit.synthetic_model import SyntheticModel
+from fedpeft_attacks.dp_audit.canary_rehearsal import Observed, whitened
+from fedpeft_attacks.dp_audit.synthetic_model import SyntheticModel, shared_noise
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _central(plan: PrivacyPlan, coordinates: int) -> NDArray[np.float64]:
 
 def _distributed(plan: PrivacyPlan, coordinates: int) -> NDArray[np.float64]:
     assert plan.grid is not None
-    return skellam_noise(plan, plan.grid, coordinates) / plan.grid.steps_per_clip
+    return shared_noise(plan, coordinates, plan.grid.least_nodes) / plan.grid.steps_per_clip
 
 
 _MAKERS = {"local": _local, "central": _central, "distributed": _distributed}

@@ -25,7 +25,7 @@ _HALF = 0.5
 _SEEN = {
     "local": "the node's own training: draws, gradients per unit, clip, sum, noise, divisor",
     "central": "draws, clip, sum, noise and divisor of the coordinator",
-    "distributed": "rounding to the grid, and shares of noise of the fewest nodes",
+    "distributed": "draws of records, clip, rounding to the grid, and shares of noise of the fewest nodes",
 }
 
 

@@ -25,7 +25,7 @@ class Draws:
     """How many of many like units each step drew, as their shared coordinate shows.
 
     Attributes:
-        plan: of trust local.
+        plan: of records or persons.
         units: number of units that share the coordinate.
         counts: noisy number of drawn units in each step, shape ``(steps,)``.
     """
@@ -50,7 +50,7 @@ class Draws:
 
 def applies(plan: PrivacyPlan) -> bool:
     """Whether the plan has draws in the node to look at."""
-    return plan.trust == "local" and plan.sampling_probability < 1
+    return plan.unit != "node" and plan.sampling_probability < 1
 
 
 def size_of(plan: PrivacyPlan) -> int:

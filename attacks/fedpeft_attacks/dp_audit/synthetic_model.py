@@ -1,6 +1,6 @@
 """A made-up model whose records have gradients of one coordinate: what the platform's own training is run on.
 
-`fedpeft.training.train_local` cannot tell it from an adapter on a base: it draws, clips, adds noise and steps
+`fedpeft.training` cannot tell it from an adapter on a base: it draws, clips, adds noise and steps
 as on real data. There are no real data.
 """
 
@@ -20,7 +20,9 @@ from fedpeft.data import Batch, Example
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.rng import stream
-from fedpeft.training import LocalPlan, train_local
+from fedpeft.secagg.discrete_gaussian import share_of_noise
+from fedpeft.secagg.grid_values import noisy_grid
+from fedpeft.training import LocalPlan, gradient_sum, train_local
 from fedpeft.training.local import Extras
 
 if TYPE_CHECKING:
@@ -97,8 +99,11 @@ def noisy_steps(plan: PrivacyPlan, examples: Sequence[Example], size: int) -> ND
     """The noisy sums of the plan's steps over the clip, float64, shape ``(plan.steps, size)``.
 
     Each step is a whole `train_local` of one step from the table of zeros, so that every noisy gradient is
-    seen and each canary's gradient is the same in all of them.
+    seen and each canary's gradient is the same in all of them. Trust ``distributed``: a `gradient_sum` of one
+    node on the grid, and the noise of the fewest nodes that a sum may hold.
     """
+    if plan.trust == "distributed":
+        return np.stack([_summed_step(plan, examples, size) for _ in range(plan.steps)])
     synthetic, seen = SyntheticModel.of(size, plan.clip), list[FloatVector]()
 
     def see(gradient: FloatVector, _: Batch) -> None:
@@ -110,3 +115,18 @@ def noisy_steps(plan: PrivacyPlan, examples: Sequence[Example], size: int) -> ND
         train_local(synthetic.attached, examples, local, unused, plan, Extras(on_first_gradient=see))
         nn.init.zeros_(synthetic.model.table.weight)
     return np.stack(seen).astype(np.float64) * (plan.expected_batch_size / plan.clip)
+
+
+def _summed_step(plan: PrivacyPlan, examples: Sequence[Example], size: int) -> NDArray[np.float64]:
+    assert plan.grid is not None
+    local = LocalPlan(steps=1, batch_size=plan.expected_batch_size, optimiser="sgd")
+    model, unused = SyntheticModel.of(size, plan.clip).attached, stream(0, 0, "", "rehearsal")
+    total = noisy_grid(gradient_sum(model, examples, local, unused, plan), plan)
+    return (total + shared_noise(plan, size, plan.grid.least_nodes - 1)) / plan.grid.steps_per_clip
+
+
+def shared_noise(plan: PrivacyPlan, size: int, nodes: int) -> NDArray[np.int64]:
+    """The noise of so many nodes of a secure sum, in grid steps, shape ``(size,)``."""
+    assert plan.grid is not None
+    variance = plan.grid.share(plan.noise_multiplier)
+    return sum((share_of_noise(size, variance) for _ in range(nodes)), np.zeros(size, np.int64))

@@ -198,7 +198,8 @@ def _privacy(proposal: ProposedRun) -> str:
 
 def _adjacency(proposal: ProposedRun) -> str:
     """The adjacency of noise that the nodes add together."""
-    if proposal.config.privacy.trust != "distributed":
+    privacy = proposal.config.privacy
+    if (privacy.unit, privacy.trust) != ("node", "distributed"):
         return ""
     return ", against one node's update being replaced by zero"
 

@@ -12,10 +12,11 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpeft.bases import Base
 from fedpeft.data import Example, read_records, tokenise
@@ -37,7 +38,14 @@ from fedpeft.privacy import Head, Reservation
 from fedpeft.protocol.messages import TrainReply, TrainTask
 from fedpeft.rng import stream
 from fedpeft.runstore.files import append_whole
-from fedpeft.training import Extras, LocalPlan, PerformanceFlags, TrainResult, train_local
+from fedpeft.training import (
+    Extras,
+    LocalPlan,
+    PerformanceFlags,
+    TrainResult,
+    gradient_sum,
+    train_local,
+)
 from fedpeft.trust import Verifier
 from fedpeft_clients.governance.policy import PolicyError
 from fedpeft_clients.rounds import ledger_view
@@ -47,7 +55,7 @@ from fedpeft_clients.rounds.node_state import Answer, NodeState, held_rounds, lo
 from fedpeft_clients.rounds.pipeline_taps import Taps
 from fedpeft_clients.rounds.run_home import Home
 from fedpeft_clients.rounds.secure_aggregation import Session
-from fedpeft_clients.rounds.secure_payload import Integers, summand
+from fedpeft_clients.rounds.secure_payload import Integers, summand, summed_gradients
 
 LOG = logging.getLogger("fedpeft.node")
 INTEGERS = "integers"
@@ -72,21 +80,26 @@ def work(node: NodeContext, task: TrainTask, received: Received, inbox: bytes) -
     taps = Taps(home.taps(task.round))
     taps.start(start)
     ledger.started(reservation)
-    notes, examples, drawn = _train(node, task, taps, plan)
+    trained = _train(node, task, taps, plan)
     residuals: dict[str, Any] = dict(before.residuals) if before else {}
     update = Update(node.attached.layout, start, task.round, task.steps)
     if session is None:
         envelope = content = _sealed(node, task, update, plan, residuals, taps)
-        _look(node, task, plan, envelope, (drawn, examples))
+        _look(node, task, plan, envelope, (trained.drawn, trained.examples))
     else:
-        residuals[INTEGERS] = summand(node, update, plan, residuals, taps)
+        gradients = trained.gradients
+        residuals[INTEGERS] = (
+            summand(node, update, plan, residuals, taps)
+            if gradients is None
+            else summed_gradients(node, update, plan, gradients, (task.lr, taps))
+        )
         content = residuals[INTEGERS].tobytes()
         envelope = hidden(node, task, session, residuals[INTEGERS], inbox, taps)
     taps.finish(task.lr, task.steps)
     spent = ledger_view.epsilon(ledger, home.lineage, node.run.hex())  # slow, so before: see `promise`
     head = ledger.released(reservation, hashlib.sha256(content).hexdigest())
     head = Head(ledger_view.place(ledger, node.run.hex(), head), head.hash)
-    reply = _reply(node, task, spent, head, notes)
+    reply = _reply(node, task, spent, head, trained.notes)
     answer = Answer(task.state, reply, envelope, task.attempt)
     return NodeState(task.round, _values(received.state), answer, residuals)
 
@@ -171,13 +184,26 @@ def _reserve(node: NodeContext, task: TrainTask) -> Reservation:
     return node.ledger.reserve(node.home.lineage, node.run.hex(), task.round, privacy, releases)
 
 
-def _train(
-    node: NodeContext, task: TrainTask, taps: Taps, exchange: ExchangePlan
-) -> tuple[dict[str, float], list[Example], list[Example]]:
-    """Train in place; seconds and loss of that, all examples, and those of them that batches were drawn of.
+@dataclass(frozen=True)
+class _Trained:
+    """A round's training.
 
-    Under DP in the node only a public support moves and bears noise.
+    Attributes:
+        notes: seconds, and the loss where it may be known.
+        examples: all that the node has.
+        drawn: those of them that batches were drawn of.
+        gradients: the clipped sum of one draw on the support, float64, where that is what is sent; the values
+            were not trained then.
     """
+
+    notes: dict[str, float]
+    examples: list[Example]
+    drawn: list[Example]
+    gradients: NDArray[np.float64] | None
+
+
+def _train(node: NodeContext, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> _Trained:
+    """Train in place, or sum gradients. Under DP in the node only a public support moves and bears noise."""
     home, support = node.home, public_support(exchange.codec)
     examples = load_examples(node)
     plan = replace(LocalPlan.of(home.config.federation, task.round), steps=task.steps, lr=task.lr)
@@ -189,13 +215,17 @@ def _train(
         on_draw=taps.draw,
     )
     started = time.monotonic()
-    result = _trained(node, examples, plan, _batches(home, task.round), extras)
+    batches, result, gradients = _batches(home, task.round), None, None
+    if (summed := node.plan.summed) is not None:
+        gradients = gradient_sum(node.attached, examples, plan, batches, summed, extras)
+    else:
+        result = _trained(node, examples, plan, batches, extras)
     notes = {"train_s": time.monotonic() - started}
     if result is not None and result.loss_last is not None and math.isfinite(result.loss_last):
         notes["loss"] = result.loss_last
     seen = [examples[place] for place in sorted({place for step in taps.draws for place in step})]
     taps.truth(seen)
-    return notes, examples, seen
+    return _Trained(notes, examples, seen, gradients)
 
 
 def load_examples(node: NodeContext) -> list[Example]:

@@ -113,7 +113,7 @@ class NodeContext:
         """
         config = self.home.config
         plan = RunPlan.from_config(config, self.attached.layout.size).checked()
-        if plan.local is not None:
+        if plan.clipping is not None:
             engine_of(self.attached, config.run.engine, config.data.max_length)
         return plan
 

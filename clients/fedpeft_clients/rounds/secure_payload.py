@@ -1,4 +1,4 @@
-"""What a node adds to a secure sum: ternary integers and votes on their scales, or a noisy grid."""
+"""What a node adds to a secure sum: ternary integers and votes on their scales, or values on a noisy grid."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.exchange import ExchangePlan, FloatVector, PublicTernary, Update
+from fedpeft.exchange import ExchangePlan, PublicTernary, Update
 from fedpeft.exchange.transforms import RESIDUAL
 from fedpeft.privacy.csprng import Randomness, seeded, words
-from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.rng import stream
-from fedpeft.secagg.skellam import share_of_noise, to_grid
+from fedpeft.secagg.grid_values import clipped, noisy_grid
 from fedpeft_clients.rounds.node_context import NodeContext
 from fedpeft_clients.rounds.pipeline_taps import Taps
 
 Integers = NDArray[np.int64]
+FloatVector64 = NDArray[np.float64]
 
 
 def summand(
@@ -37,28 +38,43 @@ def summand(
     """
     change = node.attached.get() - start.values
     taps.stage("update", change)
-    privacy = node.plan.privacy
-    if not isinstance(plan.codec, PublicTernary):
-        raise TypeError(f"a secure sum needs public scales, the plan ends with {plan.codec.name}")
-    if privacy is not None and privacy.grid is not None:
-        chosen = change[plan.codec.support.positions(start.layout)]
-        return noisy_grid(chosen, privacy, privacy.grid, _source(node, start.round, privacy))
+    codec, privacy = _codec(plan), node.plan.distributed
+    if privacy is not None:
+        values = clipped(change[codec.support.positions(start.layout)], privacy.clip)
+        return noisy_grid(values, privacy, _source(node, start.round, privacy))
     final, _ = plan.run(replace(start, values=change), residuals, taps.update if taps.folder else None)
     intended = final.values + residuals[RESIDUAL] if RESIDUAL in residuals else change
-    integers = plan.codec.integers(final.values, start.layout)
-    votes = plan.codec.votes(intended, start.layout)
+    integers = codec.integers(final.values, start.layout)
+    votes = codec.votes(intended, start.layout)
     return np.concatenate([integers, votes]).astype(np.int64)
 
 
-def noisy_grid(values: FloatVector, privacy: PrivacyPlan, grid: Grid, source: Randomness = words) -> Integers:
-    """The clipped values in grid steps and this node's share of the Skellam noise, int64, same shape.
+def summed_gradients(
+    node: NodeContext, start: Update, plan: ExchangePlan, gradients: FloatVector64, step: tuple[float, Taps]
+) -> Integers:
+    """The integers of a round in which records or persons are protected: a step against their gradients.
 
-    Any ``least_nodes`` shares together have at least the variance that the plan accounts for; so many are in
-    every opened sum, whoever colludes.
+    Args:
+        node: as it was before the round.
+        start: the values, with layout and round.
+        plan: bound to the message.
+        gradients: the clipped sum on the support.
+        step: the round's learning rate, which the coordinator multiplies the sum by; and the audit's view, to
+            which this node's own step is shown as its update.
     """
-    variance = (privacy.noise_multiplier * grid.steps_per_clip) ** 2 / grid.least_nodes
-    noise = share_of_noise(values.size, variance, source)
-    return to_grid(values, privacy.clip, grid.steps_per_clip, source) + noise
+    codec, privacy, (lr, taps) = _codec(plan), node.plan.summed, step
+    assert privacy is not None
+    if taps.folder:
+        step_alone = np.zeros(start.layout.size, np.float32)
+        step_alone[codec.support.positions(start.layout)] = -lr * gradients / privacy.expected_batch_size
+        taps.stage("update", step_alone)
+    return noisy_grid(-gradients, privacy, _source(node, start.round, privacy))
+
+
+def _codec(plan: ExchangePlan) -> PublicTernary:
+    if not isinstance(plan.codec, PublicTernary):
+        raise TypeError(f"a secure sum needs public scales, the plan ends with {plan.codec.name}")
+    return plan.codec
 
 
 def _source(node: NodeContext, round: int, privacy: PrivacyPlan) -> Randomness:

@@ -9,7 +9,18 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fedpeft.privacy import accounting
-from fedpeft.privacy.accounting import COARSE, VAST, Event, Pure, Skellam, Steps, epsilon, renyi_epsilon
+from fedpeft.privacy.accounting import (
+    COARSE,
+    VAST,
+    Event,
+    GridSteps,
+    Pure,
+    Skellam,
+    Steps,
+    epsilon,
+    failure,
+    renyi_epsilon,
+)
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
@@ -35,13 +46,13 @@ def running_epsilon(events: Iterable[Event], delta: float) -> float:
     composable = bool(merged) and all(_composable(event) for event in merged)
     if not composable or renyi_epsilon(merged, delta) > VAST:
         return epsilon(merged, delta, COARSE)
-    return float(_total(counts).get_epsilon_for_delta(delta))
+    return float(_total(counts).get_epsilon_for_delta(delta - failure(merged)))
 
 
 def _composable(event: Event) -> bool:
     """Whether the event has a privacy loss distribution at all."""
     match event:
-        case Steps():
+        case Steps() | GridSteps():
             return event.noise_multiplier > 0
         case Pure():
             return 0 < event.epsilon < math.inf

@@ -1,4 +1,4 @@
-"""The noisy gradient of one DP-SGD step."""
+"""The clipped gradient sum of one Poisson draw, and the noisy gradient of one DP-SGD step."""
 
 from __future__ import annotations
 
@@ -65,16 +65,28 @@ def noisy_gradient(
         PrivacyError: a trainable parameter is not covered by the clip, or the noise is not finite.
     """
     plan, support = mechanism.plan, mechanism.support
-    size = attached.layout.size if support is None else len(support)
-    total = np.zeros(size, np.float64)
-    for batch, units in batches:
-        total += _contribution(attached, batch, units, mechanism, size)
+    total = summed(attached, batches, mechanism)
+    size = total.size
     total += plan.noise_multiplier * plan.clip * noise.gaussian(size, mechanism.source)
     if not np.isfinite(total).all():
         raise PrivacyError("the noisy gradient is not finite; lower privacy.clip or the noise multiplier")
     gradient = np.zeros(attached.layout.size, np.float32)
     gradient[slice(None) if support is None else support] = total / plan.expected_batch_size
     return gradient
+
+
+def summed(
+    attached: Attached, batches: Iterable[tuple[Batch, Units | None]], mechanism: Mechanism
+) -> FloatVector64:
+    """Sum of the units' clipped gradients on the support, float64: private until noise is added.
+
+    One unit more or less changes it by at most the plan's clip. Arguments and errors: `noisy_gradient`.
+    """
+    size = attached.layout.size if mechanism.support is None else len(mechanism.support)
+    total = np.zeros(size, np.float64)
+    for batch, units in batches:
+        total += _contribution(attached, batch, units, mechanism, size)
+    return total
 
 
 def _contribution(

@@ -16,12 +16,14 @@ from fedpeft.cohort import Cohort, draw
 from fedpeft.errors import FederationError, FedPeftError
 from fedpeft.exchange import Context, Decoded, PublicTernary
 from fedpeft.exchange.codecs.public_ternary import exponent_of, moved
-from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.protocol.encoding import pack_table, unpack, unpack_table
 from fedpeft.protocol.messages import COORDINATOR, LARGEST_TABLE, SecureReply, SecureTask
 from fedpeft.secagg import CoordinatorRound, SecureAggregationError, SecureContext, from_residues
+from fedpeft.secagg.discrete_gaussian import largest
+from fedpeft.secagg.grid_values import from_grid
 from fedpeft.secagg.messages import RECEIPT_BYTES
-from fedpeft.secagg.skellam import from_grid, largest
+from fedpeft.training.plan import LocalPlan
 from fedpeft_server.rounds.secure_progress import Progress, fix_roster
 
 if TYPE_CHECKING:
@@ -265,9 +267,8 @@ class SecureSums:
         run, round = self.setup.run, orders.round
         replace(Progress.of(run, round), opening=True).save(run, round)
         layout, codec = self.setup.initial.layout, self._codec(orders, bool(opened.task.follows))
-        privacy = self.setup.plan.distributed
-        if privacy is not None and privacy.grid is not None:
-            return self._noisy_mean(opened, codec, privacy, privacy.grid)
+        if (privacy := self.setup.plan.distributed) is not None:
+            return self._noisy_mean(opened, codec, privacy, round)
         total, nodes = opened.result(bound=1)
         votes = len(self.exponents)
         summed = codec.at_scales(self.exponents).values(total[:-votes], layout)
@@ -279,13 +280,20 @@ class SecureSums:
         """Whether the nodes add shares of noise, on a grid of fixed step."""
         return self.setup.plan.distributed is not None
 
-    def _noisy_mean(self, opened: SecureSum, codec: PublicTernary, plan: PrivacyPlan, grid: Grid) -> Decoded:
-        """The sum over the public number of nodes that were expected; fewer never weaken the guarantee."""
-        variance = (plan.noise_multiplier * grid.steps_per_clip) ** 2 / grid.least_nodes
-        most = largest(grid.steps_per_clip, variance)
-        fits = most * len(opened.participants) < 2 ** (self.setup.config.exchange.secure.bits - 1)
-        total, _ = opened.result(bound=most if fits else None)
-        values = from_grid(total, plan.clip, grid.steps_per_clip) / plan.expected_batch_size
+    def _noisy_mean(self, opened: SecureSum, codec: PublicTernary, plan: PrivacyPlan, round: int) -> Decoded:
+        """The mean that a noisy sum stands for, fewer nodes never weaken the guarantee.
+
+        Of whole nodes' updates: over the public number of nodes that were expected. Of gradients: over the
+        public batch size of the nodes in the sum, times the round's learning rate.
+        """
+        assert plan.grid is not None
+        config, grid = self.setup.config, plan.grid
+        most = grid.limit + largest(grid.share(plan.noise_multiplier))
+        fits = most * len(opened.participants) < 2 ** (config.exchange.secure.bits - 1)
+        total, nodes = opened.result(bound=most if fits else None)
+        values = from_grid(total, plan.clip / grid.steps_per_clip) / plan.expected_batch_size
+        if plan.unit != "node":
+            values *= LocalPlan.of(config.federation, round).lr / nodes
         layout = self.setup.initial.layout
         return Decoded(layout, values.astype(np.float32), codec.support.positions(layout))
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from fedpeft.privacy.calibration import noise_multiplier
-from fedpeft.privacy.plan import AdaptiveClip, Grid, PrivacyPlan
+from fedpeft.privacy.grid import Grid
+from fedpeft.privacy.plan import AdaptiveClip, PrivacyPlan
 from fedpeft.rng import stream
 from fedpeft_attacks.dp_audit import Effort, EpsilonCheck, epsilon_checks, tap_checks
 from fedpeft_attacks.dp_audit.canary_rehearsal import Observed, coins, likelihood, rehearse

@@ -12,8 +12,7 @@ from scipy.stats import poisson, skellam
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy import renyi
-from fedpeft.privacy.accounting import Pure, Skellam, Steps, epsilon, renyi_epsilon
-from fedpeft.privacy.plan import Grid, PrivacyPlan
+from fedpeft.privacy.accounting import GridSteps, Pure, Skellam, Steps, epsilon, renyi_epsilon
 
 DELTA = 1e-5
 
@@ -130,6 +129,10 @@ def test_any_mix_is_an_upper_bound_of_its_parts():
         Skellam(-1.0, 1.0, 1.0, 1),
         Skellam(math.inf, 1.0, 1.0, 1),
         Pure(math.nan, 1),
+        GridSteps(0.1, 0.0, 9.0, 0.0, 1),
+        GridSteps(0.1, 5.0, 9.0, 1.0, 1),
+        GridSteps(0.1, 5.0, 9.0, -1e-9, 1),
+        GridSteps(1.1, 5.0, 9.0, 0.0, 1),
     ],
 )
 def test_what_is_no_release_is_refused(event):
@@ -145,21 +148,3 @@ def test_no_noise_is_no_privacy(event):
     assert epsilon([event], DELTA) == math.inf
     assert epsilon([event, Steps(0.1, 1.0, 5), Pure(0.1, 1)], DELTA) == math.inf
     assert renyi_epsilon([event], DELTA) == math.inf
-
-
-def test_the_plans_event_bounds_the_rounded_sum():
-    rng = np.random.default_rng(1)
-    grid = Grid(size=50, steps_per_clip=40.0, least_nodes=3)
-    plan = PrivacyPlan(1.0, 2.0, 1.5, 5, 1, 10, DELTA, "node", "distributed", grid=grid)
-    event = plan.event()
-    assert plan.adjacency == plan.describe()["adjacency"] == "replace-by-zero"
-    assert isinstance(event, Skellam) and event.repeats == 10 and event.variance == (2.0 * 40) ** 2
-    for _ in range(300):
-        direction = rng.standard_normal(50) * rng.integers(0, 2, 50)
-        length = max(np.linalg.norm(direction), 1e-9)
-        steps = direction / length * grid.steps_per_clip
-        rounded = np.floor(steps + rng.random(50))
-        assert np.linalg.norm(rounded) <= event.l2
-        assert np.abs(rounded).sum() <= event.l1
-    tiny = Grid(size=10_000, steps_per_clip=1.0, least_nodes=1)
-    assert tiny.l1 <= math.sqrt(tiny.size) * tiny.l2 and tiny.l2 == 101.0
