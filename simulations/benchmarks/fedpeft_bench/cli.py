@@ -165,14 +165,17 @@ def dp_step(as_json: bool = JSON_OPTION) -> None:
     )
 
 
-def secure(as_json: bool = JSON_OPTION) -> None:
-    """Secure sums of a million values: cost per node and coordinator, beside Flower's SecAgg+."""
+def secure(
+    values: int = typer.Option(1_000_000, "--values", min=1, help="Values of a sum."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Secure sums: processor time of a node and of the coordinator, beside Flower's SecAgg+."""
     from fedpeft_bench.harness.timing import one_core
 
     one_core()
     from fedpeft_bench.secure import secure as benchmark
 
-    facts = benchmark.secure(report=_log)
+    facts = benchmark.secure(size=values, report=_log)
     title = f"secure sums of {facts['size']:,} ternary values ({facts['machine']})"
     emit(facts, as_json, lambda: table(title, benchmark.COLUMNS, benchmark.cells(facts)))
 
@@ -282,7 +285,7 @@ def everything() -> None:
     aggregate(nodes=100, distinct=10, as_json=False)
     privacy(False)
     dp_step(False)
-    secure(False)
+    secure(1_000_000, False)
     ledger(kills=1000, as_json=False)
     nodes(False)
     private([0, 1, 2], False)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fedpeft import secagg
 from fedpeft.cohort import Cohort
 from fedpeft.rng import stream
+from fedpeft.secagg.discrete_gaussian import share_of_noise
 from fedpeft.trust import Signer
 from fedpeft_bench.harness.command import machine
 from fedpeft_bench.harness.timing import best
@@ -29,6 +30,8 @@ from fedpeft_bench.harness.timing import best
 COUNTS = (2, 10, 50, 100)
 SIZE = 1_000_000
 DROPS = 3
+DEVIATION = 1e3
+"""Of a node's share of the noise, in grid steps."""
 PEER_COUNT = 10
 MASK_GOAL_MS, BYTES_GOAL = 20.0, 1.0
 
@@ -133,7 +136,8 @@ def row(nodes: int, size: int) -> dict[str, Any]:
     """One round without and one with dropouts.
 
     Returns:
-        ``nodes``, ``keys_ms`` (keys and shares), ``mask_ms``, ``open_ms`` (signature and reveal) of one node;
+        ``nodes``; ``noise_ms`` (a share of it, trust ``distributed``), ``keys_ms`` (keys and shares),
+        ``mask_ms``, ``open_ms`` (signature and reveal) of one node;
         ``bytes_per_value`` and ``other_bytes`` (keys, shares, signatures) up from one node; ``add_ms`` for
         each node, ``unmask_ms`` and, after ``dropped`` nodes were lost, ``unmask_dropped_ms`` of the
         coordinator; ``exact``.
@@ -143,9 +147,11 @@ def row(nodes: int, size: int) -> dict[str, Any]:
         dropped = min(DROPS, nodes - whole.coordinator.context.quorum)
         exact = whole.run(0)
         exact = partial.run(dropped) and exact
+    _, noise = best(lambda: share_of_noise(size, DEVIATION**2))
     masked = np.dtype(whole.coordinator.context.dtype).itemsize
     return {
         "nodes": nodes,
+        "noise_ms": 1e3 * noise,
         "keys_ms": whole.milliseconds("keys") + whole.milliseconds("shares"),
         "mask_ms": whole.milliseconds("mask"),
         "open_ms": whole.milliseconds("agree") + whole.milliseconds("reveal"),
@@ -179,6 +185,7 @@ def flower_row(nodes: int, size: int) -> dict[str, Any]:
 
 COLUMNS = (
     "nodes",
+    "noise ms",
     "keys, shares ms",
     "mask ms",
     "sign, reveal ms",
@@ -196,7 +203,7 @@ def cells(facts: dict[str, Any]) -> list[list[str]]:
     shown = [
         [
             f"fedpeft {row['nodes']}",
-            *(f"{row[key]:.1f}" for key in ("keys_ms", "mask_ms", "open_ms", "bytes_per_value")),
+            *(f"{row[key]:.1f}" for key in ("noise_ms", "keys_ms", "mask_ms", "open_ms", "bytes_per_value")),
             f"{row['other_bytes'] / 1e3:.1f}",
             *(f"{row[key]:.1f}" for key in ("add_ms", "unmask_ms")),
             f"{row['unmask_dropped_ms']:.1f} ({row['dropped']})",
@@ -212,7 +219,15 @@ def cells(facts: dict[str, Any]) -> list[list[str]]:
         for label, (first, mask, each, other) in (("Flower", figures), ("ratio", ratios)):
             other = other / 1e3 if label == "Flower" else other
             shown.append(
-                [f"{label} {peer['nodes']}", f"{first:.1f}", f"{mask:.1f}", "", f"{each:.1f}", f"{other:.1f}"]
+                [
+                    f"{label} {peer['nodes']}",
+                    "",
+                    f"{first:.1f}",
+                    f"{mask:.1f}",
+                    "",
+                    f"{each:.1f}",
+                    f"{other:.1f}",
+                ]
                 + [""] * 4
             )
     return shown
