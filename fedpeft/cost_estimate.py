@@ -152,8 +152,10 @@ def _shapes(config: Config) -> tuple[Any, _Sizes, int, str]:
         model = auto_class(config.base.task).from_config(_model_config(config.base))
         facts = {"name": config.base.model, "parameters": model.num_parameters(), "task": config.base.task}
         base: Any = SimpleNamespace(model=model, fresh=(), **facts)
-        ids = tuple(range(len(config.adapter.trainable_tokens)))  # as many rows as the tokens have
-        adapter = config.adapter.model_copy(update={"trainable_tokens": ids})
+        adapter = config.adapter
+        named = {name: getattr(adapter, name) for name in ("trainable_tokens", "output_tokens")}
+        ids = {name: tuple(range(len(tokens))) for name, tokens in named.items()}  # as many rows as tokens
+        adapter = adapter.model_copy(update=ids)
         spec = Spec.of(base, adapter, rank_of(adapter, None))
         sizes = _Sizes.of(model, spec.targets)
         wrapped: Any = PeftModel(model, spec.parts.configure(method_of(config.adapter).build(spec)))

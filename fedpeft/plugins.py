@@ -61,6 +61,7 @@ ADAPTER_METHODS: Registry[AdapterMethod] = Registry(
     expects=f"{_METHODS}.base:AdapterMethod",
     shipped={
         "lora/frozen_a": f"{_METHODS}.lora:FROZEN_A",
+        "lora/frozen_b": f"{_METHODS}.lora:FROZEN_B",
         "lora/stack": f"{_METHODS}.lora:STACK",
         "lora/reproject": f"{_METHODS}.lora:REPROJECT",
         "lora/naive": f"{_METHODS}.lora:NAIVE",
@@ -170,7 +171,7 @@ MethodName = Annotated[
 AggregationName = Annotated[
     str,
     AfterValidator(known("aggregation", _modes)),
-    Field(examples=["frozen_a", "stack", "reproject", "naive"]),
+    Field(examples=["frozen_a", "frozen_b", "stack", "reproject", "naive"]),
 ]
 ReaderName = Annotated[
     str, AfterValidator(known("format", lambda: (AUTO, *READERS))), Field(examples=[AUTO, *READERS.shipped])

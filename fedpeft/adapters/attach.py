@@ -36,8 +36,10 @@ class Attached:
         spec: the settings, the rank and the adapted modules.
         seed: seed of the agreed initial values.
         parameters: the trainable parameters by exchanged name, in layout order.
-        frozen: the adapter's tensors that are agreed, not trained (A under frozen_a and miss).
+        frozen: the adapter's tensors that are agreed, not trained (A under frozen_a and miss, B under
+            frozen_b).
         starts: agreed first values of what is trained beside the method's own tensors, by exchanged name.
+        fixed: value of each frozen tensor where the base decides it.
     """
 
     base: Base
@@ -48,6 +50,7 @@ class Attached:
     parameters: dict[str, torch.nn.Parameter] = field(repr=False)
     frozen: dict[str, torch.nn.Parameter] = field(repr=False)
     starts: dict[str, FloatVector] = field(default_factory=dict[str, FloatVector], repr=False)
+    fixed: FloatVector | None = field(default=None, repr=False)
 
     @property
     def config(self) -> AdapterConfig:
@@ -113,10 +116,14 @@ class Attached:
     def reset(self) -> None:
         """Set the adapter, frozen tensors included, to the agreed values before round 1."""
         self.load(self.initial())
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.frozen.items()}
-        _copy(self.frozen, {name: self.method.initial(name, shapes[name], self.seed) for name in self.frozen})
+        _copy(self.frozen, {name: self._fixed(name, tensor) for name, tensor in self.frozen.items()})
         if self.method.renews_factors:
             _set_global(self, None)
+
+    def _fixed(self, name: str, tensor: torch.nn.Parameter) -> FloatVector:
+        if self.fixed is not None:
+            return self.fixed
+        return self.method.initial(name, tuple(tensor.shape), self.seed)
 
     def begin(self, state: FloatVector | FactorState, round: int = 0, node: str = "") -> FloatVector:
         """Set the model to what a node starts a round from, and return the trainables' values.
@@ -241,7 +248,7 @@ def adapter_tensors(model: Any, spec: Spec) -> tuple[dict[str, Any], dict[str, A
 def _wrap(base: Base, method: AdapterMethod, spec: Spec, seed: int) -> Attached:
     from peft import PeftModel
 
-    config = spec.parts.configure(method.build(spec))
+    config, fixed = spec.parts.configure(method.build(spec)), method.fixed(base, spec)
     try:
         with _untouched_generator(base), warnings.catch_warnings():
             # peft asks transformers whether checkpointing is on by a name that transformers deprecates
@@ -260,7 +267,7 @@ def _wrap(base: Base, method: AdapterMethod, spec: Spec, seed: int) -> Attached:
     for parameter in trained.values():
         parameter.requires_grad_(True)
     starts = {name: spec.parts.start(base, name) for name in trained if spec.parts.trains(name)}
-    return Attached(base, model, method, spec, seed, trained, frozen, starts)
+    return Attached(base, model, method, spec, seed, trained, frozen, starts, fixed)
 
 
 def _in_float32(model: Any, spec: Spec) -> None:

@@ -20,6 +20,7 @@ REVEALED: Mapping[str, str] = {
     "train_head": "updates of a head show the labels of records",
     "experts": "updates of experts show which of them a batch was sent to",
     "trainable_tokens": "updates of embeddings show which of these tokens a batch held",
+    "output_tokens": "updates along embeddings of tokens show how often each of them is an answer",
 }
 """By setting of ``[adapter]``, off by default: what its updates show unless noise covers it."""
 ROWS = "token_adapter.trainable_tokens_delta"
@@ -38,12 +39,14 @@ class TrainedParts:
             each expert, with their shapes.
         tokens: ids whose rows of the embeddings are trained, rising.
         embeddings: with tokens, full names of the embeddings and of a head that shares their weight.
+        outputs: ids whose rows of the output embeddings are the method's frozen B, rising.
     """
 
     heads: tuple[str, ...] = ()
     experts: tuple[tuple[str, tuple[int, ...]], ...] = ()
     tokens: tuple[int, ...] = ()
     embeddings: tuple[str, ...] = ()
+    outputs: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, base: Base, cfg: AdapterConfig) -> TrainedParts:
@@ -55,8 +58,9 @@ class TrainedParts:
         return cls(
             _heads(base) if cfg.train_head else (),
             _experts(base, cfg) if cfg.experts else (),
-            _token_ids(base, cfg.trainable_tokens),
+            _token_ids(base, cfg.trainable_tokens, "trainable_tokens"),
             _embeddings(base.model) if cfg.trainable_tokens else (),
+            _token_ids(base, cfg.output_tokens, "output_tokens"),
         )
 
     @property
@@ -68,7 +72,12 @@ class TrainedParts:
     @property
     def settings(self) -> tuple[str, ...]:
         """The settings of `REVEALED` that added parts."""
-        added = {"train_head": self.heads, "experts": self.experts, "trainable_tokens": self.tokens}
+        added = {
+            "train_head": self.heads,
+            "experts": self.experts,
+            "trainable_tokens": self.tokens,
+            "output_tokens": self.outputs,
+        }
         return tuple(setting for setting in REVEALED if added[setting])
 
     def notes(self, model: Any) -> tuple[str, ...]:
@@ -147,8 +156,8 @@ def _experts(base: Base, cfg: AdapterConfig) -> tuple[tuple[str, tuple[int, ...]
     return tuple((name, tuple(chosen[name].shape)) for name in sorted(chosen))
 
 
-def _token_ids(base: Base, tokens: Sequence[str | int]) -> tuple[int, ...]:
-    """Ids of the tokens that are named, rising."""
+def _token_ids(base: Base, tokens: Sequence[str | int], setting: str) -> tuple[int, ...]:
+    """Ids of the tokens that a setting names, rising."""
     vocabulary = base.tokenizer.get_vocab() if any(isinstance(token, str) for token in tokens) else {}
     rows = base.model.get_input_embeddings().weight.shape[0]
     ids: set[int] = set()
@@ -157,10 +166,10 @@ def _token_ids(base: Base, tokens: Sequence[str | int]) -> tuple[int, ...]:
         if number is None:
             near = difflib.get_close_matches(str(token), vocabulary, n=3, cutoff=0.6)
             hint = f"nearest: {', '.join(map(repr, near))}" if near else "add it to tokenizer and base first"
-            raise ConfigError(f"adapter.trainable_tokens: {token!r} is no token of {base.name!r}; {hint}")
+            raise ConfigError(f"adapter.{setting}: {token!r} is no token of {base.name!r}; {hint}")
         if not 0 <= number < rows:
             raise ConfigError(
-                f"adapter.trainable_tokens: {token!r} has no row among the {rows} embeddings of {base.name!r}"
+                f"adapter.{setting}: {token!r} has no row among the {rows} embeddings of {base.name!r}"
             )
         ids.add(number)
     return tuple(sorted(ids))

@@ -97,11 +97,12 @@ def _trained_parts(config: Config) -> Iterator[str]:
             "not: set base.task = 'sequence-classification', or leave adapter.train_head out"
         )
     takes = ADAPTER_METHODS[adapter.key].takes
-    for setting in ("train_head", "experts", "trainable_tokens"):
+    for setting in ("train_head", "experts", "trainable_tokens", "output_tokens"):
         if getattr(adapter, setting) and setting not in takes:
+            mode = "frozen_b" if setting == "output_tokens" else "frozen_a"
             yield (
                 f"adapter.{setting} is not possible with {adapter.key!r}: set adapter.method = 'lora' and "
-                "adapter.aggregation = 'frozen_a'"
+                f"adapter.aggregation = '{mode}'"
             )
 
 

@@ -85,6 +85,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("adapter", "train_head", False),
     ("adapter", "experts", False),
     ("adapter", "trainable_tokens", []),
+    ("adapter", "output_tokens", []),
 )
 """Settings that a later version added: section, name, and the value that means what was before."""
 

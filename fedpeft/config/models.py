@@ -81,12 +81,13 @@ class AdapterConfig(Section):
         default=(0,),
         description="layers (of the text stack) without adapter; token extraction reads layer 0",
     )
-    experts: bool = Field(
-        default=False, description="adapt a mixture's fused experts too, each with its rank"
-    )
+    experts: bool = Field(default=False, description="adapt fused experts too, each with its rank")
     train_head: bool = Field(default=False, description="train the head of a classifier too: it shows labels")
     trainable_tokens: tuple[str | int, ...] = Field(
         default=(), description="tokens, by text or id, whose embeddings are trained too: it shows their use"
+    )
+    output_tokens: tuple[str | int, ...] = Field(
+        default=(), description="tokens, by text or id, whose output embeddings are the frozen B (frozen_b)"
     )
 
     @model_validator(mode="after")
@@ -373,9 +374,7 @@ class RunConfig(Section):
     seed: int = Field(
         default=0, ge=0, description="seed of every reproducible stream; never of privacy noise"
     )
-    baselines: tuple[Baseline, ...] = Field(
-        default=(), description="baselines that are trained beside the federation"
-    )
+    baselines: tuple[Baseline, ...] = Field(default=(), description="baselines, trained beside the run")
     private: dict[str, Any] = Field(
         default_factory=dict,
         description="settings that the private baseline changes, as 'section.key' = value",

@@ -34,6 +34,11 @@ RULES = [
     ("aggregation", {}, {"adapter": {"aggregation": "naive"}}),
     ("experts", {}, {"adapter": {"experts": True}}),
     ("embeddings", {}, {"adapter": {"trainable_tokens": [4]}}),
+    (
+        "answers",
+        {"adapter": {"aggregations": ["frozen_b"]}},
+        {"adapter": {"aggregation": "frozen_b", "output_tokens": [4]}},
+    ),
     ("rank", {}, {"adapter": {"rank": 9}}),
     ("tokens", {"adapter": {"min_tokens_per_rank": 65.0}}, {}),
     ("layers", {"adapter": {"skipped_layers": [0, 1]}}, {}),

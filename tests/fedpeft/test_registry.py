@@ -160,5 +160,5 @@ def test_a_method_of_another_package_brings_its_own_modes(modes):
     for adapter in ({"method": "shards"}, {"method": "shards", "aggregation": "naive"}):
         with pytest.raises(ConfigError, match=r"is not one of 'shards'.* there are even, odd"):
             build_config({"adapter": adapter})
-    with pytest.raises(ConfigError, match=r"is not one of 'lora'.* there are frozen_a, stack"):
+    with pytest.raises(ConfigError, match=r"is not one of 'lora'.* there are frozen_a, frozen_b, stack"):
         build_config({"adapter": {"aggregation": "even"}})

@@ -90,6 +90,9 @@ class AdapterRules(Section):
         default=False,
         description="allow adapter.trainable_tokens: their updates show which of them a batch held",
     )
+    output_tokens: bool = Field(
+        default=False, description="allow adapter.output_tokens: updates show how often each is an answer"
+    )
     train_head: bool = Field(
         default=False, description="allow adapter.train_head: updates of a head show the labels of records"
     )

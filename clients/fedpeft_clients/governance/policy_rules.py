@@ -31,7 +31,12 @@ BYTES = {"none": 4.0, "int8": 1.03, "nf4": 0.53}
 USUAL = RunConfig().tokens_at_once
 """Tokens of one pass that any run may ask for: larger batches are cut."""
 
-_PARTS = (("train_head", "head"), ("experts", "experts"), ("trainable_tokens", "embeddings"))
+_PARTS = (
+    ("train_head", "head"),
+    ("experts", "experts"),
+    ("trainable_tokens", "embeddings"),
+    ("output_tokens", "answers"),
+)
 """Settings that add parts of the base to an adapter, each with the rule that refuses it."""
 
 SHARE = 0.6

@@ -148,6 +148,11 @@ def _all_linear(model_type: str) -> tuple[str, ...]:
     return ()
 
 
+def _from_seed(base: Base, spec: Spec) -> FloatVector | None:
+    """Frozen tensors follow from their names and the seed."""
+    return None
+
+
 @dataclass(frozen=True)
 class AdapterMethod:
     """One adapter method.
@@ -167,6 +172,7 @@ class AdapterMethod:
         measured: facts for the event of a round, from the layout, the values before it and its updates;
             None: there is nothing to measure.
         exported: what a folder holds in place of the tensors as they are trained; None: those.
+        fixed: the value of each frozen tensor where the base decides it; None: `initial` of its name.
         takes: settings that may add parts of the base to it (`fedpeft.adapters.trained_parts.REVEALED`): its
             peft configuration names them, its traits hold for them, and what it sends has a place for them.
     """
@@ -182,6 +188,7 @@ class AdapterMethod:
     packing: PackingRoles | None = None
     measured: Measure | None = None
     exported: Callable[[Spec, Mapping[str, FloatVector]], Content | None] | None = None
+    fixed: Callable[[Base, Spec], FloatVector | None] = _from_seed
     takes: frozenset[str] = frozenset(("train_head",))
 
     @property

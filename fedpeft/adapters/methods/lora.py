@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685) in four modes: what is trained and sent, and how it is averaged."""
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) in five modes: what is trained and sent, and how it is averaged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft.adapters.methods.base import AdapterMethod, PackingRoles, Spec, TokenRows, Traits, scaling_of
+from fedpeft.adapters.output_rows import output_rows
 from fedpeft.aggregation.mean import Contribution, naive_warning, product_error
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.rng import stream
@@ -49,6 +50,13 @@ def _lora_initial(name: str, shape: tuple[int, ...], seed: int) -> FloatVector:
     return kaiming_a(shape, stream(seed, 0, "", f"lora-A:{name}"))
 
 
+def _initial_of_frozen_b(name: str, shape: tuple[int, ...], seed: int) -> FloatVector:
+    if name.endswith("lora_A.weight"):
+        return np.zeros(shape, np.float32)
+    bound = (3.0 / shape[0]) ** 0.5  # columns of length 1 on average
+    return stream(seed, 0, "", f"lora-B:{name}").uniform(-bound, bound, shape).astype(np.float32)
+
+
 def _mode(name: str, exact: bool, aggregation: Any, *trained: str) -> AdapterMethod:
     traits = Traits(linear=exact, dp="batched", exports_lora=True, trains_inputs=False)
     return AdapterMethod(
@@ -63,6 +71,12 @@ def _naive_error(layout: Layout, start: FloatVector, contributions: Iterable[Con
 
 FROZEN_A = replace(
     _mode("frozen_a", True, "mean", B), takes=frozenset(("train_head", "experts", "trainable_tokens"))
+)
+FROZEN_B = replace(
+    _mode("frozen_b", True, "mean", A),
+    initial=_initial_of_frozen_b,
+    fixed=output_rows,
+    takes=frozenset(("train_head", "output_tokens")),
 )
 STACK = replace(_mode("stack", True, "stack", A, B), takes=frozenset[str]())
 REPROJECT = replace(_mode("reproject", False, "reproject", A, B), takes=frozenset[str]())
