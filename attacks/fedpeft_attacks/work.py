@@ -33,6 +33,16 @@ class Work:
     is_cut: bool = False
     is_stopped: bool = False
 
+    def __add__(self, other: Work) -> Work:
+        """Of two searches on one view, one after the other."""
+        budgets = [part for part in (self.allowed, other.allowed) if part is not None]
+        return Work(
+            self.steps + other.steps,
+            sum(budgets) if budgets else None,
+            self.is_cut or other.is_cut,
+            self.is_stopped or other.is_stopped,
+        )
+
 
 NOTHING = Work()
 """No step, and none was asked for."""

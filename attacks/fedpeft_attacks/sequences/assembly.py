@@ -20,6 +20,7 @@ from fedpeft.training.modes import steady
 from fedpeft_attacks.sequences import Assembled, Bag, Budget
 from fedpeft_attacks.sequences.beam import CERTAIN, Path, Search, bag_weights
 from fedpeft_attacks.sequences.matched import Filter, Null, null_of
+from fedpeft_attacks.sequences.prefix_tree import PrefixTree, chosen
 from fedpeft_attacks.sequences.probing import Probe
 from fedpeft_attacks.sequences.spans import Spans
 from fedpeft_attacks.tokens.blocks import Block
@@ -27,7 +28,7 @@ from fedpeft_attacks.tokens.matching_pursuit import matching_pursuit
 from fedpeft_attacks.tokens.observations import observations
 from fedpeft_attacks.tokens.sparse_bayes import sparse_bayes
 from fedpeft_attacks.views import UNDECLARED, Guess, NotApplicable, Start, View
-from fedpeft_attacks.work import SAFETY, Meter
+from fedpeft_attacks.work import NOTHING, SAFETY, Meter, Work
 
 RAW = frozenset({"gradient", "reference"})
 """Stages whose values are a gradient; all others are a step against it, of unknown length."""
@@ -121,10 +122,11 @@ def assemble_from(view: View, bag: Bag, budget: Budget | None = None) -> Assembl
         raise AuditError("this view holds no model; give a view whose knowledge has a start")
     work = _Work.of(view, bag, budget or Budget(), start)
     with steady(work.probe.attached.model):  # what each pass puts back is looked up once for all of them
-        records = work.cancel()
+        whole, levels = work.whole(PrefixTree.of(view, work.probe, work.budget.longest))
+        records = work.cancel(whole)
         left = work.left(records)
     certain = (left < CERTAIN,) * len(records)
-    return Assembled(tuple(records), certain, left, work.meter.work)
+    return Assembled(tuple(records), certain, left, levels + work.meter.work)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +157,26 @@ class _Work:
         """What the base's own texts look like; only the filter asks, and not every record takes one."""
         return null_of(self.start, self.probe)
 
-    def cancel(self) -> list[Record]:
-        """Decode records one after the other, each from what the others leave; then again while it helps."""
-        records: list[Record] = []
+    def whole(self, tree: PrefixTree | None) -> tuple[list[Record], Work]:
+        """Records that complete row spaces name, and the work for it: none where there is no tree."""
+        if tree is None:
+            return [], NOTHING
+        meter = Meter(self.budget.longest, self.budget.seconds)
+        leaves = tree.leaves(meter)
+        is_weighted = self.probe.frame.knows_answers
+        records = chosen(leaves, self.records, self.observed, self.gradient, self.raw, is_weighted)
+        return records, meter.work
+
+    def gradient(self, record: Record) -> FloatVector:
+        """Gradient of one record."""
+        return self.probe.gradient([record])
+
+    def cancel(self, whole: Sequence[Record]) -> list[Record]:
+        """Decode what is left beside whole records, one after the other; then again while it helps."""
+        records = list(whole)
         while len(records) < self.records and not (records and self.meter.is_over):
             records.append(self.decode(records))
-        for place in range(len(records)):
+        for place in range(len(whole), len(records)):
             left = self.left(records)
             if self.meter.is_over or left < CERTAIN:
                 break
@@ -202,8 +218,10 @@ class _Work:
 
     def total(self, records: Sequence[Record]) -> FloatVector:
         """What records contribute to the gradient of the batch."""
-        parts = [np.zeros_like(self.observed), *(self.probe.gradient([record]) for record in records)]
-        return np.asarray(np.sum(parts, axis=0) / self.records, np.float32)
+        total = np.zeros_like(self.observed)
+        for record in records:
+            total += self.gradient(record)
+        return total / np.float32(self.records)
 
     def off(self, total: FloatVector) -> FloatVector:
         """The observed values less a gradient, whose length is fitted where they are a step."""

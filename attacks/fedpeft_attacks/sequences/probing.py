@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,10 @@ Inputs = dict[str, torch.Tensor]
 
 _STEP = 0.01
 _SAME = 1e-5
+
+
+class _Reached(Exception):
+    """Ends a pass as soon as all that is asked for was read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +173,45 @@ class Probe:
         """What each module reads at each proposal right after its prefix, shape ``(B, P, I)``."""
         return (self._side_by_side if self.takes_masks else self._one_by_one)(read, proposals_BP, modules)
 
+    def next_inputs(self, ids_BT: torch.Tensor, proposals_BP: torch.Tensor, modules: Sequence[str]) -> Inputs:
+        """What `read` and `ahead` say of proposals, by a pass that goes no further than these modules.
+
+        Args:
+            ids_BT: prefixes of one length, which may be 0.
+            proposals_BP: tokens that may follow.
+            modules: at least one.
+
+        Returns:
+            Shape ``(B, P, I)`` by module.
+        """
+        (rows, count), length = proposals_BP.shape, ids_BT.shape[1]
+        if count == 1 or self.takes_masks:
+            seen = self._as_far_as(
+                torch.cat([ids_BT, proposals_BP], dim=1), modules, **self._apart(length, count)
+            )
+            return {name: value[:, length:] for name, value in seen.items()}
+        longer = torch.cat([ids_BT.repeat_interleave(count, dim=0), proposals_BP.reshape(-1, 1)], dim=1)
+        seen = self._as_far_as(longer, modules)
+        return {name: value[:, -1].reshape(rows, count, -1) for name, value in seen.items()}
+
+    def _apart(self, length: int, count: int) -> dict[str, torch.Tensor]:
+        """Mask and positions of a prefix and its proposals, each of which sees the prefix and itself."""
+        if count == 1:
+            return {}
+        dtype = self.attached.model.get_input_embeddings().weight.dtype
+        sees = torch.ones(length + count, length + count, dtype=torch.bool).tril()
+        sees[length:, length:] = torch.eye(count, dtype=torch.bool)
+        mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
+        places = torch.cat([torch.arange(length), torch.full((count,), length)])
+        return {"attention_mask": mask[None, None], "position_ids": places[None]}
+
+    def _as_far_as(self, ids: torch.Tensor, modules: Sequence[str], **where: torch.Tensor) -> Inputs:
+        """What modules read in a pass that ends with the last of them."""
+        model = self.attached.model
+        with torch.no_grad(), steady(model), self._listening(modules, stops=True) as seen, suppress(_Reached):
+            model(input_ids=ids, use_cache=False, **where)
+        return seen
+
     @cached_property
     def takes_masks(self) -> bool:
         """Whether proposals may share their prefix's memory, which a mask of their own takes; tried once.
@@ -214,13 +257,15 @@ class Probe:
         return seen
 
     @contextmanager
-    def _listening(self, modules: Sequence[str]) -> Generator[Inputs]:
-        """Collects what modules read in a pass."""
+    def _listening(self, modules: Sequence[str], stops: bool = False) -> Generator[Inputs]:
+        """Collects what modules read in a pass, which may end with the last of them."""
         adapted, seen = linear_modules_under(self.attached.model), Inputs()
 
         def keep(name: str) -> Any:
             def hook(_: Any, inputs: tuple[Any, ...]) -> None:
                 seen[name] = inputs[0].detach().float()
+                if stops and len(seen) == len(modules):
+                    raise _Reached
 
             return hook
 

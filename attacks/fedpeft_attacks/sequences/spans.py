@@ -28,8 +28,8 @@ _FLOOR = 1e-6
 _NATS = 6.0  # per factor e of a share and full rank; inputs are no random directions, so far below the width
 
 
-def _input_rows(attached: Attached, values: FloatVector) -> dict[str, FloatVector]:
-    """The tensors whose rows combine inputs, by module."""
+def input_rows(attached: Attached, values: FloatVector) -> dict[str, FloatVector]:
+    """The tensors of values in layout order whose rows combine inputs, by module."""
     rows = attached.method.token_rows
     places = ((rows and rows.place(name), part) for name, part in attached.layout.split(values).items())
     return {place[0]: part for place, part in places if place and rows and place[1] == rows.inputs}
@@ -49,7 +49,7 @@ class Spans:
     @classmethod
     def of(cls, values: FloatVector, probe: Probe, leave: Collection[str] = ()) -> Spans:
         """Row spaces of the rows of inputs of values in layout order, but for modules to leave out."""
-        tensors = _input_rows(probe.attached, values)
+        tensors = input_rows(probe.attached, values)
         bases: dict[str, torch.Tensor] = {}
         for group in probe.groups:
             rows = [tensors[name] for name in group if name in tensors]

@@ -217,6 +217,7 @@ class AuditPart(StrEnum):
 
     TOKENS = "tokens"
     SEQUENCES = "sequences"
+    BATCHES = "batches"
     RECIT = "recit"
     MEMORY = "memory"
     EPSILON = "epsilon"
