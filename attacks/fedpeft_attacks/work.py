@@ -93,7 +93,7 @@ def worked(parts: Sequence[Work]) -> WorkDone:
     return WorkDone(
         views=len(parts),
         steps=sum(part.steps for part in parts),
-        allowed=parts[0].allowed,
+        allowed=max((part.allowed for part in parts if part.allowed is not None), default=None),
         cut=sum(part.is_cut for part in parts),
         stopped=sum(part.is_stopped for part in parts),
     )

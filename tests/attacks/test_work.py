@@ -57,6 +57,12 @@ def test_work_is_pooled_over_views():
     assert work_in_words(worked([Work(4)])) == "4 steps in 1 view, to the end"
 
 
+def test_the_work_of_two_searches_on_one_view_adds_up():
+    assert Work(9, 16, is_cut=True) + Work(3, 20) == Work(12, 36, is_cut=True)
+    assert Work(4) + Work(2, 5, is_stopped=True) == Work(6, 5, is_stopped=True)
+    assert Work(4) + Work(2) == Work(6)
+
+
 @pytest.mark.parametrize("spoil", [0.0, 0.3])
 def test_the_bayesian_recovery_takes_as_many_steps_whatever_it_reads(spoil):
     rng = np.random.default_rng(0)

@@ -25,7 +25,8 @@ class Budget:
     """How much work an assembly may do.
 
     Attributes:
-        steps: of the search: one lengthens all partial records of a beam by a token, or swaps a token.
+        steps: of the search: one lengthens all partial records of a beam by a token, or swaps a token. A tree
+            of prefixes, where the view allows one, takes up to `longest` of its own beside them.
         beam: partial records that are kept.
         longest: tokens of the longest record that is tried, the start token included.
         seconds: processor time of the safety stop; an answer that it ends is not finished.
