@@ -6,9 +6,9 @@ import pytest
 from fedpeft.adapters import detach
 from fedpeft_bench.audit import tokens, tokens_tables
 from fedpeft_bench.audit.base import bench_base
-from fedpeft_bench.audit.tokens_dager import dager_distances, dager_guess
 from fedpeft_bench.audit.tokens_lab import RAW_QV, Lab, Setting, views_of
 from fedpeft_bench.audit.tokens_sparse import SPOILS, completed, ternary, top
+from fedpeft_bench.audit.tokens_tables import dager_distances, dager_guess
 
 
 @pytest.fixture(scope="module")

@@ -122,11 +122,11 @@ def assemble_from(view: View, bag: Bag, budget: Budget | None = None) -> Assembl
         raise AuditError("this view holds no model; give a view whose knowledge has a start")
     work = _Work.of(view, bag, budget or Budget(), start)
     with steady(work.probe.attached.model):  # what each pass puts back is looked up once for all of them
-        whole, levels = work.whole(PrefixTree.of(view, work.probe, work.budget.longest))
+        whole, growth = work.whole(PrefixTree.of(view, work.probe, work.budget.longest))
         records = work.cancel(whole)
         left = work.left(records)
     certain = (left < CERTAIN,) * len(records)
-    return Assembled(tuple(records), certain, left, levels + work.meter.work)
+    return Assembled(tuple(records), certain, left, growth + work.meter.work)
 
 
 @dataclass(frozen=True, eq=False)

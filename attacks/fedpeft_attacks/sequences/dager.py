@@ -89,9 +89,9 @@ class _Search:
         alive = sorted(starts, key=lambda pair: pair[1])[:_CANDIDATES]
         ended: Paths = []
         while alive and len(alive[0][0]) < longest and meter.step():
-            longer = [one for one in self._extended(alive) if len(set(one[0])) > 1]
+            longer = [pair for pair in self._extended(alive) if len(set(pair[0])) > 1]
             goes_on = {path[:-1] for path, _ in longer}
-            ended += [one for one in alive if one[0] not in goes_on]
+            ended += [pair for pair in alive if pair[0] not in goes_on]
             alive = sorted(longer, key=lambda pair: pair[1])[:_CANDIDATES]
         return ended + alive
 

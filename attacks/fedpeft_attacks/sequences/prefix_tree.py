@@ -79,12 +79,12 @@ class PrefixTree:
         while alive and meter.step():
             longer = self._grown(alive, meter)
             grown = {path[:-1] for path, _ in longer if not _repeats(path)}
-            ended += [one for one in alive if one[0] not in grown and not _repeats(one[0])]
-            alive = sorted(longer, key=lambda one: one[1])[: _SPARE * self.records]
+            ended += [judged for judged in alive if judged[0] not in grown and not _repeats(judged[0])]
+            alive = sorted(longer, key=lambda judged: judged[1])[: _SPARE * self.records]
             if alive and len(alive[0][0]) + len(end) >= self.longest:
-                ended += [one for one in alive if not _repeats(one[0])]
+                ended += [judged for judged in alive if not _repeats(judged[0])]
                 break
-        best = sorted(ended, key=lambda one: one[1])[: _SPARE * self.records]
+        best = sorted(ended, key=lambda judged: judged[1])[: _SPARE * self.records]
         return [(*path, *end) for path, _ in best]
 
     def _starts(self, meter: Meter) -> list[Judged]:
@@ -108,7 +108,7 @@ class PrefixTree:
         read = sum(span.width for span in self.spans.later) + 8 * self.probe.head_VD.shape[1]
         parts = meter.parts(len(paths), max(_FLOATS // (row * (read + 16 * row)), 1))
         longer = chain.from_iterable(self._inside(paths[part], self.tokens) for part in parts)
-        return [one for one in longer if not _repeats(one[0]) or len(one[0]) <= _REPEATED]
+        return [judged for judged in longer if not _repeats(judged[0]) or len(judged[0]) <= _REPEATED]
 
     def _inside(self, paths: Sequence[Record], tokens: Record) -> list[Judged]:
         """Prefixes of one length, longer by each of the tokens that most spaces hold after it."""

@@ -217,7 +217,7 @@ class AuditPart(StrEnum):
 
     TOKENS = "tokens"
     SEQUENCES = "sequences"
-    BATCHES = "batches"
+    WHOLE_BATCHES = "whole_batches"
     RECIT = "recit"
     MEMORY = "memory"
     EPSILON = "epsilon"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpeft.exchange.layout import FloatVector
 from fedpeft.progress_reports import each
@@ -17,7 +18,6 @@ from fedpeft_attacks.tokens.observations import observations
 from fedpeft_attacks.tokens.sparse_recovery import guess_of, recover, sparse_recovery
 from fedpeft_attacks.views import Guess, NotApplicable, View
 from fedpeft_attacks.work import Meter
-from fedpeft_bench.audit.tokens_dager import dager_distances, dager_guess
 from fedpeft_bench.audit.tokens_lab import (
     OTHER_DATA,
     RAW_QV,
@@ -45,6 +45,11 @@ FORMATS: tuple[Format, ...] = ("LoRA, A trained", "LoRA, A frozen", "MiSS", "PaC
 OCCASIONS = ((False, 1, 1), (True, 1, 1), (False, 8, 1), (True, 8, 1), (False, 1, 4))
 """Warm or not, notes of a round, rounds."""
 SPARSE_RANKS = (8, 64)
+
+_QUERY = "q_proj"
+_RESERVE = 20
+THRESHOLDS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Distances from the span, in units of the layer's inputs."""
 
 
 def _span(views: Sequence[View]) -> Guess | NotApplicable:
@@ -206,3 +211,40 @@ def _update(
     bench.attached.load(bench.start)
     truth = bench.truth(notes)
     return [bench.view(np.asarray(shape(change), np.float32), len(truth))], truth
+
+
+def dager_distances(view: View) -> NDArray[np.float64]:
+    """Distance of each token's input from the span of the query gradient, shape ``(tokens,)``.
+
+    The token step of DAGER (Petrov et al., arXiv 2405.15586): a space of the numerical rank of the gradient
+    of the first query projection, under LoRA that of its factor A, cut to 20 below the width where full.
+    The threshold depends on model and precision, so each gradient gets the one that suits DAGER best.
+    """
+    inputs = np.asarray(view.knowledge.inputs, np.float64)
+    rows = _query_rows(view)
+    rank = min(int(np.linalg.matrix_rank(rows)), inputs.shape[1] - _RESERVE)
+    basis = np.linalg.svd(rows.astype(np.float64), full_matrices=False)[2][:rank]
+    return np.linalg.norm(inputs - (inputs @ basis.T) @ basis, axis=1)
+
+
+def dager_guess(view: View, distances: NDArray[np.float64], truth: Set[int]) -> Guess:
+    """All tokens by distance, claiming those under the threshold with the best F1 against the truth."""
+    special = view.knowledge.special
+    ranking = [int(token) for token in np.argsort(distances, kind="stable") if int(token) not in special]
+    best, claimed = -1.0, 0
+    for threshold in THRESHOLDS:
+        count = sum(bool(distances[token] < threshold) for token in ranking)
+        hits = len(truth & set(ranking[:count]))
+        if 2 * hits / (count + len(truth)) > best:
+            best, claimed = 2 * hits / (count + len(truth)), count
+    return Guess(ranking, claimed, "DAGER")
+
+
+def _query_rows(view: View) -> NDArray[np.float32]:
+    """Rows of the factor A of the first query projection; every setting of this comparison adapts it."""
+    return next(
+        tensor
+        for name, tensor in view.layout.split(view.values).items()
+        if name.endswith(f"{_QUERY}.lora_A.weight")
+        and name.removesuffix(".lora_A.weight") in view.knowledge.readers
+    )

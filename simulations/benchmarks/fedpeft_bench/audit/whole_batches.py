@@ -1,4 +1,4 @@
-"""``fedpeft bench audit batches``: whole records of batches, from raw gradients of a real base.
+"""``fedpeft bench audit whole_batches``: whole records of batches, from raw gradients of a real base.
 
 LoRA with trained A on every linear layer, one gradient of 4 or 8 reviews that are cut to 32 or 64 tokens.
 *Later* is a round whose B is not zero, so that A has a gradient; in the first B's alone is sent. Beside our
