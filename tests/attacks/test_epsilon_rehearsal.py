@@ -36,6 +36,7 @@ PLANS = {
     "central": CENTRAL,
     "turns": replace(CENTRAL, sampling_probability=1.0, separation=3, bands=2),
     "adaptive": replace(CENTRAL, adaptive=AdaptiveClip(0.5, 0.2, 6.0)),
+    "summed": replace(LOCAL, steps_per_round=1, rounds=6, trust="distributed", grid=GRID),
     "distributed": PrivacyPlan(1.0, 6.0, 1.0, 10, 1, 4, 1e-5, "node", "distributed", grid=GRID),
 }
 SIX_SIGMA = 6.0
@@ -131,7 +132,7 @@ def test_the_size_of_the_noise_has_exact_limits():
     assert noise_scale.epsilon_at(LOCAL, float("inf")) == 0.0
 
 
-@pytest.mark.parametrize("name", ["local", "turns", "distributed"])
+@pytest.mark.parametrize("name", ["local", "turns", "summed", "distributed"])
 def test_one_release_of_nobody_is_the_plans_noise(name):
     size = noise_scale.of_release(PLANS[name], 100_000)
     assert abs(size.square - 1) < SIX_SIGMA * np.sqrt(2 / 100_000)
@@ -159,6 +160,17 @@ def test_the_suites_entry_agrees_with_right_plans_and_knows_its_power():
     powers = {one.method: one.power for one in checks}
     assert powers[check.STEPS] > 0.99 and powers[check.STEINKE] < 0.01
     assert all(one.bound < 1.5 * LOCAL.epsilon() for one in checks if one.bound is not None)
+
+
+def test_records_in_secure_sums_are_rehearsed_with_their_draws():
+    checks = epsilon_checks(PLANS["summed"], Effort(canaries=400, coordinates=10_000))
+    assert checks[-1].method == check.DRAWS
+    assert sum(one.verdict == "contradicts the claim" for one in checks) <= 2
+    halved = replace(PLANS["summed"], grid=replace(GRID, least_nodes=1))
+    powers = {
+        one.method: one.power for one in epsilon_checks(halved, Effort(canaries=400, coordinates=10_000))
+    }
+    assert powers[check.STEPS] > 0.99
 
 
 def test_nothing_is_claimed_and_nothing_checked_where_noise_can_be_repeated():

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +132,56 @@ def test_a_person_with_many_records_moves_the_sum_by_one_clip(world):
     moved = [np.linalg.norm(b - a) for a, b in zip(totals, world.totals, strict=True)]
     assert moved == pytest.approx([CLIP, CLIP], rel=1e-3)
     assert with_more == without
+
+
+SUMMED = {
+    "federation": {"nodes": 3, "local_steps": 1, "optimiser": "sgd"},
+    "exchange": {"up": {"error_feedback": False}, "secure": {"enabled": True, "bits": 16, "share": 0.6}},
+}
+
+
+def summed(organisation, monkeypatch, records, **privacy):
+    """Reply, files and integers of a round in a secure sum without masks; a counter decides all that is random."""
+    from fedpeft.adapters import detach
+    from fedpeft.privacy import csprng
+    from fedpeft_clients.process_cache import PROCESS
+    from fedpeft_clients.rounds import local_round
+    from fedpeft_clients.rounds.handlers import train
+    from fedpeft_clients.rounds.node_context import NodeContext
+
+    settings = {**PRIVACY, "trust": "distributed", "noise_multiplier": 2.0, **privacy}
+    home, coordinator = organisation(records=records, privacy=settings, **SUMMED)
+    session = SimpleNamespace(task=SimpleNamespace(follows=0, scales=[]), check=lambda *_: None)
+    sent, calls = [], itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            csprng.os, "urandom", lambda size: hashlib.sha256(str(next(calls)).encode()).digest()[:size]
+        )
+        patch.setattr(local_round, "session_of", lambda *_: session)
+        patch.setattr(local_round, "hidden", lambda *given: sent.append(given[3]) or b"masked")
+        node = NodeContext(home)
+        reply, envelope = train(node, coordinator.first_task(expires=2e9, steps=1), b"")
+        plan = node.plan.privacy
+    files = sorted(str(path.relative_to(home.path)) for path in home.path.rglob("*") if path.is_file())
+    PROCESS.clear()
+    detach()
+    shutil.rmtree(home.path)
+    return (replace(reply, ledger=b""), envelope, files), sent[0], plan
+
+
+@pytest.mark.parametrize("more", [RECORDS[128], ODD], ids=["usual", "odd"])
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+def test_one_record_moves_a_secure_sum_by_its_sensitivity_and_changes_nothing_else(
+    organisation, monkeypatch, more, rate
+):
+    """Equal words of rounding and noise: what is left is the rounded gradient of the one record."""
+    several = RECORDS[:128] if rate < 1 else RECORDS[:16]
+    without, before, plan = summed(organisation, monkeypatch, several, sampling_probability=rate)
+    with_more, after, _ = summed(organisation, monkeypatch, [*several, more], sampling_probability=rate)
+    assert with_more == without
+    moved = np.linalg.norm(after - before)
+    assert moved <= plan.event().l2
+    assert rate < 1 or moved > 0.9 * plan.grid.steps_per_clip
 
 
 def test_nodes_with_one_configured_seed_have_independent_noise(organisation):
