@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from fedpeft.cohort import share_of
 from fedpeft.exchange.plan import ExchangePlan, noisy_values, up_plan
 from fedpeft.exchange.plan import plan_from_config as exchange_plan
 from fedpeft.privacy.noise_to_signal import Signal, check_signal, signal
@@ -75,8 +76,8 @@ class RunPlan:
             PrivacyError: the whole run's noise is above ``privacy.max_noise_to_signal`` times the signal.
         """
         if self.privacy is not None:
-            nodes, most = self.config.federation.nodes, self.config.privacy.max_noise_to_signal
-            check_signal(self.privacy, self.noisy_values, nodes, most)
+            most = self.config.privacy.max_noise_to_signal
+            check_signal(self.privacy, self.noisy_values, self._asked, most)
         return self
 
     @cached_property
@@ -84,7 +85,12 @@ class RunPlan:
         """Noise over signal; None without DP."""
         if self.privacy is None:
             return None
-        return signal(self.privacy, self.noisy_values, self.config.federation.nodes)
+        return signal(self.privacy, self.noisy_values, self._asked)
+
+    @property
+    def _asked(self) -> int:
+        """Nodes of one round."""
+        return share_of(self.config.federation.participation, self.config.federation.nodes)
 
     @property
     def claim(self) -> str:

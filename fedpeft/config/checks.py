@@ -197,6 +197,8 @@ def _delta(config: Config) -> Iterator[str]:
         rate, units = privacy.sampling_probability, "records"
         count = privacy.public_records or (config.federation.batch_size / rate if rate else None)
         count = count or (config.data.samples if config.data.source == EMBEDDED else None)
+        if privacy.trust == "distributed":  # the sums are of all nodes' records
+            count = count and count * config.federation.nodes
     if count and privacy.delta > 1 / count * (1 + 1e-9):
         yield (
             f"privacy.delta = {privacy.delta:g} is above 1 / {count:g}, one in the number of {units}, so "

@@ -59,17 +59,19 @@ def event_from_json(body: object) -> Event:
 
 def _require(kind: str, name: str, value: object) -> None:
     """Refuse a value that no mechanism has."""
-    if not _sound(name, value):
+    if not _sound(kind, name, value):
         allowed = ALLOWED.get(name, "a number, finite and at least 0")
         raise PrivacyError(f"{kind} event: {name} = {value!r} must be {allowed}")
 
 
-def _sound(name: str, value: object) -> bool:
+def _sound(kind: str, name: str, value: object) -> bool:
     if name == "repeats":
         return type(value) is int and value >= 1
     if type(value) not in (int, float):
         return False
     number = cast(float, value)
+    if kind == "grid_steps" and name == "l2":
+        return 0 < number < math.inf
     if name == "sampling_probability":
         return 0 < number <= 1
     return 0 <= number < (1 if name == "failure" else math.inf)

@@ -30,10 +30,13 @@ from dataclasses import dataclass
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import GridSteps
 
+MOST_VARIANCE = 1e10
+"""Of one node's noise, in grid steps squared: its table is no longer than a million entries."""
+
 SMOOTH = 3.0
 """Least deviation of one node's noise, in grid steps, with which anything is claimed."""
 
-FAILURE = 1e-12
+FAILURE = 1e-20
 """Probability that rounding passes the sensitivity, in each release."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -164,6 +166,15 @@ class PrivacyPlan:
     def with_noise(self, noise_multiplier: float) -> PrivacyPlan:
         """The same plan with another noise multiplier."""
         return replace(self, noise_multiplier=noise_multiplier)
+
+    def bound_to(self, public: bytes) -> bytes:
+        """Digest of what integers under this plan mean and which noise they bear, 32 bytes.
+
+        Nodes and coordinator put it among the terms of a secure sum: where one works out another grid or
+        other noise, as another version may, nothing that it says verifies and its values are in no sum.
+        """
+        facts = json.dumps(["discrete gaussian", asdict(self)], sort_keys=True)
+        return hashlib.sha256(b"fedpeft-grid-1\0" + public + facts.encode()).digest()
 
     def describe(self) -> dict[str, Any]:
         """All fields and the run's epsilon, for reports and JSON."""

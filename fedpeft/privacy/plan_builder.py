@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fedpeft.cohort import Cohort
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.calibration import noise_multiplier
-from fedpeft.privacy.grid import Grid
+from fedpeft.privacy.grid import MOST_VARIANCE, Grid
 from fedpeft.privacy.plan import AdaptiveClip, PrivacyPlan
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def _fitting(config: Config, finest: PrivacyPlan, grid: Grid) -> PrivacyPlan:
             plan = plan.with_noise(
                 finest.noise_multiplier * other.l2 / grid.l2 * grid.steps_per_clip / other.steps_per_clip
             )
-        if limit_of(plan, other, nodes, bits) > LIMIT[plan.unit] * other.steps_per_clip:
+        fits = limit_of(plan, other, nodes, bits) > LIMIT[plan.unit] * other.steps_per_clip
+        if fits and other.share(plan.noise_multiplier) < 0.99 * MOST_VARIANCE:
             plan = _calibrated(config, plan)
             return replace(plan, grid=replace(other, limit=limit_of(plan, other, nodes, bits)))
     raise PrivacyError(

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.privacy.csprng import words
+from fedpeft.privacy.grid import MOST_VARIANCE
 from fedpeft.privacy.noise import BLOCK
 from fedpeft.secagg.errors import SecureAggregationError
 
 Words = Callable[[int], NDArray[np.uint64]]
 
-MOST_VARIANCE = 1e10
 DIGITS = 127
 """Binary digits to which probabilities of absolute values are kept: 63 of the first word, 64 of a second."""
 
@@ -34,9 +34,9 @@ def share_of_noise(size: int, variance: float, source: Words = words) -> NDArray
     Law: inversion of the table of absolute values, whose probabilities are whole numbers of 2^-127. One
     64-bit word gives 63 binary digits and the sign; where those leave two values open, which happens about
     once in 2^63 / variance^0.5 draws, a second word decides. Each probability is off by at most 2^-127 and
-    by a factor of at most 1 +- 2^-45 from floating point: over ``size`` values this adds at most ``size
-    2^-44`` to epsilon and ``size (k + 2) 2^-126 (1 + e^epsilon)`` to delta, ``k`` being the largest value.
-    For a million values of variance 1e7 that is 6e-8 and 5e-28 (1 + e^epsilon).
+    by a factor of at most 1 +- 2^-37 from floating point: over ``size`` values this adds at most ``size
+    2^-36`` to epsilon and ``size (k + 2) 2^-126 (1 + e^epsilon)`` to delta, ``k`` being the largest value.
+    For a million values of variance 1e7 that is 2e-5 and 5e-28 (1 + e^epsilon).
 
     Args:
         size: number of values.
@@ -48,7 +48,7 @@ def share_of_noise(size: int, variance: float, source: Words = words) -> NDArray
     """
     if not 0 <= variance <= MOST_VARIANCE:
         raise SecureAggregationError(
-            f"noise variance {variance:g} must be between 0 and {MOST_VARIANCE:g}; change steps_per_clip"
+            f"noise variance {variance:g} must be between 0 and {MOST_VARIANCE:g} steps squared"
         )
     (first, second), noise = _table(variance), np.empty(size, np.int64)
     for start in range(0, size, BLOCK):

@@ -22,7 +22,7 @@ ROWS = ("base", "local_only", "federated", "centralised", "private")
 WHOSE = {
     "local": "worst node",
     "central": "for each node, of what is released",
-    "distributed": "for each node, of the sum",
+    "distributed": "of the sum of all nodes",
 }
 """Whom the printed epsilon is for, and of what, by trust model."""
 

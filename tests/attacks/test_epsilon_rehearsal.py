@@ -36,7 +36,9 @@ PLANS = {
     "central": CENTRAL,
     "turns": replace(CENTRAL, sampling_probability=1.0, separation=3, bands=2),
     "adaptive": replace(CENTRAL, adaptive=AdaptiveClip(0.5, 0.2, 6.0)),
-    "summed": replace(LOCAL, steps_per_round=1, rounds=6, trust="distributed", grid=GRID),
+    "summed": replace(
+        LOCAL, steps_per_round=1, rounds=6, trust="distributed", grid=replace(GRID, limit=2000)
+    ),
     "distributed": PrivacyPlan(1.0, 6.0, 1.0, 10, 1, 4, 1e-5, "node", "distributed", grid=GRID),
 }
 SIX_SIGMA = 6.0

@@ -141,7 +141,7 @@ SUMMED = {
 
 
 def summed(organisation, monkeypatch, records, **privacy):
-    """Reply, files and integers of a round in a secure sum without masks; a counter decides all that is random."""
+    """Reply, files and integers of a secure round without masks; a counter decides what is random."""
     from fedpeft.adapters import detach
     from fedpeft.privacy import csprng
     from fedpeft_clients.process_cache import PROCESS

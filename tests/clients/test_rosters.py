@@ -104,7 +104,7 @@ class Federation:
             2,
             task.size,
             32,
-            task.public,
+            self.plan.bound_to(task.public),
             1,
         )
         server = CoordinatorRound(context)

@@ -197,15 +197,14 @@ def test_the_event_is_the_gaussian_of_the_least_noise_over_the_rounded_sensitivi
     event = plan.event()
     assert isinstance(event, GridSteps)
     root = math.sqrt(SIZE)
-    spread = math.sqrt(2 * math.log(1e12)) * (grid.steps_per_clip + root / 2)
+    spread = math.sqrt(2 * math.log(1e20)) * (grid.steps_per_clip + root / 2)
     assert event.l2 == pytest.approx(math.sqrt(grid.steps_per_clip**2 + SIZE / 4 + spread))
     least = grid.least_nodes * grid.share(plan.noise_multiplier)
     assert event.deviation == pytest.approx(math.sqrt(least - 9))
     assert least == pytest.approx((plan.noise_multiplier * grid.steps_per_clip) ** 2)
     steps = [Steps(0.08, event.deviation / event.l2, 10)]
-    assert event.failure == 1e-12 and event.repeats == 10
-    assert plan.epsilon() == pytest.approx(epsilon(steps, 1e-5 - 1e-11), rel=1e-12)
-    assert epsilon(steps, 1e-5) < plan.epsilon()
+    assert event.failure == 1e-20 and event.repeats == 10
+    assert plan.epsilon() == pytest.approx(epsilon(steps, 1e-5 - 1e-19), rel=1e-12)
 
 
 def test_failures_are_paid_for_by_delta():
@@ -243,6 +242,22 @@ def test_one_release_is_no_less_private_than_it_is_accounted_for(rate, shift):
         )
         if exact > 1e-12:
             assert epsilon([GridSteps(rate, float(shift), accounted, 0.0, 1)], exact) >= target * (1 - 1e-3)
+
+
+def test_noise_that_no_table_holds_takes_a_coarser_grid():
+    plan = plan_from_config(summed(32, noise_multiplier=3.0), 30_000_000)
+    assert plan is not None and plan.grid is not None
+    assert plan.grid.steps_per_clip < 16 * math.sqrt(30_000_000)
+    assert plan.grid.share(3.0) < 1e10
+
+
+def test_what_integers_mean_is_bound_to_grid_and_noise():
+    plan = plan_from_config(summed(16, noise_multiplier=1.0), SIZE)
+    assert plan is not None and plan.grid is not None
+    public = bytes(32)
+    assert plan.bound_to(public) == replace(plan).bound_to(public) != plan.bound_to(b"\1" * 32)
+    for other in (plan.with_noise(1.01), replace(plan, grid=replace(plan.grid, steps_per_clip=9.0))):
+        assert other.bound_to(public) != plan.bound_to(public)
 
 
 def test_bits_that_are_too_few_are_refused():

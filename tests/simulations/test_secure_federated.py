@@ -308,14 +308,14 @@ def test_a_round_of_records_is_a_step_along_the_clipped_gradients_of_all_nodes(f
     quiet = {**seeded, "privacy": {**seeded["privacy"], "noise_multiplier": 1e-9}}
     noisy, still = federation("noisy", tapped=4, **seeded), federation("still", tapped=4, **quiet)
     assert all(event["applied"] for run in (noisy, still) for event in rounds_of(run.go()))
-    summed = np.flatnonzero(mean_of(noisy, 1))  # the half of the values that the round sums
+    stepped = np.any([own_steps(noisy), mean_of(noisy, 1)], axis=0)  # a noisy sum may be 0 by chance
+    summed = np.flatnonzero(stepped)  # the half of the values that the round sums
     assert 0.4 < summed.size / mean_of(noisy, 1).size < 0.6
     plan = plan_from_config(load_config(noisy.run / "config.toml"), summed.size)
     assert plan is not None and plan.grid is not None
     step = plan.clip / plan.grid.steps_per_clip * 0.7 / 6
     np.testing.assert_allclose(mean_of(still, 1), own_steps(still), atol=1.01 * step)  # rounded up or down
     noise = (mean_of(noisy, 1) - own_steps(noisy)) / (0.7 / 6 / 4)
-    assert not np.delete(noise, summed).any()
     assert noise[summed].std() == pytest.approx(1.5 * 0.5 * np.sqrt(4 / plan.grid.least_nodes), rel=0.1)
 
 

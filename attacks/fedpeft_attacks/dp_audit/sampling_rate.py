@@ -8,7 +8,7 @@ sampling, and always the same in shuffled batches or batches of fixed size.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +67,13 @@ def spread(plan: PrivacyPlan, units: int) -> float:
 
 
 def observe(plan: PrivacyPlan) -> Draws:
-    """Run the plan's steps in `fedpeft.training.train_local` on many like units, where it `applies`."""
+    """Run the plan's steps in `fedpeft.training` on many like units, where it `applies`.
+
+    They share a value, which a grid would cut to its limit: that is lifted here.
+    """
     units = size_of(plan)
+    if plan.grid is not None:
+        plan = replace(plan, grid=replace(plan.grid, limit=2**62))
     counts = noisy_steps(plan, records(np.zeros(units, np.int64), plan), 2)[:, 0]
     return Draws(plan, units, counts)
 

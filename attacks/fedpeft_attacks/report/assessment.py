@@ -229,7 +229,11 @@ def _power(finding: Finding) -> str:
 
 def _guarantee(run: Run, checks: Sequence[EpsilonCheck]) -> tuple[Entry, ...]:
     claim, plan = run.claim, run.claim.plan or {}
-    mechanism = ", ".join(f"{name.replace('_', ' ')} {plan[name]}" for name in _MECHANISM if name in plan)
+    grid = plan.get("grid") or {}
+    facts = {**plan, **{name: grid[name] for name in _SHARED if name in grid}}
+    mechanism = ", ".join(
+        f"{_SHARED.get(name, name.replace('_', ' '))} {facts[name]}" for name in _MECHANISM if name in facts
+    )
     return (
         Entry(asked="Unit of privacy", answer=claim.unit, see="epsilon"),
         Entry(asked="Epsilon and delta", answer=claim.text, see="epsilon"),
@@ -239,7 +243,11 @@ def _guarantee(run: Run, checks: Sequence[EpsilonCheck]) -> tuple[Entry, ...]:
     )
 
 
-_MECHANISM = ("trust", "noise_multiplier", "clip", "sampling_probability", "steps", "adjacency", "accountant")
+_SHARED = {"least_nodes": "noise of at least so many nodes", "colluders": "colluding nodes at most"}
+_MECHANISM = (
+    *("trust", "noise_multiplier", "clip", "sampling_probability", "steps", "adjacency", "accountant"),
+    *_SHARED,
+)
 
 
 def _trust(run: Run, threats: Sequence[Threat]) -> tuple[Entry, ...]:
@@ -259,7 +267,7 @@ _AGAINST = {
     "local": "all who see what leaves an organisation, the coordinator included",
     "central": "all who see released models; not the coordinator, which sees updates without noise",
     "distributed": "the coordinator too, and the colluding organisations that the plan allows, for the sum "
-    "of all updates, while every organisation has pinned the others' keys",
+    "of all organisations, while every organisation has pinned the others' keys",
 }
 
 
@@ -273,9 +281,9 @@ def _composition(run: Run) -> tuple[Entry, ...]:
         f"budget over all runs {privacy.budget or 'none'}, within 365 days {privacy.yearly_budget or 'none'}"
     )
     uncharged = (
-        "Beside an envelope: round, number of steps, seconds of training (0 where the organisation adds the "
-        "noise), epsilon spent, place and hash in the ledger. Settings that were chosen by looking at the "
-        "records, and scores on held-out records, are not charged either."
+        "Beside an envelope: round, number of steps, seconds of training (0 under differential "
+        "privacy and in secure sums), epsilon spent, place and hash in the ledger. Settings that were chosen "
+        "by looking at the records, and scores on held-out records, are not charged either."
     )
     return (
         Entry(asked="Horizon of composition", answer=horizon),

@@ -199,9 +199,10 @@ def _privacy(proposal: ProposedRun) -> str:
 def _adjacency(proposal: ProposedRun) -> str:
     """The adjacency of noise that the nodes add together."""
     privacy = proposal.config.privacy
-    if (privacy.unit, privacy.trust) != ("node", "distributed"):
+    if privacy.trust != "distributed":
         return ""
-    return ", against one node's update being replaced by zero"
+    pinned = ", of the sum of all nodes, while their keys are pinned"
+    return f"{pinned}, against one node's update being replaced by zero" if privacy.unit == "node" else pinned
 
 
 def _ago(moment: float) -> str:

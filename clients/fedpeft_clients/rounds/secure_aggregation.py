@@ -149,6 +149,7 @@ def _keys(node: NodeContext, task: SecureTask, roster: Mapping[str, bytes]) -> b
     home, member = node.home, _member(node, task.round)
     secure = home.config.exchange.secure
     check_roster(roster, member)
+    noise = node.plan.distributed
     context = SecureContext(
         run=node.run,
         round=task.round,
@@ -159,7 +160,7 @@ def _keys(node: NodeContext, task: SecureTask, roster: Mapping[str, bytes]) -> b
         least_nodes=secure.min_nodes,
         size=task.size,
         bits=secure.bits,
-        public=task.public,
+        public=task.public if noise is None else noise.bound_to(task.public),
         colluders=secure.colluders,
     )
     _forget(home, task.round)

@@ -145,14 +145,14 @@ class _Total:
         factors, lost = self._factors(squares.sqrt())
         for place, part in parts:
             finite = part if lost is None else part.masked_fill(lost[:, None], 0)
-            self.values[place.start : place.end] += factors @ finite
+            self.values[place.start : place.end] += factors @ finite.double()
 
     def _factors(self, norms: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What each unit is multiplied by, float32, shape ``(U,)``, and which are not finite, if any."""
+        """What each unit is multiplied by, float64, shape ``(U,)``, and which are not finite, if any."""
         self.norms.append(norms.cpu().numpy())
         factors = torch.clamp(self.clip * (1 - CLIP_MARGIN) / norms, max=1.0)
         lost = ~torch.isfinite(norms)
-        return factors.masked_fill(lost, 0).float(), lost if bool(lost.any()) else None
+        return factors.masked_fill(lost, 0), lost if bool(lost.any()) else None
 
 
 def _blocks(

@@ -216,7 +216,7 @@ class SecureSums:
         """The terms of an attempt as every node must have them."""
         config, keys = self.setup.config, self.roster
         asked = draw(keys, config.federation.participation, config.run.seed, task.round)
-        secure = config.exchange.secure
+        secure, noise = config.exchange.secure, self.setup.plan.distributed
         return SecureContext(
             run=self.setup.run_id,
             round=task.round,
@@ -227,7 +227,7 @@ class SecureSums:
             least_nodes=secure.min_nodes,
             size=task.size,
             bits=secure.bits,
-            public=task.public,
+            public=task.public if noise is None else noise.bound_to(task.public),
             colluders=secure.colluders,
         )
 
