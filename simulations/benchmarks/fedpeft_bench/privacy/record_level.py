@@ -2,11 +2,13 @@
 
 All runs are whole runs of the platform with ``[run.private]`` of the embedded scenario. Two tables:
 
-* utility: the default exchange at each epsilon beside its twin, which differs in the noise alone;
-* exchange: equal epsilon, and nearly equal bytes up for one family of codecs as for the other. ``seeded`` and
-  ``released`` are the signs of values that both ends know beforehand (`fedpeft.exchange.PublicSupport`):
-  gradients are cut down to them before the clip, and nothing else bears noise. With ``top-k`` every value
-  bears noise and the largest are sent (ternary).
+* utility: noise of each node and noise shared by all, at each epsilon, beside its twin, which differs in the
+  noise alone. Losses are over the whole record, as the open federation is trained and measured, although the
+  private ones train on the answer alone;
+* exchange: with many trained values (`MANY`), equal epsilon, and nearly equal bytes up for one family of
+  codecs as for the other. ``seeded`` and ``released`` are the signs of values that both ends know beforehand
+  (`fedpeft.exchange.PublicSupport`): gradients are cut down to them before the clip, and nothing else bears
+  noise. With ``top-k`` every value bears noise and the largest are sent (ternary).
 
 Each family has the clip and the rate that a few runs on seed 0 found for it. The broadcast is the same for
 all but ``dense``. Noise and sampling are drawn anew in every run, so no figure of a private run repeats.
@@ -27,7 +29,7 @@ from fedpeft.config import load_config
 from fedpeft.config.scenarios import embedded_scenario
 from fedpeft_bench.federation.federation import DENSE
 from fedpeft_bench.federation.gain import options, over_seeds
-from fedpeft_simulations.federation_run import run
+from fedpeft_simulations.federation_run import run, scores_by
 
 Row = dict[str, Any]
 Settings = Mapping[str, Any]
@@ -96,8 +98,12 @@ class Variant:
 
 
 def utility_variants() -> list[Variant]:
-    """The default exchange at both epsilons, each with its twin."""
-    return [Variant(f"epsilon {epsilon:g}", settings, epsilon) for epsilon, settings in UTILITY.items()]
+    """Who adds the noise, at both epsilons, each with its twin."""
+    return [
+        Variant(f"epsilon {epsilon:g}, {name}", settings, epsilon)
+        for name, settings in UTILITY.items()
+        for epsilon in (8.0, 2.0)
+    ]
 
 
 def exchange_variants() -> list[Variant]:
@@ -120,7 +126,20 @@ def _top(density: float, feedback: bool, clip: float, lr: float) -> Settings:
 
 
 def _up(codec: str, clip: float, lr: float) -> dict[str, Any]:
-    return {"exchange.up.codec": codec, "privacy.clip": clip, "federation.lr": lr}
+    return {**MANY, "exchange.up.codec": codec, "privacy.clip": clip, "federation.lr": lr}
+
+
+MANY: Settings = {
+    "adapter.aggregation": "frozen_a",
+    "adapter.rank": 16,
+    "adapter.output_tokens": [],
+    "adapter.target_modules": [],
+    "data.prompt_weight": 0.2,
+    "federation.lr_decay": 0.5,
+    "federation.server.lr": 2.0,
+    "exchange.down.codec": "ternary",
+}
+"""B of all modules of the last layer: what the ways of exchanging were tuned and are compared on."""
 
 
 TUNED: Mapping[str, Settings] = {
@@ -128,7 +147,7 @@ TUNED: Mapping[str, Settings] = {
     "0.25 bit: released": _shared(0.25, "released", 0.2, 32.0),
     "0.25 bit: top-k": _top(0.033, False, 0.3, 32.0),
     "0.25 bit: top-k, feedback": _top(0.033, True, 0.3, 6.0),
-    "0.5 bit: seeded": {},
+    "0.5 bit: seeded": _shared(0.5, "seed", 0.25, 20.0),
     "0.5 bit: released": _shared(0.5, "released", 0.25, 20.0),
     "0.5 bit: top-k": _top(0.08, False, 0.3, 20.0),
     "1 bit: top-k": _top(0.2, False, 0.3, 14.0),
@@ -136,11 +155,25 @@ TUNED: Mapping[str, Settings] = {
     "1 bit: sign": _up("sign", 0.3, 10.0),
     "32 bits: dense": _up("dense-fp32", 0.3, 10.0) | {"exchange.down.codec": "dense-fp32"},
 }
-"""Every way of exchanging with its clip and rate, the default without; all values shared is ``sign``."""
+"""Every way of exchanging with its clip and rate; all values shared is ``sign``."""
 
 
-UTILITY: Mapping[float, Settings] = {8.0: {}, 2.0: {"federation.lr": 12.0}}
-"""The default exchange by epsilon: more noise bears less of a rate."""
+SHARED: Settings = {
+    "privacy.trust": "distributed",
+    "federation.rounds": 32,
+    "federation.local_steps": 1,
+    "federation.lr_decay": 0.95,
+    "exchange.up.codec": "ternary",
+    "exchange.secure.enabled": True,
+    "exchange.secure.bits": 16,
+}
+"""One noise for the sum of all nodes, in place of one for each node's own steps."""
+
+UTILITY: Mapping[str, Settings] = {
+    "noise of each node": {},
+    "noise shared by 4 nodes": SHARED,
+    "noise shared by 16 nodes": {**SHARED, "federation.nodes": 16},
+}
 
 
 def rows(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> list[Row]:
@@ -200,13 +233,14 @@ def measure(settings: Sequence[str]) -> Figures:
         config = load_config(embedded_scenario(), (*options(QUIET), *settings))
         store = run(config, Path(folder) / "run", "new", events.append)
         summary, rounds = store.summary, list(store.events("round"))
-    loss, accuracy, promised = summary["loss"], summary["accuracy"], summary["privacy"]
+        base, final = scores_by(store, load_config(embedded_scenario()).data)
+    promised = summary["privacy"]
     over = [event["noise_over_signal"] for event in events if event["event"] == "privacy"]
     return Figures(
-        loss["base"],
-        accuracy["base"],
-        loss["federated"],
-        accuracy["federated"],
+        base.loss,
+        base.accuracy or 0.0,
+        final.loss,
+        final.accuracy or 0.0,
         sum(event["bytes_up"] for event in rounds) / sum(event["replies"] for event in rounds),
         (promised["nodes"][0]["noise_multiplier"] or 0.0) if over else 0.0,
         over[0] if over else 0.0,
