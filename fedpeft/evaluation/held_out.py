@@ -11,7 +11,7 @@ from fedpeft.bases import Base, base_folder, load_base
 from fedpeft.bases.files import read_model_config
 from fedpeft.bases.weights import class_names
 from fedpeft.config import Config
-from fedpeft.config.models import BaseConfig, DataConfig, Task
+from fedpeft.config.models import BaseConfig, Task
 from fedpeft.data import Example, Record, label_set, read_written, tokenise
 from fedpeft.run_plan import num_classes
 from fedpeft.runstore import RunStore, write_json
@@ -71,19 +71,13 @@ class HeldOut:
     labels: list[str]
 
     @classmethod
-    def of(cls, store: RunStore, data: DataConfig | None = None) -> HeldOut:
+    def of(cls, store: RunStore) -> HeldOut:
         """The global test of a prepared run.
-
-        Args:
-            store: of the run.
-            data: how its records are read instead, so that losses of runs that train on other parts of a
-                record can be compared.
 
         Raises:
             FedPeftError: its base or its records cannot be read.
         """
         config, labels = store.config, json.loads(store.labels.read_text())
-        config = config if data is None else config.model_copy(update={"data": data})
         base = load_run_base(config, labels)
         records = read_written(store.test, config.data)
         return cls(base, config, tokens(records, base, config, labels), labels)

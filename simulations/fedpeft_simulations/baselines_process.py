@@ -18,18 +18,17 @@ from fedpeft.errors import FedPeftError
 from fedpeft.runstore import RunStore
 from fedpeft_simulations.baseline_training import TRAINED
 from fedpeft_simulations.baselines import private_config, run_baselines
-from fedpeft_simulations.federation_run import run, scores_by
+from fedpeft_simulations.federation_run import run
 
 
 def _private(store: RunStore) -> dict[str, Any]:
     folder = store.path / "arms" / "private"
     mode = "resume" if (folder / "config.toml").exists() else "new"
-    private = run(private_config(store.config), folder, mode, lambda event: None)
-    facts, (_, final) = private.summary, scores_by(private, store.config.data)
+    facts = run(private_config(store.config), folder, mode, lambda event: None).summary
     return {
-        "loss": final.loss,
-        "accuracy": final.accuracy,
-        "macro_f1": final.macro_f1,
+        "loss": facts["loss"]["federated"],
+        "accuracy": facts["accuracy"]["federated"],
+        "macro_f1": facts["macro_f1"]["federated"],
         "epsilon": facts["privacy"]["epsilon"],
         "delta": facts["privacy"]["delta"],
         "run": str(folder.relative_to(store.path)),

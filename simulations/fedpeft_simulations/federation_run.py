@@ -17,7 +17,6 @@ from fedpeft.bases import Base
 from fedpeft.bases.probe import check_gradient
 from fedpeft.config import Config
 from fedpeft.config.checks import check_new
-from fedpeft.config.models import DataConfig
 from fedpeft.data import Record, check_records, label_set, write_records
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.evaluation.held_out import (
@@ -258,15 +257,6 @@ def _is_evaluated(store: RunStore, config: Config, round: int) -> bool:
         return False
     checkpoint = latest(store.path)
     return checkpoint is not None and checkpoint.round == round
-
-
-def scores_by(store: RunStore, data: DataConfig) -> tuple[Evaluation, Evaluation]:
-    """Base and final adapter of a finished run on its global test, its records read as other settings say."""
-    held_out, config = HeldOut.of(store, data), store.config
-    attached = attach(held_out.base, config.adapter, config.run.seed)
-    base = held_out.score(attached)
-    attached.begin(load_final(store, attached))
-    return base, held_out.score(attached)
 
 
 def _score_state(store: RunStore, load: Callable[[RunStore, Attached], State]) -> tuple[State, Evaluation]:

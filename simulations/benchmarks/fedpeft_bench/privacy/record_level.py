@@ -3,8 +3,7 @@
 All runs are whole runs of the platform with ``[run.private]`` of the embedded scenario. Two tables:
 
 * utility: noise of each node and noise shared by all, at each epsilon, beside its twin, which differs in the
-  noise alone. Losses are over the whole record, as the open federation is trained and measured, although the
-  private ones train on the answer alone;
+  noise alone;
 * exchange: with many trained values (`MANY`), equal epsilon, and nearly equal bytes up for one family of
   codecs as for the other. ``seeded`` and ``released`` are the signs of values that both ends know beforehand
   (`fedpeft.exchange.PublicSupport`): gradients are cut down to them before the clip, and nothing else bears
@@ -29,7 +28,7 @@ from fedpeft.config import load_config
 from fedpeft.config.scenarios import embedded_scenario
 from fedpeft_bench.federation.federation import DENSE
 from fedpeft_bench.federation.gain import options, over_seeds
-from fedpeft_simulations.federation_run import run, scores_by
+from fedpeft_simulations.federation_run import run
 
 Row = dict[str, Any]
 Settings = Mapping[str, Any]
@@ -134,7 +133,6 @@ MANY: Settings = {
     "adapter.rank": 16,
     "adapter.output_tokens": [],
     "adapter.target_modules": [],
-    "data.prompt_weight": 0.2,
     "federation.lr_decay": 0.5,
     "federation.server.lr": 2.0,
     "exchange.down.codec": "ternary",
@@ -233,14 +231,13 @@ def measure(settings: Sequence[str]) -> Figures:
         config = load_config(embedded_scenario(), (*options(QUIET), *settings))
         store = run(config, Path(folder) / "run", "new", events.append)
         summary, rounds = store.summary, list(store.events("round"))
-        base, final = scores_by(store, load_config(embedded_scenario()).data)
-    promised = summary["privacy"]
+    loss, accuracy, promised = summary["loss"], summary["accuracy"], summary["privacy"]
     over = [event["noise_over_signal"] for event in events if event["event"] == "privacy"]
     return Figures(
-        base.loss,
-        base.accuracy or 0.0,
-        final.loss,
-        final.accuracy or 0.0,
+        loss["base"],
+        accuracy["base"],
+        loss["federated"],
+        accuracy["federated"],
         sum(event["bytes_up"] for event in rounds) / sum(event["replies"] for event in rounds),
         (promised["nodes"][0]["noise_multiplier"] or 0.0) if over else 0.0,
         over[0] if over else 0.0,
