@@ -98,3 +98,11 @@ def test_what_cannot_be_says_so_and_leaves_the_base_alone(adapter, settings, lin
 def test_no_other_mode_takes_output_tokens():
     with pytest.raises(ConfigError, match=r"adapter\.aggregation = 'frozen_b'"):
         load_config(None, ('adapter.output_tokens=["a"]',))
+
+
+def test_an_audit_covers_it_with_its_attacks_on_labels_and_on_rows_of_inputs(adapter):
+    """What points at answers shows answers, which are attacked; nothing else is unread."""
+    from fedpeft_attacks.tokens.adversary_knowledge import knowledge_of_gradient
+
+    known = knowledge_of_gradient(adapter())
+    assert known.unread == "" and known.rows is not None and known.rows.inputs == "lora_A"

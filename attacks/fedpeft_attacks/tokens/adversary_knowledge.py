@@ -109,9 +109,15 @@ def knowledge_of_gradient(attached: Attached, data: DataConfig | None = None) ->
     )
 
 
+READ_AS_LABELS = frozenset(("output_tokens",))
+"""Settings whose updates show answers alone: `fedpeft_attacks.label_inference` reads those."""
+
+
 def _unread(attached: Attached) -> str:
     """What parts that settings have added show, and attacks on tokens do not look at."""
-    shown = " and ".join(REVEALED[setting] for setting in attached.spec.parts.settings)
+    shown = " and ".join(
+        REVEALED[setting] for setting in attached.spec.parts.settings if setting not in READ_AS_LABELS
+    )
     return f"{shown}, which no attack here reads" if shown else ""
 
 
