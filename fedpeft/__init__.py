@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         register_reader,
     )
     from fedpeft.privacy import Budget, Ledger, PrivacyPlan
+    from fedpeft.private import from_opacus
     from fedpeft.training import Extras, LocalPlan, per_example_loss, train_local
     from fedpeft.trust import Signer, Verifier
 
@@ -63,6 +64,7 @@ __all__ = [
     "__version__",
     "attach",
     "errors",
+    "from_opacus",
     "load_base",
     "load_config",
     "open_envelope",
@@ -89,6 +91,7 @@ __getattr__ = lazy(
         **dict.fromkeys(("register_adapter_method", "register_aggregation_rule"), "plugins"),
         **dict.fromkeys(("register_codec", "register_reader"), "plugins"),
         **dict.fromkeys(("Budget", "Ledger", "PrivacyPlan"), "privacy"),
+        "from_opacus": "private",
         **dict.fromkeys(("Extras", "LocalPlan", "per_example_loss", "train_local"), "training"),
         **dict.fromkeys(("Signer", "Verifier"), "trust"),
     },

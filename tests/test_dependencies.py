@@ -21,7 +21,6 @@ UNSEEN = {
     "gguf": "transformers reads GGUF files with it",
     "bitsandbytes": "transformers loads it for quantised bases",
     "grpcio": "Flower imports it",
-    "opacus": "benchmarks compare with it",
     "tensorboard": "torch.utils.tensorboard imports it",
 }
 """Declared and imported by none of the wheel's modules, with the reason."""

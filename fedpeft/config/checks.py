@@ -223,10 +223,10 @@ def _records_unit(config: Config) -> Iterator[str]:
         )
     adapter = config.adapter
     looped = ADAPTER_METHODS[adapter.key].traits.dp == "loop" or adapter.experts or adapter.trainable_tokens
-    if config.run.engine == "batched" and looped:
+    if config.run.engine in ("batched", "opacus") and looped:
         yield (
-            "run.engine = 'batched' reads gradients of plain layers, and this adapter trains others "
-            f"({adapter.key}, adapter.experts or adapter.trainable_tokens): set 'auto' or 'loop'"
+            f"run.engine = {config.run.engine!r} reads gradients of plain layers, and this adapter trains "
+            f"others ({adapter.key}, adapter.experts or adapter.trainable_tokens): set 'auto' or 'loop'"
         )
     if privacy.unit == "person" and config.data.person is None:
         yield "privacy.unit = 'person' needs data.person: the column that says whose record it is"

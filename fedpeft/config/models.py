@@ -31,7 +31,7 @@ Profile = Literal["none", "drop-in", "thin", "private"]
 Selection = Literal["seeded", "poisson", "cyclic"]
 Unit = Literal["none", "record", "person", "node"]
 Trust = Literal["local", "central", "distributed"]
-Engine = Literal["auto", "batched", "loop"]
+Engine = Literal["auto", "batched", "loop", "opacus"]
 Baseline = Literal["local_only", "centralised", "private"]
 
 
@@ -381,7 +381,7 @@ class RunConfig(Section):
     )
     checkpoint_every: int = Field(default=1, ge=1, description="rounds between checkpoints")
     engine: Engine = Field(
-        default="auto", description="per-example gradients: batched where it is right, or the low-memory loop"
+        default="auto", description="per-example gradients: batched where right, low-memory loop, or Opacus"
     )
     tokens_at_once: int = Field(default=8192, ge=8, description="padded tokens of one forward pass")
 

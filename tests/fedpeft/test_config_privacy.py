@@ -19,6 +19,14 @@ REFUSED = [
     ({"privacy": {"unit": "record"}}, "exactly one of"),
     ({"privacy": {**NODE, "unit": "record"}}, "protects whole nodes"),
     ({"privacy": {"unit": "person", "epsilon": 8}}, "needs data.person"),
+    (
+        {
+            "privacy": {"unit": "record", "epsilon": 8},
+            "adapter": {"method": "ia3"},
+            "run": {"engine": "opacus"},
+        },
+        r"run\.engine = 'opacus' reads gradients of plain layers, and this adapter trains others",
+    ),
     ({"privacy": {**NODE, "trust": "local"}, "exchange": NO_FEEDBACK}, "hides a node by itself"),
     ({"privacy": NODE}, "residual would carry"),
     (

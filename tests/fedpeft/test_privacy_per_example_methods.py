@@ -19,7 +19,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.exchange.layout import Layout
 from fedpeft.plugins import ADAPTER_METHODS
 from fedpeft.training.dp.backward_passes import batched_rows, bounds_of, unit_row
-from fedpeft.training.dp.engine_selection import engine_of
+from fedpeft.training.dp.engine_selection import HOOKS, engine_of
 from fedpeft.training.dp.per_example import clipped_sum
 from fedpeft.training.loss import per_example_loss
 from fedpeft.training.modes import steady
@@ -63,14 +63,24 @@ def dense(attached, rows, count):
 
 
 def by_engines(attached, examples):
-    """The rows of the loop, and those of the batched engine where it serves."""
+    """The rows of the loop, and those of the batched engine and of Opacus' hooks where they serve."""
     batch, count = collate(examples, 0), len(examples)
     with steady(attached.model):
         loop = [dense(attached, unit_row(attached, batch.part(i, i + 1)), 1) for i in range(count)]
         found = [np.concatenate(loop)]
-        if engine_of(attached).name == "batched":
-            found.append(dense(attached, batched_rows(attached, batch, bounds_of(None, count)), count))
+        for name, hooks in HOOKS.items():
+            if serves(attached, name):
+                rows = batched_rows(attached, batch, bounds_of(None, count), hooks)
+                found.append(dense(attached, rows, count))
     return found
+
+
+def serves(attached, name):
+    """Whether the gates let an engine pass that reads many records at once."""
+    try:
+        return engine_of(attached, name).name == name
+    except PrivacyError:
+        return False
 
 
 def assert_rows_equal(found, expected, tolerance=1e-5):
@@ -113,6 +123,9 @@ def test_every_method_equals_the_naive_loop(tiny_base, key, quantisation, kind):
         per_example_loss(attached.model, collate(examples, 0))  # probes the head, which reentrant warns about
     with checkpointing(attached, CHECKPOINTING[kind]):
         assert engine_of(attached).name == ADAPTER_METHODS[key].traits.dp
+        # Opacus sees the first pass as well as the recomputed one, unless the first kept no graph
+        opacus = ADAPTER_METHODS[key].traits.dp == "batched" and kind != "non-reentrant"
+        assert serves(attached, "opacus") == opacus
         for found in by_engines(attached, examples):
             assert_rows_equal(found, expected)
     assert all(p.requires_grad and p.grad is None for p in attached.parameters.values())
@@ -196,8 +209,29 @@ def test_no_method_of_peft_is_silently_wrong(name):
     wanted = (expected * np.minimum(1, clip / norms)[:, None]).sum(0)
     np.testing.assert_allclose(total, wanted, atol=1e-5 * np.linalg.norm(wanted))
     if engine == "loop":
-        with pytest.raises(PrivacyError, match=r"run\.engine = 'batched' is wrong here: .*; set 'auto'"):
-            engine_of(attached, "batched")
+        for wanted in HOOKS:
+            refusal = rf"run\.engine = '{wanted}' is wrong here: .*; set 'auto' or 'loop'"
+            with pytest.raises(PrivacyError, match=refusal):
+                engine_of(attached, wanted)
+
+
+def test_opacus_counts_the_padding_token_of_a_trained_embedding():
+    attached = toy_of(foreign()["trained embedding"][0])
+    assert engine_of(attached).name == "batched"
+    with pytest.raises(PrivacyError, match="Opacus counts the padding token of a trained embedding"):
+        engine_of(attached, "opacus")
+
+
+def test_hooks_of_opacus_leave_a_model_as_it_was():
+    attached, batch = toy_of(lora()), collate(examples_of(4), 0)
+    engine = engine_of(attached, "opacus")
+    states = [vars(module).keys() for module in attached.model.modules()]
+    clipped_sum(attached, batch, 1.0, engine=engine)
+    assert [vars(module).keys() for module in attached.model.modules()] == states
+    for module in attached.model.modules():
+        assert not module._forward_hooks and not module._backward_hooks and not module._forward_pre_hooks
+    for parameter in attached.model.parameters():
+        assert parameter.grad is None and not vars(parameter)
 
 
 def lora(**settings):
@@ -269,7 +303,8 @@ def test_changed_trainables_are_judged_again():
 def test_the_loop_is_taken_when_it_is_asked_for():
     attached = toy_of(lora())
     assert engine_of(attached, "loop").name == "loop"
-    assert engine_of(attached, "batched").name == "batched"
+    for wanted in HOOKS:
+        assert engine_of(attached, wanted).name == wanted
 
 
 def test_an_adapter_that_no_token_wakes_has_no_gradient():

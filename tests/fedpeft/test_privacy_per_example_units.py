@@ -1,4 +1,4 @@
-"""Persons as units, public supports and the sensitivity of the sum, with both engines."""
+"""Persons as units, public supports and the sensitivity of the sum, with every engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedpeft.training.modes import steady
 from fedpeft.training.privacy_units import units_of
 from fedpeft_kernels.norms import squared_rows
 
-ENGINES = [Engine("batched", ""), Engine("loop", "")]
+ENGINES = [Engine("batched", ""), Engine("loop", ""), Engine("opacus", "")]
 OWNERS = np.array([0, 0, 0, 1, 2, 2, 3])
 PLAN = PrivacyPlan(
     sampling_probability=0.5,

@@ -18,7 +18,7 @@ def small_base(tmp_path):
     forget_base()
 
 
-@pytest.mark.parametrize("engine", ["non-private", "batched", "loop"])
+@pytest.mark.parametrize("engine", ["non-private", "batched", "loop", "opacus"])
 def test_our_engines_take_measured_steps(small_base, engine, monkeypatch):
     monkeypatch.setattr(dp_step, "TOKENS", 16)
     facts = dp_step.measure(small_base, "none", engine, 3)

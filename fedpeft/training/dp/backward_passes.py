@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedpeft.data import Batch
 from fedpeft.errors import PrivacyError
 from fedpeft.training.dp.linear_hooks import Recorder
+from fedpeft.training.dp.opacus_hooks import OpacusRecorder
 from fedpeft.training.loss import Loss, per_example_loss
 from fedpeft.training.modes import forget
 
@@ -41,10 +42,15 @@ def bounds_of(units: NDArray[np.int64] | None, count: int) -> NDArray[np.int64]:
     return np.concatenate([[0], np.flatnonzero(steps) + 1, [count]]) if count else np.zeros(1, np.int64)
 
 
-def batched_rows(attached: Attached, batch: Batch, bounds: NDArray[np.int64]) -> Rows:
-    """Gradients of all units of a batch, from one pass; right only where the gates say so."""
+def batched_rows(
+    attached: Attached,
+    batch: Batch,
+    bounds: NDArray[np.int64],
+    hooks: type[Recorder | OpacusRecorder] = Recorder,
+) -> Rows:
+    """Gradients of all units of a batch, from one pass through hooks; right only where the gates say so."""
     counts = torch.from_numpy(np.diff(bounds)).to(batch.ids.device)
-    recorder = Recorder(attached.model, attached.parameters, len(batch))
+    recorder = hooks(attached.model, attached.parameters, len(batch))
     with recorder:
         shares = torch.repeat_interleave(1 / counts, counts)
         _backward(per_example_loss(attached.model, batch) * shares)

@@ -12,6 +12,8 @@ nothing known couples the examples of a batch, and
 1. every layer sees one row per example;
 2. its gradients equal those of the loop, and reach every trainable tensor;
 3. the examples are independent: the gradient of the summed loss is the sum of the single gradients.
+
+The same gates decide about the hooks of Opacus, with the gradients that those hooks give.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from fedpeft.data.batches import gather
 from fedpeft.errors import PrivacyError
 from fedpeft.progress_reports import at
 from fedpeft.training.dp.backward_passes import Rows, batched_rows, bounds_of, clear, unit_row
-from fedpeft.training.dp.linear_hooks import NotBatchFirst, owners_of
+from fedpeft.training.dp.linear_hooks import NotBatchFirst, Recorder, owners_of
+from fedpeft.training.dp.opacus_hooks import OpacusRecorder
 from fedpeft.training.loss import Loss, per_example_loss, task_of
 from fedpeft.training.modes import forget, steady
 
@@ -54,6 +57,8 @@ CARRIES = (
     "one record changes the base's output for the next one, through state that a pass leaves behind and that "
     "cannot be put back, so no clip bounds a record; take another base, or privacy.unit = 'node' or 'none'"
 )
+HOOKS: dict[str, type[Recorder | OpacusRecorder]] = {"batched": Recorder, "opacus": OpacusRecorder}
+"""What reads the gradients of many units from one pass, by the engine's name."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EXPERT_LAYERS = ("moe", "expert", "router")
 
@@ -65,7 +70,7 @@ class Engine:
     A loss that is not the platform's is computed by the loop alone.
     """
 
-    name: Literal["batched", "loop"]
+    name: Literal["batched", "loop", "opacus"]
     reason: str
     longest: int = LONGEST
     loss: Loss | None = None
@@ -77,7 +82,7 @@ _engines: WeakKeyDictionary[nn.Module, dict[object, Engine | PrivacyError]] = We
 
 def engine_of(
     attached: Attached,
-    wanted: Literal["auto", "batched", "loop"] = "auto",
+    wanted: Literal["auto", "batched", "loop", "opacus"] = "auto",
     longest: int = LONGEST,
     loss: Loss | None = None,
 ) -> Engine:
@@ -85,20 +90,21 @@ def engine_of(
 
     Args:
         attached: the model and its trainable parameters.
-        wanted: ``auto`` takes the batched engine where it is right.
+        wanted: ``auto`` takes the batched engine where it is right; that of Opacus is never taken unasked.
         longest: most tokens of a record, a public figure such as ``data.max_length``.
         loss: of each example, where it is not the platform's: then the loop serves.
 
     Raises:
-        PrivacyError: the batched engine is wanted, but not right here, or not for this loss; or no engine is
-            right: the model takes no record of that length, or couples the records that it sees one after the
-            other.
+        PrivacyError: an engine other than the loop is wanted, but not right here, or not for this loss; or no
+            engine is right: the model takes no record of that length, or couples the records that it sees one
+            after the other.
     """
-    known, key = _engines.setdefault(attached.model, {}), (_fingerprint(attached), longest)
+    many: Literal["batched", "opacus"] = "opacus" if wanted == "opacus" else "batched"
+    known, key = _engines.setdefault(attached.model, {}), (_fingerprint(attached), longest, many)
     if key not in known:
         at("comparing per-example gradients, once for this base")
         try:
-            known[key] = _choose(attached, longest)
+            known[key] = _choose(attached, longest, many)
         except PrivacyError as refusal:
             known[key] = PrivacyError(str(refusal))
     chosen = known[key]
@@ -106,8 +112,8 @@ def engine_of(
         raise chosen
     if loss is not None:
         chosen = Engine("loop", "a loss of one's own is computed record by record", longest, loss)
-    if wanted == "batched" and chosen.name == "loop":
-        raise PrivacyError(f"run.engine = 'batched' is wrong here: {chosen.reason}; set 'auto' or 'loop'")
+    if wanted == many and chosen.name == "loop":
+        raise PrivacyError(f"run.engine = {wanted!r} is wrong here: {chosen.reason}; set 'auto' or 'loop'")
     return Engine("loop", "asked for", longest, loss) if wanted == "loop" else chosen
 
 
@@ -118,10 +124,14 @@ def _fingerprint(attached: Attached) -> object:
     return attached.layout.digest, trainables, layers, torch.get_float32_matmul_precision()
 
 
-def _choose(attached: Attached, longest: int) -> Engine:
+def _choose(attached: Attached, longest: int, many: Literal["batched", "opacus"]) -> Engine:
     """Run the gates; anything but a clean pass means the loop, and not even that a refusal."""
-    batched = owners_of(attached.model, attached.parameters) is not None
-    reason = None if batched else "a trainable parameter is not in a plain linear layer or embedding"
+    owners = owners_of(attached.model, attached.parameters)
+    reason = (
+        None if owners is not None else "a trainable parameter is not in a plain linear layer or embedding"
+    )
+    if many == "opacus" and any(getattr(owner, "padding_idx", None) is not None for owner in owners or []):
+        reason = "Opacus counts the padding token of a trained embedding, which has no gradient"
     reason = reason or _rounding(attached.model) or _coupling(attached.model)
     _refuse_unplaced(attached.model, longest)
     with _perturbed(attached), steady(attached.model):
@@ -134,8 +144,8 @@ def _choose(attached: Attached, longest: int) -> Engine:
                 raise PrivacyError(
                     f"the base makes no pass over {max(lengths)} made-up tokens ({cause})"
                 ) from None
-            reason = reason or _failed_gate(attached, probe, alone)
-    return Engine("loop", reason, longest) if reason else Engine("batched", PASSED, longest)
+            reason = reason or _failed_gate(attached, probe, alone, many)
+    return Engine("loop", reason, longest) if reason else Engine(many, PASSED, longest)
 
 
 def _probe_lengths(longest: int) -> list[tuple[int, ...]]:
@@ -164,16 +174,17 @@ def _alone(attached: Attached, probe: Batch) -> Tensor:
     return torch.cat(first)
 
 
-def _failed_gate(attached: Attached, probe: Batch, alone: Tensor) -> str | None:
-    """Why the batched engine is wrong for a probe, if it is."""
+def _failed_gate(attached: Attached, probe: Batch, alone: Tensor, many: str) -> str | None:
+    """Why an engine that reads many units at once is wrong for a probe, if it is."""
     if not _reaches_all(attached, alone):
         return "the probe does not reach every trainable tensor"
     try:
-        together = _matrix(attached, batched_rows(attached, probe, bounds_of(None, len(probe))), len(probe))
+        bounds = bounds_of(None, len(probe))
+        together = _matrix(attached, batched_rows(attached, probe, bounds, HOOKS[many]), len(probe))
     except NotBatchFirst as reason:
         return str(reason)
     if not _close(together, alone, TOLERANCE):
-        return f"padded to {probe.ids.shape[1]} tokens, batched gradients differ from the loop's on a probe"
+        return f"padded to {probe.ids.shape[1]} tokens, {many} gradients differ from the loop's on a probe"
     if not _close(_gradient_of_sum(attached, probe), alone.sum(0, keepdim=True), TOLERANCE):
         return "the gradient of a batch is not the sum of its examples' gradients"
     return None

@@ -38,6 +38,16 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
+def refuse_shared_rows(source: Tensor, batch_size: int) -> None:
+    """Refuse inputs of a layer that are not one row per example.
+
+    Raises:
+        NotBatchFirst: they have another first dimension, or only one.
+    """
+    if source.dim() < 2 or source.shape[0] != batch_size:
+        raise NotBatchFirst(f"a layer saw shape {tuple(source.shape)} for {batch_size} examples")
+
+
 class Recorder:
     """Collects the gradient of each example b by the weights of plain layers while it is entered.
 
@@ -52,7 +62,7 @@ class Recorder:
         batch_size: number of examples.
 
     Attributes:
-        found: per name the gradients that arrived, float32, shape ``(B, *parameter.shape)``.
+        gradients: per name the gradients that arrived, float32, shape ``(B, *parameter.shape)``.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], batch_size: int) -> None:
@@ -81,8 +91,7 @@ class Recorder:
         if not torch.is_grad_enabled():
             return
         source = inputs[0].detach()
-        if source.dim() < 2 or source.shape[0] != self.batch_size:
-            raise NotBatchFirst(f"a layer saw shape {tuple(source.shape)} for {self.batch_size} examples")
+        refuse_shared_rows(source, self.batch_size)
         rule: Any = self._embedding if type(layer) is nn.Embedding else self._linear
         output.requires_grad_()
         output.register_hook(lambda gradient: rule(layer, source, gradient.detach()))

@@ -1,8 +1,9 @@
 """Gradients of records or persons, clipped one by one and summed.
 
-Two engines give the same numbers. *batched* reads the gradients of many units from one backward pass through
-hooks; *loop* runs one backward pass per record, at its own length, and holds one unit's gradient.
-`fedpeft.training.dp.engine_selection` says which one serves a model, or refuses it.
+All engines give the same numbers. *batched* reads the gradients of many units from one backward pass through
+hooks, *opacus* does so through those of Opacus; *loop* runs one backward pass per record, at its own length,
+and holds one unit's gradient. `fedpeft.training.dp.engine_selection` says which one serves a model, or
+refuses it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from fedpeft.data import Batch
 from fedpeft.errors import PrivacyError
 from fedpeft.training.dp.backward_passes import Rows, batched_rows, bounds_of, unit_row
-from fedpeft.training.dp.engine_selection import Engine, engine_of
+from fedpeft.training.dp.engine_selection import HOOKS, Engine, engine_of
 from fedpeft.training.modes import steady
 from fedpeft_kernels.norms import squared_rows
 
@@ -168,7 +169,8 @@ def _blocks(
         if last == first + 1:
             yield unit_row(attached, part, engine.loss), 1
         else:
-            yield batched_rows(attached, part, bounds[first : last + 1] - bounds[first]), last - first
+            inside = bounds[first : last + 1] - bounds[first]
+            yield batched_rows(attached, part, inside, HOOKS[engine.name]), last - first
         first = last
 
 

@@ -1,5 +1,6 @@
 """One DP-SGD step against the same step without privacy, and against Opacus: seconds and memory.
 
+``batched``, ``loop`` and ``opacus`` are engines of the platform (``run.engine``); the others run alone.
 Each engine runs in a child process on one thread: LoRA of rank 8 on all linear layers of a Llama of 27.4
 million random weights, 16 examples of 128 tokens. Seconds are processor time, the best of several steps;
 memory is the peak above what is resident before the steps (Linux).
@@ -27,6 +28,7 @@ ENGINES = (
     "non-private",
     "batched",
     "loop",
+    "opacus",
     "opacus hooks",
     "opacus functorch",
     "opacus ghost",
