@@ -210,6 +210,14 @@ _WORDS = {
     "model_attributes_type": "it must be a table of settings",
 }
 """What is said in place of pydantic's words, by its kind of error."""
+_NOT_OFFERED = {
+    (
+        "run.engine",
+        "'opacus-ghost'",
+    ): "ghost clipping takes norms in float32 from products of tokens, so that a "
+    "record may pass uncut (decision 0079); set 'opacus', or 'loop', which needs the least memory"
+}
+"""Values that are expected here and left out for a reason, by setting."""
 _LONGEST = 80
 """Characters of a value that an error repeats."""
 
@@ -221,6 +229,7 @@ def _validation_message(error: ValidationError) -> str:
     message = _WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
     value = first["input"]
     written = value.isoformat() if isinstance(value, datetime.date | datetime.time) else repr(value)
+    message = _NOT_OFFERED.get((path, written), message)
     if len(written) > _LONGEST:
         written = f"{written[:_LONGEST]}..."
     return f"setting {path!r} cannot be {written}: {message[:1].lower()}{message[1:]}{more}"

@@ -143,3 +143,8 @@ def test_rounds_are_tapped_from_the_front_the_end_and_the_middle(rounds, setting
         assert config.audit == load_config().audit
     with pytest.raises(ConfigError, match=r"audit\.rounds"):
         load_config(overrides=["audit.rounds=[last]"])
+
+
+def test_ghost_clipping_is_refused_with_the_reason():
+    with pytest.raises(ConfigError, match=r"ghost clipping .* may pass uncut .*; set 'opacus'"):
+        load_config(overrides={"run.engine": "opacus-ghost"})

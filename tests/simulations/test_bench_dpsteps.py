@@ -26,6 +26,18 @@ def test_our_engines_take_measured_steps(small_base, engine, monkeypatch):
     assert facts["extra_bytes"] >= 0 and facts["trainable"] > 1000
 
 
+@pytest.mark.parametrize("engine", ["batched", "opacus"])
+def test_engines_of_many_records_are_measured_at_the_length_of_the_examples(small_base, engine, monkeypatch):
+    """A batch longer than the gates looked goes to the loop, whose figures these would be."""
+    from fedpeft.training.dp import per_example
+
+    singles = []
+    monkeypatch.setattr(per_example, "unit_row", lambda *arguments: singles.append(arguments))
+    step = dp_step._step_of(engine, dp_step._attached(small_base, "none"))
+    step(dp_step._examples(3, dp_step.TOKENS))
+    assert not singles
+
+
 def test_ratios_are_over_the_first_engine(monkeypatch):
     def child(folder, quantisation, engine, steps):
         scale = 1 + dp_step.ENGINES.index(engine)

@@ -182,7 +182,9 @@ def _ours(attached: Attached, engine: Any) -> Step:
     privacy = PrivacyPlan(1.0, 1.0, 1.0, EXAMPLES, 1, 1, 1e-5)
     arguments: list[Any] = []
     if engine != "non-private":
-        arguments = [privacy, Extras(flags=PerformanceFlags(engine=engine))]
+        # Without the length of the records the gates stop at a shorter one, beyond which the loop serves
+        extras = Extras(flags=PerformanceFlags(engine=engine), longest=TOKENS)
+        arguments = [privacy, extras]
     return lambda examples: train_local(attached, examples, plan, np.random.default_rng(0), *arguments)
 
 
