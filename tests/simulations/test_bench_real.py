@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from fedpeft.bases import forget_base
+from fedpeft.config import load_config
 from fedpeft.errors import DataError, RunError
 from fedpeft.evaluation.metrics import macro_f1
-from fedpeft_bench.real import base_costs, benchmark, predictions, prepare
+from fedpeft_bench.federation.gain import options
+from fedpeft_bench.real import base_costs, benchmark, predictions, prepare, rows
 
 REVIEW = '1\tAspirin\tPeriod Pain\t"""It&amp;#039;s  good"""\tpositive\tMay 1\t3\n'
 TABLE = "\tdrugName\tcondition\treview\trating\tdate\tusefulCount\n" + REVIEW
@@ -150,6 +152,21 @@ def test_an_unknown_row_is_an_error_before_anything_is_fetched(tmp_path):
     with pytest.raises(RunError, match="there are drop-in, dense"):
         benchmark.run(tmp_path / "work", [0], ["dropin"], True, print)
     assert not (tmp_path / "work").exists()
+
+
+def test_the_private_rows_train_few_values_and_differ_in_who_adds_the_noise(tmp_path):
+    shared = rows.settings(prepare.Material.below(tmp_path))
+    by_name = {row.name: row.settings for row in rows.ROWS}
+    local, distributed = (
+        load_config(None, options({**shared, **by_name[name]})) for name in ("epsilon-8", "epsilon-8-shared")
+    )
+    assert (local.privacy.trust, distributed.privacy.trust) == ("local", "distributed")
+    assert local.adapter == distributed.adapter
+    assert local.federation == distributed.federation
+    assert local.adapter.rank == len(local.adapter.output_tokens)
+    changed = {"trust": "distributed"}
+    assert local.privacy.model_copy(update=changed) == distributed.privacy
+    assert (local.privacy.unit, local.privacy.epsilon) == ("record", 8.0)
 
 
 @pytest.fixture

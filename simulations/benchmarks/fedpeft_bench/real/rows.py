@@ -31,15 +31,39 @@ class Row:
 PRIVATE: Mapping[str, Any] = {
     "privacy.unit": "record",
     "privacy.epsilon": 8.0,
+    "privacy.clip": 0.25,
     "privacy.public_records": 80,  # the smallest organisation has 88
-    "federation.batch_size": 32,  # few records: the noise is divided by the expected batch
-    # Four organisations of this size bear noise on a few values only: with the adapter of the other rows
-    # it would be 3.6 times the largest signal, and the run is refused.
-    "adapter.rank": 2,
-    "adapter.skip_layers": list(range(26)),
-    "federation.rounds": 8,
+    "data.prompt_weight": 0.0,
+    # Few values bear noise: A of one module, which writes towards the answers' tokens. The input of the last
+    # o_proj differs more between reviews than that of down_proj, most of which all reviews share.
+    "adapter.aggregation": "frozen_b",
+    "adapter.output_tokens": ["positive", "neutral", "negative", "<|im_end|>"],
+    "adapter.rank": 4,
+    "adapter.target_modules": ["o_proj"],
+    "adapter.skip_layers": list(range(29)),
+    # Small batches and many rounds: what all reviews share bounds the rate, so the rest needs many steps.
+    "federation.rounds": 64,
+    "federation.local_steps": 1,
+    "federation.batch_size": 8,
     "federation.optimiser": "sgd",
-    "federation.lr": 0.5,
+    "federation.lr": 40.0,
+    "federation.lr_decay": 0.94,
+    "federation.robust": "none",  # four updates of mostly noise: the plain mean, as a secure sum has
+    "federation.server.name": "momentum",
+    "federation.server.momentum": 0.8,
+    "federation.server.lr": 1.0,
+    "exchange.up.codec": "int8",
+    "exchange.up.density": 1.0,
+    "exchange.up.error_feedback": False,
+    "exchange.down.codec": "int8",
+}
+
+SHARED_NOISE: Mapping[str, Any] = {
+    **PRIVATE,
+    "privacy.trust": "distributed",
+    "exchange.up.codec": "ternary",  # of a secure sum: whole numbers of so many bits
+    "exchange.secure.enabled": True,
+    "exchange.secure.bits": 16,
 }
 
 RATES_OF_THIN: Mapping[str, Any] = {
@@ -63,6 +87,7 @@ ROWS = (
     Row("miss", {"exchange.profile": "drop-in", "adapter.method": "miss"}),
     Row("ia3", {"exchange.profile": "drop-in", "adapter.method": "ia3"}),
     Row("epsilon-8", PRIVATE),
+    Row("epsilon-8-shared", SHARED_NOISE),
     Row("audit", AUDITED),
 )
 
