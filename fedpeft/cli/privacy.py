@@ -129,6 +129,15 @@ def _rdp_epsilon(plan: PrivacyPlan) -> float | None:
     return float(accountant.get_epsilon(plan.delta))
 
 
+def _of_units(facts: dict[str, Any]) -> str:
+    """Delta beside one in the number of records or persons, at which one of them could be published whole."""
+    if facts["unit"] == "node":
+        return ""
+    shared = facts["nodes"] if facts["trust"] == "distributed" else 1
+    units = facts["expected_batch_size"] / facts["sampling_probability"] * shared
+    return f", {facts['delta'] * units:.2g} of one in the {units:,.0f} {facts['unit']}s"
+
+
 def _show_none(facts: dict[str, Any]) -> None:
     typer.echo("no differential privacy: privacy.unit = 'none'")
     if facts["sums"] is not None:
@@ -136,12 +145,16 @@ def _show_none(facts: dict[str, Any]) -> None:
 
 
 def _show(facts: dict[str, Any]) -> None:
+    from fedpeft.privacy.plan import AGAINST
+
     epsilon, rdp = facts["epsilon"], facts["epsilon_by_rdp"]
     compared = rdp and epsilon != UNBOUNDED
     whole, most = facts["noise_over_signal_whole_run"], facts["most_noise"]
     rows = [
         ("unit", f"{facts['unit']}, {ADJACENCY[facts['adjacency']]}"),
         ("trust", facts["trust"]),
+        ("holds against", AGAINST[facts["trust"]]),
+        ("horizon", "this run; all runs on the same records compose in each node's ledger"),
         *_sum_rows(facts["sums"]),
         ("sampling probability q", f"{facts['sampling_probability']:.6g}"),
         ("expected batch size B", facts["expected_batch_size"]),
@@ -149,9 +162,10 @@ def _show(facts: dict[str, Any]) -> None:
         ("clip C", f"{facts['clip']:g}"),
         ("noise multiplier z", f"{facts['noise_multiplier']:g}"),
         ("epsilon", shown(epsilon, ".4g") + ("" if facts["private"] else ": the noise is reproducible")),
-        ("delta", f"{facts['delta']:g}"),
+        ("delta", f"{facts['delta']:g}{_of_units(facts)}"),
         ("accountant", facts["accountant"]),
         *([("epsilon by RDP", f"{rdp:.4g} ({rdp / epsilon - 1:+.1%})")] if compared else []),
+        ("not charged", "moments of replies, and settings that were chosen by looking at the records"),
         ("values with noise", facts["values"]),
         ("noise / signal, one release", f"{facts['noise_over_signal_per_release']:.3g}"),
         ("noise / signal, whole run", f"{whole:.3g}"),

@@ -24,6 +24,15 @@ TRUSTS = {
 """Who may add the noise for which unit. A single node's noise cannot hide the node at any useful scale."""
 
 
+AGAINST = {
+    "local": "all who see what leaves an organisation, the coordinator included",
+    "central": "all who see released models; not the coordinator, which sees updates without noise",
+    "distributed": "the coordinator too, and the colluding organisations that the plan allows, for the sum "
+    "of all organisations, while every organisation has pinned the others' keys",
+}
+"""By trust: against whom a plan holds."""
+
+
 @dataclass(frozen=True)
 class AdaptiveClip:
     """A clip that follows a quantile of the norms (Andrew et al. 2021, arXiv:1905.03871).

@@ -46,6 +46,10 @@ def test_the_plan_is_printed_with_unit_adjacency_and_trust(invoke):
         "0.08",
         "PLD",
         "epsilon by RDP",
+        "all who see what leaves an organisation",
+        "in each node's ledger",
+        "0.002 of one in the 200 records",
+        "moments of replies",
         "within privacy.max_noise_to_signal",
     ):
         assert part in done.stdout

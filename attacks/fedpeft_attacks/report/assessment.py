@@ -11,6 +11,7 @@ from typing import Any
 
 from fedpeft import __version__
 from fedpeft.config import Config
+from fedpeft.privacy.plan import AGAINST
 from fedpeft.runstore import RunStore
 from fedpeft_attacks.report.summaries import closeness, epsilon_words
 from fedpeft_attacks.report.wording import HARMS, role_in_words
@@ -251,7 +252,7 @@ _MECHANISM = (
 
 
 def _trust(run: Run, threats: Sequence[Threat]) -> tuple[Entry, ...]:
-    noise = _AGAINST[str((run.claim.plan or {}).get("trust", "none"))]
+    noise = AGAINST[run.claim.plan["trust"]] if run.claim.plan else "nobody: no claim is made"
     played = [role_in_words(threat.role) for threat in threats if threat.attacks]
     others = [role_in_words(threat.role) for threat in threats if not threat.attacks]
     roles = f"{', '.join(played) or 'nobody'}; not: {', '.join(others) or 'nobody'}"
@@ -260,15 +261,6 @@ def _trust(run: Run, threats: Sequence[Threat]) -> tuple[Entry, ...]:
         Entry(asked="Adversaries that were simulated", answer=roles, see="threats"),
         Entry(asked="Who runs coordinator and organisations, and why they are trusted so far"),
     )
-
-
-_AGAINST = {
-    "none": "nobody: no claim is made",
-    "local": "all who see what leaves an organisation, the coordinator included",
-    "central": "all who see released models; not the coordinator, which sees updates without noise",
-    "distributed": "the coordinator too, and the colluding organisations that the plan allows, for the sum "
-    "of all organisations, while every organisation has pinned the others' keys",
-}
 
 
 def _composition(run: Run) -> tuple[Entry, ...]:
