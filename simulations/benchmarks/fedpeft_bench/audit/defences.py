@@ -26,7 +26,7 @@ from fedpeft_attacks.update_membership.verdicts_by_stage import LINKED, ROUND, m
 from fedpeft_bench.federation.federation import DENSE
 from fedpeft_bench.federation.gain import mean_of_known, options, over_seeds
 from fedpeft_bench.harness.command import machine
-from fedpeft_bench.privacy.record_level import UTILITY
+from fedpeft_bench.privacy.record_level import MANY_AT
 from fedpeft_simulations import federation_run
 
 Row = dict[str, Any]
@@ -46,7 +46,7 @@ def _steps(count: int, batch: int = 12) -> Settings:
 
 def _private(epsilon: float) -> dict[str, Any]:
     private = load_config(embedded_scenario()).run.private
-    return {**private, "privacy.epsilon": epsilon, **UTILITY.get(epsilon, {})}
+    return {**private, "privacy.epsilon": epsilon, **MANY_AT.get(epsilon, MANY_AT[8.0])}
 
 
 def defences() -> dict[str, Settings]:

@@ -27,7 +27,7 @@ from fedpeft_attacks.results.measures import RARE, SECRETS, SEQUENCES, TOKENS
 from fedpeft_bench.federation.federation import DENSE
 from fedpeft_bench.federation.gain import mean_of_known, options, over_seeds
 from fedpeft_bench.harness.command import machine
-from fedpeft_bench.privacy.record_level import UTILITY
+from fedpeft_bench.privacy.record_level import MANY_AT
 from fedpeft_simulations import federation_run
 
 Row = dict[str, Any]
@@ -82,12 +82,11 @@ def exchanges() -> Mapping[str, Settings]:
 
 
 def _private(epsilon: float) -> Settings:
-    scenario = dict(load_config(embedded_scenario()).run.private)
+    scenario = {**load_config(embedded_scenario()).run.private, **MANY_AT[epsilon]}
     settings = {key: value for key, value in scenario.items() if key.split(".")[0] != "adapter"}
     del settings["privacy.epsilon"], settings["federation.rounds"]
     return {
         **settings,
-        **UTILITY[epsilon],
         "privacy.noise_multiplier": NOISE[epsilon],
         "privacy.max_noise_to_signal": 10.0,
     }

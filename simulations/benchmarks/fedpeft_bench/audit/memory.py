@@ -30,7 +30,7 @@ from fedpeft.progress_reports import each
 from fedpeft_attacks.memory import Effort, memory_findings, released
 from fedpeft_bench.federation.gain import options
 from fedpeft_bench.harness.command import machine
-from fedpeft_bench.privacy.record_level import QUIET, UTILITY, private
+from fedpeft_bench.privacy.record_level import MANY, MANY_AT, QUIET, private
 from fedpeft_simulations.federation_run import run as run_federation
 
 Row = dict[str, Any]
@@ -113,15 +113,15 @@ class Variant:
 
 def variants() -> list[Variant]:
     """All lines but the untrained one, in the order of the tables."""
-    scenario = load_config(embedded_scenario()).run.private
+    scenario = {**load_config(embedded_scenario()).run.private, **MANY}
     equal = {**{key: scenario[key] for key in EQUAL}, "federation.lr": OPEN_LR}
     return [
         Variant("no privacy", options(equal), shadows=4),
         Variant("no privacy, written canaries", options({**equal, "audit.canary_form": "written"})),
-        Variant("no noise", private({}, None)),
+        Variant("no noise", private(MANY, None)),
         *(
             Variant(f"epsilon {epsilon:g}", private(settings, epsilon))
-            for epsilon, settings in UTILITY.items()
+            for epsilon, settings in MANY_AT.items()
         ),
         Variant("no privacy, 20 epochs", options(BY_HEART)),
         Variant("federation of four", options(SHIPPED)),
