@@ -12,6 +12,11 @@ NO_FEEDBACK = {"up": {"error_feedback": False}}
 SECURE = {"secure": {"enabled": True}}
 SUM = {"up": {"error_feedback": False}, "secure": {"enabled": True, "bits": 32}}
 DISTRIBUTED = {**NODE, "trust": "distributed"}
+SUMMED = {
+    "privacy": {"unit": "record", "trust": "distributed", "epsilon": 8.0},
+    "federation": {"local_steps": 1, "optimiser": "sgd"},
+    "exchange": SUM,
+}
 DELTA = {"down": {"codec": "dense-fp32"}}
 
 REFUSED = [
@@ -49,6 +54,10 @@ REFUSED = [
     ({"privacy": DISTRIBUTED, "exchange": NO_FEEDBACK}, "inside secure aggregation"),
     ({"privacy": {**DISTRIBUTED, "adaptive_clip": True}, "exchange": SUM}, "fixed clip"),
     ({"privacy": NODE, "exchange": {**NO_FEEDBACK, **SECURE}}, "has to clip"),
+    ({**SUMMED, "federation": {"optimiser": "sgd", "local_steps": 2}}, "set federation.local_steps = 1"),
+    ({**SUMMED, "federation": {"local_steps": 1}}, "and federation.optimiser = 'sgd'"),
+    ({**SUMMED, "exchange": {"secure": SUM["secure"]}}, "gradients, which leave no residual"),
+    ({**SUMMED, "exchange": NO_FEEDBACK}, "inside secure aggregation"),
     ({"exchange": SECURE, "federation": {"nodes": 128}}, "works for 2 to 127 nodes"),
     ({"exchange": SECURE, "federation": {"nodes": 2}}, "a sum needs 3 nodes"),
     ({"exchange": {**SECURE, "up": {"codec": "dense-fp32"}}}, "set exchange.up.codec = 'ternary' or 'sign'"),
@@ -80,6 +89,7 @@ def test_a_contradiction_gives_one_line(settings, message):
             "federation": {"selection": "cyclic", "participation": 0.5},
         },
         {"privacy": DISTRIBUTED, "exchange": SUM},
+        SUMMED,
         {"exchange": SECURE},
         {"privacy": {"unit": "record", "epsilon": 8}, "exchange": SECURE},
     ],
@@ -109,3 +119,12 @@ def test_a_delta_of_one_in_the_units_is_refused(privacy, most):
         ConfigError, match=r"privacy\.delta = .* is above 1 / .*set privacy\.delta to less than"
     ):
         build_config({"privacy": {**privacy, "delta": 1.01 * most}, **sections})
+
+
+def test_a_delta_of_one_in_the_records_of_all_is_refused_where_they_share_a_sum():
+    def at(delta):
+        return build_config({**SUMMED, "privacy": {**SUMMED["privacy"], "delta": delta}})
+
+    at(1 / 800)  # four nodes of 200 records
+    with pytest.raises(ConfigError, match="is above 1 / 800, one in the number of records"):
+        at(1.01 / 800)

@@ -17,6 +17,7 @@ from fedpeft.config import build_config
 from fedpeft.config.models import ServerOptimiserConfig
 from fedpeft.exchange import Context, Decoded, Layout, Update
 from fedpeft.run_plan import RunPlan
+from fedpeft.secagg.grid_values import from_grid, noisy_grid
 from fedpeft.training.optimisers import optimiser
 from fedpeft.training.plan import ADAMW_BETAS, LocalPlan
 
@@ -116,6 +117,24 @@ def test_the_noise_of_a_trusted_coordinator_is_within_the_bound(bands):
         mean, rule, _ = rule.mean(LAYOUT.size, [(f"n{k}", 1.0, long) for k in range(2 if bands > 1 else 6)])
         total += mean
         assert np.abs(total).max() <= limits[round].peak
+
+
+@pytest.mark.parametrize("nodes", [3, 4])
+def test_sums_of_gradients_with_shared_noise_are_within_the_bound(nodes):
+    """Expected batches of aligned gradients of clip length, and the noise of all or of the fewest nodes."""
+    sums = {"up": {"error_feedback": False}, "secure": {"enabled": True, "bits": 32}}
+    private = {"unit": "record", "trust": "distributed", "noise_multiplier": 2.0, "clip": 0.5}
+    given = settings(rounds=12, local_steps=1, optimiser="sgd", lr=0.3) | {"exchange": sums}
+    rates = {"sampling_probability": 0.1, "max_noise_to_signal": 1e9}
+    plan = RunPlan.from_config(build_config(given | {"privacy": private | rates}), LAYOUT.size)
+    limits, privacy, total = drifts(plan, LAYOUT.size), plan.summed, np.zeros(LAYOUT.size)
+    gradient = np.eye(LAYOUT.size)[0] * 0.5 * privacy.expected_batch_size
+    for round in range(1, 12):
+        integers = sum(noisy_grid(gradient, privacy) for _ in range(nodes))
+        mean = from_grid(integers, 0.5 / privacy.grid.steps_per_clip) / privacy.expected_batch_size / nodes
+        total += mean * LocalPlan.of(plan.config.federation, round).lr
+        assert np.abs(total).max() <= limits[round].peak < 10 * np.abs(total).max()
+        assert np.linalg.norm(total) <= limits[round].norm
 
 
 def test_what_is_beyond_is_named_and_cut():

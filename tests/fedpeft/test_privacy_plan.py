@@ -275,7 +275,9 @@ def test_no_sum_within_the_limit_leaves_its_integers():
     grid = plan.grid
     assert grid.limit >= 4 * grid.steps_per_clip
     deviation = math.sqrt(16 * grid.share(plan.noise_multiplier))
-    chance = 2 * math.exp(-((2**15 - 1 - 16 * grid.limit) ** 2) / (2 * deviation**2))
+    left = 2**15 - 1 - 16 * grid.limit
+    assert left > 0
+    chance = 2 * math.exp(-(left**2) / (2 * deviation**2))
     assert chance * grid.size * plan.steps <= 1e-12
     assert limit_of(plan, grid, 16, 16) == grid.limit < limit_of(plan, grid, 16, 32)
 

@@ -149,6 +149,51 @@ MUTANTS = (
         (PLANS + "test_the_event_is_the_gaussian_of_the_least_noise_over_the_rounded_sensitivity",),
     ),
     Mutant(
+        31,
+        "a second word is never drawn where the first leaves two values open",
+        "fedpeft.secagg.discrete_gaussian",
+        'absolute[place] = low + np.searchsorted(second[low:high], source(1)[0], side="right")',
+        "absolute[place] = high",
+        (SUMS + "test_where_one_word_leaves_two_values_open_a_second_decides",),
+    ),
+    Mutant(
+        34,
+        "values of a secure sum leave without their share of the noise",
+        "fedpeft.secagg.grid_values",
+        "grid.limit, source) + noise",
+        "grid.limit, source) + 0 * noise",
+        (
+            "clients/test_privacy_bugs.py::test_as_few_shares_as_a_sum_may_hold_add_up_to_the_noise_that_is_accounted_for",
+        ),
+    ),
+    Mutant(
+        32,
+        "nodes of other noise share masks",
+        PLAN,
+        'facts = json.dumps(["discrete gaussian", asdict(self)], sort_keys=True)',
+        'facts = json.dumps(["discrete gaussian"], sort_keys=True)',
+        (PLANS + "test_what_integers_mean_is_bound_to_grid_and_noise",),
+    ),
+    Mutant(
+        9,
+        "delta is compared with one node's records where the sums are of all nodes'",
+        "fedpeft.config.checks",
+        "count = count and count * config.federation.nodes",
+        "count = count and count * 1",
+        (
+            "fedpeft/test_config_privacy.py::"
+            "test_a_delta_of_one_in_the_records_of_all_is_refused_where_they_share_a_sum",
+        ),
+    ),
+    Mutant(
+        3,
+        "gradients are summed in float32 inside a batch",
+        "fedpeft.training.dp.per_example",
+        "+= factors @ finite.double()",
+        "+= factors.float() @ finite",
+        ("fedpeft/test_privacy_per_example.py::test_a_batch_is_summed_in_float64",),
+    ),
+    Mutant(
         11,
         "several local steps of a secure sum are accounted for as one release",
         PLAN,
