@@ -20,6 +20,7 @@ ALLOWED = {
     "repeats": "a whole number, at least 1",
     "sampling_probability": "a number in (0, 1]",
     "failure": "a number in [0, 1)",
+    "grid_steps.l2": "a number, finite and above 0",
 }
 
 
@@ -60,7 +61,8 @@ def event_from_json(body: object) -> Event:
 def _require(kind: str, name: str, value: object) -> None:
     """Refuse a value that no mechanism has."""
     if not _sound(kind, name, value):
-        allowed = ALLOWED.get(name, "a number, finite and at least 0")
+        usual = ALLOWED.get(name, "a number, finite and at least 0")
+        allowed = ALLOWED.get(f"{kind}.{name}", usual)
         raise PrivacyError(f"{kind} event: {name} = {value!r} must be {allowed}")
 
 
@@ -70,7 +72,7 @@ def _sound(kind: str, name: str, value: object) -> bool:
     if type(value) not in (int, float):
         return False
     number = cast(float, value)
-    if kind == "grid_steps" and name == "l2":
+    if (kind, name) == ("grid_steps", "l2"):
         return 0 < number < math.inf
     if name == "sampling_probability":
         return 0 < number <= 1

@@ -3,9 +3,8 @@
 Each node rounds its values to whole grid steps and adds discrete Gaussian noise of variance ``s^2``; the sum
 leaves. For two neighbours let the uniform words of the rounding be equal. Then
 
-1. *the sum differs by an integer vector* ``v``. Rounding with equal words is ``floor(x + u)`` in each value,
-so
-   ``v`` rounds the difference ``g`` of the exact values at random: ``|v - g| < sqrt(size)`` always, and
+1. *the sum differs by an integer vector* ``v``. Rounding with equal words is ``floor(x + u)`` in each value.
+   So ``v`` rounds the difference ``g`` of the exact values at random: ``|v - g| < sqrt(size)`` always, and
    ``|v|^2 <= |g|^2 + size / 4 + sqrt(2 log(1 / b)) (|g| + sqrt(size) / 2)`` but for a probability ``b``
    (Hoeffding over ``v_i^2``; Kairouz et al. 2021, arXiv:2102.06387, section 4.1). The words do not depend on
    the data, so the few bad ones cost ``b`` of delta.

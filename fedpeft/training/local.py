@@ -18,7 +18,7 @@ from fedpeft.privacy.csprng import KEY_BYTES, seeded, words
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
 from fedpeft.progress_reports import at
-from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient, summed
+from fedpeft.training.dp.dpsgd import Mechanism, dense_mean, noisy_gradient, summed
 from fedpeft.training.dp.engine_selection import LONGEST, engine_of
 from fedpeft.training.loss import Loss, per_example_loss
 from fedpeft.training.modes import steady
@@ -155,10 +155,7 @@ def gradient_sum(
         chosen, batches = _draw(attached, examples, units_of(examples, privacy), mechanism, hooks)
         total = summed(attached, batches, mechanism)
         if hooks.on_first_gradient is not None:
-            gradient = np.zeros(attached.layout.size, np.float32)
-            gradient[slice(None) if hooks.support is None else hooks.support] = (
-                total / privacy.expected_batch_size
-            )
+            gradient = dense_mean(total, attached, mechanism)
             hooks.on_first_gradient(gradient, gather(attached.model, chosen))
     at("step", 1, 1)
     return total

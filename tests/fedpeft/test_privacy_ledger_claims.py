@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accounting import COARSE, Pure, Skellam, Steps, epsilon
+from fedpeft.privacy.accounting import COARSE, GridSteps, Pure, Skellam, Steps, epsilon
 from fedpeft.privacy.event_json import event_from_json, event_to_json
 from fedpeft.privacy.grid import Grid
 from fedpeft.privacy.ledger import Budget, Ledger
@@ -24,6 +24,7 @@ PERSON = replace(RECORD, unit="person", records_per_unit=3, noise_multiplier=1.5
 NODE = PrivacyPlan(1.0, 4.0, 1.0, 8, 1, 4, 1e-5, unit="node", trust="central")
 SECURE = replace(NODE, trust="distributed", grid=Grid(100, 10.0, 4))
 EVENTS = [Steps(0.1, 1.0, 5), Steps(1.0, 0.0, 1), Skellam(3.0, 2.0, 16.0, 2), Pure(0.5, 3)]
+GRID_STEPS = GridSteps(0.1, 3.0, 9.0, 1e-20, 2)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def written(ledger, body):
         insert(db, Chain().extended(rows(db)).next_row(body, None))
 
 
-@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("event", [*EVENTS, GRID_STEPS])
 def test_events_survive_json(event):
     assert event_from_json(json.loads(json.dumps(event_to_json(event)))) == event
 
@@ -65,6 +66,15 @@ def test_events_survive_json(event):
 def test_events_that_are_not_known_exactly_are_refused(change):
     with pytest.raises(PrivacyError, match="event"):
         event_from_json(event_to_json(Steps(0.1, 1.0, 5)) | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [({"l2": 0}, "finite and above 0"), ({"failure": 1}, r"in \[0, 1\)"), ({"deviation": -1}, "at least 0")],
+)
+def test_a_sum_on_a_grid_is_refused_with_what_is_allowed(change, allowed):
+    with pytest.raises(PrivacyError, match=allowed):
+        event_from_json(event_to_json(GRID_STEPS) | change)
 
 
 def test_other_values_are_no_events():

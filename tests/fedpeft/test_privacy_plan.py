@@ -244,6 +244,12 @@ def test_one_release_is_no_less_private_than_it_is_accounted_for(rate, shift):
             assert epsilon([GridSteps(rate, float(shift), accounted, 0.0, 1)], exact) >= target * (1 - 1e-3)
 
 
+def test_a_grid_that_fits_at_once_is_solved_for_once():
+    noise_multiplier.cache_clear()
+    plan_from_config(summed(32, epsilon=5.5), SIZE)
+    assert noise_multiplier.cache_info().misses == 1
+
+
 def test_noise_that_no_table_holds_takes_a_coarser_grid():
     plan = plan_from_config(summed(32, noise_multiplier=3.0), 30_000_000)
     assert plan is not None and plan.grid is not None

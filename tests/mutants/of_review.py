@@ -139,8 +139,8 @@ MUTANTS = (
         18,
         "sum and noise are rounded to hundredths",
         STEP,
-        "= total / plan.expected_batch_size",
-        "= np.round(total, 2) / plan.expected_batch_size",
+        "= total / mechanism.plan.expected_batch_size",
+        "= np.round(total, 2) / mechanism.plan.expected_batch_size",
         (EXAMPLES + "test_an_empty_draw_is_noise_alone",),
     ),
     Mutant(

@@ -99,10 +99,8 @@ MUTANTS = (
         7,
         "an empty draw is left out",
         LOCAL,
-        "chosen = [[examples[index] for index in units[unit]] for unit in drawn]",
-        "chosen = [[examples[index] for index in units[unit]] for unit in drawn]\n"
-        "            if not chosen:\n"
-        "                continue",
+        "gradient = noisy_gradient(attached, batches, mechanism)",
+        "gradient = noisy_gradient(attached, batches, mechanism) * np.float32(len(chosen) > 0)",
         (TRAINING + "test_no_examples_are_refused_without_privacy_only",),
     ),
     Mutant(
@@ -192,7 +190,7 @@ MUTANTS = (
         "noise is drawn with each physical batch, and none where there is no batch",
         STEP,
         SUMMED + "    " + NOISE_LINE,
-        "size = attached.layout.size if support is None else len(support)\n    total = np.zeros(size)\n"
+        "size = len(summed(attached, [], mechanism))\n    total = np.zeros(size)\n"
         "    for batch in batches:\n        total += summed(attached, [batch], mechanism)\n        "
         + NOISE_LINE,
         (BUGS + "test_a_step_draws_its_noise_once_however_many_physical_batches_it_has[2]",),

@@ -26,7 +26,9 @@ def test_every_bug_of_the_table_has_a_mutant():
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_line_of_a_mutant_is_in_the_source_once(mutant: Mutant):
-    assert source_of(mutant.module).count(mutant.old) == 1 and mutant.new != mutant.old
+    source = source_of(mutant.module)
+    assert source.count(mutant.old) == 1 and mutant.new != mutant.old
+    compile(source.replace(mutant.old, mutant.new), mutant.module, "exec")  # what cannot run shows nothing
 
 
 def test_the_document_is_the_catalogue():

@@ -197,7 +197,7 @@ def _privacy(proposal: ProposedRun) -> str:
 
 
 def _adjacency(proposal: ProposedRun) -> str:
-    """The adjacency of noise that the nodes add together."""
+    """Of what, and between which neighbours, noise that the nodes add together holds."""
     privacy = proposal.config.privacy
     if privacy.trust != "distributed":
         return ""

@@ -64,14 +64,20 @@ def noisy_gradient(
     Raises:
         PrivacyError: a trainable parameter is not covered by the clip, or the noise is not finite.
     """
-    plan, support = mechanism.plan, mechanism.support
+    plan = mechanism.plan
     total = summed(attached, batches, mechanism)
     size = total.size
     total += plan.noise_multiplier * plan.clip * noise.gaussian(size, mechanism.source)
     if not np.isfinite(total).all():
         raise PrivacyError("the noisy gradient is not finite; lower privacy.clip or the noise multiplier")
+    return dense_mean(total, attached, mechanism)
+
+
+def dense_mean(total: FloatVector64, attached: Attached, mechanism: Mechanism) -> NDArray[np.float32]:
+    """A sum on the support over the expected batch size, float32, ``(layout.size,)``: 0 off the support."""
     gradient = np.zeros(attached.layout.size, np.float32)
-    gradient[slice(None) if support is None else support] = total / plan.expected_batch_size
+    on_support = slice(None) if mechanism.support is None else mechanism.support
+    gradient[on_support] = total / mechanism.plan.expected_batch_size
     return gradient
 
 
