@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from fedpeft.config.privacy_section import PrivacyConfig
+from fedpeft.config.section import Section
 from fedpeft.config.template import EncodingName, TemplateText
-from fedpeft.config.values import as_taken
 from fedpeft.plugins import (
     ADAPTER_METHODS,
     ATTACKS,
@@ -29,21 +30,8 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Task = Literal["causal-lm", "sequence-classification"]
 Profile = Literal["none", "drop-in", "thin", "private"]
 Selection = Literal["seeded", "poisson", "cyclic"]
-Unit = Literal["none", "record", "person", "node"]
-Trust = Literal["local", "central", "distributed"]
 Engine = Literal["auto", "batched", "loop", "opacus"]
 Baseline = Literal["local_only", "centralised", "private"]
-
-
-class Section(BaseModel):
-    """A frozen table of settings in which an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_taken(cls, value: Any, info: ValidationInfo) -> Any:
-        return as_taken(cls.model_fields[str(info.field_name)].annotation, value)
 
 
 class BaseConfig(Section):
@@ -282,52 +270,6 @@ class ExchangeConfig(Section):
     up: DirectionConfig = Field(default_factory=DirectionConfig)
     down: DirectionConfig = Field(default_factory=DirectionConfig)
     secure: SecureConfig = Field(default_factory=SecureConfig)
-
-
-class PrivacyConfig(Section):
-    """Differential privacy; off by default and then said so everywhere."""
-
-    unit: Unit = Field(default="none", description="what is protected; none: no DP")
-    trust: Trust = Field(
-        default="local", description="who adds the noise: the node, the coordinator, or all nodes together"
-    )
-    epsilon: float | None = Field(default=None, gt=0, description="target; solves for the noise multiplier")
-    delta: float = Field(default=1e-5, gt=0, lt=1, description="failure probability of the guarantee")
-    noise_multiplier: float | None = Field(default=None, gt=0, description="noise / clip; instead of epsilon")
-    clip: float = Field(
-        default=1.0, gt=0, description="L2 bound of one unit's gradient, or of a node's update"
-    )
-    sampling_probability: float | None = Field(
-        default=None, gt=0, le=1, description="public Poisson rate; default batch_size / public_records"
-    )
-    public_records: int | None = Field(
-        default=None, ge=1, description="public lower bound on a node's records, or persons"
-    )
-    records_per_person: int = Field(
-        default=1, ge=1, description="unit person: the most records of one person that are used"
-    )
-    bands: int = Field(
-        default=1, ge=1, description="trust central, selection cyclic: bands of the matrix mechanism"
-    )
-    adaptive_clip: bool = Field(default=False, description="trust central: follow a quantile of the norms")
-    clip_quantile: float = Field(
-        default=0.5, gt=0, lt=1, description="quantile that an adaptive clip follows"
-    )
-    clip_lr: float = Field(default=0.2, gt=0, description="step of an adaptive clip, in the logarithm")
-    max_noise_to_signal: float = Field(
-        default=1.0,
-        gt=0,
-        description="refuse a plan whose noise over the run exceeds this multiple of the largest signal",
-    )
-    budget: float | None = Field(
-        default=None, gt=0, description="the node's own limit on epsilon; default: epsilon"
-    )
-    yearly_budget: float | None = Field(
-        default=None, gt=0, description="the node's own limit on epsilon within 365 days"
-    )
-    randomness: Literal["system", "seeded"] = Field(
-        default="system", description="seeded: reproducible, and therefore marked as not private"
-    )
 
 
 class AuditConfig(Section):

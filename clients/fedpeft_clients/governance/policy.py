@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from fedpeft.config.models import Section, Trust, Unit
+from fedpeft.config.privacy_section import Trust, Unit
+from fedpeft.config.section import Section
 from fedpeft.errors import ConfigError, FederationError
 from fedpeft.plugins import ADAPTER_METHODS, AggregationName, CodecName, MethodName
 from fedpeft.privacy import Budget
