@@ -156,7 +156,7 @@ def node_drift(plan: LocalPlan, privacy: PrivacyPlan | None, size: int) -> Drift
         return Drift(plan.lr * sum(adam_step(*ADAMW_BETAS, k) for k in range(1, plan.steps + 1))).of(size)
     gradient = Drift(norm=plan.max_grad_norm)
     if privacy is not None:
-        deviation = privacy.noise_multiplier * privacy.clip / privacy.expected_batch_size
+        deviation = privacy.deviation / privacy.expected_batch_size
         noise = Drift(SUPPORT, math.sqrt(size) + SUPPORT) * deviation
         gradient = Drift(privacy.clip, privacy.clip) + noise
     velocities = accumulate(range(plan.steps), lambda velocity, _: plan.momentum * velocity + 1, initial=0.0)

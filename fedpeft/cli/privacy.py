@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -87,6 +88,7 @@ def _facts(plan: RunPlan) -> dict[str, Any]:
         "remedies": [{"change": each.change, "whole_run": each.whole_run} for each in advice],
         "most_noise": most,
         "allowed": allowed,
+        "loss_standard_error": privacy.loss_error or None,
         **_sums(config),
     }
 
@@ -138,6 +140,19 @@ def _of_units(facts: dict[str, Any]) -> str:
     return f", {facts['delta'] * units:.2g} of one in the {units:,.0f} {facts['unit']}s"
 
 
+def _leaving(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a node sends beside what it was asked, all of it within epsilon."""
+    if facts["trust"] != "local":
+        return []
+    if (error := facts["loss_standard_error"]) is None:
+        return [("leaves, and is covered", "the update; no loss (privacy.loss_share = 0)")]
+    loss = facts["loss"]
+    return [
+        ("leaves, and is covered", f"the update, and a training loss a round and node, ± {error:.2g} nats"),
+        ("what the loss costs", f"{math.hypot(1, loss['share']) - 1:.2%} more noise, in the figures here"),
+    ]
+
+
 def _show_none(facts: dict[str, Any]) -> None:
     typer.echo("no differential privacy: privacy.unit = 'none'")
     if facts["sums"] is not None:
@@ -165,6 +180,7 @@ def _show(facts: dict[str, Any]) -> None:
         ("delta", f"{facts['delta']:g}{_of_units(facts)}"),
         ("accountant", facts["accountant"]),
         *([("epsilon by RDP", f"{rdp:.4g} ({rdp / epsilon - 1:+.1%})")] if compared else []),
+        *_leaving(facts),
         ("not charged", "moments of replies, and settings that were chosen by looking at the records"),
         ("values with noise", facts["values"]),
         ("noise / signal, one release", f"{facts['noise_over_signal_per_release']:.3g}"),

@@ -106,12 +106,14 @@ def plot(
 ) -> None:
     """Draw one figure of several runs over their rounds; needs the extra reports."""
     from fedpeft.runstore.curves import draw
-    from fedpeft.runstore.overview import curve
+    from fedpeft.runstore.overview import curve, errors
 
-    series = {str(path): curve(store, what.value) for path, store in zip(runs, _opened(runs, 1), strict=True)}
+    stores = {str(path): store for path, store in zip(runs, _opened(runs, 1), strict=True)}
+    series = {name: curve(store, what.value) for name, store in stores.items()}
     points = ((name, *point) for name, line in series.items() for point in line)
     _write(to_csv, [dict(zip(("run", "round", what.value), point, strict=True)) for point in points])
-    draw(series, what.value, out)
+    noise = {name: errors(store) for name, store in stores.items()} if what is Curve.TRAINING else None
+    draw(series, what.value, out, noise)
     emit({"picture": str(out), "curves": series}, as_json, lambda: typer.echo(f"written: {out}"))
 
 

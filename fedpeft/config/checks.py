@@ -170,6 +170,13 @@ def _dense_enough(config: Config, needs_dense: bool) -> Iterator[str]:
 
 def _privacy(config: Config) -> Iterator[str]:
     privacy = config.privacy
+    if config.federation.stop_after and not privacy.loss_share:
+        yield (
+            f"federation.stop_after = {config.federation.stop_after} follows the released loss, and none "
+            "leaves the nodes: set privacy.loss_share, such as 0.2, or leave federation.stop_after out"
+        )
+    if privacy.unit == "none" and privacy.loss_share:
+        yield "privacy.loss_share needs privacy.unit = 'record' or 'person' (given: 'none')"
     knobs = (privacy.epsilon, privacy.noise_multiplier)
     if privacy.unit == "none":
         if any(knob is not None for knob in knobs):
@@ -181,6 +188,12 @@ def _privacy(config: Config) -> Iterator[str]:
             "privacy.noise_multiplier"
         )
     yield from _delta(config)
+    if privacy.loss_share and (privacy.unit == "node" or privacy.trust != "local"):
+        yield (
+            "privacy.loss_share releases a loss with noise of the node's own: set privacy.unit = 'record' or "
+            f"'person' and privacy.trust = 'local' (given: {privacy.unit!r}, {privacy.trust!r}: a secure sum "
+            "and the coordinator's noise hold updates alone), or leave it out"
+        )
     if config.audit.outbox == "refuse":
         yield (
             "audit.outbox = 'refuse' lets a missing update reveal the data, and no privacy plan covers that: "

@@ -86,6 +86,9 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("adapter", "experts", False),
     ("adapter", "trainable_tokens", []),
     ("adapter", "output_tokens", []),
+    ("privacy", "loss_share", 0.0),
+    ("privacy", "loss_cap", 10.0),
+    ("federation", "stop_after", 0),
 )
 """Settings that a later version added: section, name, and the value that means what was before."""
 

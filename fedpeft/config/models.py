@@ -209,6 +209,12 @@ class FederationConfig(Section):
     evaluate_every: int = Field(
         default=0, ge=0, description="global evaluation every n rounds; 0: only at the end"
     )
+    stop_after: int = Field(
+        default=0,
+        ge=0,
+        description="end the run once so many rounds have not lowered the released loss "
+        "(privacy.loss_share), smoothed over as many rounds, by its standard error; 0: never",
+    )
     server: ServerOptimiserConfig = Field(default_factory=ServerOptimiserConfig)
 
 

@@ -21,7 +21,9 @@ class PrivacyConfig(Section):
     )
     epsilon: float | None = Field(default=None, gt=0, description="target; solves for the noise multiplier")
     delta: float = Field(default=1e-5, gt=0, lt=1, description="failure probability of the guarantee")
-    noise_multiplier: float | None = Field(default=None, gt=0, description="noise / clip; instead of epsilon")
+    noise_multiplier: float | None = Field(
+        default=None, gt=0, description="noise / clip (with loss_share: the joint clip); instead of epsilon"
+    )
     clip: float = Field(
         default=1.0, gt=0, description="L2 bound of one unit's gradient, or of a node's update"
     )
@@ -42,6 +44,14 @@ class PrivacyConfig(Section):
         default=0.5, gt=0, lt=1, description="quantile that an adaptive clip follows"
     )
     clip_lr: float = Field(default=0.2, gt=0, description="step of an adaptive clip, in the logarithm")
+    loss_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="trust local: release a noisy training loss, at this share of the clip; all noise grows "
+        "by sqrt(1 + loss_share^2); 0: no loss leaves",
+    )
+    loss_cap: float = Field(default=10.0, gt=0, description="nats that a record's released loss is cut to")
     max_noise_to_signal: float = Field(
         default=1.0,
         gt=0,

@@ -49,7 +49,7 @@ def signal(plan: PrivacyPlan, size: int, nodes: int) -> Signal:
     Trust ``local`` averages ``nodes`` independent noises: over ``sqrt(T N)``. Trust ``distributed`` holds
     the shares of all nodes, which is more than the least that the plan accounts for: times
     ``sqrt(N / least_nodes)``. Where records or persons are the units the nodes share one noise: over ``N``.
-    Banded noise cancels over the run in part.
+    Banded noise cancels over the run in part. A released loss makes all noise larger.
 
     Args:
         plan: noise multiplier ``z``, expected batch size ``B`` and number of releases ``T``.
@@ -61,7 +61,7 @@ def signal(plan: PrivacyPlan, size: int, nodes: int) -> Signal:
     """
     if size < 1 or nodes < 1:
         raise PrivacyError(f"signal of {size} values and {nodes} nodes: both must be at least 1")
-    noise = plan.noise_multiplier * math.sqrt(size) / plan.expected_batch_size
+    noise = plan.deviation / plan.clip * math.sqrt(size) / plan.expected_batch_size
     if plan.grid is not None:
         noise *= math.sqrt(max(1.0, nodes / plan.grid.least_nodes)) / (1 if plan.unit == "node" else nodes)
     release, run = _growth(plan.bands, plan.steps)

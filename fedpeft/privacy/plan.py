@@ -12,6 +12,7 @@ from fedpeft.epsilons import written
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accounting import FINE, Event, Steps, epsilon
 from fedpeft.privacy.grid import Grid
+from fedpeft.privacy.loss_share import LossShare
 
 ACCOUNTANT = "PLD (dp-accounting)"
 
@@ -62,9 +63,10 @@ class PrivacyPlan:
     """Everything that decides about privacy in a run; every field is public, none comes from private data.
 
     Trust ``local``: DP-SGD in the node. Each local step draws units (records or persons) by Poisson sampling,
-    clips each unit's gradient, adds Gaussian noise of standard deviation ``noise_multiplier * clip`` to the
-    sum and divides by ``expected_batch_size`` (Abadi et al. 2016, arXiv:1607.00133, algorithm 1). It holds
-    against anyone who sees what leaves the node, the coordinator included.
+    clips each unit's gradient, adds Gaussian noise of standard deviation `deviation` to the sum and divides
+    by ``expected_batch_size`` (Abadi et al. 2016, arXiv:1607.00133, algorithm 1). It holds against anyone who
+    sees what leaves the node, the coordinator included. With ``loss`` the training loss is one more value of
+    each of these releases (`fedpeft.privacy.loss_share`).
 
     Trust ``central``: each round draws nodes, clips each node's update, and the coordinator adds the noise
     to the sum (McMahan et al. 2018, arXiv:1710.06963). It holds against all who see released models, not
@@ -80,8 +82,8 @@ class PrivacyPlan:
 
     Attributes:
         sampling_probability: rate of inclusion of each unit in each step, in (0, 1].
-        noise_multiplier: noise standard deviation of the sum / clip; positive. With an adaptive clip, that
-            of sum and count together: the sum's own noise is somewhat larger (`central.sum_multiplier`).
+        noise_multiplier: noise standard deviation of the sum / `joint_clip`; positive. With an adaptive clip,
+            that of sum and count together: the sum's own noise is somewhat larger (`central.sum_multiplier`).
         clip: L2 bound of one unit's gradient, or of a node's update.
         expected_batch_size: public divisor of the noisy sum: records, persons or nodes of one step.
         steps_per_round: noisy releases of one round: local steps, or 1 for nodes.
@@ -95,6 +97,7 @@ class PrivacyPlan:
         adaptive: how the clip follows the norms; None: it is fixed.
         grid: the integers of the distributed mechanism; None for the others.
         reproducible: noise and sampling come from the configured seed: nothing is guaranteed then.
+        loss: the part of each release that is the training loss; None: no loss leaves the node.
 
     Raises:
         PrivacyError: a value with which the guarantee would be empty.
@@ -115,6 +118,7 @@ class PrivacyPlan:
     adaptive: AdaptiveClip | None = None
     grid: Grid | None = None
     reproducible: bool = False
+    loss: LossShare | None = None
 
     def __post_init__(self) -> None:
         _require(0 < self.sampling_probability <= 1, "sampling_probability", self, "in (0, 1]")
@@ -137,11 +141,33 @@ class PrivacyPlan:
         single = self.steps_per_round == 1 or not distributed
         _require(single, "steps_per_round", self, "1 with trust distributed: a secure sum is one release")
         _require(distributed == (self.grid is not None), "grid", self, "given exactly for trust distributed")
+        _require(self.trust == "local" or self.loss is None, "loss", self, "None unless trust is local")
 
     @property
     def steps(self) -> int:
         """Noisy releases of the whole run."""
         return self.steps_per_round * self.rounds
+
+    @property
+    def joint_clip(self) -> float:
+        """L2 bound of what one unit adds to the sum of a release: gradient and, where it leaves, loss."""
+        return self.clip * (1.0 if self.loss is None else self.loss.growth)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the noise in each value of that sum."""
+        return self.noise_multiplier * self.joint_clip
+
+    @property
+    def loss_error(self) -> float:
+        """Standard error in nats, by the noise alone, of the loss that a node releases in a round; or 0.
+
+        Public. Which records a step draws adds to it, at most ``cap / 2 / sqrt(batch_size * steps)``.
+        """
+        if self.loss is None:
+            return 0.0
+        entry = self.deviation / self.clip / self.expected_batch_size
+        return self.loss.nats * entry / math.sqrt(self.steps_per_round)
 
     @property
     def adjacency(self) -> Literal["add-or-remove-one", "replace-by-zero"]:
@@ -182,13 +208,20 @@ class PrivacyPlan:
         Nodes and coordinator put it among the terms of a secure sum: where one works out another grid or
         other noise, as another version may, nothing that it says verifies and its values are in no sum.
         """
-        facts = json.dumps(["discrete gaussian", asdict(self)], sort_keys=True)
+        facts = json.dumps(["discrete gaussian", self.fields()], sort_keys=True)
         return hashlib.sha256(b"fedpeft-grid-1\0" + public + facts.encode()).digest()
+
+    def fields(self) -> dict[str, Any]:
+        """All fields as JSON values; ``loss`` only where one leaves, so that older plans read as they did."""
+        fields = asdict(self)
+        if self.loss is None:
+            del fields["loss"]
+        return fields
 
     def describe(self) -> dict[str, Any]:
         """All fields and the run's epsilon, for reports and JSON."""
         facts = {"epsilon": written(self.epsilon()), "adjacency": self.adjacency, "accountant": ACCOUNTANT}
-        return asdict(self) | facts
+        return self.fields() | facts
 
 
 def _require(holds: bool, name: str, plan: PrivacyPlan, allowed: str) -> None:

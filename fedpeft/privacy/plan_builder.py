@@ -10,6 +10,7 @@ from fedpeft.cohort import Cohort
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.calibration import noise_multiplier
 from fedpeft.privacy.grid import MOST_VARIANCE, Grid
+from fedpeft.privacy.loss_share import LossShare
 from fedpeft.privacy.plan import AdaptiveClip, PrivacyPlan
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def _of_records(config: Config, size: int) -> PrivacyPlan:
         records_per_unit=privacy.records_per_person if privacy.unit == "person" else 1,
         grid=_grid(config, size) if privacy.trust == "distributed" else None,
         reproducible=privacy.randomness == "seeded",
+        loss=LossShare(privacy.loss_share, privacy.loss_cap) if privacy.loss_share else None,
     )
 
 

@@ -23,7 +23,7 @@ STYPE = "fedpeft.blob.v1"
 SMALL = 2**18
 """Up to so many bytes a blob travels among the facts: each object of a message is a request of its own."""
 
-Fact = int | float | str | bytes | list[int]
+Fact = int | float | str | bytes | list[int] | list[float]
 _T = TypeVar("_T")
 _CAUSE = re.compile(r"[A-Za-z]{1,60}")
 
@@ -123,11 +123,12 @@ def _fill(kind: type[_T], facts: Mapping[str, Any]) -> _T:
 
 
 def _fact(name: str, declared: str, value: Any) -> Fact:
-    if declared == "list[int]":
+    if declared in _LISTS:
+        entry, kind = _LISTS[declared]
         values = [] if value is None else value
-        if not isinstance(values, list) or len(values) > 65536 or not all(map(_natural, values)):
-            raise FederationError(f"fact {name!r} must be a list of natural numbers")
-        return cast("list[int]", values)
+        if not isinstance(values, list) or len(values) > 65536 or not all(map(entry, values)):
+            raise FederationError(f"fact {name!r} must be a list of {kind}")
+        return cast(Fact, values)
     valid = _VALID[declared]
     if not valid(value) or (name == "name" and not valid_name(value)):
         raise FederationError(f"fact {name!r} of a message is missing or out of range")
@@ -138,6 +139,11 @@ def _natural(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
+def _finite(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
+
+
+_LISTS = {"list[int]": (_natural, "natural numbers"), "list[float]": (_finite, "finite numbers")}
 _VALID = {
     "int": _natural,
     "float": lambda value: type(value) is float and math.isfinite(value) and value >= 0,

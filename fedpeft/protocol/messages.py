@@ -195,6 +195,8 @@ class TrainReply:
             unbounded where a round claimed no DP.
         ledger_entry: number of the newest entry of this run in the node's ledger; only ever grows.
         ledger: hash of that entry, 32 bytes.
+        loss: the noisy training loss of the round in nats, alone in a list, where the run's privacy plan
+            releases one (`fedpeft.privacy.loss_share`); else empty.
     """
 
     round: int
@@ -203,6 +205,7 @@ class TrainReply:
     epsilon: Epsilon
     ledger_entry: int
     ledger: bytes
+    loss: list[float] = field(default_factory=list[float])
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,19 @@ from fedpeft.runstore.files import write_atomic
 FORMATS = (".svg", ".png", ".pdf")
 
 
-def draw(series: Mapping[str, Sequence[tuple[int, float]]], what: str, path: Path) -> None:
+def draw(
+    series: Mapping[str, Sequence[tuple[int, float]]],
+    what: str,
+    path: Path,
+    errors: Mapping[str, Mapping[int, float]] | None = None,
+) -> None:
     """Write a picture of one line per run.
 
     Args:
         series: points (1-based round, value) by the name of the run.
         what: name of the value, for the axis.
         path: where; its suffix says in which of `FORMATS`.
+        errors: standard errors by the name of the run and the round, where values bear noise.
 
     Raises:
         ConfigError: another suffix, matplotlib is not installed, or no run has recorded this.
@@ -35,7 +41,9 @@ def draw(series: Mapping[str, Sequence[tuple[int, float]]], what: str, path: Pat
     axis.spines[["top", "right"]].set_visible(False)
     for name, points in series.items():
         if points:
-            axis.plot(*zip(*points, strict=True), "o-", markersize=3, label=name)
+            noise = (errors or {}).get(name)
+            bars = [noise[round] for round, _ in points] if noise else None
+            axis.errorbar(*zip(*points, strict=True), yerr=bars, fmt="o-", markersize=3, label=name)
     axis.set(xlabel="round", ylabel=what)
     axis.legend(frameon=False)
     buffer, kind = io.BytesIO(), path.suffix.removeprefix(".")

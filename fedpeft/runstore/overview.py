@@ -78,6 +78,12 @@ def curve(store: RunStore, what: str) -> list[tuple[int, float]]:
     return sorted((round, float(value)) for round, value in points.items() if isinstance(value, int | float))
 
 
+def errors(store: RunStore) -> dict[int, float]:
+    """Standard error of ``training loss`` by round, where it bears noise; empty where it is exact."""
+    events = store.events("training")
+    return {event["round"]: event["standard_error"] for event in events if "standard_error" in event}
+
+
 def differences(stores: Sequence[RunStore]) -> dict[str, list[Any]]:
     """Settings in which runs differ: dotted key, and the value of each run in turn."""
     flat = [flat_settings(store.config.model_dump(mode="json")) for store in stores]
@@ -89,6 +95,7 @@ def differences(stores: Sequence[RunStore]) -> dict[str, list[Any]]:
 def rounds_of(store: RunStore) -> list[dict[str, Any]]:
     """One row a round: what was sent, what was measured, and when it ended."""
     series = {what: dict(curve(store, what)) for what in ("loss", "accuracy", "training loss", "epsilon")}
+    noise = errors(store)
     return [
         {
             "round": (number := event["round"]),
@@ -96,6 +103,7 @@ def rounds_of(store: RunStore) -> list[dict[str, Any]]:
             "bytes up": event["bytes_up"],
             "bytes down": event["bytes_down"],
             **{what: points.get(number) for what, points in series.items()},
+            **({"training loss error": noise.get(number)} if noise else {}),
             "seconds": event["total_s"],
             "time": event.get("time"),
         }

@@ -17,13 +17,14 @@ def figures(event: Mapping[str, Any], *, private: bool = False) -> dict[str, flo
         event: one event.
         private: the run claims DP. A tracker may be a stranger's: it then gets what follows from the released
             adapter alone, its held-out figures and the epsilon spent. How many nodes answered, how many bytes
-            and how long they took may tell who took part; losses on training records are covered by no claim.
+            and how long they took may tell who took part; losses on training records are covered by no claim,
+            but for those that were released with noise, which have a standard error.
     """
     kind = event.get("event")
     if kind == "evaluation":
         named = {f"{event['arm']}/{name}": event.get(name) for name in ("loss", "accuracy")}
-    elif kind == "training" and not private:
-        named = {"training/loss": event["loss"]}
+    elif kind == "training" and (not private or "standard_error" in event):
+        named = {f"training/{name}": event.get(name) for name in ("loss", "standard_error")}
     elif kind == "round":
         named = {"round/epsilon": spent_in(event)}
         named |= {} if private else {f"round/{name}": event.get(name) for name in ROUND}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -64,19 +64,23 @@ class Extras:
 class TrainResult:
     """What a round of local training may say about itself.
 
-    Under privacy nothing here depends on the data: the losses and the examples seen are None.
+    Under privacy nothing here depends on the data but for ``loss_released``, which bears noise: the other
+    losses and the examples seen are None.
 
     Attributes:
         steps: optimiser steps taken.
         loss_first: mean loss of the first batch.
         loss_last: mean loss of the last batch, before its step.
         seen: ascending indices of the examples that were used.
+        loss_released: mean of the noisy losses of all steps, rounded to float32, where the privacy plan
+            releases one (`fedpeft.privacy.loss_share`).
     """
 
     steps: int
     loss_first: float | None = None
     loss_last: float | None = None
     seen: tuple[int, ...] | None = None
+    loss_released: float | None = None
 
 
 def train_local(
@@ -193,8 +197,8 @@ def _mechanism(
 def _train_private(
     attached: Attached, examples: Sequence[Example], plan: LocalPlan, mechanism: Mechanism, extras: Extras
 ) -> TrainResult:
-    values, rule = _values(attached), optimiser(plan)
-    units = units_of(examples, mechanism.plan)
+    values, rule, losses = _values(attached), optimiser(plan), list[float]()
+    units, mechanism = units_of(examples, mechanism.plan), replace(mechanism, on_loss=losses.append)
     with steady(attached.model):
         for step in range(plan.steps):
             at("step", step, plan.steps)
@@ -205,7 +209,8 @@ def _train_private(
             rule.step(values, torch.from_numpy(gradient).to(values.device))
             _store(attached, values)
     at("step", plan.steps, plan.steps)
-    return TrainResult(plan.steps)
+    released = float(np.float32(np.mean(losses))) if losses else None
+    return TrainResult(plan.steps, loss_released=released)
 
 
 def _mean_gradient(

@@ -38,7 +38,7 @@ from fedpeft_attacks.memory.canaries import write_canaries
 from fedpeft_attacks.report.risks import headline
 from fedpeft_clients.rounds.run_home import Simulated, create_home
 from fedpeft_server.rounds.checkpoints import latest
-from fedpeft_server.rounds.final_adapter import load_checkpoint, load_final
+from fedpeft_server.rounds.final_adapter import final_round, load_checkpoint, load_final
 from fedpeft_simulations.backends import run_federation
 from fedpeft_simulations.baseline_training import TRAINED
 from fedpeft_simulations.baselines import companion, private_config, results, run_baselines
@@ -280,7 +280,7 @@ def _evaluate(store: RunStore, report: Progress) -> RunSummary:
     scores = {"base": held_out.score(attached)}
     final, scores["federated"] = _score_state(store, load_final)
     for name, score in scores.items():
-        round = config.federation.rounds if name == "federated" else 0
+        round = final_round(store) if name == "federated" else 0
         _emit_evaluation(store, report, name, round, score)
         write_predictions(store, name, score)
     factors = final if isinstance(final, FactorState) else None

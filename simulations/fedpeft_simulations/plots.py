@@ -29,7 +29,7 @@ def plot_run(store: RunStore) -> list[Path]:
     report = store.path / "audit" / "report.json"
     findings = json.loads(report.read_text())["findings"] if report.exists() else []
     pictures: dict[str, Callable[[Any], bool]] = {
-        "loss": lambda axis: _loss(axis, list(store.events("evaluation")), results(store)),
+        "loss": lambda axis: _loss(axis, _losses(store), results(store)),
         "bytes": lambda axis: _bytes(axis, rounds),
         "leakage": lambda axis: _leakage(axis, findings),
     }
@@ -52,10 +52,18 @@ def _picture(store: RunStore, name: str, draw: Callable[[Any], bool]) -> Path | 
     return path
 
 
-def _loss(axis: Any, evaluations: list[dict[str, Any]], baselines: Mapping[str, Mapping[str, Any]]) -> bool:
+def _losses(store: RunStore) -> list[dict[str, Any]]:
+    """Events with held-out losses, and with those that nodes released with noise."""
+    return [*store.events("evaluation"), *(e for e in store.events("training") if "standard_error" in e)]
+
+
+def _loss(axis: Any, events: list[dict[str, Any]], baselines: Mapping[str, Mapping[str, Any]]) -> bool:
     """The federation's loss over the rounds, and the losses of base and baselines as horizontal lines."""
+    evaluations = [event for event in events if event["event"] == "evaluation"]
     if not evaluations:
         return False
+    if noisy := [(e["round"], e["loss"], e["standard_error"]) for e in events if e["event"] == "training"]:
+        axis.errorbar(*zip(*noisy, strict=True), fmt=".", color=MUTED, label="training, noisy")
     points = sorted((e["round"], e["loss"]) for e in evaluations if e["arm"] in ("base", "federated"))
     axis.plot(*zip(*points, strict=True), "o-", color=ACCENT, label="federated")
     references = {e["arm"]: e["loss"] for e in evaluations if e["arm"] == "base"}

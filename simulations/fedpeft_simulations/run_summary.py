@@ -31,6 +31,7 @@ from fedpeft.runstore.summary import (
     RunSummary,
     TimeFacts,
 )
+from fedpeft_server.rounds.final_adapter import final_round
 from fedpeft_simulations.print_summary import WHOSE
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def summarise(store: RunStore, attached: Attached, scores: Mapping[str, Evaluati
         seed=config.run.seed,
         base=_base(attached),
         adapter=_adapter(attached),
-        rounds=config.federation.rounds,
+        rounds=final_round(store),
         nodes=config.federation.nodes,
         loss={name: score.loss for name, score in scores.items()},
         accuracy={name: score.accuracy for name, score in scores.items()},

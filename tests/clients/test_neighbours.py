@@ -39,10 +39,12 @@ class World:
 
     def __init__(self, organisation, monkeypatch):
         self.organisation, self.patch = organisation, monkeypatch
-        self.gradients, self.totals = [], []
+        self.gradients, self.totals, self.sums = [], [], []
 
     def run(self, records, replayed=(), **settings):
         """Reply, envelope and every file name that the round leaves; totals land in ``totals``.
+
+        ``sums`` are what enters the noise, the loss included.
 
         The hash of the ledger's head is salted and left out.
         """
@@ -54,12 +56,16 @@ class World:
         from fedpeft_clients.rounds.handlers import train
         from fedpeft_clients.rounds.node_context import NodeContext
 
-        self.gradients, self.totals = [], []
+        self.gradients, self.totals, self.sums = [], [], []
         home, coordinator = self.organisation(records=records, **settings)
         calls = itertools.count()
         keys = lambda size: hashlib.sha256(str(next(calls)).encode()).digest()[:size]  # noqa: E731
-        inner, real = dpsgd.noise.gaussian, dpsgd.noisy_gradient
+        inner, real, whole = dpsgd.noise.gaussian, dpsgd.noisy_gradient, dpsgd.summed
         seen = []
+
+        def summed(*given):
+            self.sums.append(whole(*given).copy())
+            return self.sums[-1].copy()
 
         def gaussian(size, source):
             seen.append(inner(size, source))
@@ -69,13 +75,15 @@ class World:
             found = real(attached, batches, mechanism)
             plan, support = mechanism.plan, mechanism.support
             on = slice(None) if support is None else support
-            self.totals.append(found[on] * plan.expected_batch_size - plan.noise_multiplier * CLIP * seen[-1])
+            drawn = seen[-1][: found[on].size]
+            self.totals.append(found[on] * plan.expected_batch_size - plan.deviation * drawn)
             self.gradients.append(replayed[len(self.gradients)] if replayed else found)
             return self.gradients[-1]
 
         with self.patch.context() as patch:
             patch.setattr(csprng.os, "urandom", keys)
             patch.setattr(dpsgd.noise, "gaussian", gaussian)
+            patch.setattr(dpsgd, "summed", summed)
             patch.setattr(local, "noisy_gradient", noisy_gradient)
             task = coordinator.first_task(expires=2e9)
             reply, envelope = train(NodeContext(home), task, b"")
@@ -132,6 +140,27 @@ def test_a_person_with_many_records_moves_the_sum_by_one_clip(world):
     moved = [np.linalg.norm(b - a) for a, b in zip(totals, world.totals, strict=True)]
     assert moved == pytest.approx([CLIP, CLIP], rel=1e-3)
     assert with_more == without
+
+
+@pytest.mark.parametrize("more", [RECORDS[128], ODD], ids=["usual", "odd"])
+@pytest.mark.parametrize("exchange", [SIGN, MASKED], ids=["sign", "masked"])
+def test_with_a_released_loss_one_record_moves_both_by_the_joint_clip(world, more, exchange):
+    """Of what leaves only the noisy loss may differ: it is one value of the sum that bears the noise."""
+    privacy = {**PRIVACY, "sampling_probability": 1.0, "loss_share": 0.5, "loss_cap": 2.0}
+    reply, *without = world.run(RECORDS[:16], privacy=privacy, **exchange, **SGD)
+    sums, gradients = world.sums, world.gradients
+    replayed = {"replayed": gradients, "privacy": privacy, **exchange, **SGD}
+    reply_more, *with_more = world.run([*RECORDS[:16], more], **replayed)
+    joint = CLIP * 1.25**0.5
+    assert len(sums) == 2 and len(reply.loss) == len(reply_more.loss) == 1
+    for mine, theirs in zip(sums, world.sums, strict=True):
+        assert np.linalg.norm(theirs - mine) <= joint * (1 + 1e-4)
+        assert abs(theirs[-1] - mine[-1]) <= 0.5 * CLIP
+        assert (
+            np.linalg.norm(theirs - mine) > 0.9 * joint
+        )  # a loss beyond the cap, a gradient beyond the clip
+    assert with_more == without and replace(reply_more, loss=[]) == replace(reply, loss=[])
+    assert reply_more.loss != reply.loss
 
 
 SUMMED = {

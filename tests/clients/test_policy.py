@@ -54,6 +54,8 @@ RULES = [
     ("delta", {}, {"privacy": {"delta": 1e-4}}),
     ("clip", {}, {"privacy": {"clip": 11.0}}),
     ("clip", {}, {"privacy": {"clip": 1e-4}}),
+    ("loss", {"privacy": {"max_loss_share": 0.0}}, {"privacy": {"loss_share": 0.1}}),
+    ("loss", {"privacy": {"max_loss_share": 0.2}}, {"privacy": {"loss_share": 0.3}}),
     ("cohort", {"cohort": {"min_nodes": 3}}, {}),
     ("quorum", {"cohort": {"min_quorum": 2}}, {"federation": {"quorum": 1}}),
     ("secure", {"cohort": {"secure": True}}, {}),

@@ -283,8 +283,8 @@ def test_real_adapters_on_real_bases(tiny_base, toy_examples, method, settings):
 def test_a_batch_is_summed_in_float64():
     """Of a thousand aligned gradients float32 loses parts of a clip, which neighbours would see."""
     places = [per_example.Place(0, 1, None)]
-    total = per_example._Total(places, 1.0, torch.device("cpu"))
+    total = per_example._Total(places, per_example.JointClip(1.0), torch.device("cpu"))
     row = torch.full((1000, 1), 0.1)
-    total.add([row], 1000)
+    total.add([row], torch.zeros(1000))
     exact = 1000 * float(row[0, 0])
     assert abs(float(total.values[0]) - exact) < 1e-9

@@ -190,7 +190,8 @@ BUGS = (
         28,
         "metrics, losses, counts, early stopping, best checkpoints",
         "all federated toolkits",
-        "a private round reports nothing; its steps are fixed; events leave figures of updates out",
+        "a private round reports nothing, or a loss that is part of the noisy release; its steps are fixed; "
+        "events leave figures of updates out",
     ),
     Bug(
         29,

@@ -6,6 +6,7 @@ import of_accounting
 import of_federation
 import of_fence
 import of_ledger
+import of_loss
 import of_node
 import of_promises
 import of_review
@@ -22,6 +23,7 @@ MUTANTS: tuple[Mutant, ...] = tuple(
             *of_review.MUTANTS,
             *of_promises.MUTANTS,
             *of_node.MUTANTS,
+            *of_loss.MUTANTS,
             *of_fence.MUTANTS,
         ),
         key=lambda mutant: mutant.number,

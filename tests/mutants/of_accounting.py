@@ -170,7 +170,7 @@ MUTANTS = (
         32,
         "nodes of other noise share masks",
         PLAN,
-        'facts = json.dumps(["discrete gaussian", asdict(self)], sort_keys=True)',
+        'facts = json.dumps(["discrete gaussian", self.fields()], sort_keys=True)',
         'facts = json.dumps(["discrete gaussian"], sort_keys=True)',
         (PLANS + "test_what_integers_mean_is_bound_to_grid_and_noise",),
     ),

@@ -77,8 +77,8 @@ MUTANTS = (
         22,
         "what one record's pass leaves behind meets the next record",
         PASSES,
-        "/ len(batch))\n            forget(attached.model)",
-        "/ len(batch))",
+        "/ len(batch)\n            _backward(weighted)\n            forget(attached.model)",
+        "/ len(batch)\n            _backward(weighted)",
         (COUPLED + "test_what_a_pass_leaves_in_a_module_is_put_back",),
     ),
     Mutant(

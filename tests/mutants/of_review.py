@@ -39,8 +39,8 @@ IN_FORCE = NOISY + "test_noise_and_bound_follow_the_clip_in_force"
 ONE_RECORD = COUPLED + "test_one_record_moves_the_sum_by_at_most_the_clip"
 
 SCALE = "scale = sum_multiplier(self.plan) * self.clip"
-FACTORS = "factors = torch.clamp(self.clip * (1 - CLIP_MARGIN) / norms, max=1.0)"
-ADDED = "total += plan.noise_multiplier * plan.clip * noise.gaussian(size, mechanism.source)"
+FACTORS = "factors = torch.clamp(self.clip.gradient * (1 - CLIP_MARGIN) / norms, max=1.0)"
+ADDED = "total += plan.deviation * noise.gaussian(size, mechanism.source)"
 CLOSE = "return bool((errors <= tolerance * scale + 1e-12).all())"
 SEEDED = '__import__("fedpeft.privacy.csprng", fromlist=["x"]).seeded'
 

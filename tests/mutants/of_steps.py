@@ -23,7 +23,7 @@ RANDOM = "fedpeft/test_privacy_randomness.py::"
 TRAINING = "fedpeft/test_training.py::"
 TWIN = "fedpeft/test_training_private.py::test_a_seeded_round_equals_the_naive_twin[all-records-auto-lora]"
 
-NOISE_LINE = "total += plan.noise_multiplier * plan.clip * noise.gaussian(size, mechanism.source)"
+NOISE_LINE = "total += plan.deviation * noise.gaussian(size, mechanism.source)"
 SUM_LINE = "total += _contribution(attached, batch, units, mechanism, size)\n"
 SUMMED = "total = summed(attached, batches, mechanism)\n    size = total.size\n"
 DRAWN = "drawn = poisson(len(units), mechanism.plan.sampling_probability, mechanism.source)"
@@ -42,7 +42,7 @@ MUTANTS = (
         "each tensor is clipped by itself",
         ROWS,
         "+= factors @ finite",
-        "+= (self.clip / squared_rows(part).sqrt()).clamp(max=1.0).float() @ finite",
+        "+= (self.clip.gradient / squared_rows(part).sqrt()).clamp(max=1.0).float() @ finite",
         (GRADIENTS + "test_clipped_sum_equals_the_naive_sum",),
     ),
     Mutant(
@@ -271,8 +271,8 @@ MUTANTS = (
         28,
         "a private round reports which records it has seen",
         LOCAL,
-        "return TrainResult(plan.steps)\n",
-        "return TrainResult(plan.steps, seen=tuple(int(unit) for unit in drawn))\n",
+        "return TrainResult(plan.steps, loss_released=released)\n",
+        "return TrainResult(plan.steps, seen=tuple(range(len(chosen))), loss_released=released)\n",
         (TWIN,),
     ),
     Mutant(

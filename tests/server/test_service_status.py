@@ -60,6 +60,7 @@ def run(home):
         {**ROUND, "round": 2},
         {"event": "evaluation", "arm": "base", "round": 0, "loss": 2.5, "accuracy": None},
         {"event": "evaluation", "arm": "federated", "round": 1, "loss": 1.5, "accuracy": None},
+        {"event": "training", "round": 2, "loss": 3.25, "standard_error": 0.125, "nodes": {}},
     ]
     school = Registry(home).nodes()["school"].transport
     assert BundleGate(home)(7, school) is True and BundleGate(home)(8, school) is False
@@ -97,6 +98,7 @@ def test_the_table_tells_all_of_it(home, run):
         "1 kB down",
         "loss 1.5",
         "base 2.5",
+        "training loss 3.2500 ± 0.1250 of noise",
         "epsilon 1.25",
         "2 restarts",
     ):

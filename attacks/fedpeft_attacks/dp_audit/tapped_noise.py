@@ -63,7 +63,7 @@ class Near:
 
 def deviation(plan: PrivacyPlan) -> float:
     """Standard deviation of the noise in each value of a noisy gradient."""
-    return plan.noise_multiplier * plan.clip / plan.expected_batch_size
+    return plan.deviation / plan.expected_batch_size
 
 
 def own_noise(gradients: Mapping[str, FloatVector], plan: PrivacyPlan) -> list[Near]:

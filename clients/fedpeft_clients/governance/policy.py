@@ -131,6 +131,12 @@ class PrivacyRules(Section):
     )
     max_delta: float = Field(default=1e-5, gt=0, lt=0.1, description="of one run")
     clip: Range = Field(default=(0.001, 10.0), description="L2 bound of one unit's gradient or update")
+    max_loss_share: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="privacy.loss_share of one run: a noisy loss, within its epsilon; 0: none may leave",
+    )
     lineage_epsilon: float = Field(default=8.0, gt=0, description="of one data set, over all runs for ever")
     yearly_epsilon: float = Field(default=4.0, gt=0, description="of one data set, within 365 days")
     budget_delta: float = Field(

@@ -210,6 +210,9 @@ def _privacy(policy: Policy, proposal: ProposedRun) -> Problems:
         yield "delta", f"privacy.delta = {privacy.delta:g}, allowed are {allowed}"
     if not rules.clip[0] <= privacy.clip <= rules.clip[1]:
         yield "clip", f"privacy.clip = {privacy.clip:g}, allowed are {_range(rules.clip)}"
+    if privacy.loss_share > rules.max_loss_share:
+        share = f"privacy.loss_share = {privacy.loss_share:g}"
+        yield "loss", f"{share} releases a noisy loss, allowed are {rules.max_loss_share:g}"
 
 
 def _epsilon(config: Config) -> float:

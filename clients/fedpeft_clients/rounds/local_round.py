@@ -99,7 +99,7 @@ def work(node: NodeContext, task: TrainTask, received: Received, inbox: bytes) -
     spent = ledger_view.epsilon(ledger, home.lineage, node.run.hex())  # slow, so before: see `promise`
     head = ledger.released(reservation, hashlib.sha256(content).hexdigest())
     head = Head(ledger_view.place(ledger, node.run.hex(), head), head.hash)
-    reply = _reply(node, task, spent, head, trained.notes)
+    reply = _reply(node, task, spent, head, trained)
     answer = Answer(task.state, reply, envelope, task.attempt)
     return NodeState(task.round, _values(received.state), answer, residuals)
 
@@ -194,12 +194,14 @@ class _Trained:
         drawn: those of them that batches were drawn of.
         gradients: the clipped sum of one draw on the support, float64, where that is what is sent; the values
             were not trained then.
+        loss: the noisy loss that leaves, if the privacy plan releases one.
     """
 
     notes: dict[str, float]
     examples: list[Example]
     drawn: list[Example]
     gradients: NDArray[np.float64] | None
+    loss: float | None = None
 
 
 def _train(node: NodeContext, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> _Trained:
@@ -225,7 +227,7 @@ def _train(node: NodeContext, task: TrainTask, taps: Taps, exchange: ExchangePla
         notes["loss"] = result.loss_last
     seen = [examples[place] for place in sorted({place for step in taps.draws for place in step})]
     taps.truth(seen)
-    return _Trained(notes, examples, seen, gradients)
+    return _Trained(notes, examples, seen, gradients, result and result.loss_released)
 
 
 def load_examples(node: NodeContext) -> list[Example]:
@@ -358,13 +360,13 @@ def _compressed(
     return final
 
 
-def _reply(
-    node: NodeContext, task: TrainTask, spent: float, head: Head, notes: dict[str, float]
-) -> TrainReply:
+def _reply(node: NodeContext, task: TrainTask, spent: float, head: Head, trained: _Trained) -> TrainReply:
     """What the coordinator gets, of its own run alone; without seconds where they would reveal records.
 
-    The loss stays in the node's own file always; under DP in the node there is none.
+    The true loss stays in the node's own file always; under DP in the node there is none. A noisy one leaves
+    where the run's privacy plan says so.
     """
+    notes = trained.notes
     line = json.dumps({"round": task.round, **notes}) + "\n"
     append_whole(node.home.times, line.encode(), 0o600)
     return TrainReply(
@@ -374,6 +376,7 @@ def _reply(
         epsilon=written(spent),
         ledger_entry=head.seq,
         ledger=bytes.fromhex(head.hash),
+        loss=[] if trained.loss is None else [trained.loss],
     )
 
 

@@ -142,8 +142,10 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def _facts(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON values, of which earlier versions know all but a loss."""
     fixed = {"ledger": answer.reply.ledger.hex(), "digest": answer.digest.hex(), "attempt": answer.attempt}
-    return {**asdict(answer.reply), **fixed}
+    facts = {**asdict(answer.reply), **fixed}
+    return facts if answer.reply.loss else {name: fact for name, fact in facts.items() if name != "loss"}
 
 
 def _answer(facts: dict[str, Any], envelope: bytes) -> Answer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from fedpeft._version import __version__
@@ -44,7 +43,7 @@ def reserve(lineage: str, run: str, round: int, plan: PrivacyPlan | None, steps:
         "trust": plan.trust if plan and private else None,
         "delta": plan.delta if plan and private else None,
         "clip": plan.clip if plan else None,
-        "plan": None if plan is None else asdict(plan),
+        "plan": None if plan is None else plan.fields(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Gradients of units, one per row: from one backward pass for many units, or one per record.
+"""Gradients of units, one per row, and their losses: from one pass for many units, or one per record.
 
 The model is `steady`, and each pass begins from the state that it had at the entry. A unit is one record, or
 the records of one person, whose loss is the mean of its records' losses.
@@ -47,15 +47,22 @@ def batched_rows(
     batch: Batch,
     bounds: NDArray[np.int64],
     hooks: type[Recorder | OpacusRecorder] = Recorder,
+    losses: list[Tensor] | None = None,
 ) -> Rows:
-    """Gradients of all units of a batch, from one pass through hooks; right only where the gates say so."""
+    """Gradients of all units of a batch, from one pass through hooks; right only where the gates say so.
+
+    The units' losses, float32, shape ``(U,)``, are appended to ``losses``, if it is given.
+    """
     counts = torch.from_numpy(np.diff(bounds)).to(batch.ids.device)
     recorder = hooks(attached.model, attached.parameters, len(batch))
     with recorder:
         shares = torch.repeat_interleave(1 / counts, counts)
-        _backward(per_example_loss(attached.model, batch) * shares)
+        weighted = per_example_loss(attached.model, batch) * shares
+        _backward(weighted)
         forget(attached.model)
     owners = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    if losses is not None:
+        losses.append(weighted.new_zeros(len(counts)).index_add_(0, owners, weighted.detach()))
     return [
         _joined(recorder.gradients.pop(name, None), owners, len(counts)) for name in attached.layout.names
     ]
@@ -68,19 +75,27 @@ def _joined(gradients: Tensor | None, owners: Tensor, units: int) -> Tensor | No
     return rows if units == len(rows) else rows.new_zeros(units, rows.shape[1]).index_add_(0, owners, rows)
 
 
-def unit_row(attached: Attached, batch: Batch, loss: Loss | None = None) -> Rows:
+def unit_row(
+    attached: Attached, batch: Batch, loss: Loss | None = None, losses: list[Tensor] | None = None
+) -> Rows:
     """The gradient of the one unit that the whole batch is, from one pass per record, cut to its own length.
 
     Right for any model that passes the gates of the loop: no pass has seen another record, nor its length.
-    Activations of one record live at a time, and one gradient for the whole unit.
+    Activations of one record live at a time, and one gradient for the whole unit. The unit's loss, shape
+    ``(1,)``, is appended to ``losses``, if it is given.
     """
     clear(attached)
+    total = torch.zeros(1, device=batch.ids.device)
     try:
         for row in range(len(batch)):
             length = max(int(batch.lengths[row]), 1)
             single = _trimmed(batch.part(row, row + 1), length)
-            _backward((loss or per_example_loss)(attached.model, single) / len(batch))
+            weighted = (loss or per_example_loss)(attached.model, single) / len(batch)
+            _backward(weighted)
             forget(attached.model)
+            total += weighted.detach()
+        if losses is not None:
+            losses.append(total)
         return [_taken(attached.parameters[name]) for name in attached.layout.names]
     finally:
         clear(attached)

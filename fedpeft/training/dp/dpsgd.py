@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from fedpeft.privacy.csprng import Randomness, words
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.training.dp.backward_passes import bounds_of, clear
 from fedpeft.training.dp.engine_selection import Engine
-from fedpeft.training.dp.per_example import FloatVector64, Positions, clipped_sum
+from fedpeft.training.dp.per_example import FloatVector64, JointClip, Positions, clipped_sum
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -38,12 +38,24 @@ class Mechanism:
         support: the public positions that may move; noise is drawn there only. None: all.
         source: of the random words; default: the operating system. Any other gives no guarantee.
         engine: of the per-unit gradients; None: whatever is right for the model.
+        on_loss: is given the noisy loss of each step, in nats, where the plan releases one.
     """
 
     plan: PrivacyPlan
     support: Positions | None = None
     source: Randomness = words
     engine: Engine | None = None
+    on_loss: Callable[[float], object] | None = None
+
+    @property
+    def clip(self) -> JointClip:
+        """What bounds one unit."""
+        return JointClip(self.plan.clip, self.plan.loss)
+
+    def size(self, attached: Attached) -> int:
+        """Values of a noisy sum: those on the support, and the loss where one is released."""
+        values = attached.layout.size if self.support is None else len(self.support)
+        return values + (self.plan.loss is not None)
 
 
 def noisy_gradient(
@@ -53,8 +65,9 @@ def noisy_gradient(
 
     The noise is added once, in float64, to the sum over all physical batches and before any cast; without
     batches (an empty Poisson draw) the result is noise alone. The divisor is the plan's public constant.
-    Values off the support are 0. A unit whose gradient cannot be computed counts as zero, as one that is not
-    finite does: whether a step failed would tell of it.
+    Values off the support are 0. Where the plan releases a loss it is one more value of the same sum, and
+    goes to ``on_loss``. A unit whose gradient cannot be computed counts as zero, as one that is not finite
+    does: whether a step failed would tell of it.
 
     Args:
         attached: the model and its trainable parameters.
@@ -67,9 +80,13 @@ def noisy_gradient(
     plan = mechanism.plan
     total = summed(attached, batches, mechanism)
     size = total.size
-    total += plan.noise_multiplier * plan.clip * noise.gaussian(size, mechanism.source)
+    total += plan.deviation * noise.gaussian(size, mechanism.source)
     if not np.isfinite(total).all():
         raise PrivacyError("the noisy gradient is not finite; lower privacy.clip or the noise multiplier")
+    if plan.loss is not None:
+        entry, total = float(total[-1]), total[:-1]
+        if mechanism.on_loss is not None:
+            mechanism.on_loss(plan.loss.mean(entry / plan.clip / plan.expected_batch_size))
     return dense_mean(total, attached, mechanism)
 
 
@@ -86,9 +103,10 @@ def summed(
 ) -> FloatVector64:
     """Sum of the units' clipped gradients on the support, float64: private until noise is added.
 
-    One unit more or less changes it by at most the plan's clip. Arguments and errors: `noisy_gradient`.
+    Its last value is that of the losses, where the plan releases one. One unit more or less changes it by at
+    most the plan's joint clip. Arguments and errors: `noisy_gradient`.
     """
-    size = attached.layout.size if mechanism.support is None else len(mechanism.support)
+    size = mechanism.size(attached)
     total = np.zeros(size, np.float64)
     for batch, units in batches:
         total += _contribution(attached, batch, units, mechanism, size)
@@ -100,7 +118,7 @@ def _contribution(
 ) -> FloatVector64:
     """The clipped sum of a batch; where the pass fails, that of the units which do not fail alone."""
     try:
-        clip, support = mechanism.plan.clip, mechanism.support
+        clip, support = mechanism.clip, mechanism.support
         return clipped_sum(attached, batch, clip, units, support, mechanism.engine)[0]
     except PrivacyError:
         raise  # the mechanism itself does not hold, whatever the records are

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedpeft.data import Batch
 from fedpeft.errors import PrivacyError
+from fedpeft.privacy.loss_share import LossShare
 from fedpeft.training.dp.backward_passes import Rows, batched_rows, bounds_of, unit_row
 from fedpeft.training.dp.engine_selection import HOOKS, Engine, engine_of
 from fedpeft.training.modes import steady
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from fedpeft.adapters import Attached
     from fedpeft.exchange.layout import Layout
 
-__all__ = ["CLIP_MARGIN", "Engine", "clipped_sum", "engine_of"]
+__all__ = ["CLIP_MARGIN", "Engine", "JointClip", "clipped_sum", "engine_of"]
 
 FloatVector64 = NDArray[np.float64]
 Positions = NDArray[np.int64]
@@ -40,27 +41,52 @@ VALUES_AT_ONCE = 1 << 26
 """Most gradient values of a batch held at once (256 MiB in float32)."""
 
 CLIP_MARGIN = 1e-6
-"""Clipped norms end this much below the clip, above the rounding of float32 norms."""
+"""Clipped norms end this much below the clip, above the rounding of float32 norms; entries of losses too."""
+
+
+@dataclass(frozen=True)
+class JointClip:
+    """What bounds one unit.
+
+    Attributes:
+        gradient: L2 bound of its gradient.
+        loss: how its loss becomes one more value; None: it does not.
+    """
+
+    gradient: float
+    loss: LossShare | None = None
+
+    @property
+    def length(self) -> float:
+        """L2 bound of a unit's gradient and loss together."""
+        return self.gradient * (1.0 if self.loss is None else self.loss.growth)
+
+    def entries(self, losses: Tensor) -> Tensor:
+        """Losses of units as values of the sum, float64, shape ``(U,)``; what is not finite is the cap."""
+        assert self.loss is not None
+        cap, half = self.loss.cap, self.loss.cap / 2
+        capped = torch.where(torch.isfinite(losses), losses.double(), cap).clamp(0, cap)
+        return (capped - half) / half * (self.loss.share * self.gradient * (1 - CLIP_MARGIN))
 
 
 def clipped_sum(
     attached: Attached,
     batch: Batch,
-    clip: float,
+    clip: float | JointClip,
     units: NDArray[np.int64] | None = None,
     support: Positions | None = None,
     engine: Engine | None = None,
 ) -> tuple[FloatVector64, FloatVector64]:
     """Sum of the units' gradients, each clipped to L2 norm ``clip`` over the support.
 
-    Adding or removing one unit changes the sum by at most ``clip``. A gradient that is not finite on the
-    support counts as zero. A unit alone in its batch is always computed record by record, so that its size
-    costs time, not memory.
+    Adding or removing one unit changes the sum by at most ``clip``, or `JointClip.length`. A gradient that is
+    not finite on the support counts as zero. A unit alone in its batch is always computed record by record,
+    so that its size costs time, not memory.
 
     Args:
         attached: the model and its trainable parameters.
         batch: any number of records, also none.
-        clip: L2 bound, above 0.
+        clip: L2 bound, above 0; a `JointClip` adds the units' losses as the sum's last value.
         units: the unit of each row, ascending, shape ``(B,)``; all of a unit's records are in this batch.
             None: each row is a unit.
         support: the public positions that may move; gradients are cut down to them before the norm.
@@ -68,9 +94,9 @@ def clipped_sum(
         engine: default: whatever `engine_of` says.
 
     Returns:
-        The sum on the support, float64, shape ``(K,)`` (``(layout.size,)`` without a support), and the norms
-        before clipping, float64, shape ``(U,)``; inf or nan where a gradient was not finite. Both are private
-        until noise is added.
+        The sum on the support, float64, shape ``(K,)`` (``(layout.size,)`` without a support), with losses
+        one value more; and the norms of the gradients before clipping, float64, shape ``(U,)``, inf or nan
+        where one was not finite. Both are private until noise is added.
 
     Raises:
         PrivacyError: a parameter is trainable but not part of the layout, units are split, the support is
@@ -78,11 +104,12 @@ def clipped_sum(
     """
     _refuse_strays(attached)
     bounds = bounds_of(units, len(batch))
-    total = _Total(places_of(attached.layout, support, batch.ids.device), clip, batch.ids.device)
+    joint = JointClip(clip) if isinstance(clip, float | int) else clip
+    total = _Total(places_of(attached.layout, support, batch.ids.device), joint, batch.ids.device)
     chosen = engine or engine_of(attached)
     with steady(attached.model):
-        for rows, count in _blocks(attached, batch, bounds, chosen):
-            total.add(rows, count)
+        for rows, losses in _blocks(attached, batch, bounds, chosen):
+            total.add(rows, losses)
     return total.values.cpu().numpy(), np.concatenate([np.zeros(0, np.float64), *total.norms])
 
 
@@ -127,15 +154,19 @@ class _Total:
     """The running sum of clipped gradients on the support, float64, on the device."""
 
     places: list[Place]
-    clip: float
+    clip: JointClip
     device: torch.device
     norms: list[FloatVector64] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.values = torch.zeros(self.places[-1].end, dtype=torch.float64, device=self.device)
+        size = self.places[-1].end + (self.clip.loss is not None)
+        self.values = torch.zeros(size, dtype=torch.float64, device=self.device)
 
-    def add(self, rows: Rows, count: int) -> None:
-        """Clip the gradients of ``count`` units over all tensors together and add them up."""
+    def add(self, rows: Rows, losses: Tensor) -> None:
+        """Clip the gradients of U units over all tensors together; add them and the losses ``(U,)`` up."""
+        count = len(losses)
+        if self.clip.loss is not None:
+            self.values[-1] += self.clip.entries(losses).sum()
         pairs = zip(self.places, rows, strict=True)
         parts = [
             (place, place.cut(row)) for place, row in pairs if row is not None and place.end > place.start
@@ -151,26 +182,28 @@ class _Total:
     def _factors(self, norms: Tensor) -> tuple[Tensor, Tensor | None]:
         """What each unit is multiplied by, float64, shape ``(U,)``, and which are not finite, if any."""
         self.norms.append(norms.cpu().numpy())
-        factors = torch.clamp(self.clip * (1 - CLIP_MARGIN) / norms, max=1.0)
+        factors = torch.clamp(self.clip.gradient * (1 - CLIP_MARGIN) / norms, max=1.0)
         lost = ~torch.isfinite(norms)
         return factors.masked_fill(lost, 0), lost if bool(lost.any()) else None
 
 
 def _blocks(
     attached: Attached, batch: Batch, bounds: NDArray[np.int64], engine: Engine
-) -> Iterator[tuple[Rows, int]]:
-    """Gradients and number of units, of as many at once as the engine and the memory allow."""
+) -> Iterator[tuple[Rows, Tensor]]:
+    """Gradients and losses of units, of as many at once as the engine and the memory allow."""
     alone = engine.name == "loop" or batch.ids.shape[1] > engine.longest
     most = 1 if alone else max(1, VALUES_AT_ONCE // max(attached.layout.size, 1))
     first = 0
     while first < len(bounds) - 1:
         last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + most, "right")) - 1)
         part = batch.part(int(bounds[first]), int(bounds[last]))
+        losses: list[Tensor] = []
         if last == first + 1:
-            yield unit_row(attached, part, engine.loss), 1
+            rows = unit_row(attached, part, engine.loss, losses)
         else:
             inside = bounds[first : last + 1] - bounds[first]
-            yield batched_rows(attached, part, inside, HOOKS[engine.name]), last - first
+            rows = batched_rows(attached, part, inside, HOOKS[engine.name], losses)
+        yield rows, torch.cat(losses)
         first = last
 
 

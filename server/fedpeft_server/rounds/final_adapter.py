@@ -26,6 +26,15 @@ def load_final(store: RunStore, attached: Attached) -> FloatVector | FactorState
     return arrays["values"] if attached.aggregator is None else attached.aggregator.from_tensors(arrays)
 
 
+def final_round(store: RunStore) -> int:
+    """The last round of a finished federation, which may have stopped early.
+
+    Raises:
+        RunError: the federation has not finished.
+    """
+    return int(load_arrays(store.path / "state" / "final.npz")[1]["round"])
+
+
 def load_checkpoint(store: RunStore, attached: Attached) -> FloatVector | FactorState:
     """The federation's state at its newest checkpoint.
 

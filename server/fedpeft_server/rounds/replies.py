@@ -178,6 +178,11 @@ class Inbox:
             raise FederationError(f"its reply is for round {reply.round}")
         if not 1 <= reply.steps <= self.setup.config.federation.local_steps:
             raise FederationError(f"it reports {reply.steps} local steps")
+        privacy = self.setup.plan.privacy
+        if len(reply.loss) != (privacy is not None and privacy.loss is not None):
+            raise FederationError(
+                f"it sends {len(reply.loss)} losses, which is not what the privacy plan says"
+            )
         seen = self.heads.get(name)
         if len(reply.ledger) != 32 or reply.ledger_entry <= (seen.seq if seen else 0):
             raise FederationError("its privacy ledger went back: it was rolled back or replaced")

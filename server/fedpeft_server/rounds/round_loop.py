@@ -24,6 +24,7 @@ from fedpeft_server.rounds.ask_nodes import Question, ask
 from fedpeft_server.rounds.checkpoints import Checkpoint, save_arrays
 from fedpeft_server.rounds.events import round_event, times
 from fedpeft_server.rounds.orders import Orders
+from fedpeft_server.rounds.released_loss import is_stuck, loss_event
 from fedpeft_server.rounds.replies import Inbox, next_heads
 from fedpeft_server.rounds.roster import Roster, sample
 from fedpeft_server.rounds.run_setup import Setup, prepare
@@ -122,14 +123,22 @@ class Coordinator:
         rounds = self.setup.config.federation.rounds
         if self.setup.coverage is not None and not any(self.store.events("coverage")):
             self._emit(self.setup.coverage.event)
-        if self.done < rounds:
+        if not self._is_over(rounds):
             self._gather(grid)
-        while self.done < rounds:
+        while not self._is_over(rounds):
             self._round(grid, self.done + 1)
             self._keep(rounds)
         facts = {"round": self.done, "method": self.state.method}
         save_arrays(self.setup.run / "state" / "final.npz", self.state.result(), facts)
-        self._emit({"event": "done", "rounds": self.done, "text": f"{self.done} rounds done"})
+        why = "" if self.done == rounds else f" of {rounds}: the released loss falls no further"
+        self._emit({"event": "done", "rounds": self.done, "text": f"{self.done} rounds done{why}"})
+
+    def _is_over(self, rounds: int) -> bool:
+        """Whether all rounds are done, or the released loss says that no more are needed."""
+        patience = self.setup.config.federation.stop_after
+        return self.done >= rounds or (
+            patience > 0 and is_stuck(list(self.store.events("training")), patience)
+        )
 
     def _gather(self, grid: Grid) -> None:
         """Wait for the nodes and compare what they computed with what was agreed."""
@@ -168,6 +177,9 @@ class Coordinator:
         parallel = not getattr(grid, "sequential", False)
         event = round_event(number, orders, inbox, measured, times(started, inbox, parallel))
         self._emit(self.channel.redacted(event) | spent)
+        privacy = self.setup.plan.privacy
+        if privacy is not None and privacy.loss is not None and inbox.accepted:
+            self._emit(loss_event(number, inbox.accepted, privacy))
         if chosen or self.channel.steps_always:
             self._check_progress(bool(measured), away, inbox, needed)
 

@@ -83,9 +83,9 @@ class HeldOutEvaluation:
             self._evaluate(FEDERATED, newest, load_checkpoint)
 
     def _conclude(self) -> None:
-        from fedpeft_server.rounds.final_adapter import load_final
+        from fedpeft_server.rounds.final_adapter import final_round, load_final
 
-        if (last := self._config.federation.rounds) not in self._evaluated:
+        if (last := final_round(self.store)) not in self._evaluated:
             self._evaluate(FEDERATED, last, load_final)
 
     @cached_property

@@ -103,6 +103,10 @@ def _families() -> _Families:
         "seconds": gauge("fedpeft_round_seconds", "Seconds of the newest round", labels=["run"]),
         "online": gauge("fedpeft_nodes_online", "Nodes heard of lately", labels=["run"]),
         "loss": gauge("fedpeft_held_out_loss", "Newest loss on records of our own", labels=["run"]),
+        "training": gauge("fedpeft_training_loss", "Newest released loss, noisy", labels=["run"]),
+        "training_error": gauge(
+            "fedpeft_training_loss_error", "Its standard error, by the noise alone", labels=["run"]
+        ),
         "epsilon": gauge("fedpeft_epsilon", "Privacy spent, of the worst node", labels=["run"]),
         "restarts": counter("fedpeft_run_restarts", "Deaths of the run's process", labels=["run"]),
         "bytes": counter("fedpeft_bytes", "Bytes of envelopes", labels=["run", "direction"]),
@@ -123,6 +127,9 @@ def _add_run(families: _Families, view: RunView) -> None:
     families["online"].add_metric([name], len(recent))
     if view.loss is not None:
         families["loss"].add_metric([name], view.loss)
+    if view.training_loss is not None:
+        for family, value in zip(("training", "training_error"), view.training_loss, strict=True):
+            families[family].add_metric([name], value)
     if view.epsilon is not None:
         families["epsilon"].add_metric([name], math.inf if view.epsilon == UNBOUNDED else view.epsilon)
     families["restarts"].add_metric([name], view.status.restarts)

@@ -42,6 +42,7 @@ class RunView:
         round_seconds: of the newest round; None before the first.
         loss: newest held-out loss; None where the coordinator judges none.
         base_loss: that of the base without an adapter.
+        training_loss: newest released one, which is noisy, and its standard error; None where none leaves.
         epsilon: privacy spent, of the worst node; None: no claim so far.
         stock: nodes that took the app bundle: they run whatever code the coordinator sends.
     """
@@ -58,6 +59,7 @@ class RunView:
     round_seconds: float | None
     loss: float | None
     base_loss: float | None
+    training_loss: tuple[float, float] | None
     epsilon: Epsilon | None
     stock: tuple[str, ...]
 
@@ -76,6 +78,7 @@ def read_view(home: ServerHome, run: Path) -> RunView:
     events = list(store.events())
     rounds = [event for event in events if event.get("event") == "round"]
     losses = {event["arm"]: event["loss"] for event in events if event.get("event") == "evaluation"}
+    trained = [event for event in events if event.get("event") == "training"]
     nodes, asked = Registry(home).nodes(), read_stock(run)
     return RunView(
         name=run.name,
@@ -90,6 +93,7 @@ def read_view(home: ServerHome, run: Path) -> RunView:
         round_seconds=rounds[-1]["total_s"] if rounds else None,
         loss=losses.get("federated"),
         base_loss=losses.get("base"),
+        training_loss=(trained[-1]["loss"], trained[-1]["standard_error"]) if trained else None,
         epsilon=_epsilon(rounds),
         stock=tuple(name for name, node in sorted(nodes.items()) if asked.get(node.transport)),
     )
@@ -144,6 +148,9 @@ def _facts(view: RunView) -> str:
         parts.append(f"loss {view.loss:.4f}")
     if view.base_loss is not None:
         parts.append(f"base {view.base_loss:.4f}")
+    if view.training_loss is not None:
+        loss, error = view.training_loss
+        parts.append(f"training loss {loss:.4f} ± {error:.4f} of noise")
     parts.append(f"epsilon {shown(view.epsilon)}" if view.epsilon is not None else "no privacy claim")
     if view.status.restarts:
         parts.append(f"{view.status.restarts} restarts")

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -51,8 +52,8 @@ def weak_noise(factor: float) -> Generator[None]:
 def no_clip() -> Generator[None]:
     """Gradients are summed as they are."""
 
-    def unclipped(attached: Any, batch: Any, clip: float, *rest: Any) -> Any:
-        return per_example.clipped_sum(attached, batch, 1e9 * clip, *rest)
+    def unclipped(attached: Any, batch: Any, clip: per_example.JointClip, *rest: Any) -> Any:
+        return per_example.clipped_sum(attached, batch, replace(clip, gradient=1e9 * clip.gradient), *rest)
 
     with patch.object(dpsgd, "clipped_sum", unclipped):
         yield
