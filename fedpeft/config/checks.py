@@ -113,6 +113,12 @@ def _exchange(config: Config) -> Iterator[str]:
                 f"exchange.{way}.codec = {direction.codec!r} is right on average and keeps no residual: "
                 f"set exchange.{way}.error_feedback = false"
             )
+    up = config.exchange.up.codec
+    if config.privacy.unit == "node" and CODECS[up].rounds_at_random:
+        yield (
+            f"exchange.up.codec = {up!r} rounds at random, after the node's clip and before the noise, so that an "
+            "update may be longer than privacy.clip: set exchange.up.codec = 'ternary'"
+        )
     if config.exchange.down.support != "seed":
         yield (
             "a broadcast cannot take its support from a broadcast that its readers may have missed: "

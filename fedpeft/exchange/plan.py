@@ -59,6 +59,7 @@ class ExchangePlan:
         _check_order(self.transforms)
         _check_feedback(self.transforms)
         _check_codec(self.transforms, self.codec)
+        _check_bound(self.transforms)
         if self.private:
             _check_private(self.transforms)
 
@@ -248,6 +249,18 @@ def _check_codec(transforms: tuple[Transform, ...], codec: Codec) -> None:
         f"codec {codec.name} cannot carry {values}: what is decoded would differ from what was sent; "
         f"end with {step}"
     )
+
+
+def _check_bound(transforms: tuple[Transform, ...]) -> None:
+    if not any(isinstance(step, Clip) for step in transforms):
+        return
+    for step in transforms:
+        codec = step.rounds_for
+        if step.lengthens or (codec is not None and codec.rounds_at_random):
+            raise PlanError(
+                f"{step.name} rounds at random after clip: its result may be longer than the clip, which is "
+                "what noise is added for later; use ternarise or sign, or add the noise in the node"
+            )
 
 
 def _check_private(transforms: tuple[Transform, ...]) -> None:

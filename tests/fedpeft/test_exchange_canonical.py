@@ -20,6 +20,7 @@ from fedpeft.exchange import (
     codec_named,
     codec_of,
 )
+from fedpeft.exchange.codecs.dithered import Dithered2, Dithered3
 from fedpeft.exchange.envelope import decode_body, encode_body
 
 CODECS = {
@@ -28,7 +29,8 @@ CODECS = {
 
 PATIENT = settings(max_examples=60, deadline=None, derandomize=True)
 CONTEXT = Context(bytes(16), 3, "hospital", bytes(32), "up")
-NAMES = (*CODECS, "masked-sign", "masked-sign released")
+DITHERED = {"dithered-2": Dithered2(PublicSupport(1.0)), "dithered-3": Dithered3(PublicSupport(0.4))}
+NAMES = (*CODECS, *DITHERED, "masked-sign", "masked-sign released")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def cases(draw):
 def codec_for(name: str, layout: Layout) -> Codec:
     if name in CODECS:
         return CODECS[name]
+    if name in DITHERED:
+        return DITHERED[name].at(CONTEXT)
     numbers = np.random.default_rng(layout.size).standard_normal(layout.size).astype(np.float32)
     source = "released" if name.endswith("released") else "seed"
     return MaskedSign(PublicSupport(0.4, source)).at(CONTEXT, Decoded(layout, numbers))

@@ -23,6 +23,7 @@ from fedpeft.exchange import (
     codec_named,
     entropy_bits,
 )
+from fedpeft.exchange.codecs.dithered import Dithered2
 
 CODECS = {
     name: codec_named(name) for name in ("dense-fp32", "dense-bf16", "int8", "ternary", "sign", "dead-zone")
@@ -36,7 +37,11 @@ LAYOUTS = {
 }
 DENSITIES = (0.0, 0.01, 0.2, 0.38, 0.5, 0.8, 1.0)
 CONTEXT = Context(bytes(16), 3, "hospital", bytes(32), "up")
-EVERY = {**CODECS, "masked-sign": MaskedSign(PublicSupport(0.3)).at(CONTEXT, None)}
+EVERY = {
+    **CODECS,
+    "masked-sign": MaskedSign(PublicSupport(0.3)).at(CONTEXT, None),
+    "dithered-2": Dithered2(PublicSupport(1.0)).at(CONTEXT),
+}
 ROUNDING = {name: codec for name, codec in EVERY.items() if name != "dense-fp32"}
 PER_TENSOR = {name: codec for name, codec in ROUNDING.items() if name != "dense-bf16"}
 

@@ -40,6 +40,8 @@ NAMES = (
     "sign",
     "masked-sign",
     "stochastic-ternary",
+    "dithered-2",
+    "dithered-4",
     "int8",
     "dense-bf16",
     "dense-fp32",

@@ -46,6 +46,8 @@ CONFIGURED = (
     "masked-sign",
     "dead-zone",
     "stochastic-ternary",
+    "dithered-2",
+    "dithered-4",
     "int8",
     "dense-bf16",
     "dense-fp32",
@@ -136,7 +138,7 @@ def test_a_private_plan_refuses_stochastic_ternary():
         plan_from_config(direction, private=True)
 
 
-@pytest.mark.parametrize("codec", ["masked-sign", "stochastic-ternary", "auto"])
+@pytest.mark.parametrize("codec", ["masked-sign", "stochastic-ternary", "dithered-2", "auto"])
 def test_unbound_plans_are_refused_with_one_clear_line(codec):
     plan = plan_from_config(DirectionConfig(codec=codec, error_feedback=False), private=False)
     with pytest.raises(ExchangeError, match=r"bind the plan with at\(\)") as refused:

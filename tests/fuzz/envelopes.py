@@ -23,6 +23,7 @@ import numpy as np
 
 from fedpeft.errors import EnvelopeError
 from fedpeft.exchange import AnyOf, Codec, Context, Decoded, Layout, MaskedSign, Update, codec_named, codec_of
+from fedpeft.exchange.codecs.dithered import Dithered2, Dithered4
 from fedpeft.exchange.envelope import decode_body, encode_body
 from fedpeft.exchange.support import PublicSupport
 
@@ -228,8 +229,11 @@ def _codecs(layout: Layout) -> list[tuple[str, Codec]]:
         f"masked-sign {source}": MaskedSign(PublicSupport(0.4, source)).at(context, Decoded(layout, numbers))
         for source in ("seed", "released")
     }
+    dithered = {
+        codec.name: codec(PublicSupport(density)).at(context) for codec, density in ((Dithered2, 1), (Dithered4, 0.4))
+    }
     auto = AnyOf((CODECS["ternary"], CODECS["dead-zone"], masked["masked-sign seed"]))
-    codecs = {**CODECS, **masked, "auto": auto}
+    codecs = {**CODECS, **masked, **dithered, "auto": auto}
     return [own for own in codecs.items() if layout.size < 1000 or own[0] not in DENSE]
 
 
