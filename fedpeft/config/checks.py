@@ -116,8 +116,8 @@ def _exchange(config: Config) -> Iterator[str]:
     up = config.exchange.up.codec
     if config.privacy.unit == "node" and CODECS[up].rounds_at_random:
         yield (
-            f"exchange.up.codec = {up!r} rounds at random, after the node's clip and before the noise, so that an "
-            "update may be longer than privacy.clip: set exchange.up.codec = 'ternary'"
+            f"exchange.up.codec = {up!r} rounds at random, after the node's clip and before the noise, so "
+            "that an update may be longer than privacy.clip: set exchange.up.codec = 'ternary'"
         )
     if config.exchange.down.support != "seed":
         yield (

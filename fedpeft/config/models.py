@@ -232,7 +232,7 @@ class DirectionConfig(Section):
     )
     support: Literal["seed", "released"] = Field(
         default="seed",
-        description="masked-sign: values drawn from the seed, or largest in the last broadcast",
+        description="masked-sign, dithered: values drawn from the seed, or largest in the last broadcast",
     )
     error_feedback: bool = Field(default=True, description="carry what was not sent into the next round")
 

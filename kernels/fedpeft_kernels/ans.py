@@ -1,9 +1,9 @@
 """Entropy coding of small alphabets to within a few bytes of their entropy: interleaved range ANS.
 
 The frequencies are the exact counts of the symbols, which both ends know: the cost of a message is then the
-empirical entropy of its symbols and, per lane, less than nine bytes. Lanes take the symbols in turn and share one
-stream, so that numpy codes a symbol of every lane at once. All arithmetic is in integers. For given counts
-there is one byte string for each sequence of symbols. Source: Duda 2013, arXiv 1311.2540; Giesen 2014,
+empirical entropy of its symbols and, per lane, less than nine bytes. Lanes take the symbols in turn and
+share one stream, so that numpy codes a symbol of every lane at once. All arithmetic is in integers. For given
+counts there is one byte string for each sequence of symbols. Source: Duda 2013, arXiv 1311.2540; Giesen 2014,
 arXiv 1402.3392 (interleaving).
 """
 

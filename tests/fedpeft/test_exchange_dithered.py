@@ -1,4 +1,4 @@
-"""Dithered values: right on average, half the error of rounding at random, near the entropy, sound under DP."""
+"""Dithered values: right on average, half the error of random rounding, near the entropy, sound under DP."""
 
 import hashlib
 from dataclasses import replace
@@ -138,7 +138,9 @@ def test_draws_are_reproducible_and_differ_between_senders_rounds_runs_and_state
 
 def test_errors_of_two_senders_are_independent():
     layout, values = vector(40000)
-    errors = [codec_of(Dithered2, replace(CONTEXT, sender=name)).fit(values, layout) - values for name in "ab"]
+    errors = [
+        codec_of(Dithered2, replace(CONTEXT, sender=name)).fit(values, layout) - values for name in "ab"
+    ]
     assert abs(np.corrcoef(*errors)[0, 1]) < 5 / np.sqrt(values.size)
 
 
@@ -192,5 +194,8 @@ def test_settings_that_would_round_before_the_noise_are_refused():
     }
     with pytest.raises(ConfigError, match="rounds at random, after the node's clip and before the noise"):
         build_config(settings)
-    settings["exchange"] = {"up": {"codec": "ternary", "error_feedback": False}, "down": {"codec": "dithered-2"}}
+    settings["exchange"] = {
+        "up": {"codec": "ternary", "error_feedback": False},
+        "down": {"codec": "dithered-2"},
+    }
     build_config(settings)

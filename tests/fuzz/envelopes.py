@@ -230,7 +230,8 @@ def _codecs(layout: Layout) -> list[tuple[str, Codec]]:
         for source in ("seed", "released")
     }
     dithered = {
-        codec.name: codec(PublicSupport(density)).at(context) for codec, density in ((Dithered2, 1), (Dithered4, 0.4))
+        codec.name: codec(PublicSupport(density)).at(context)
+        for codec, density in ((Dithered2, 1), (Dithered4, 0.4))
     }
     auto = AnyOf((CODECS["ternary"], CODECS["dead-zone"], masked["masked-sign seed"]))
     codecs = {**CODECS, **masked, **dithered, "auto": auto}

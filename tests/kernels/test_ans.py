@@ -1,4 +1,4 @@
-"""Range ANS: a naive twin in whole numbers, near the entropy, one stream per sequence, hostile streams refused."""
+"""Range ANS: equal to a naive twin, near the entropy, one stream per sequence, hostile bytes refused."""
 
 import numpy as np
 import pytest

@@ -23,7 +23,11 @@ def figures(loss: float, accuracy: float, noise: float = 1.0) -> record_level.Fi
 
 
 def test_every_arm_is_private_at_its_epsilon():
-    for arm in (*record_level.utility_variants(), *record_level.exchange_variants()):
+    for arm in (
+        *record_level.utility_variants(),
+        *record_level.exchange_variants(),
+        *record_level.few_variants(),
+    ):
         found = config_of(record_level.private(arm.settings, arm.epsilon))
         trust = "distributed" if "shared" in arm.name else "local"
         assert (found.privacy.unit, found.privacy.trust) == ("record", trust)

@@ -37,8 +37,8 @@ class Codec(ABC):
         fills_zeros: what it carries may be other than zero where the values are zero.
         exact: it carries every finite vector bit for bit, so that no step has to round for it.
         error_feedback: what it does not carry may be sent later.
-        rounds_at_random: what it carries may be longer than the values by design, as its errors are independent of
-            them: a norm that was bounded before no longer is, so that noise must be added before it.
+        rounds_at_random: its errors do not depend on the values, so that what it carries is longer on
+            average: a bound on the norm is lost, and noise that relies on one must be added before.
         near_entropy: its bytes are held against the entropy of its symbols (`fedpeft.exchange.entropy_bits`).
         choice_density: as a member of `AnyOf`: density over that of ternary; None: it is not cut.
         own_step: name of the step that rounds for it, where that is not ``quantise``.

@@ -1,13 +1,16 @@
 """Two, three or four bits per value: rounded at random, right on average, entropy-coded.
 
-A value ``x`` of a tensor with step ``s`` is sent as the integer ``k`` next to ``x / s + u``, where ``u`` is uniform
-on (-1/2, 1/2): ``k`` is ``x / s`` rounded up or down at random, right on average (QSGD, Alistarh et al. 2017,
-arXiv 1610.02132). Both ends derive ``u`` from what they know of the message, and the reader takes it off again:
-it decodes ``(k - u) s``. The error is then uniform on (-s/2, s/2) and independent of ``x``, with half the mean
+A value ``x`` of a tensor with step ``s`` is sent as the integer ``k`` nearest to ``x / s + u``, with ``u``
+uniform on (-1/2, 1/2): ``x / s`` rounded up or down at random, right on average (QSGD, Alistarh et al. 2017,
+arXiv 1610.02132). Both ends derive ``u`` from what they know of the message, and the reader takes it off again: it
+decodes ``(k - u) s``. The error is then uniform on (-s/2, s/2) and independent of ``x``, with half the mean
 square that rounding at random leaves by itself (subtractive dither: Roberts 1962; Ziv 1985, "On universal
-quantization"; for federated learning Shlezinger et al. 2021, arXiv 2006.03262). A random rotation
-(EDEN, arXiv 2108.08842) gives the same error at the same bits for Gaussian values, and is not needed:
-docs/decisions/0080.
+quantization"; in federated learning Shlezinger et al. 2021, arXiv 2006.03262). A random rotation with levels
+made for a Gaussian (EDEN, arXiv 2108.08842) errs as much at as many bits and is not needed
+(docs/decisions/0080).
+
+The dither is no secret and depends on no data: on values that bear their noise already, rounding is
+post-processing and costs no privacy.
 
 Payload::
 
@@ -243,18 +246,20 @@ def _dither(context: Context, layout: Layout, size: int) -> Wide:
 def _scale_of(numbers: Wide, dither: Wide) -> float | None:
     """The largest step that all numbers are codes of, less their dither; None: there is none."""
     place = int(np.argmax(np.abs(numbers)))
-    peak = np.abs(numbers[place : place + 1])
+    peak = numbers[place : place + 1]
     least, greatest = np.frexp(peak / (_MAX_LEVEL + 1))[1][0], np.frexp(peak)[1][0] + _OCTAVES_ABOVE
     exponents = np.arange(greatest, least - 1, -1)[:, None]
     significands = np.arange((1 << SIGNIFICAND_BITS) - 1, (1 << (SIGNIFICAND_BITS - 1)) - 1, -1)
     scales = np.ldexp(significands.astype(np.float64), exponents - SIGNIFICAND_BITS).ravel()
-    for scale in scales[_carries(numbers[place], dither[place], scales)]:
+    for scale in scales[_carries(peak, dither[place : place + 1], scales)]:
         if _carries(numbers, dither, scale).all():
             return float(scale)
     return None
 
 
-def _carries(numbers: Wide | np.float64, dither: Wide | np.float64, scale: Wide | np.float64) -> NDArray[np.bool_]:
+def _carries(
+    numbers: Wide | np.float64, dither: Wide | np.float64, scale: Wide | np.float64
+) -> NDArray[np.bool_]:
     """Whether numbers are codes less their dither times a step, after rounding to float32."""
     codes = np.rint(numbers / scale + dither)
     with np.errstate(over="ignore"):

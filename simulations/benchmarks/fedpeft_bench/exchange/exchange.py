@@ -73,6 +73,8 @@ OURS = (
     Ours("fedpeft masked sign", {"codec": "masked-sign"}, sparse=True),
     Ours("fedpeft auto", {"codec": "auto"}, sparse=True),
     Ours("fedpeft sign", {"codec": "sign"}),
+    Ours("fedpeft dithered, 2 bits", {"codec": "dithered-2", "density": 1.0}),
+    Ours("fedpeft dithered, 4 bits", {"codec": "dithered-4", "density": 1.0}),
     Ours("fedpeft int8", {"codec": "int8"}),
     Ours("fedpeft bf16", {"codec": "dense-bf16"}),
 )
@@ -165,7 +167,7 @@ def _ours(ours: Ours, vector: Vector, density: float) -> Row:
     chosen = codec_of(envelope, plan.codec)
     codec = CODECS[chosen]
     # where both ends know the support, only signs are to be told
-    agreed = codec.same_values and not codec.sends_all
+    agreed = codec.same_values and not codec.sends_all and not codec.rounds_at_random
     bound = float(np.count_nonzero(opened)) if agreed else symbol_bits(opened, vector.layout)
     rates = {"encode": passed + sealed, "seal": sealed, "decode": took}
     row |= _quality(vector, opened, bound, len(envelope)) | _rates(vector, rates)

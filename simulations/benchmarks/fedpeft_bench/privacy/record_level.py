@@ -1,16 +1,19 @@
 """Record-level privacy on the embedded federation: what it costs, and how its updates are best exchanged.
 
-All runs are whole runs of the platform with ``[run.private]`` of the embedded scenario. Two tables:
+All runs are whole runs of the platform with ``[run.private]`` of the embedded scenario. Three tables:
 
 * utility: noise of each node and noise shared by all, at each epsilon, beside its twin, which differs in the
   noise alone;
 * exchange: with many trained values (`MANY`), equal epsilon, and nearly equal bytes up for one family of
   codecs as for the other. ``seeded`` and ``released`` are the signs of values that both ends know beforehand
   (`fedpeft.exchange.PublicSupport`): gradients are cut down to them before the clip, and nothing else bears
-  noise. With ``top-k`` every value bears noise and the largest are sent (ternary).
+  noise. With ``top-k`` every value bears noise and the largest are sent (ternary). ``dithered`` are all
+  values in few bits, both ways;
+* few: the values of ``[run.private]`` itself in fewer and fewer bits, up and down, at its clip and rate.
 
-Each family has the clip and the rate that a few runs on seed 0 found for it. The broadcast is the same for
-all but ``dense``. Noise and sampling are drawn anew in every run, so no figure of a private run repeats.
+Each family has the clip and the rate that a few runs on seed 0 found for it. The broadcast of the exchange
+table is the same for all but ``dense`` and ``dithered``, which broadcast as they send. Noise and sampling are
+drawn anew in every run, so no figure of a private run repeats.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ QUIET: Settings = {"run.baselines": [], "audit.enabled": False, "federation.eval
 TITLES = {
     "utility": "record-level privacy, and the same without noise",
     "exchange": "epsilon 8: what may move against what is sent",
+    "few": "epsilon 8: bits of a value, up and down",
 }
 GAINS = ("loss_of_twin", "accuracy_of_twin", "loss_of_open", "accuracy_of_open")
 
@@ -110,6 +114,11 @@ def exchange_variants() -> list[Variant]:
     return [Variant(name, settings, 8.0) for name, settings in TUNED.items()]
 
 
+def few_variants() -> list[Variant]:
+    """Codecs of the values of the scenario itself, at epsilon 8."""
+    return [Variant(name, settings, 8.0) for name, settings in FEW.items()]
+
+
 def _shared(density: float, support: str, clip: float, lr: float) -> Settings:
     return _up("masked-sign", clip, lr) | {
         "exchange.up.density": density,
@@ -122,6 +131,21 @@ def _top(density: float, feedback: bool, clip: float, lr: float) -> Settings:
         "exchange.up.density": density,
         "exchange.up.error_feedback": feedback,
     }
+
+
+def _ways(up: str, down: str) -> dict[str, Any]:
+    """All values, by two codecs."""
+    return {
+        "exchange.up.codec": up,
+        "exchange.up.density": 1.0,
+        "exchange.down.codec": down,
+        "exchange.down.density": 1.0,
+    }
+
+
+def _dithered(bits: int, clip: float, lr: float, density: float = 1.0) -> Settings:
+    codec = f"dithered-{bits}"
+    return _up(codec, clip, lr) | _ways(codec, codec) | {"exchange.up.density": density}
 
 
 def _up(codec: str, clip: float, lr: float) -> dict[str, Any]:
@@ -160,10 +184,26 @@ TUNED: Mapping[str, Settings] = {
     "1 bit: top-k": _top(0.2, False, 0.3, 14.0),
     "1 bit: top-k, feedback": _top(0.2, True, 0.3, 10.0),
     "1 bit: sign": _up("sign", 0.3, 10.0),
+    "2 bits: dithered": _dithered(2, 0.3, 10.0),
+    "2 bits: half of the values, dithered": _dithered(4, 0.25, 20.0, 0.5),
+    "3 bits: dithered": _dithered(3, 0.3, 10.0),
+    "4 bits: dithered": _dithered(4, 0.3, 10.0),
     "32 bits: dense": _up("dense-fp32", 0.3, 10.0) | {"exchange.down.codec": "dense-fp32"},
 }
 """Every way of exchanging with its clip and rate; all values shared is ``sign``."""
 
+
+FEW: Mapping[str, Settings] = {
+    "2 bits up, 2 down": _ways("dithered-2", "dithered-2"),
+    "2 bits up, 3 down": _ways("dithered-2", "dithered-3"),
+    "2 bits up, 4 down": _ways("dithered-2", "dithered-4"),
+    "2 bits up, 8 down": _ways("dithered-2", "int8"),
+    "3 bits up, 3 down": _ways("dithered-3", "dithered-3"),
+    "4 bits up, 4 down": _ways("dithered-4", "dithered-4"),
+    "8 bits up, 8 down": _ways("int8", "int8"),
+    "32 bits up, 32 down": _ways("dense-fp32", "dense-fp32"),
+}
+"""Ways of exchanging the values of ``[run.private]``."""
 
 SHARED: Settings = {
     "privacy.trust": "distributed",
@@ -209,10 +249,10 @@ def _rows(seed: int) -> Iterator[Row]:
             twin,
         )
         yield row("utility", f"{variant.name}, twin", seed, twin, reference)
-    for variant in exchange_variants():
-        yield row(
-            "exchange", variant.name, seed, measured(private(variant.settings, variant.epsilon)), reference
-        )
+    for part, variants in (("exchange", exchange_variants()), ("few", few_variants())):
+        for variant in variants:
+            run_figures = measured(private(variant.settings, variant.epsilon))
+            yield row(part, variant.name, seed, run_figures, reference)
 
 
 def private(settings: Settings, epsilon: float | None) -> tuple[str, ...]:
@@ -323,7 +363,7 @@ def cells(mean: Row) -> list[str]:
 
 
 def show(facts: Mapping[str, Any]) -> None:
-    """Print both tables of what the command has found."""
+    """Print the tables of what the command has found."""
     for name, title in TITLES.items():
         lines = [cells(mean) for mean in facts["means"] if mean["table"] == name]
         table(f"{title} ({facts['machine']})", COLUMNS, lines)
