@@ -17,6 +17,7 @@ SERVER = "server/test_central.py::"
 CLIENT = "clients/test_privacy_bugs.py::"
 PARTS, HOSTILE = "fedpeft/secagg/test_parts.py::", "fedpeft/secagg/test_hostile.py::"
 PLANS = "fedpeft/test_exchange_plan.py::"
+DITHERED = "fedpeft/test_exchange_dithered.py::"
 ONE_NODE = NOISY + "test_one_node_moves_the_sum_by_at_most_the_clip_and_the_count_by_half"
 
 CLIPPED = "total += vector * (bound / max(norm, bound))"
@@ -164,6 +165,30 @@ MUTANTS = (
         "values = clipped(change[codec.support.positions(start.layout)], privacy.clip)",
         "values = change[codec.support.positions(start.layout)].astype(np.float64)",
         (CLIENT + "test_what_a_node_adds_to_a_noisy_sum_is_within_the_sensitivity_that_is_accounted_for",),
+    ),
+    Mutant(
+        25,
+        "a clipped update may be rounded at random before the noise",
+        EXCHANGE,
+        "        _check_bound(self.transforms)\n",
+        "",
+        (DITHERED + "test_a_private_plan_takes_it_after_the_noise_and_a_clip_before_later_noise_refuses_it",),
+    ),
+    Mutant(
+        25,
+        "a run may round clipped updates at random before the coordinator's noise",
+        "fedpeft.config.checks",
+        'if config.privacy.unit == "node" and CODECS[up].rounds_at_random:',
+        'if config.privacy.unit == "none" and CODECS[up].rounds_at_random:',
+        (DITHERED + "test_settings_that_would_round_before_the_noise_are_refused",),
+    ),
+    Mutant(
+        16,
+        "all nodes round with one dither",
+        "fedpeft.exchange.codecs.dithered",
+        "layout.digest + context.encode()",
+        "layout.digest + context.shared()",
+        (DITHERED + "test_errors_of_two_senders_are_independent",),
     ),
     Mutant(
         26,

@@ -2,11 +2,11 @@
 
 A value ``x`` of a tensor with step ``s`` is sent as the integer ``k`` nearest to ``x / s + u``, with ``u``
 uniform on (-1/2, 1/2): ``x / s`` rounded up or down at random, right on average (QSGD, Alistarh et al. 2017,
-arXiv 1610.02132). Both ends derive ``u`` from what they know of the message, and the reader takes it off again: it
-decodes ``(k - u) s``. The error is then uniform on (-s/2, s/2) and independent of ``x``, with half the mean
-square that rounding at random leaves by itself (subtractive dither: Roberts 1962; Ziv 1985, "On universal
-quantization"; in federated learning Shlezinger et al. 2021, arXiv 2006.03262). A random rotation with levels
-made for a Gaussian (EDEN, arXiv 2108.08842) errs as much at as many bits and is not needed
+arXiv 1610.02132). Both ends derive ``u`` from what they know of the message, and the reader takes it off:
+it decodes ``(k - u) s``. The error is then uniform on (-s/2, s/2) and independent of ``x``, with half the
+mean square that rounding at random leaves by itself (subtractive dither: Roberts 1962; Ziv 1985, "On
+universal quantization"; in federated learning Shlezinger et al. 2021, arXiv 2006.03262). A random rotation
+with levels made for a Gaussian (EDEN, arXiv 2108.08842) errs as much at as many bits and is not needed
 (docs/decisions/0080).
 
 The dither is no secret and depends on no data: on values that bear their noise already, rounding is
