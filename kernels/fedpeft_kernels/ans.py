@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from fedpeft_kernels.golomb import Integers
 
 _STATE_BITS = 30
-_WORD_BITS = 32
-_WORD = (1 << _WORD_BITS) - 1
+_DIGIT_BITS = 32
+_DIGIT_MASK = (1 << _DIGIT_BITS) - 1
 _LANE = 1 << 12
 """Symbols per lane: the bytes of a lane's state are then below one percent of two-bit symbols."""
 
@@ -32,7 +32,7 @@ def max_bytes(symbols: int, alphabet: int) -> int:
 
 
 def encode(symbols: NDArray[np.integer], counts: Integers) -> bytes:
-    """The stream of symbols: 8 bytes of state per lane, then words of 4, little-endian.
+    """The stream of symbols: 8 bytes of state per lane, then digits of 4, little-endian.
 
     Args:
         symbols: from 0, shape ``(n,)``, with ``1 <= n <= 2^30``.
@@ -40,17 +40,17 @@ def encode(symbols: NDArray[np.integer], counts: Integers) -> bytes:
     """
     width, low = lanes(symbols.size), _low(symbols.size)
     state = np.full(width, low, np.int64)
-    starts, limit = np.cumsum(counts) - counts, (low // symbols.size) << _WORD_BITS
-    words: list[NDArray[np.int64]] = []
+    starts, limit = np.cumsum(counts) - counts, (low // symbols.size) << _DIGIT_BITS
+    digits: list[NDArray[np.int64]] = []
     for first in reversed(range(0, symbols.size, width)):
         now = symbols[first : first + width]
         x, often = state[: now.size], counts[now]
         full = x >= often * limit
-        words.append(x[full] & _WORD)
-        x[full] >>= _WORD_BITS
+        digits.append(x[full] & _DIGIT_MASK)
+        x[full] >>= _DIGIT_BITS
         whole, rest = np.divmod(x, often)
         x[:] = whole * symbols.size + rest + starts[now]
-    return state.astype("<u8").tobytes() + np.concatenate(words[::-1]).astype("<u4").tobytes()
+    return state.astype("<u8").tobytes() + np.concatenate(digits[::-1]).astype("<u4").tobytes()
 
 
 def decode(stream: bytes, counts: Integers) -> NDArray[np.int64] | None:
@@ -65,9 +65,9 @@ def decode(stream: bytes, counts: Integers) -> NDArray[np.int64] | None:
     if len(stream) < 8 * width or len(stream) % 4:
         return None
     state = np.frombuffer(stream, "<i8", width).astype(np.int64)
-    if state.min() < low or state.max() >= low << _WORD_BITS:
+    if state.min() < low or state.max() >= low << _DIGIT_BITS:
         return None
-    words = np.frombuffer(stream, "<u4", offset=8 * width).astype(np.int64)
+    digits = np.frombuffer(stream, "<u4", offset=8 * width).astype(np.int64)
     ends, symbols, place = np.cumsum(counts), np.empty(size, np.int64), 0
     for first in range(0, size, width):
         x = state[: min(width, size - first)]
@@ -76,11 +76,11 @@ def decode(stream: bytes, counts: Integers) -> NDArray[np.int64] | None:
         symbols[first : first + x.size] = now
         x[:] = counts[now] * whole + slot - (ends - counts)[now]
         short = np.flatnonzero(x < low)
-        if place + short.size > words.size:
+        if place + short.size > digits.size:
             return None
-        x[short] = (x[short] << _WORD_BITS) | words[place : place + short.size]
+        x[short] = (x[short] << _DIGIT_BITS) | digits[place : place + short.size]
         place += short.size
-    return symbols if place == words.size and (state == low).all() else None
+    return symbols if place == digits.size and (state == low).all() else None
 
 
 def _low(size: int) -> int:

@@ -139,23 +139,21 @@ class Dithered(Codec):
         return to_bytes(head) + ans.encode(codes + highest, counts)
 
     def decode(self, payload: bytes, layout: Layout) -> Decoded:
-        """The values; the payload must be the very one that `encode` makes of them."""
+        """The values; every accepted payload is the canonical one."""
         if len(payload) > self.max_bytes(layout):
             raise EnvelopeError(
                 f"payload has {len(payload)} bytes, at most {self.max_bytes(layout)} are possible"
             )
         places = _Places.of(self.support, layout)
-        numbers = places.values(*_parsed(payload, places.sizes))
+        codes, scales = _parsed(payload, places.sizes)
+        numbers = places.values(codes, scales)
         if np.abs(numbers).max(initial=0) > _MAX:
             raise EnvelopeError("payload holds a value that is not finite")
-        decoded = Decoded(layout, _single(numbers), places.positions)
-        try:
-            canonical = self.encode(decoded.dense(), layout) == payload
-        except ExchangeError:
-            canonical = False
-        if not canonical:
+        single = _single(numbers)
+        carried = places.read(single.astype(np.float64))
+        if carried is None or not all(map(np.array_equal, carried, (codes, scales))):
             raise EnvelopeError(f"a payload of {self.name} is not written as its values are")
-        return decoded
+        return Decoded(layout, single, places.positions)
 
     def max_bytes(self, layout: Layout) -> int:
         """At most one byte per value, the scales, the counts and the states of the stream."""
@@ -281,13 +279,17 @@ def _parsed(payload: bytes, sizes: Integers) -> tuple[Wide, Wide]:
     marked = np.repeat(sent, sizes)
     size = int(np.count_nonzero(marked))
     if not size:
+        if len(payload) != -(-reader.cursor // 8) or reader.rest.any():
+            raise EnvelopeError("the payload goes on after its last scale")
         return codes, scales
     (highest,) = reader.fields([_LEVEL_BITS])
     counts = read_counts(reader, np.full(2 * highest + 1, size))
-    if counts.sum() != size:
-        raise EnvelopeError("the counts of the integers do not add up to the values that are sent")
-    symbols = ans.decode(payload[-(-reader.cursor // 8) :], counts)
-    if symbols is None:
+    if counts.sum() != size or counts[0] + counts[-1] == 0:
+        raise EnvelopeError("the counts of the integers do not add up to the values sent, or have empty ends")
+    if reader.take(-reader.cursor % 8).any():
+        raise EnvelopeError("the counts of the integers are filled up with something else than zero")
+    symbols = ans.decode(payload[reader.cursor // 8 :], counts)
+    if symbols is None or not np.array_equal(np.bincount(symbols, minlength=counts.size), counts):
         raise EnvelopeError("a stream of integers is damaged, or ends early or late")
     codes[marked] = symbols - highest
     return codes, scales
