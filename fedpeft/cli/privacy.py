@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fedpeft.cli.output import JSON_OPTION, emit, table
 from fedpeft.cli.scenario import SCENARIO, SET, scenario_config
-from fedpeft.epsilons import UNBOUNDED, shown
+from fedpeft.epsilons import UNBOUNDED, shown, written
 from fedpeft.errors import ConfigError, PrivacyError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def plan(
     scenario: str | None = SCENARIO,
     set_: list[str] = SET,
     values: int = typer.Option(0, "--values", min=0, help="Values that get noise; 0: load base and adapter."),
+    caps: bool = typer.Option(False, "--caps", help="Unit person: also compare caps and what is drawn."),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Print unit, trust, noise, epsilon and noise over signal of a scenario; exit code 6: too much noise."""
@@ -49,7 +51,8 @@ def plan(
         facts |= _sums(config)
         emit(facts, as_json, lambda: _show_none(facts))
         return
-    facts = _facts(_run_plan(config, values))
+    run_plan = _run_plan(config, values)
+    facts = _facts(run_plan) | {"caps": _caps(run_plan) if caps else None}
     emit(facts, as_json, lambda: _show(facts))
     if not facts["allowed"]:
         raise typer.Exit(PrivacyError.exit_code)
@@ -79,6 +82,7 @@ def _facts(plan: RunPlan) -> dict[str, Any]:
     return {
         "private": not privacy.reproducible,
         **privacy.describe(),
+        "drawn": privacy.drawn,
         "epsilon_by_rdp": _rdp_epsilon(privacy),
         "steps": privacy.steps,
         "values": plan.noisy_values,
@@ -89,8 +93,29 @@ def _facts(plan: RunPlan) -> dict[str, Any]:
         "most_noise": most,
         "allowed": allowed,
         "loss_standard_error": privacy.loss_error or None,
+        "epsilon_in_nodes": _in_nodes(privacy, nodes),
         **_sums(config),
     }
+
+
+def _caps(plan: RunPlan) -> list[dict[str, Any]]:
+    """Noise over signal of drawn persons and drawn records under several caps, at the plan's epsilon."""
+    from fedpeft.privacy.persons import caps
+
+    assert plan.privacy is not None
+    nodes = plan.config.federation.nodes
+    return [
+        {**asdict(cap), "break_even": cap.break_even} for cap in caps(plan.privacy, plan.noisy_values, nodes)
+    ]
+
+
+def _in_nodes(plan: PrivacyPlan, nodes: int) -> list[dict[str, Any]]:
+    """Joint epsilon of a record or person that is in several nodes."""
+    from fedpeft.privacy.persons import epsilon_in_nodes
+
+    if plan.unit == "node" or plan.reproducible:
+        return []
+    return [{"nodes": count, "epsilon": written(value)} for count, value in epsilon_in_nodes(plan, nodes)]
 
 
 def _sums(config: Config) -> dict[str, Any]:
@@ -137,7 +162,18 @@ def _of_units(facts: dict[str, Any]) -> str:
         return ""
     shared = facts["nodes"] if facts["trust"] == "distributed" else 1
     units = facts["expected_batch_size"] / facts["sampling_probability"] * shared
-    return f", {facts['delta'] * units:.2g} of one in the {units:,.0f} {facts['unit']}s"
+    drawn = "record" if facts["drawn"] == "record" else facts["unit"]
+    return f", {facts['delta'] * units:.2g} of one in the {units:,.0f} {drawn}s"
+
+
+def _of_persons(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is drawn and clipped where the unit is a person."""
+    if facts["unit"] != "person":
+        return []
+    most = f"{facts['records_per_unit']} records of a person in a step, at most"
+    if facts["drawn"] == "record":
+        return [("drawn and clipped", f"single records (ELS); {most}")]
+    return [("drawn and clipped", f"persons (ULS), the mean of their records' gradients; {most}")]
 
 
 def _leaving(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -167,6 +203,7 @@ def _show(facts: dict[str, Any]) -> None:
     whole, most = facts["noise_over_signal_whole_run"], facts["most_noise"]
     rows = [
         ("unit", f"{facts['unit']}, {ADJACENCY[facts['adjacency']]}"),
+        *_of_persons(facts),
         ("trust", facts["trust"]),
         ("holds against", AGAINST[facts["trust"]]),
         ("horizon", "this run; all runs on the same records compose in each node's ledger"),
@@ -175,7 +212,10 @@ def _show(facts: dict[str, Any]) -> None:
         ("expected batch size B", facts["expected_batch_size"]),
         ("noisy releases T", f"{facts['steps']} ({facts['rounds']} rounds)"),
         ("clip C", f"{facts['clip']:g}"),
-        ("noise multiplier z", f"{facts['noise_multiplier']:g}"),
+        (
+            "noise multiplier z",
+            f"{facts['noise_multiplier']:g}" + (", discrete" if facts["grid"] is not None else ""),
+        ),
         ("epsilon", shown(epsilon, ".4g") + ("" if facts["private"] else ": the noise is reproducible")),
         ("delta", f"{facts['delta']:g}{_of_units(facts)}"),
         ("accountant", facts["accountant"]),
@@ -191,6 +231,29 @@ def _show(facts: dict[str, Any]) -> None:
         ),
     ]
     table("privacy plan", ("what", "value"), rows)
+    _show_persons(facts)
     if facts["remedies"]:
         changes = [(each["change"], f"{each['whole_run']:.3g}") for each in facts["remedies"]]
         table("one change alone would give", ("change", "noise / signal"), changes)
+
+
+def _show_persons(facts: dict[str, Any]) -> None:
+    """Joint epsilon over several nodes, and caps where they were asked for."""
+    unit, rows = facts["unit"], facts["epsilon_in_nodes"]
+    if len(rows) > 1:
+        lines = [(str(row["nodes"]), shown(row["epsilon"], ".4g")) for row in rows]
+        table(f"a {unit} whose data are in several nodes", ("nodes", "joint epsilon"), lines)
+    if not facts["caps"]:
+        return
+    lines = [
+        (str(cap["records"]), *(f"{cap[name]:.3g}" for name in ("by_record", "by_person", "break_even")))
+        for cap in facts["caps"]
+    ]
+    header = ("records of a person", "ELS: noise / signal", "ULS", "ULS wins below")
+    table("caps at equal epsilon, persons and records a step", header, lines)
+    best = min(facts["caps"], key=lambda cap: cap["by_record"])
+    typer.echo(
+        f"least noise: {best['records']} of a person's records a step, drawn one by one. Drawing persons "
+        "wins where the mean gradient of a person is shorter than the last column, in gradients of a record "
+        "(independent ones: 1 / sqrt(records))."
+    )

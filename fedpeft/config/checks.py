@@ -200,6 +200,16 @@ def _privacy(config: Config) -> Iterator[str]:
             f"'person' and privacy.trust = 'local' (given: {privacy.unit!r}, {privacy.trust!r}: a secure sum "
             "and the coordinator's noise hold updates alone), or leave it out"
         )
+    if privacy.sampling == "record" and privacy.unit != "person":
+        yield (
+            f"privacy.sampling = 'record' draws the records of persons one by one, but privacy.unit = "
+            f"{privacy.unit!r}: set privacy.unit = 'person', or leave privacy.sampling out"
+        )
+    if privacy.noise == "discrete" and privacy.trust == "central":
+        yield (
+            "privacy.noise = 'discrete' is noise of the nodes, and with privacy.trust = 'central' the "
+            "coordinator adds it: leave privacy.noise out"
+        )
     if config.audit.outbox == "refuse":
         yield (
             "audit.outbox = 'refuse' lets a missing update reveal the data, and no privacy plan covers that: "

@@ -89,6 +89,8 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("privacy", "loss_share", 0.0),
     ("privacy", "loss_cap", 10.0),
     ("federation", "stop_after", 0),
+    ("privacy", "sampling", "person"),
+    ("privacy", "noise", "gaussian"),
 )
 """Settings that a later version added: section, name, and the value that means what was before."""
 

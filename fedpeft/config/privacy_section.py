@@ -34,7 +34,15 @@ class PrivacyConfig(Section):
         default=None, ge=1, description="public lower bound on a node's records, or persons"
     )
     records_per_person: int = Field(
-        default=1, ge=1, description="unit person: the most records of one person that are used"
+        default=1, ge=1, description="unit person: the most records of one person that a step uses"
+    )
+    sampling: Literal["person", "record"] = Field(
+        default="person",
+        description="unit person: draw and clip persons (ULS), or their records one by one (ELS)",
+    )
+    noise: Literal["gaussian", "discrete"] = Field(
+        default="gaussian",
+        description="trust local: discrete adds integers, so that no rounding of the noise tells anything",
     )
     bands: int = Field(
         default=1, ge=1, description="trust central, selection cyclic: bands of the matrix mechanism"

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy import renyi
+from fedpeft.privacy import mixture, renyi
+from fedpeft.privacy.mixture import MOST_RECORDS, Mixture
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
@@ -64,6 +65,29 @@ class GridSteps(NamedTuple):
         return self.deviation / self.l2
 
 
+class MixtureSteps(NamedTuple):
+    """Releases that draw single records, of which at most so many are of one person: for that person.
+
+    Attributes:
+        sampling_probability: of each record in each release, in (0, 1].
+        noise_multiplier: noise over the clip of one record; on a grid over that of its integers.
+        records: of one person that may be drawn in a release; 1 is as `Steps`.
+        failure: probability that rounding passes the sensitivity, in each release; delta pays for it.
+        repeats: number of releases.
+    """
+
+    sampling_probability: float
+    noise_multiplier: float
+    records: int
+    failure: float
+    repeats: int
+
+    @property
+    def of_one_record(self) -> GridSteps:
+        """What the same releases are for one eligible record."""
+        return GridSteps(self.sampling_probability, 1.0, self.noise_multiplier, self.failure, self.repeats)
+
+
 class Skellam(NamedTuple):
     """Releases of a sum of integer vectors with Skellam noise; no plan of this version has any.
 
@@ -87,7 +111,7 @@ class Pure(NamedTuple):
     repeats: int
 
 
-Event = Steps | GridSteps | Skellam | Pure
+Event = Steps | GridSteps | MixtureSteps | Skellam | Pure
 """What can be composed; anything else is refused."""
 
 
@@ -117,7 +141,8 @@ def epsilon(events: Iterable[Event], delta: float, interval: float = FINE) -> fl
 
 def failure(events: Iterable[Event]) -> float:
     """Probability that any of these releases passes the sensitivity that it is accounted with."""
-    return math.fsum(event.failure * event.repeats for event in events if isinstance(event, GridSteps))
+    rounded = [event for event in events if isinstance(event, GridSteps | MixtureSteps)]
+    return math.fsum(event.failure * event.repeats for event in rounded)
 
 
 def renyi_epsilon(events: Iterable[Event], delta: float) -> float:
@@ -151,16 +176,19 @@ def _epsilon(events: tuple[Event, ...], delta: float, interval: float) -> float:
 
 def _check(event: Event) -> None:
     """Refuse what is no event, so that no release is ever left out of the sum."""
-    if not isinstance(event, Steps | GridSteps | Skellam | Pure):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(event, Event):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise PrivacyError(
             f"an event of type {type(event).__name__} cannot be accounted for; "
-            "its run counts as not private: use Steps, GridSteps, Skellam or Pure"
+            "its run counts as not private: use Steps, GridSteps, MixtureSteps, Skellam or Pure"
         )
     match event:
         case Steps():
             sound = 0 < event.sampling_probability <= 1
         case GridSteps():
             sound = 0 < event.sampling_probability <= 1 and 0 < event.l2 < math.inf and 0 <= event.failure < 1
+        case MixtureSteps():
+            rate, sound = event.sampling_probability, 1 <= event.records <= MOST_RECORDS
+            sound = sound and 0 < rate <= 1 and 0 <= event.failure < 1
         case Skellam():
             sound = 0 <= event.l1 < math.inf and 0 <= event.l2 < math.inf
         case Pure():
@@ -174,7 +202,7 @@ def _check(event: Event) -> None:
 def _noisy(event: Event) -> bool:
     """Whether the event guarantees anything at all."""
     match event:
-        case Steps() | GridSteps():
+        case Steps() | GridSteps() | MixtureSteps():
             return event.noise_multiplier > 0
         case Skellam():
             return event.variance > 0
@@ -184,24 +212,35 @@ def _noisy(event: Event) -> bool:
 
 def _curve(event: Event) -> renyi.Curve:
     match event:
-        case Steps() | GridSteps():
-            return renyi.gaussian(event.sampling_probability, event.noise_multiplier)
+        case Steps() | GridSteps() | MixtureSteps():
+            rate, noise, records = _shape(event)
+            if records > 1:
+                return mixture.renyi_curve(Mixture(rate, noise, records), renyi.ORDERS)
+            return renyi.gaussian(rate, noise)
         case Skellam():
             return renyi.skellam(event.l1, event.l2, event.variance)
         case Pure():
             return renyi.pure(event.epsilon)
 
 
-def composed(event: Steps | GridSteps | Pure, interval: float) -> PrivacyLossDistribution:
+def composed(event: Steps | GridSteps | MixtureSteps | Pure, interval: float) -> PrivacyLossDistribution:
     """The loss distribution of all repeats of an event; single releases are cached."""
     if isinstance(event, Pure):
         return _one_pure(event.epsilon, interval).self_compose(event.repeats)
-    step = _one_step(event.sampling_probability, event.noise_multiplier, interval)
-    return step.self_compose(event.repeats)
+    return _one_step(*_shape(event), interval).self_compose(event.repeats)
+
+
+def _shape(event: Steps | GridSteps | MixtureSteps) -> tuple[float, float, int]:
+    """Rate, noise multiplier and records of a unit that are drawn one by one; without coins they are one."""
+    rate, noise = event.sampling_probability, event.noise_multiplier
+    records = event.records if isinstance(event, MixtureSteps) else 1
+    return (rate, noise, records) if rate < 1 else (rate, noise / records, 1)
 
 
 @lru_cache(maxsize=128)
-def _one_step(rate: float, noise: float, interval: float) -> PrivacyLossDistribution:
+def _one_step(rate: float, noise: float, records: int, interval: float) -> PrivacyLossDistribution:
+    if records > 1:
+        return mixture.distribution(Mixture(rate, noise, records), interval)
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
     return from_gaussian_mechanism(noise, sampling_prob=rate, value_discretization_interval=interval)

@@ -6,11 +6,13 @@ import math
 from typing import Any, cast
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accounting import Event, GridSteps, Pure, Skellam, Steps
+from fedpeft.privacy.accounting import Event, GridSteps, MixtureSteps, Pure, Skellam, Steps
+from fedpeft.privacy.mixture import MOST_RECORDS
 
-KINDS: dict[str, type[Steps] | type[GridSteps] | type[Skellam] | type[Pure]] = {
+KINDS: dict[str, type[Event]] = {
     "steps": Steps,
     "grid_steps": GridSteps,
+    "mixture_steps": MixtureSteps,
     "skellam": Skellam,
     "pure": Pure,
 }
@@ -20,6 +22,7 @@ ALLOWED = {
     "repeats": "a whole number, at least 1",
     "sampling_probability": "a number in (0, 1]",
     "failure": "a number in [0, 1)",
+    "records": f"a whole number from 1 to {MOST_RECORDS}",
     "grid_steps.l2": "a number, finite and above 0",
 }
 
@@ -69,6 +72,8 @@ def _require(kind: str, name: str, value: object) -> None:
 def _sound(kind: str, name: str, value: object) -> bool:
     if name == "repeats":
         return type(value) is int and value >= 1
+    if name == "records":
+        return type(value) is int and 1 <= value <= MOST_RECORDS
     if type(value) not in (int, float):
         return False
     number = cast(float, value)

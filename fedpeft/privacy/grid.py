@@ -19,6 +19,11 @@ leaves. For two neighbours let the uniform words of the rounding be equal. Then
    released sum is a function of a Gaussian release of variance ``n s^2 - 9`` and sensitivity ``|v|``,
    Poisson-sampled where the units are, and the accountant of those holds for it. The factors of 2 and 3 are
    far below its rounding.
+
+Where the records of a person are drawn one by one, the integers differ by a ``v`` of whichever ``i`` records
+are drawn, at most ``i`` times as long as for one clip: ``(i s)^2 + size / 4 + c (i s + r)`` is at most
+``i^2 (s^2 + size / 4 + c (s + r))``. So a mixture of Gaussians with these lengths dominates, for words that
+are good for all ``2^k`` choices among ``k`` records: the others cost ``2^k b`` of delta.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ import math
 from dataclasses import dataclass
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accounting import GridSteps
+from fedpeft.privacy.accounting import GridSteps, MixtureSteps
 
 MOST_VARIANCE = 1e10
 """Of one node's noise, in grid steps squared: its table is no longer than a million entries."""
@@ -96,3 +101,9 @@ class Grid:
         variance = self.share(noise_multiplier)
         deviation = math.sqrt(self.least_nodes * variance - SMOOTH**2) if variance >= SMOOTH**2 else 0.0
         return GridSteps(sampling_probability, self.l2, deviation, self.failure, repeats)
+
+    def mixture_event(self, event: GridSteps, records: int) -> MixtureSteps:
+        """The same releases where single records are drawn, for a person with so many eligible ones."""
+        failure = min(2.0**records * event.failure, 0.5)
+        rate, noise = event.sampling_probability, event.noise_multiplier
+        return MixtureSteps(rate, noise, records, failure, event.repeats)

@@ -62,7 +62,7 @@ def signal(plan: PrivacyPlan, size: int, nodes: int) -> Signal:
     if size < 1 or nodes < 1:
         raise PrivacyError(f"signal of {size} values and {nodes} nodes: both must be at least 1")
     noise = plan.deviation / plan.clip * math.sqrt(size) / plan.expected_batch_size
-    if plan.grid is not None:
+    if plan.grid is not None and plan.trust == "distributed":
         noise *= math.sqrt(max(1.0, nodes / plan.grid.least_nodes)) / (1 if plan.unit == "node" else nodes)
     release, run = _growth(plan.bands, plan.steps)
     averaged = math.sqrt(nodes) if plan.trust == "local" else 1.0
@@ -134,8 +134,9 @@ def _other_plans(plan: PrivacyPlan, size: int, nodes: int) -> Iterator[Remedy]:
     yield remedy(f"federation.rounds = {4 * plan.rounds}", replace(plan, rounds=4 * plan.rounds))
     batch, rate = plan.expected_batch_size, plan.sampling_probability
     more_nodes = f"federation.nodes = {4 * nodes}"
-    if plan.grid is not None and plan.grid.least_nodes < (honest := _honest(plan.grid, nodes)):
-        shared = replace(plan, grid=replace(plan.grid, least_nodes=honest))
+    grid = plan.grid if plan.trust == "distributed" else None
+    if grid is not None and grid.least_nodes < (honest := _honest(grid, nodes)):
+        shared = replace(plan, grid=replace(grid, least_nodes=honest))
         yield Remedy(f"exchange.secure.min_nodes = {honest}", signal(shared, size, nodes).whole_run)
     if plan.unit == "node":
         yield remedy(more_nodes, _more_nodes(plan), count=4 * nodes)
@@ -158,4 +159,6 @@ def _more_nodes(plan: PrivacyPlan) -> PrivacyPlan:
 
 
 def _more_shares(plan: PrivacyPlan) -> Grid | None:
-    return plan.grid and replace(plan.grid, least_nodes=4 * plan.grid.least_nodes)
+    if plan.grid is None or plan.trust == "local":
+        return plan.grid
+    return replace(plan.grid, least_nodes=4 * plan.grid.least_nodes)

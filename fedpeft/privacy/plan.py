@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from fedpeft.epsilons import written
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accounting import FINE, Event, Steps, epsilon
+from fedpeft.privacy.accounting import FINE, Event, MixtureSteps, Steps, epsilon
 from fedpeft.privacy.grid import Grid
 from fedpeft.privacy.loss_share import LossShare
+from fedpeft.privacy.mixture import MOST_RECORDS
 
 ACCOUNTANT = "PLD (dp-accounting)"
 
@@ -66,7 +67,8 @@ class PrivacyPlan:
     clips each unit's gradient, adds Gaussian noise of standard deviation `deviation` to the sum and divides
     by ``expected_batch_size`` (Abadi et al. 2016, arXiv:1607.00133, algorithm 1). It holds against anyone who
     sees what leaves the node, the coordinator included. With ``loss`` the training loss is one more value of
-    each of these releases (`fedpeft.privacy.loss_share`).
+    each of these releases (`fedpeft.privacy.loss_share`). With a ``grid`` the sum is rounded to whole steps
+    and the noise is a discrete Gaussian: the release is a function of integers.
 
     Trust ``central``: each round draws nodes, clips each node's update, and the coordinator adds the noise
     to the sum (McMahan et al. 2018, arXiv:1710.06963). It holds against all who see released models, not
@@ -81,7 +83,7 @@ class PrivacyPlan:
     zeros in its place, as who took part is no secret.
 
     Attributes:
-        sampling_probability: rate of inclusion of each unit in each step, in (0, 1].
+        sampling_probability: rate of inclusion of what is drawn in each step, in (0, 1].
         noise_multiplier: noise standard deviation of the sum / `joint_clip`; positive. With an adaptive clip,
             that of sum and count together: the sum's own noise is somewhat larger (`central.sum_multiplier`).
         clip: L2 bound of one unit's gradient, or of a node's update.
@@ -91,13 +93,16 @@ class PrivacyPlan:
         delta: failure probability of the guarantee.
         unit: what one added or removed unit is.
         trust: who adds the noise, and so who is trusted with what came before it.
-        records_per_unit: the most records of one person that are used; 1 where the unit is no person.
+        records_per_unit: the most records of one person that a step uses; 1 where the unit is no person.
         separation: rounds from one participation of a node to its next, at least; 1: it may be in all.
         bands: bands of the matrix mechanism, at most ``separation``; 1: independent noise in each round.
         adaptive: how the clip follows the norms; None: it is fixed.
-        grid: the integers of the distributed mechanism; None for the others.
+        grid: the integers of discrete noise: always with trust ``distributed``, by choice with ``local``.
         reproducible: noise and sampling come from the configured seed: nothing is guaranteed then.
         loss: the part of each release that is the training loss; None: no loss leaves the node.
+        drawn: ``unit``: units are drawn and clipped (of persons: ULS of Charles et al. 2024,
+            arXiv:2407.07737). ``record``: single records are, and the unit is a person of whom
+            ``records_per_unit`` are eligible in a step (ELS there).
 
     Raises:
         PrivacyError: a value with which the guarantee would be empty.
@@ -119,6 +124,7 @@ class PrivacyPlan:
     grid: Grid | None = None
     reproducible: bool = False
     loss: LossShare | None = None
+    drawn: Literal["unit", "record"] = "unit"
 
     def __post_init__(self) -> None:
         _require(0 < self.sampling_probability <= 1, "sampling_probability", self, "in (0, 1]")
@@ -140,8 +146,15 @@ class PrivacyPlan:
         distributed = self.trust == "distributed"
         single = self.steps_per_round == 1 or not distributed
         _require(single, "steps_per_round", self, "1 with trust distributed: a secure sum is one release")
-        _require(distributed == (self.grid is not None), "grid", self, "given exactly for trust distributed")
         _require(self.trust == "local" or self.loss is None, "loss", self, "None unless trust is local")
+        _require(not distributed or self.grid is not None, "grid", self, "given for trust distributed")
+        _require(not central or self.grid is None, "grid", self, "None with trust central")
+        alone = distributed or self.grid is None or (self.grid.least_nodes, self.grid.colluders) == (1, 0)
+        _require(alone, "grid", self, "of one node, whose noise is all there is, with trust local")
+        by_unit = self.drawn == "unit"
+        _require(by_unit or self.unit == "person", "drawn", self, "'unit' unless the unit is a person")
+        allowed_records = by_unit or self.records_per_unit <= MOST_RECORDS
+        _require(allowed_records, "records_per_unit", self, f"at most {MOST_RECORDS} where records are drawn")
 
     @property
     def steps(self) -> int:
@@ -190,9 +203,14 @@ class PrivacyPlan:
         count = self.steps if steps is None else steps
         if self.reproducible:
             return Steps(1.0, 0.0, count)
+        rate, noise = self.sampling_probability, self.noise_multiplier
+        records = self.records_per_unit if self.drawn == "record" else None
         if self.grid is not None:
-            return self.grid.event(self.sampling_probability, self.noise_multiplier, count)
-        return Steps(self.sampling_probability, self.noise_multiplier, math.ceil(count / self.separation))
+            event = self.grid.event(rate, noise, count)
+            return event if records is None else self.grid.mixture_event(event, records)
+        if records is not None:
+            return MixtureSteps(rate, noise, records, 0.0, count)
+        return Steps(rate, noise, math.ceil(count / self.separation))
 
     def epsilon(self, steps: int | None = None, interval: float = FINE) -> float:
         """Epsilon at ``delta`` after ``steps`` releases (default: the whole run), an upper bound."""
@@ -212,10 +230,12 @@ class PrivacyPlan:
         return hashlib.sha256(b"fedpeft-grid-1\0" + public + facts.encode()).digest()
 
     def fields(self) -> dict[str, Any]:
-        """All fields as JSON values; ``loss`` only where one leaves, so that older plans read as they did."""
+        """All fields as JSON values; ``loss`` and ``drawn`` only where they say more than older plans do."""
         fields = asdict(self)
         if self.loss is None:
             del fields["loss"]
+        if self.drawn == "unit":
+            del fields["drawn"]
         return fields
 
     def describe(self) -> dict[str, Any]:

@@ -29,6 +29,12 @@ LIMIT = {"record": 4.0, "person": 4.0, "node": 1.0}
 """Clips that one value of a node must hold. A sum of clipped gradients has no other bound: what is above its
 limit is cut, which costs accuracy alone. A whole node's update is no longer than its clip."""
 
+OWN_FINENESS = (64.0, *FINENESS)
+"""The same where no integers of a few bits must hold a sum: a node's own discrete noise."""
+
+OWN_LIMIT = 2**50
+"""Grid steps that one value of a node's own sum may hold: float64 holds them exactly, and the noise too."""
+
 WRAP = 1e-12
 """Largest probability that any sum of a run leaves its integers."""
 
@@ -40,7 +46,7 @@ def plan_from_config(config: Config, size: int = 0) -> PrivacyPlan | None:
 
     Args:
         config: the settings.
-        size: number of exchanged values; only trust ``distributed`` depends on it, and needs it.
+        size: number of values that bear noise; only discrete noise depends on it, and needs it.
 
     Raises:
         PrivacyError: noise and epsilon both or neither given, no public sampling rate, nonsense values, an
@@ -85,6 +91,8 @@ def _fitting(config: Config, finest: PrivacyPlan, grid: Grid) -> PrivacyPlan:
     Raises:
         PrivacyError: they fit on none.
     """
+    if finest.trust == "local":
+        return _own_grid(config, finest, grid)
     nodes, bits, root = config.federation.nodes, config.exchange.secure.bits, math.sqrt(grid.size)
     for fineness in FINENESS:
         other = replace(grid, steps_per_clip=fineness * root)
@@ -103,6 +111,24 @@ def _fitting(config: Config, finest: PrivacyPlan, grid: Grid) -> PrivacyPlan:
     )
 
 
+def _own_grid(config: Config, finest: PrivacyPlan, grid: Grid) -> PrivacyPlan:
+    """The plan on the finest grid on which one node's noise can be drawn; its integers have no other end.
+
+    Raises:
+        PrivacyError: there is none.
+    """
+    root = math.sqrt(grid.size)
+    for fineness in OWN_FINENESS:
+        plan = _calibrated(config, replace(finest, grid=replace(grid, steps_per_clip=fineness * root)))
+        assert plan.grid is not None
+        if plan.grid.share(plan.noise_multiplier) <= MOST_VARIANCE:
+            return plan
+    raise PrivacyError(
+        f"privacy.noise = 'discrete' has no table of so much noise (multiplier {finest.noise_multiplier:g} "
+        f"over {grid.size} values); set privacy.noise = 'gaussian', or train fewer values"
+    )
+
+
 def _adaptive(config: Config, plan: PrivacyPlan) -> PrivacyPlan:
     """The plan with an adaptive clip, where the config asks for one; its epsilon stays the same."""
     privacy = config.privacy
@@ -115,6 +141,7 @@ def _adaptive(config: Config, plan: PrivacyPlan) -> PrivacyPlan:
 
 def _of_records(config: Config, size: int) -> PrivacyPlan:
     privacy, federation = config.privacy, config.federation
+    discrete = privacy.trust == "distributed" or privacy.noise == "discrete"
     return PrivacyPlan(
         sampling_probability=sampling_probability(config),
         noise_multiplier=1.0,
@@ -126,9 +153,10 @@ def _of_records(config: Config, size: int) -> PrivacyPlan:
         unit="person" if privacy.unit == "person" else "record",
         trust=privacy.trust,
         records_per_unit=privacy.records_per_person if privacy.unit == "person" else 1,
-        grid=_grid(config, size) if privacy.trust == "distributed" else None,
+        grid=_grid(config, size) if discrete else None,
         reproducible=privacy.randomness == "seeded",
         loss=LossShare(privacy.loss_share, privacy.loss_cap) if privacy.loss_share else None,
+        drawn="record" if privacy.unit == "person" and privacy.sampling == "record" else "unit",
     )
 
 
@@ -159,7 +187,13 @@ def _grid(config: Config, size: int) -> Grid:
     The noise counts on the shares alone that every sum holds whoever colludes, which every node enforces.
     """
     if size < 1:
-        raise PrivacyError("privacy.trust = 'distributed' depends on the number of values: give the size")
+        raise PrivacyError(
+            "discrete noise (privacy.trust = 'distributed' or privacy.noise = 'discrete') depends on the "
+            "number of values: give the size"
+        )
+    if config.privacy.trust == "local":
+        size += bool(config.privacy.loss_share)
+        return Grid(size, OWN_FINENESS[0] * math.sqrt(size), least_nodes=1, limit=OWN_LIMIT)
     cohort = Cohort.of(config)
     return Grid(size, FINENESS[0] * math.sqrt(size), cohort.honest, cohort.colluders)
 

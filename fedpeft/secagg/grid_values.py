@@ -27,13 +27,13 @@ def noisy_grid(
 
     Args:
         values: private; a clipped sum or a clipped update.
-        plan: of trust ``distributed``.
+        plan: with a grid.
         source: anything but the default guarantees no privacy.
     """
     assert plan.grid is not None
     grid = plan.grid
     noise = share_of_noise(values.size, grid.share(plan.noise_multiplier), source)
-    return to_grid(values, plan.clip / grid.steps_per_clip, grid.limit, source) + noise
+    return to_grid(values, plan.joint_clip / grid.steps_per_clip, grid.limit, source) + noise
 
 
 def to_grid(

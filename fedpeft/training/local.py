@@ -16,7 +16,6 @@ from fedpeft.data.batches import epochs, gather, physical, whole_units
 from fedpeft.errors import DataError, PrivacyError
 from fedpeft.privacy.csprng import KEY_BYTES, seeded, words
 from fedpeft.privacy.plan import PrivacyPlan
-from fedpeft.privacy.sampling import poisson
 from fedpeft.progress_reports import at
 from fedpeft.training.dp.dpsgd import Mechanism, dense_mean, noisy_gradient, summed
 from fedpeft.training.dp.engine_selection import LONGEST, engine_of
@@ -24,7 +23,7 @@ from fedpeft.training.loss import Loss, per_example_loss
 from fedpeft.training.modes import steady
 from fedpeft.training.optimisers import optimiser
 from fedpeft.training.plan import LocalPlan, PerformanceFlags
-from fedpeft.training.privacy_units import units_of
+from fedpeft.training.privacy_units import Units, draw, units_of
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -168,15 +167,15 @@ def gradient_sum(
 def _draw(
     attached: Attached,
     examples: Sequence[Example],
-    units: list[list[int]],
+    units: Units,
     mechanism: Mechanism,
     extras: Extras,
 ) -> tuple[list[Example], Iterable[tuple[Batch, NDArray[np.int64]]]]:
     """One Poisson draw: its records, and the same in physical batches of whole units."""
-    drawn = poisson(len(units), mechanism.plan.sampling_probability, mechanism.source)
+    drawn = draw(units, mechanism.plan, mechanism.source)
     if extras.on_draw is not None:
-        extras.on_draw(index for unit in drawn for index in units[unit])
-    chosen = [[examples[index] for index in units[unit]] for unit in drawn]
+        extras.on_draw(index for unit in drawn for index in unit)
+    chosen = [[examples[index] for index in unit] for unit in drawn]
     batches = whole_units(attached.model, chosen, extras.flags.tokens_at_once)
     return [example for unit in chosen for example in unit], batches
 

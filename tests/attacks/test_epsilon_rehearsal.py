@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binom, chi2
+from scipy.stats import binom, chi2, norm
 
 from fedpeft.privacy import noise
 from fedpeft.privacy.csprng import words
@@ -33,6 +33,8 @@ PLANS = {
     "local": LOCAL,
     "all": replace(LOCAL, sampling_probability=1.0),
     "person": replace(LOCAL, unit="person", records_per_unit=2),
+    "single": replace(LOCAL, unit="person", records_per_unit=3, drawn="record"),
+    "integers": replace(LOCAL, grid=Grid(300, 500.0, 1, limit=2**50)),
     "central": CENTRAL,
     "turns": replace(CENTRAL, sampling_probability=1.0, separation=3, bands=2),
     "adaptive": replace(CENTRAL, adaptive=AdaptiveClip(0.5, 0.2, 6.0)),
@@ -60,8 +62,9 @@ def test_a_rehearsal_has_the_plans_signal_and_noise(name):
     assert abs(size.square - 1) < SIX_SIGMA * np.sqrt(2 / outside.size)
     mine = turns(plan, CANARIES) & members
     inside, rate = found.values[mine], plan.sampling_probability
-    error = np.sqrt((rate * (1 - rate) + 2 * plan.noise_multiplier**2) / inside.size)
-    assert abs(inside.mean() - rate) < SIX_SIGMA * error
+    clips = plan.records_per_unit if plan.drawn == "record" else 1
+    error = np.sqrt((clips * rate * (1 - rate) + 2 * plan.noise_multiplier**2) / inside.size)
+    assert abs(inside.mean() - clips * rate) < SIX_SIGMA * error
 
 
 @pytest.mark.parametrize("name", ["local", "all", "person"])
@@ -76,7 +79,7 @@ def test_without_noise_each_canary_counts_one_clip_whenever_it_is_drawn(name, mo
 
 
 def test_the_simulation_is_the_rehearsal_in_distribution():
-    for name in ("local", "central", "turns"):
+    for name in ("local", "single", "central", "turns"):
         plan, ends = PLANS[name], []
         for make in (rehearse, lambda plan, members: simulated(plan, members, 1.0, np.random.default_rng(1))):
             scores = [likelihood(make(plan, half(seed))) for seed in range(5)]
@@ -103,6 +106,14 @@ def test_scores_equal_the_formulas():
     np.testing.assert_allclose(whitened(clean.values, 2)[0], clean.values[0] * 0.8944271909999159)
     assert (likelihood(clean)[clean.members] > 0).all() and (likelihood(clean)[~clean.members] < 0).all()
     assert signal.max() < 1
+
+
+def test_the_score_of_drawn_records_is_the_ratio_of_the_mixture():
+    plan = PLANS["single"]
+    found = simulated(plan, half(), 1.0, np.random.default_rng(2))
+    chances, z = binom.pmf(range(4), 3, plan.sampling_probability), plan.noise_multiplier
+    mixed = sum(chance * norm.pdf(found.values, i, z) for i, chance in enumerate(chances))
+    np.testing.assert_allclose(likelihood(found), np.log(mixed / norm.pdf(found.values, 0, z)).sum(0))
 
 
 def test_accuracy_falls_with_noise_and_with_more_guesses():

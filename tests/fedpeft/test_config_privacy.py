@@ -32,6 +32,8 @@ REFUSED = [
         },
         r"run\.engine = 'opacus' reads gradients of plain layers, and this adapter trains others",
     ),
+    ({"privacy": {"unit": "record", "epsilon": 8, "sampling": "record"}}, r"set privacy\.unit = 'person'"),
+    ({"privacy": {**NODE, "noise": "discrete"}, "exchange": NO_FEEDBACK}, r"leave privacy\.noise out"),
     ({"privacy": {**NODE, "trust": "local"}, "exchange": NO_FEEDBACK}, "hides a node by itself"),
     ({"privacy": NODE}, "residual would carry"),
     (

@@ -147,3 +147,22 @@ def test_the_adapter_gives_the_number_of_values(invoke):
 def test_classes_are_not_guessed(invoke):
     done = invoke((*RECORD, "base.task=sequence-classification"))
     assert done.exit_code != 0 and "give --values" in str(done.exception)
+
+
+PERSONS = (
+    *("privacy.unit=person", "privacy.epsilon=8", "data.person=person", "privacy.records_per_person=2"),
+    *("privacy.public_records=50", "federation.batch_size=10", "federation.rounds=2"),
+)
+
+
+def test_persons_are_told_what_is_drawn_which_cap_is_best_and_what_several_nodes_come_to(invoke):
+    done = invoke(PERSONS, "--values", "400", "--caps", "--json")
+    facts = json.loads(done.stdout)
+    assert [row["records"] for row in facts["caps"]] == [1, 2, 4, 8, 16]
+    own = next(row["by_person"] for row in facts["caps"] if row["records"] == 2)
+    assert own == pytest.approx(facts["noise_over_signal_whole_run"], rel=2e-3)
+    assert [row["nodes"] for row in facts["epsilon_in_nodes"]] == [1, 2, 3, 4]
+    assert facts["epsilon_in_nodes"][0]["epsilon"] == pytest.approx(facts["epsilon"], rel=2e-3)
+    shown = invoke((*PERSONS, "privacy.sampling=record", "privacy.noise=discrete"), "--values", "400").stdout
+    assert "single records (ELS); 2 records of a person in a step" in " ".join(shown.split())
+    assert "discrete" in shown and "a person whose data are in several nodes" in shown

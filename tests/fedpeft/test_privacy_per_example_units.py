@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from dataclasses import replace
+from itertools import chain, combinations
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom, binomtest, chisquare
 
 from fedpeft.data import collate
 from fedpeft.data.batches import whole_units
 from fedpeft.errors import DataError, PrivacyError
+from fedpeft.privacy.csprng import seeded, words
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.training.dp import per_example
 from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
 from fedpeft.training.dp.per_example import Engine, clipped_sum
 from fedpeft.training.modes import steady
-from fedpeft.training.privacy_units import units_of
+from fedpeft.training.privacy_units import draw, units_of
 from fedpeft_kernels.norms import squared_rows
 
 ENGINES = [Engine("batched", ""), Engine("loop", ""), Engine("opacus", "")]
@@ -135,21 +140,68 @@ def test_engines_agree_where_memory_holds_few_rows(toy, toy_examples, monkeypatc
         close(noisy_gradient(attached, batches, quiet) * 4, whole)
 
 
-def test_a_persons_first_records_are_chosen_by_that_person_alone(toy_examples):
+def drawn_owners(examples, plan, source=words):
+    return [
+        [examples[index].person for index in unit] for unit in draw(units_of(examples, plan), plan, source)
+    ]
+
+
+def test_a_draw_of_persons_holds_at_most_the_cap_of_one_and_never_two_together(toy_examples):
+    examples, plan = with_persons(toy_examples(8), "abacabaa"), replace(PERSONS, sampling_probability=1.0)
+    assert units_of(examples, plan) == [[0, 2, 4, 6, 7], [1, 5], [3]]
+    used = set()
+    for _ in range(200):
+        units = draw(units_of(examples, plan), plan, words)
+        assert [len(unit) for unit in units] == [2, 2, 1] and units[1:] == [[1, 5], [3]]
+        used.add(tuple(units[0]))
+    assert used == {*combinations([0, 2, 4, 6, 7], 2)}  # one of ten is missed once in 10^8
+
+
+def test_a_step_never_holds_more_than_the_cap_of_a_persons_records(toy_examples):
     examples = with_persons(toy_examples(8), "abacabaa")
-    units = units_of(examples, PERSONS)
-    owners = [{examples[index].person for index in unit} for unit in units]
-    assert owners == [{"a"}, {"b"}, {"c"}] and [len(unit) for unit in units] == [2, 2, 1]
+    for rate in (0.5, 1.0):
+        plan = replace(PERSONS, sampling_probability=rate, drawn="record")
+        counts = [Counter(chain(*drawn_owners(examples, plan))) for _ in range(300)]
+        assert max(count["a"] for count in counts) == 2 and max(count["c"] for count in counts) == 1
+    assert all(len(unit) == 1 for unit in drawn_owners(examples, plan))
 
-    def texts(found, units):
-        return {found[unit[0]].person: {found[index].ids.tobytes() for index in unit} for unit in units}
 
-    before = texts(examples, units)
-    without_b = [example for example in examples if example.person != "b"]
-    after = texts(without_b, units_of(without_b, PERSONS))
-    assert after == {person: before[person] for person in "ac"}
-    turned = examples[::-1]
-    assert texts(turned, units_of(turned, PERSONS)) == before
+def test_records_are_drawn_by_the_law_that_is_accounted_for(toy_examples):
+    """Of five records, two are eligible, each with the same chance, and drawn at one rate: Binomial(2, q)."""
+    examples, plan = with_persons(toy_examples(6), "aaaaab"), replace(PERSONS, drawn="record")
+    source, steps = seeded(bytes(32)), 20_000
+    times, sizes = Counter(), Counter()
+    for _ in range(steps):
+        indices = [unit[0] for unit in draw(units_of(examples, plan), plan, source)]
+        times.update(indices)
+        sizes[sum(index < 5 for index in indices)] += 1
+    expected = binom.pmf([0, 1, 2], 2, plan.sampling_probability) * steps
+    assert chisquare([sizes[0], sizes[1], sizes[2]], expected).pvalue > 1e-4
+    assert chisquare([times[index] for index in range(5)]).pvalue > 1e-4
+    assert binomtest(times[5], steps, plan.sampling_probability).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("drawn", ["unit", "record"])
+def test_whose_records_are_eligible_depends_on_no_other_person(toy_examples, drawn):
+    """The chance of each record is the same, with another person of many records or without."""
+    examples, plan = with_persons(toy_examples(8), "aaabbbbb"), replace(PERSONS, drawn=drawn)
+    source, steps = seeded(bytes(31) + b"1"), 10_000
+    times = [Counter(), Counter()]
+    for count, chosen in zip(times, (examples, examples[:3]), strict=True):
+        units = units_of(chosen, plan)
+        for _ in range(steps):
+            count.update(index for unit in draw(units, plan, source) for index in unit)
+    for index in range(3):
+        assert binomtest(times[0][index], steps, plan.sampling_probability * 2 / 3).pvalue > 1e-4
+        assert binomtest(times[1][index], steps, plan.sampling_probability * 2 / 3).pvalue > 1e-4
+
+
+def test_draws_come_from_the_systems_entropy(monkeypatch, toy_examples):
+    examples, plan = with_persons(toy_examples(8), "aaabbbbb"), replace(PERSONS, drawn="record")
+    units = units_of(examples, plan)
+    assert len({str(draw(units, plan, words)) for _ in range(50)}) > 10
+    monkeypatch.setattr(os, "urandom", lambda count: bytes(count))
+    assert len({str(draw(units, plan, words)) for _ in range(5)}) == 1
 
 
 def test_units_are_refused_that_cannot_be_drawn(toy_examples):

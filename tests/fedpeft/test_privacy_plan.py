@@ -57,6 +57,10 @@ INTEGERS = {"enabled": True, "bits": 32}
 KINDS = {
     "record": lambda target: records(epsilon=target),
     "person": lambda target: records(epsilon=target, unit="person", records_per_person=4),
+    "person, records": lambda target: records(
+        epsilon=target, unit="person", records_per_person=4, sampling="record"
+    ),
+    "record, integers": lambda target: records(epsilon=target, noise="discrete"),
     "node, all": lambda target: nodes(epsilon=target),
     "node, sampled": lambda target: nodes(epsilon=target, federation=POISSON),
     "node, banded": lambda target: nodes(epsilon=target, federation=CYCLIC, bands=4),
@@ -341,3 +345,29 @@ def test_a_cached_epsilon_is_composed_once(monkeypatch):
     assert len(composed) == 5
     assert {epsilon(reversed(events), 1e-5, COARSE) for _ in range(50)} == {first}
     assert len(composed) == 5
+
+
+def test_a_nodes_own_integers_are_accounted_for_on_their_grid():
+    """Rounding at random lengthens what a unit adds, and smooth noise is a little smaller: both cost."""
+    config = records(epsilon=4.0, noise="discrete")
+    plan, plain = plan_from_config(config, 1000), plan_from_config(records(epsilon=4.0))
+    assert plan.grid == Grid(1000, 64 * math.sqrt(1000), 1, limit=2**50)
+    assert plan.event() == plan.grid.event(plan.sampling_probability, plan.noise_multiplier, plan.steps)
+    assert plan.epsilon() <= 4.0 and plain.noise_multiplier < plan.noise_multiplier
+    assert plan.noise_multiplier < plain.noise_multiplier * 1.01
+    assert plan.grid.share(plan.noise_multiplier) == (plan.noise_multiplier * plan.grid.steps_per_clip) ** 2
+    with pytest.raises(PrivacyError, match="give the size"):
+        plan_from_config(config)
+
+
+def test_a_grid_is_coarser_where_no_table_holds_the_noise():
+    plan = plan_from_config(records(noise_multiplier=20.0, noise="discrete"), 1_000_000)
+    assert plan.grid.steps_per_clip == 4 * 1000
+    with pytest.raises(PrivacyError, match=r"privacy\.noise = 'gaussian'"):
+        plan_from_config(records(noise_multiplier=2e4, noise="discrete"), 1_000_000)
+
+
+def test_drawn_records_come_from_the_config():
+    plan = plan_from_config(records(epsilon=4.0, unit="person", records_per_person=4, sampling="record"))
+    assert (plan.unit, plan.drawn, plan.records_per_unit) == ("person", "record", 4)
+    assert plan_from_config(records(epsilon=4.0, unit="person", records_per_person=4)).drawn == "unit"

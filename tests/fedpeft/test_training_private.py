@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from fedpeft.errors import ConfigError, DataError, PrivacyError
 from fedpeft.privacy import noise
 from fedpeft.privacy.csprng import seeded
+from fedpeft.privacy.grid import Grid
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
+from fedpeft.secagg.discrete_gaussian import share_of_noise
 from fedpeft.training import LocalPlan, per_example_loss, train_local
 from fedpeft.training.local import Extras
 from fedpeft.training.modes import steady
@@ -31,6 +34,7 @@ PRIVACY = PrivacyPlan(
     reproducible=True,
 )
 PERSONS = replace(PRIVACY, unit="person", records_per_unit=2)
+SINGLE = replace(PERSONS, drawn="record")
 
 
 def flat(attached):
@@ -60,6 +64,36 @@ def unit_gradient(attached, examples):
     return torch.cat(grads).double().numpy()
 
 
+def first_of(unit, most, source):
+    """The records of the smallest words, where there are more than may be used."""
+    if len(unit) <= most:
+        return unit
+    words = source(len(unit)).tolist()
+    return sorted(unit[place] for place in sorted(range(len(unit)), key=words.__getitem__)[:most])
+
+
+def naive_draw(units, privacy, source):
+    if privacy.drawn == "record":
+        eligible = [index for unit in units for index in first_of(unit, privacy.records_per_unit, source)]
+        return [[eligible[place]] for place in poisson(len(eligible), privacy.sampling_probability, source)]
+    drawn = poisson(len(units), privacy.sampling_probability, source)
+    return [first_of(units[unit], privacy.records_per_unit, source) for unit in drawn]
+
+
+def naive_noise(total, privacy, source):
+    """Gaussian; or the sum in whole steps, each rounded up by a coin of its fraction, and integers added."""
+    if privacy.grid is None:
+        return total + privacy.noise_multiplier * privacy.clip * noise.gaussian(len(total), source)
+    step = privacy.clip / privacy.grid.steps_per_clip
+    variance = (privacy.noise_multiplier * privacy.grid.steps_per_clip) ** 2
+    integers = share_of_noise(len(total), variance, source).astype(object)
+    for place, word in enumerate(source(len(total)).tolist()):
+        exact = total[place] / step
+        whole = math.floor(exact)
+        integers[place] += whole + (word / 2**64 < exact - whole)
+    return integers.astype(np.float64) * step
+
+
 def naive_round(attached, examples, privacy, support):
     """DP-SGD as algorithm 1 of Abadi et al. says it, from the same words; its end values."""
     source, units = seeded(np.random.default_rng(0).bytes(32)), units_of(examples, privacy)
@@ -68,10 +102,10 @@ def naive_round(attached, examples, privacy, support):
     inside[slice(None) if support is None else support] = True
     for step in range(PLAN.steps):
         total = np.zeros(attached.layout.size)
-        for unit in poisson(len(units), privacy.sampling_probability, source):
-            gradient = unit_gradient(attached, [examples[index] for index in units[unit]]) * inside
+        for unit in naive_draw(units, privacy, source):
+            gradient = unit_gradient(attached, [examples[index] for index in unit]) * inside
             total += gradient * min(1, privacy.clip / np.linalg.norm(gradient))
-        total[inside] += privacy.noise_multiplier * privacy.clip * noise.gaussian(inside.sum(), source)
+        total[inside] = naive_noise(total[inside], privacy, source)
         gradient = total / privacy.expected_batch_size
         velocity = gradient if step == 0 else PLAN.momentum * velocity + gradient
         values = values - PLAN.lr * velocity
@@ -85,7 +119,7 @@ def naive_round(attached, examples, privacy, support):
 
 @pytest.mark.parametrize("method", ["lora", "ia3"])
 @pytest.mark.parametrize("engine", ["auto", "loop", "opacus"])
-@pytest.mark.parametrize("privacy", [PRIVACY, PERSONS], ids=["records", "persons"])
+@pytest.mark.parametrize("privacy", [PRIVACY, PERSONS, SINGLE], ids=["records", "persons", "single"])
 @pytest.mark.parametrize("thin", [False, True], ids=["all", "support"])
 def test_a_seeded_round_equals_the_naive_twin(toy, toy_examples, method, engine, privacy, thin):
     examples = with_persons(toy_examples(10))
@@ -101,6 +135,30 @@ def test_a_seeded_round_equals_the_naive_twin(toy, toy_examples, method, engine,
         wanted = naive_round(twin, examples, privacy, support)
     np.testing.assert_allclose(flat(mine).numpy(), wanted, rtol=1e-5, atol=1e-6)
     assert (result.steps, result.loss_first, result.loss_last, result.seen) == (3, None, None, None)
+
+
+@pytest.mark.parametrize("privacy", [PRIVACY, PERSONS, SINGLE], ids=["records", "persons", "single"])
+def test_a_seeded_round_of_integers_equals_the_naive_twin(toy, toy_examples, privacy):
+    examples, mine, twin = with_persons(toy_examples(10)), toy(), toy()
+    privacy = replace(privacy, grid=Grid(mine.layout.size, 2000.0, 1, limit=2**50))
+    run(mine, examples, privacy)
+    with steady(twin.model):
+        wanted = naive_round(twin, examples, privacy, None)
+    # a value next to a coin's edge may be rounded to either side: one step of the grid
+    step = PLAN.lr * privacy.clip / 2000 / privacy.expected_batch_size
+    np.testing.assert_allclose(flat(mine).numpy(), wanted, rtol=1e-5, atol=4 * step)
+    assert np.median(np.abs(flat(mine).numpy() - wanted)) < step / 100
+
+
+def test_what_integers_release_is_a_function_of_integers(toy, toy_examples):
+    """Nothing of a real number is left: each value times the divisor is a whole number of steps."""
+    attached, seen = toy(), []
+    privacy = replace(PRIVACY, grid=Grid(attached.layout.size, 2000.0, 1, limit=2**50))
+    extras = Extras(lambda gradient, _: seen.append(gradient.copy()))
+    train_local(attached, toy_examples(9), PLAN, np.random.default_rng(0), privacy, extras)
+    integers = seen[0].astype(np.float64) * privacy.expected_batch_size * 2000 / privacy.clip
+    assert np.abs(integers - np.rint(integers)).max() < 2**-24 * np.abs(integers).max() * 2
+    assert len(np.unique(np.rint(integers))) > 100
 
 
 def test_a_seeded_round_is_a_function_of_its_arguments(toy, toy_examples):

@@ -8,6 +8,7 @@ import of_fence
 import of_ledger
 import of_loss
 import of_node
+import of_persons
 import of_promises
 import of_review
 import of_steps
@@ -24,6 +25,7 @@ MUTANTS: tuple[Mutant, ...] = tuple(
             *of_promises.MUTANTS,
             *of_node.MUTANTS,
             *of_loss.MUTANTS,
+            *of_persons.MUTANTS,
             *of_fence.MUTANTS,
         ),
         key=lambda mutant: mutant.number,

@@ -92,7 +92,7 @@ MUTANTS = (
         "owned.setdefault(example.person, [])",
         "owned.setdefault(example.person + str(len(example.ids) % 2), [])",
         (
-            "fedpeft/test_privacy_per_example_units.py::test_a_persons_first_records_are_chosen_by_that_person_alone",
+            "fedpeft/test_privacy_per_example_units.py::test_a_draw_of_persons_holds_at_most_the_cap_of_one_and_never_two_together",
         ),
     ),
     Mutant(

@@ -239,9 +239,9 @@ MUTANTS = (
         23,
         "all records of a person are used, however many they are",
         UNITS,
-        "sorted(records)[: plan.records_per_unit]",
-        "sorted(records)",
-        (PERSONS + "test_a_persons_first_records_are_chosen_by_that_person_alone",),
+        "if len(unit) <= most:",
+        "if unit:",
+        (PERSONS + "test_a_draw_of_persons_holds_at_most_the_cap_of_one_and_never_two_together",),
     ),
     Mutant(
         23,
@@ -257,7 +257,7 @@ MUTANTS = (
         UNITS,
         'if plan.unit == "record":',
         'if plan.unit in ("record", "person"):',
-        (PERSONS + "test_a_persons_first_records_are_chosen_by_that_person_alone",),
+        (PERSONS + "test_a_draw_of_persons_holds_at_most_the_cap_of_one_and_never_two_together",),
     ),
     Mutant(
         27,

@@ -13,6 +13,7 @@ from fedpeft.aggregation.central_dp import CentralNoise, randomness, sum_multipl
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.layout import Layout
 from fedpeft.privacy.matrix import correlated, square_root
+from fedpeft.privacy.mixture import Mixture
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
 from fedpeft.secagg.grid_values import clipped, to_grid
@@ -104,15 +105,20 @@ def _integers(plan: PrivacyPlan, members: Coins) -> Wide:
 def likelihood(observed: Observed) -> Wide:
     """Log likelihood ratio of in against out of each canary, shape ``(canaries,)``: the best score there is.
 
-    Sampled Gaussian steps: ``sum_t log(1 - q + q exp((2 y - 1) / (2 z^2)))``. Without sampling, and with
+    Sampled Gaussian steps: ``sum_t log(1 - q + q exp((2 y - 1) / (2 z^2)))``, or that of the records of one
+    person, which are drawn one by one. Without sampling, and with
     noise that is correlated over rounds, the noise is whitened first and the ratio is linear.
     """
     plan = observed.plan
     noise, rate = sum_multiplier(plan), plan.sampling_probability
+    if plan.drawn == "record" and rate < 1:
+        mixture = Mixture(rate, noise, plan.records_per_unit)
+        return mixture.log_ratio(observed.values.ravel())[0].reshape(observed.values.shape).sum(0)
     if rate < 1:
         ratio = (2 * observed.values - 1) / (2 * noise**2)
         return np.logaddexp(math.log1p(-rate), math.log(rate) + ratio).sum(0)
-    signal = whitened(turns(plan, len(observed.members)).astype(np.float64), plan.bands)
+    clips = plan.records_per_unit if plan.drawn == "record" else 1.0
+    signal = clips * whitened(turns(plan, len(observed.members)).astype(np.float64), plan.bands)
     values = whitened(observed.values, plan.bands)
     return (signal * (values - signal / 2)).sum(0) / noise**2
 
@@ -139,7 +145,9 @@ def coins(canaries: int, rng: np.random.Generator) -> Coins:
 def simulated(plan: PrivacyPlan, members: Coins, factor: float, rng: np.random.Generator) -> Observed:
     """The same rehearsal by the plan's formulas alone, with noise times ``factor``; power is read from it."""
     asked = turns(plan, len(members)) & members
-    drawn = asked & (rng.random(asked.shape) < plan.sampling_probability)
+    records = plan.records_per_unit if plan.drawn == "record" else 1
+    coins_up = sum(rng.random(asked.shape) < plan.sampling_probability for _ in range(records))
+    drawn = asked * np.asarray(coins_up, np.float64)
     fresh = factor * sum_multiplier(plan) * rng.standard_normal(asked.shape)
     return Observed(plan, drawn + _correlated(fresh, plan.bands), members)
 

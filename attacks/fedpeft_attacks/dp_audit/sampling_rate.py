@@ -41,7 +41,7 @@ class Draws:
         Counts are taken as normal: there are so many units that their variance is at least 50.
         """
         rate, variance = self.plan.sampling_probability, spread(self.plan, self.units)
-        off = (self.counts - self.units * rate) / math.sqrt(variance)
+        off = (self.counts - trials(self.plan, self.units) * rate) / math.sqrt(variance)
         mean = 2 * float(norm.sf(abs(off.sum()) / math.sqrt(len(off))))
         square, steps = float(np.sum(off**2)), len(off)
         odd = 2 * min(float(chi2.cdf(square, steps)), float(chi2.sf(square, steps)))
@@ -63,7 +63,12 @@ def size_of(plan: PrivacyPlan) -> int:
 def spread(plan: PrivacyPlan, units: int) -> float:
     """Variance of a noisy count under Poisson sampling."""
     rate = plan.sampling_probability
-    return units * rate * (1 - rate) + plan.noise_multiplier**2
+    return trials(plan, units) * rate * (1 - rate) + plan.noise_multiplier**2
+
+
+def trials(plan: PrivacyPlan, units: int) -> int:
+    """Coins of a step: one for each unit, or for each eligible record of persons."""
+    return units * (plan.records_per_unit if plan.drawn == "record" else 1)
 
 
 def observe(plan: PrivacyPlan) -> Draws:

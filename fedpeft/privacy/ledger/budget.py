@@ -3,7 +3,9 @@
 A promise is a unit and a trust model. Each that was ever made of a data set is an account of its own, and a
 charge must fit into all of them. Into the account of its own unit it goes as it is. Into that of a finer unit
 (record < person < node) it goes by group privacy: a record more or less in a person's data changes that
-person, which is one person removed and another added, so two steps of the coarser guarantee. Into that of a
+person, which is one person removed and another added, so two steps of the coarser guarantee. Where a round
+draws the records of persons one by one, that record may displace one eligible record and no more, which is
+one removed and another added: two steps of what the round is for one eligible record. Into that of a
 coarser unit it does not go: how many records a person has is not known for certain, so epsilon is infinite.
 Noise that is added closer to the data also protects against whoever comes later (central < distributed <
 local); the reverse is infinite again.
@@ -18,7 +20,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accounting import FINE, Event, epsilon
+from fedpeft.privacy.accounting import FINE, Event, MixtureSteps, epsilon
 from fedpeft.privacy.ledger.chain import Entry
 from fedpeft.privacy.ledger.composition_cache import running_epsilon
 
@@ -173,10 +175,15 @@ def joint(spent: Iterable[Charge], delta: float, claim: Claim, interval: float |
         steps = None if charge.claim is None else charge.claim.steps_to(claim)
         if steps is None:
             return math.inf
-        groups.setdefault(steps, []).append(charge.event)
+        groups.setdefault(steps, []).append(charge.event if steps == 1 else _of_a_part(charge.event))
     if set(groups) <= {1}:
         return _read(groups.get(1, []), delta, interval)
     return _stepped(groups, delta, interval)
+
+
+def _of_a_part(event: Event) -> Event:
+    """What a release is in each of two steps of group privacy."""
+    return event.of_one_record if isinstance(event, MixtureSteps) else event
 
 
 def _read(events: list[Event], delta: float, interval: float | None) -> float:

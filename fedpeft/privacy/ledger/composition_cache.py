@@ -14,6 +14,7 @@ from fedpeft.privacy.accounting import (
     VAST,
     Event,
     GridSteps,
+    MixtureSteps,
     Pure,
     Skellam,
     Steps,
@@ -52,7 +53,7 @@ def running_epsilon(events: Iterable[Event], delta: float) -> float:
 def _composable(event: Event) -> bool:
     """Whether the event has a privacy loss distribution at all."""
     match event:
-        case Steps() | GridSteps():
+        case Steps() | GridSteps() | MixtureSteps():
             return event.noise_multiplier > 0
         case Pure():
             return 0 < event.epsilon < math.inf

@@ -16,6 +16,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy import noise
 from fedpeft.privacy.csprng import Randomness, words
 from fedpeft.privacy.plan import PrivacyPlan
+from fedpeft.secagg.grid_values import from_grid, noisy_grid
 from fedpeft.training.dp.backward_passes import bounds_of, clear
 from fedpeft.training.dp.engine_selection import Engine
 from fedpeft.training.dp.per_example import FloatVector64, JointClip, Positions, clipped_sum
@@ -67,7 +68,8 @@ def noisy_gradient(
     batches (an empty Poisson draw) the result is noise alone. The divisor is the plan's public constant.
     Values off the support are 0. Where the plan releases a loss it is one more value of the same sum, and
     goes to ``on_loss``. A unit whose gradient cannot be computed counts as zero, as one that is not finite
-    does: whether a step failed would tell of it.
+    does: whether a step failed would tell of it. Where the plan has a grid, the sum is rounded to it
+    at random and integer noise is added: what is returned is a function of those integers.
 
     Args:
         attached: the model and its trainable parameters.
@@ -80,7 +82,11 @@ def noisy_gradient(
     plan = mechanism.plan
     total = summed(attached, batches, mechanism)
     size = total.size
-    total += plan.deviation * noise.gaussian(size, mechanism.source)
+    if plan.grid is None:
+        total += plan.deviation * noise.gaussian(size, mechanism.source)
+    else:
+        step = plan.joint_clip / plan.grid.steps_per_clip
+        total = from_grid(noisy_grid(total, plan, mechanism.source), step)
     if not np.isfinite(total).all():
         raise PrivacyError("the noisy gradient is not finite; lower privacy.clip or the noise multiplier")
     if plan.loss is not None:
