@@ -185,10 +185,10 @@ def test_signal_and_drift_know_the_larger_noise():
 def test_plans_without_a_loss_read_as_before(tmp_path):
     """Their JSON, the digest of a secure sum and the ledger's entries have no new field."""
     without = replace(PLAN, loss=None)
-    fields = {name: value for name, value in asdict(without).items() if name != "loss"}
+    fields = {name: value for name, value in asdict(without).items() if name not in ("loss", "drawn")}
     assert without.fields() == fields and "loss" not in without.describe()
     shared = replace(without, trust="distributed", steps_per_round=1, grid=Grid(10, 50.0, 2))
-    known = {name: value for name, value in asdict(shared).items() if name != "loss"}
+    known = {name: value for name, value in asdict(shared).items() if name not in ("loss", "drawn")}
     facts = json.dumps(["discrete gaussian", known], sort_keys=True)
     assert shared.bound_to(b"p") == hashlib.sha256(b"fedpeft-grid-1\0p" + facts.encode()).digest()
     ledger = Ledger(tmp_path / "ledger.sqlite", 1e6)
