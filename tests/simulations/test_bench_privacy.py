@@ -74,6 +74,7 @@ def test_the_tables_are_printed(monkeypatch, capsys):
         "machine": "here",
         "accountants": accountants.accountants(accountants.SETTINGS, 1e-3),
         "noise": accountants.noise_speed(),
+        "step_noise": accountants.step_noise(),
         "audits": accountants.audits((1.0,), repeats=1),
     }
     accountants.show(facts)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedpeft.privacy import noise
 from fedpeft.privacy.accounting import FINE, Steps, epsilon
+from fedpeft.privacy.calibration import noise_multiplier
+from fedpeft.privacy.grid import Grid
+from fedpeft.privacy.plan import PrivacyPlan
+from fedpeft.privacy.plan_builder import OWN_FINENESS, OWN_LIMIT
+from fedpeft.secagg.grid_values import from_grid, noisy_grid
 from fedpeft_attacks.dp_audit.mechanism import audit
 from fedpeft_bench.harness.command import machine
 from fedpeft_bench.harness.timing import best
 
 VALUES = 1_000_000
+STEP_SIZES = (22_528, 1_000_000)
+"""Values of a step whose noise is timed whole: a thin adapter's, and the million."""
 
 
 class Setting(NamedTuple):
@@ -49,6 +58,7 @@ OPTIMISTIC = 2e-5
 
 ACCOUNTANTS = ("q, z, steps, delta", "fedpeft", "lower bound", "Opacus PRV", "Opacus RDP", "Google RDP")
 NOISE = ("standard normal values", "ms CPU per million", "support")
+STEP_NOISE = ("values", "gaussian, ms CPU a step", "discrete", "ratio", "more noise")
 AUDIT = ("claimed epsilon", "Gaussian bound", "share", "counting bound", "share", "bounds above the claim")
 
 
@@ -128,6 +138,30 @@ def noise_speed() -> list[dict[str, Any]]:
     ]
 
 
+def step_noise() -> list[dict[str, Any]]:
+    """Processor time of what a step adds to its sum: Gaussian noise, or rounding to a grid and integers."""
+    found = list[dict[str, Any]]()
+    for size in STEP_SIZES:
+        plan = PrivacyPlan(0.1, 1.0, 1.0, 32, 1, 100, 1e-5)
+        grid = Grid(size, OWN_FINENESS[0] * math.sqrt(size), 1, limit=OWN_LIMIT)
+        whole, total = replace(plan, grid=grid), np.random.default_rng(0).normal(size=size)
+        step = plan.clip / grid.steps_per_clip
+        noisy_grid(total, whole)  # the table of the law is made once a run
+        gaussian, discrete = (
+            1e3 * best(work, 9)[1]
+            for work in (
+                lambda total=total: total + noise.gaussian(len(total)),
+                lambda total=total, whole=whole, step=step: from_grid(noisy_grid(total, whole), step),
+            )
+        )
+        more = noise_multiplier(whole, STEP_EPSILON) / noise_multiplier(plan, STEP_EPSILON) - 1
+        found.append({"values": size, "gaussian": gaussian, "discrete": discrete, "more_noise": more})
+    return found
+
+
+STEP_EPSILON = 8.0
+"""At which the noise of both is compared."""
+
 FLOAT32_SUPPORT = float(np.sqrt(48 * np.log(2)))
 """Box-Muller over 24-bit uniforms ends here: at 5.77 standard deviations."""
 
@@ -160,6 +194,7 @@ def run(repeats: int = 20) -> dict[str, Any]:
         "machine": machine(),
         "accountants": accountants(),
         "noise": noise_speed(),
+        "step_noise": step_noise(),
         "audits": audits(repeats=repeats) + halved,
     }
 
@@ -171,6 +206,7 @@ def show(facts: dict[str, Any]) -> None:
     where = facts["machine"]
     table(f"epsilon by accountant ({where})", ACCOUNTANTS, map(_accountant_cells, facts["accountants"]))
     table(f"noise ({where})", NOISE, map(_noise_cells, facts["noise"]))
+    table(f"noise of a whole step ({where})", STEP_NOISE, map(_step_cells, facts["step_noise"]))
     table(
         f"audit of one release of a million coordinates ({where})", AUDIT, map(_audit_cells, facts["audits"])
     )
@@ -188,6 +224,12 @@ _COLUMNS = ("lower_bound", "opacus_prv", "opacus_rdp", "google_rdp")
 def _noise_cells(row: dict[str, Any]) -> list[str]:
     support = "" if row["support"] is None else f"{row['support']:.2f}"
     return [row["source"], f"{row['ms']:.1f}", support]
+
+
+def _step_cells(row: dict[str, Any]) -> list[str]:
+    times = [f"{row[name]:.2f}" for name in ("gaussian", "discrete")]
+    ratio = row["discrete"] / row["gaussian"]
+    return [f"{row['values']:,}", *times, f"{ratio:.1f}", f"{row['more_noise']:.2%}"]
 
 
 def _audit_cells(row: dict[str, Any]) -> list[str]:
