@@ -200,6 +200,17 @@ def _privacy(config: Config) -> Iterator[str]:
             f"'person' and privacy.trust = 'local' (given: {privacy.unit!r}, {privacy.trust!r}: a secure sum "
             "and the coordinator's noise hold updates alone), or leave it out"
         )
+    yield from _draws_and_noise(config)
+    if config.audit.outbox == "refuse":
+        yield (
+            "audit.outbox = 'refuse' lets a missing update reveal the data, and no privacy plan covers that: "
+            f"set audit.outbox = 'report' with privacy.unit = {privacy.unit!r}"
+        )
+    yield from _nodes_unit(config) if privacy.unit == "node" else _records_unit(config)
+
+
+def _draws_and_noise(config: Config) -> Iterator[str]:
+    privacy = config.privacy
     if privacy.sampling == "record" and privacy.unit != "person":
         yield (
             f"privacy.sampling = 'record' draws the records of persons one by one, but privacy.unit = "
@@ -210,12 +221,6 @@ def _privacy(config: Config) -> Iterator[str]:
             "privacy.noise = 'discrete' is noise of the nodes, and with privacy.trust = 'central' the "
             "coordinator adds it: leave privacy.noise out"
         )
-    if config.audit.outbox == "refuse":
-        yield (
-            "audit.outbox = 'refuse' lets a missing update reveal the data, and no privacy plan covers that: "
-            f"set audit.outbox = 'report' with privacy.unit = {privacy.unit!r}"
-        )
-    yield from _nodes_unit(config) if privacy.unit == "node" else _records_unit(config)
 
 
 def _delta(config: Config) -> Iterator[str]:

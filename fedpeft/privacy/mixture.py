@@ -128,13 +128,13 @@ class Mixture:
         low, high = self.range()
         table = np.linspace(2 * low, 2 * high, NODES)
         known = self.log_ratio(table)[0]
-        found = np.interp(losses, known, table)
+        place = np.interp(losses, known, table)
         cell = table[1] - table[0]
-        first, last = np.maximum(found - cell, table[0]), np.minimum(found + cell, table[-1])
+        first, last = np.maximum(place - cell, table[0]), np.minimum(place + cell, table[-1])
         for _ in range(NEWTON):
-            value, slope = self.log_ratio(found)
-            found = np.clip(found - (value - losses) / np.maximum(slope, 1e-300), first, last)
-        return found
+            value, slope = self.log_ratio(place)
+            place = np.clip(place - (value - losses) / np.maximum(slope, 1e-300), first, last)
+        return place
 
 
 @lru_cache(maxsize=64)

@@ -40,6 +40,7 @@ class World:
     def __init__(self, organisation, monkeypatch):
         self.organisation, self.patch = organisation, monkeypatch
         self.gradients, self.totals, self.sums = [], [], []
+        self.integers, self.plan = [], None
 
     def run(self, records, replayed=(), **settings):
         """Reply, envelope and every file name that the round leaves; totals land in ``totals``.
@@ -56,12 +57,16 @@ class World:
         from fedpeft_clients.rounds.handlers import train
         from fedpeft_clients.rounds.node_context import NodeContext
 
-        self.gradients, self.totals, self.sums = [], [], []
+        self.gradients, self.totals, self.sums, self.integers = [], [], [], []
         home, coordinator = self.organisation(records=records, **settings)
         calls = itertools.count()
         keys = lambda size: hashlib.sha256(str(next(calls)).encode()).digest()[:size]  # noqa: E731
         inner, real, whole = dpsgd.noise.gaussian, dpsgd.noisy_gradient, dpsgd.summed
-        seen = []
+        seen, on_grid = [], dpsgd.noisy_grid
+
+        def noisy_grid(*given):
+            self.integers.append(on_grid(*given))
+            return self.integers[-1]
 
         def summed(*given):
             self.sums.append(whole(*given).copy())
@@ -75,8 +80,10 @@ class World:
             found = real(attached, batches, mechanism)
             plan, support = mechanism.plan, mechanism.support
             on = slice(None) if support is None else support
-            drawn = seen[-1][: found[on].size]
-            self.totals.append(found[on] * plan.expected_batch_size - plan.deviation * drawn)
+            self.plan = plan
+            if plan.grid is None:
+                drawn = seen[-1][: found[on].size]
+                self.totals.append(found[on] * plan.expected_batch_size - plan.deviation * drawn)
             self.gradients.append(replayed[len(self.gradients)] if replayed else found)
             return self.gradients[-1]
 
@@ -84,6 +91,7 @@ class World:
             patch.setattr(csprng.os, "urandom", keys)
             patch.setattr(dpsgd.noise, "gaussian", gaussian)
             patch.setattr(dpsgd, "summed", summed)
+            patch.setattr(dpsgd, "noisy_grid", noisy_grid)
             patch.setattr(local, "noisy_gradient", noisy_gradient)
             task = coordinator.first_task(expires=2e9)
             reply, envelope = train(NodeContext(home), task, b"")
@@ -139,6 +147,38 @@ def test_a_person_with_many_records_moves_the_sum_by_one_clip(world):
     with_more = world.run([*own, *extra], replayed=gradients, privacy=privacy, **data, **SIGN, **SGD)
     moved = [np.linalg.norm(b - a) for a, b in zip(totals, world.totals, strict=True)]
     assert moved == pytest.approx([CLIP, CLIP], rel=1e-3)
+    assert with_more == without
+
+
+def test_a_person_whose_records_are_drawn_moves_the_sum_by_a_clip_each_up_to_the_cap(world):
+    data, privacy = {"data": {"person": "person", "max_length": 32}}, {**PRIVACY, "unit": "person"}
+    privacy |= {"sampling_probability": 1.0, "records_per_person": 3, "sampling": "record"}
+    own = [
+        Record(record.prompt, record.completion, person=f"p{i % 8}") for i, record in enumerate(RECORDS[:24])
+    ]
+    extra = [Record(f"{ODD.prompt} {i}", ODD.completion, person="new") for i in range(5)]
+    without = world.run(own, privacy=privacy, **data, **SIGN, **SGD)
+    totals, gradients = world.totals, world.gradients
+    with_more = world.run([*own, *extra], replayed=gradients, privacy=privacy, **data, **SIGN, **SGD)
+    for mine, theirs in zip(totals, world.totals, strict=True):
+        assert 2.5 * CLIP < np.linalg.norm(theirs - mine) <= 3 * CLIP * (1 + 1e-4)
+    assert world.plan.event(2).records == 3 and with_more == without
+
+
+@pytest.mark.parametrize("more", [RECORDS[128], ODD], ids=["usual", "odd"])
+@pytest.mark.parametrize("exchange", [SIGN, MASKED], ids=["sign", "masked"])
+def test_one_record_moves_a_nodes_integers_by_their_sensitivity_and_nothing_that_leaves(
+    world, more, exchange
+):
+    """Equal words of rounding and noise: what is left is the rounded gradient of the one record."""
+    privacy = {**PRIVACY, "sampling_probability": 1.0, "noise": "discrete"}
+    without = world.run(RECORDS[:16], privacy=privacy, **exchange, **SGD)
+    before, gradients = world.integers, world.gradients
+    with_more = world.run([*RECORDS[:16], more], replayed=gradients, privacy=privacy, **exchange, **SGD)
+    assert len(before) == len(world.integers) == 2 and before[0].dtype == np.int64
+    for mine, theirs in zip(before, world.integers, strict=True):
+        moved = np.linalg.norm((theirs - mine).astype(np.float64))
+        assert 0.9 * world.plan.grid.steps_per_clip < moved <= world.plan.event().l2
     assert with_more == without
 
 

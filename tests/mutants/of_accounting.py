@@ -128,8 +128,8 @@ MUTANTS = (
         25,
         "the bound on rounding that holds mostly is taken to hold always",
         ACCOUNTING,
-        "return math.fsum(event.failure * event.repeats for event in events if isinstance(event, GridSteps))",
-        "return math.fsum(event.failure for event in events if isinstance(event, Skellam) for _ in ())",
+        "return math.fsum(event.failure * event.repeats for event in rounded)",
+        "return math.fsum(event.failure for event in rounded for _ in ())",
         (PLANS + "test_failures_are_paid_for_by_delta",),
     ),
     Mutant(

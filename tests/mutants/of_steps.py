@@ -26,7 +26,7 @@ TWIN = "fedpeft/test_training_private.py::test_a_seeded_round_equals_the_naive_t
 NOISE_LINE = "total += plan.deviation * noise.gaussian(size, mechanism.source)"
 SUM_LINE = "total += _contribution(attached, batch, units, mechanism, size)\n"
 SUMMED = "total = summed(attached, batches, mechanism)\n    size = total.size\n"
-DRAWN = "drawn = poisson(len(units), mechanism.plan.sampling_probability, mechanism.source)"
+DRAWN = "drawn = poisson(len(units), plan.sampling_probability, source)"
 
 MUTANTS = (
     Mutant(
@@ -66,9 +66,9 @@ MUTANTS = (
     Mutant(
         5,
         "the rate is the batch size over the node's own number of records",
-        LOCAL,
-        "poisson(len(units), mechanism.plan.sampling_probability, mechanism.source)",
-        "poisson(len(units), mechanism.plan.expected_batch_size / max(len(units), 1), mechanism.source)",
+        UNITS,
+        "poisson(len(units), plan.sampling_probability, source)",
+        "poisson(len(units), plan.expected_batch_size / max(len(units), 1), source)",
         (TRAINING + "test_private_divisor_and_rate_do_not_follow_n",),
     ),
     Mutant(
@@ -82,17 +82,17 @@ MUTANTS = (
     Mutant(
         6,
         "private steps go through a shuffled epoch",
-        LOCAL,
+        UNITS,
         DRAWN,
-        "drawn = next(epochs(len(units), mechanism.plan.expected_batch_size, np.random.default_rng(0)))",
+        "drawn = np.random.default_rng(0).permutation(len(units))[: plan.expected_batch_size]",
         (TWIN,),
     ),
     Mutant(
         7,
         "a draw that is larger than the batch size is cut off",
-        LOCAL,
+        UNITS,
         DRAWN,
-        DRAWN + "[: mechanism.plan.expected_batch_size]",
+        DRAWN + "[: plan.expected_batch_size]",
         (TWIN,),
     ),
     Mutant(
@@ -189,10 +189,11 @@ MUTANTS = (
         20,
         "noise is drawn with each physical batch, and none where there is no batch",
         STEP,
-        SUMMED + "    " + NOISE_LINE,
+        SUMMED + "    if plan.grid is None:\n        " + NOISE_LINE,
         "size = len(summed(attached, [], mechanism))\n    total = np.zeros(size)\n"
         "    for batch in batches:\n        total += summed(attached, [batch], mechanism)\n        "
-        + NOISE_LINE,
+        + NOISE_LINE
+        + "\n    if plan.grid is None:\n        pass",
         (BUGS + "test_a_step_draws_its_noise_once_however_many_physical_batches_it_has[2]",),
     ),
     Mutant(

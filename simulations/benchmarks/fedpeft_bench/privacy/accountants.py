@@ -140,7 +140,7 @@ def noise_speed() -> list[dict[str, Any]]:
 
 def step_noise() -> list[dict[str, Any]]:
     """Processor time of what a step adds to its sum: Gaussian noise, or rounding to a grid and integers."""
-    found = list[dict[str, Any]]()
+    rows = list[dict[str, Any]]()
     for size in STEP_SIZES:
         plan = PrivacyPlan(0.1, 1.0, 1.0, 32, 1, 100, 1e-5)
         grid = Grid(size, OWN_FINENESS[0] * math.sqrt(size), 1, limit=OWN_LIMIT)
@@ -155,8 +155,8 @@ def step_noise() -> list[dict[str, Any]]:
             )
         )
         more = noise_multiplier(whole, STEP_EPSILON) / noise_multiplier(plan, STEP_EPSILON) - 1
-        found.append({"values": size, "gaussian": gaussian, "discrete": discrete, "more_noise": more})
-    return found
+        rows.append({"values": size, "gaussian": gaussian, "discrete": discrete, "more_noise": more})
+    return rows
 
 
 STEP_EPSILON = 8.0
