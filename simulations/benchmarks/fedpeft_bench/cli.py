@@ -204,7 +204,7 @@ def nodes(as_json: bool = JSON_OPTION) -> None:
 
 
 def private(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
-    """The cost of record-level privacy for each exchange; eight minutes per seed."""
+    """The cost of record-level privacy for each exchange; twelve minutes per seed."""
     from fedpeft_bench.harness.command import machine
     from fedpeft_bench.privacy import record_level as benchmark
 
