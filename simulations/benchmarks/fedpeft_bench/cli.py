@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
     group.command("nodes")(nodes)
     group.command("private")(private)
     group.command("persons")(persons)
+    group.command("frameworks")(frameworks)
     group.command("audit")(audit)
     group.command("real")(real)
     group.command("all")(everything)
@@ -220,6 +221,23 @@ def persons(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
 
     facts = {"machine": machine(), "rows": person_level.rows(seeds, _log)}
     emit(facts, as_json, lambda: person_level.show(facts))
+
+
+def frameworks(
+    jax_privacy: str = typer.Option("", "--jax-privacy", help="Python of an environment with jax-privacy 2."),
+    pfl: str = typer.Option("", "--pfl", help="Python of an environment with torch and pfl."),
+    repeats: int = typer.Option(3, "--repeats", min=1, help="Trainings of each."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """One private problem by fedpeft, Opacus, jax-privacy and pfl: epsilon, accuracy, time."""
+    from fedpeft_bench.frameworks import compare
+    from fedpeft_bench.harness.command import machine
+
+    others = {name: python for name, python in (("jax-privacy", jax_privacy), ("pfl", pfl)) if python}
+    rows = compare.rows(others, repeats, _log)
+    lines = [compare.cells(row) for row in rows]
+    title = f"DP-SGD by four frameworks ({machine()})"
+    emit({"machine": machine(), "rows": rows}, as_json, lambda: table(title, compare.COLUMNS, lines))
 
 
 class AuditPart(StrEnum):
