@@ -204,12 +204,16 @@ def nodes(as_json: bool = JSON_OPTION) -> None:
     emit(facts, as_json, lambda: benchmark.show(facts))
 
 
-def private(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
+def private(
+    seeds: list[int] = SEEDS,
+    only: str = typer.Option("", "--only", help="Only variants whose names hold this."),
+    as_json: bool = JSON_OPTION,
+) -> None:
     """The cost of record-level privacy for each exchange; twelve minutes per seed."""
     from fedpeft_bench.harness.command import machine
     from fedpeft_bench.privacy import record_level as benchmark
 
-    rows = benchmark.rows(seeds, _log)
+    rows = benchmark.rows(seeds, _log, only)
     facts = {"machine": machine(), "rows": rows, "means": benchmark.means(rows)}
     emit(facts, as_json, lambda: benchmark.show(facts))
 
@@ -317,7 +321,7 @@ def everything() -> None:
     secure(1_000_000, False)
     ledger(kills=1000, as_json=False)
     nodes(False)
-    private([0, 1, 2], False)
+    private([0, 1, 2], only="", as_json=False)
     for part in AuditPart:
         audit(part, [0, 1, 2], False)
     federation([0, 1, 2], False)

@@ -103,8 +103,8 @@ class Variant:
 def utility_variants() -> list[Variant]:
     """Who adds the noise, at both epsilons, each with its twin."""
     return [
-        Variant(f"epsilon {epsilon:g}, {name}", settings, epsilon)
-        for name, settings in UTILITY.items()
+        Variant(f"epsilon {epsilon:g}, {name}", at[epsilon], epsilon)
+        for name, at in UTILITY.items()
         for epsilon in (8.0, 2.0)
     ]
 
@@ -160,6 +160,7 @@ MANY: Settings = {
     "adapter.skip_layers": [0, 1],
     "privacy.clip": 0.25,
     "federation.lr": 20.0,
+    "federation.momentum": 0.9,
     "federation.lr_decay": 0.5,
     "federation.server.lr": 2.0,
     "exchange.up.codec": "masked-sign",
@@ -170,7 +171,7 @@ MANY: Settings = {
 audit's benchmarks, were tuned and are compared on."""
 
 MANY_AT: Mapping[float, Settings] = {8.0: MANY, 2.0: {**MANY, "federation.lr": 12.0}}
-"""By epsilon: more noise bears less of a rate."""
+"""By epsilon, as `UTILITY`."""
 
 
 TUNED: Mapping[str, Settings] = {
@@ -209,6 +210,7 @@ SHARED: Settings = {
     "privacy.trust": "distributed",
     "federation.rounds": 32,
     "federation.local_steps": 1,
+    "federation.lr": 50.0,
     "federation.lr_decay": 0.95,
     "exchange.up.codec": "ternary",
     "exchange.secure.enabled": True,
@@ -216,29 +218,33 @@ SHARED: Settings = {
 }
 """One noise for the sum of all nodes, in place of one for each node's own steps."""
 
-UTILITY: Mapping[str, Settings] = {
-    "noise of each node": {},
-    "noise shared by 4 nodes": SHARED,
-    "noise shared by 16 nodes": {**SHARED, "federation.nodes": 16},
+SIXTEEN: Settings = {**SHARED, "federation.nodes": 16}
+
+UTILITY: Mapping[str, Mapping[float, Settings]] = {
+    "noise of each node": {8.0: {}, 2.0: {"federation.lr": 20.0}},
+    "noise shared by 4 nodes": {8.0: SHARED, 2.0: SHARED},
+    "noise shared by 16 nodes": {8.0: SIXTEEN, 2.0: SIXTEEN},
 }
+"""By name and epsilon; more noise bears less of a rate."""
 
 
-def rows(seeds: Sequence[int], report: Callable[[str], None] | None = None) -> list[Row]:
-    """Run all variants for each seed; one row of figures each, the base without adapter first.
+def rows(seeds: Sequence[int], report: Callable[[str], None] | None = None, only: str = "") -> list[Row]:
+    """Run the variants for each seed; one row of figures each, the base without adapter first.
 
     Args:
         seeds: of data, adapter and base; noise and sampling are drawn anew in every run.
         report: receives the name of each variant when it is done.
+        only: what the names of the variants hold; all do by default.
     """
-    return over_seeds(seeds, _rows, report)
+    return over_seeds(seeds, lambda seed: _rows(seed, only), report)
 
 
-def _rows(seed: int) -> Iterator[Row]:
+def _rows(seed: int, only: str) -> Iterator[Row]:
     measured = cache(lambda settings: measure((*settings, f"run.seed={seed}")))
     reference = measured(options(OPEN))
     yield row("utility", "base", seed, untrained(reference), reference)
     yield row("utility", "no privacy, dense", seed, reference, reference)
-    for variant in utility_variants():
+    for variant in _named(utility_variants(), only):
         twin = measured(private(variant.settings, None))
         yield row(
             "utility",
@@ -250,9 +256,13 @@ def _rows(seed: int) -> Iterator[Row]:
         )
         yield row("utility", f"{variant.name}, twin", seed, twin, reference)
     for part, variants in (("exchange", exchange_variants()), ("few", few_variants())):
-        for variant in variants:
+        for variant in _named(variants, only):
             run_figures = measured(private(variant.settings, variant.epsilon))
             yield row(part, variant.name, seed, run_figures, reference)
+
+
+def _named(variants: Sequence[Variant], only: str) -> list[Variant]:
+    return [variant for variant in variants if only in variant.name]
 
 
 def private(settings: Settings, epsilon: float | None) -> tuple[str, ...]:
