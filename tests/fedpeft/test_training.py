@@ -230,7 +230,8 @@ def test_private_divisor_and_rate_do_not_follow_n(toy, toy_examples, monkeypatch
     rates = []
     monkeypatch.setattr("fedpeft.privacy.noise.gaussian", lambda size, source: np.zeros(size))
     monkeypatch.setattr(
-        "fedpeft.training.local.poisson", lambda n, q, source: rates.append(q) or np.arange(0, dtype=np.int64)
+        "fedpeft.training.privacy_units.poisson",
+        lambda n, q, source: rates.append(q) or np.arange(0, dtype=np.int64),
     )
     for count in (8, 9):
         train_local(toy(), toy_examples(count), PLAN, np.random.default_rng(0), PRIVACY)

@@ -6,7 +6,7 @@ import pytest
 
 from fedpeft.privacy import csprng, noise
 from fedpeft.privacy.plan import PrivacyPlan
-from fedpeft.training import local
+from fedpeft.training import privacy_units
 from fedpeft.training.dp import dpsgd
 from fedpeft_attacks.dp_audit import check, sampling_rate
 from fedpeft_bench.audit import epsilon as audit_epsilon
@@ -35,9 +35,9 @@ def wrong(checks):
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_planted_fault_is_seen_and_taken_out_again(fault):
-    parts = (noise.gaussian, dpsgd.clipped_sum, local.poisson, csprng.os)
+    parts = (noise.gaussian, dpsgd.clipped_sum, privacy_units.poisson, csprng.os)
     assert SEEN_BY[fault.name] <= wrong(audit_epsilon.audited(PLAN, 1, fault.planted))
-    assert (noise.gaussian, dpsgd.clipped_sum, local.poisson, csprng.os) == parts
+    assert (noise.gaussian, dpsgd.clipped_sum, privacy_units.poisson, csprng.os) == parts
 
 
 def test_the_crowd_is_powerful_enough_to_be_asked_in_each_run():

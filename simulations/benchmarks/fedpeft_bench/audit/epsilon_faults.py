@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.privacy import csprng, noise
-from fedpeft.training import local
+from fedpeft.training import privacy_units
 from fedpeft.training.dp import dpsgd, per_example
 
 
@@ -66,7 +66,7 @@ def no_sampling() -> Generator[None]:
     def everyone(n: int, q: float, source: object = None) -> NDArray[np.int64]:
         return np.arange(n)
 
-    with patch.object(local, "poisson", everyone):
+    with patch.object(privacy_units, "poisson", everyone):
         yield
 
 
@@ -84,7 +84,7 @@ def shuffled() -> Generator[None]:
     def next_batch(n: int, q: float, source: object = None) -> NDArray[np.int64]:
         return next(epochs.setdefault(n, itertools.chain(batches(n, q))))
 
-    with patch.object(local, "poisson", next_batch):
+    with patch.object(privacy_units, "poisson", next_batch):
         yield
 
 
