@@ -13,7 +13,7 @@ from fedpeft.data import Batch
 from fedpeft.errors import RunError
 from fedpeft.training.loss import per_example_loss
 from fedpeft_bench.frameworks import problem
-from fedpeft_bench.frameworks.compare import Track
+from fedpeft_bench.frameworks.comparison_rows import Track
 
 SAYS = "import json; print(json.dumps({'first_loss': 3.0}))"
 

@@ -234,7 +234,7 @@ def frameworks(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """One private problem by fedpeft, Opacus, jax-privacy and pfl: epsilon, accuracy, time."""
-    from fedpeft_bench.frameworks import compare
+    from fedpeft_bench.frameworks import comparison_rows as compare
     from fedpeft_bench.harness.command import machine
 
     others = {name: python for name, python in (("jax-privacy", jax_privacy), ("pfl", pfl)) if python}

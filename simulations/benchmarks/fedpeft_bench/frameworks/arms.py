@@ -7,12 +7,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, TensorDataset
 
 from fedpeft.data.batches import Batch, gather
 from fedpeft.training import LocalPlan, train_local
@@ -25,8 +28,6 @@ Facts = dict[str, Any]
 
 def fedpeft(lab: FederationLab, epsilon: float) -> Facts:
     """A node's training under a plan that is solved for epsilon."""
-    from dataclasses import replace
-
     from fedpeft.privacy.calibration import noise_multiplier
     from fedpeft.privacy.plan_builder import plan_from_config
 
@@ -47,7 +48,6 @@ def opacus(lab: FederationLab, epsilon: float) -> Facts:
     """The engine of Opacus with its sampler, hooks, noise and accountant."""
     from opacus import PrivacyEngine
     from opacus.accountants.utils import get_noise_multiplier
-    from torch.utils.data import DataLoader, TensorDataset
 
     config, pool = lab.config, problem.records(lab)
     batch, rates = config.federation.batch_size * len(lab.nodes), problem.rates(config)
@@ -61,31 +61,25 @@ def opacus(lab: FederationLab, epsilon: float) -> Facts:
     started = time.process_time()
     noise = get_noise_multiplier(**settings)
     calibrated = time.process_time()
-    model: Any = lab.attached.model.train()
-    optimiser = torch.optim.SGD(list(lab.attached.parameters.values()), lr=1.0)
-    whole = gather(model, pool)
+    whole = gather(lab.attached.model, pool)
     data: Any = TensorDataset(whole.ids, whole.weights)
     engine: Any = PrivacyEngine(accountant="prv")
     module, optimiser, loader = engine.make_private(
-        module=model,
-        optimizer=optimiser,
+        module=lab.attached.model.train(),
+        optimizer=torch.optim.SGD(list(lab.attached.parameters.values()), lr=1.0),
         data_loader=DataLoader(data, batch_size=batch),
         noise_multiplier=noise,
         max_grad_norm=config.privacy.clip,
     )
-    steps = iter(rates)
-    while True:
-        for ids, weights in loader:
-            if (rate := next(steps, None)) is None:
-                return _facts(
-                    "opacus", noise, engine.get_epsilon(config.privacy.delta), (started, calibrated)
-                )
-            optimiser.param_groups[0]["lr"] = rate
-            optimiser.zero_grad()
-            longest = int((weights > 0).any(0).sum()) + 1
-            chosen = Batch(ids[:, :longest], weights[:, :longest], whole.lengths, whole.targets)
-            per_example_loss(module, chosen).mean().backward()
-            optimiser.step()
+    batches = chain.from_iterable(repeat(loader))
+    for rate, (ids, weights) in zip(rates, batches, strict=False):
+        optimiser.param_groups[0]["lr"] = rate
+        optimiser.zero_grad()
+        longest = int((weights > 0).any(0).sum()) + 1
+        drawn = Batch(ids[:, :longest], weights[:, :longest], whole.lengths, whole.targets)
+        per_example_loss(module, drawn).mean().backward()
+        optimiser.step()
+    return _facts("opacus", noise, engine.get_epsilon(config.privacy.delta), (started, calibrated))
 
 
 def _facts(package: str, noise: float, epsilon: float, times: tuple[float, float]) -> Facts:

@@ -67,19 +67,11 @@ def loss(weights, task, trained, record):
     return losses.sum() / token_weights[1:].sum()
 
 
-def main(folder, epsilon):
-    task, arrays = json.loads((folder / "task.json").read_text()), np.load(folder / "problem.npz")
-    weights = {name.removeprefix("base/"): jnp.asarray(arrays[name]) for name in arrays}
-    ids, token_weights, trained = (weights.pop(name) for name in ("ids", "weights", "A"))
-    record_loss = partial(loss, weights, task)
-    first = float(jax.vmap(record_loss, (None, 0))(trained, (ids[:64], token_weights[:64])).mean())
-
-    started = time.process_time()
-    accountant = dp_accounting.pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    rates = task["learning_rates"]
-    plan = BandMFExecutionPlanConfig(
+def plan_of(task, epsilon, accountant):
+    """Sampler, clip and noise, calibrated to epsilon."""
+    return BandMFExecutionPlanConfig(
         strategy=np.ones(1),
-        iterations=len(rates),
+        iterations=len(task["learning_rates"]),
         epsilon=epsilon,
         delta=task["delta"],
         sampling_prob=task["rate"],
@@ -89,29 +81,48 @@ def main(folder, epsilon):
         partition_type=batch_selection.PartitionType.INDEPENDENT,
         accountant=accountant,
     ).plan
-    calibrated = time.process_time()
+
+
+def train(plan, task, record_loss, trained, ids, token_weights):
+    """The adapter after all steps."""
     gradient = jax.jit(plan.clipped_grad(record_loss, keep_batch_dim=False))
     privatizer = plan.noise_addition_transform
     noise_state = privatizer.init(trained)
     batches = plan.batch_selection_strategy.batch_iterator(task["records"])
-    for rate, batch in zip(rates, batches, strict=True):
+    for rate, batch in zip(task["learning_rates"], batches, strict=True):
         rows = batch_selection.pad_to_multiple_of(batch, MULTIPLE)
-        padding = rows == -1
-        mean = gradient(trained, (ids[rows], token_weights[rows]), is_padding_example=padding)
+        mean = gradient(trained, (ids[rows], token_weights[rows]), is_padding_example=rows == -1)
         noisy, noise_state = privatizer.update(mean, noise_state)
-        trained = optax.apply_updates(trained, jax.tree.map(lambda part, rate=rate: -rate * part, noisy))
-    trained = np.asarray(jax.block_until_ready(trained))
-    finished = time.process_time()
+        trained = optax.apply_updates(trained, -rate * noisy)
+    return np.asarray(jax.block_until_ready(trained))
 
-    accountant.compose(plan.dp_event)
-    np.save(folder / "jax-privacy.npy", trained)
-    version = importlib.metadata.version("jax-privacy")
-    event = plan.dp_event
+
+def noise_of(event):
+    """The noise multiplier in a composed event."""
     while not hasattr(event, "noise_multiplier"):
         event = event.event
+    return float(event.noise_multiplier)
+
+
+def main(folder, epsilon):
+    task, arrays = json.loads((folder / "task.json").read_text()), np.load(folder / "problem.npz")
+    weights = {name.removeprefix("base/"): jnp.asarray(arrays[name]) for name in arrays}
+    ids, token_weights, trained = (weights.pop(name) for name in ("ids", "weights", "A"))
+    record_loss = partial(loss, weights, task)
+    first = float(jax.vmap(record_loss, (None, 0))(trained, (ids[:64], token_weights[:64])).mean())
+
+    started = time.process_time()
+    accountant = dp_accounting.pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    plan = plan_of(task, epsilon, accountant)
+    calibrated = time.process_time()
+    trained = train(plan, task, record_loss, trained, ids, token_weights)
+    finished = time.process_time()
+
+    np.save(folder / "jax-privacy.npy", trained)
+    accountant.compose(plan.dp_event)
     facts = {
-        "version": version,
-        "noise": float(event.noise_multiplier),
+        "version": importlib.metadata.version("jax-privacy"),
+        "noise": noise_of(plan.dp_event),
         "epsilon": accountant.get_epsilon(task["delta"]),
         "first_loss": first,
         "calibration_s": calibrated - started,

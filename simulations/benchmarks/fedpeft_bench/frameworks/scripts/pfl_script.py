@@ -76,28 +76,49 @@ class Llama(torch.nn.Module):
         return {}
 
 
-async def train(model, backend, parameters, task, optimiser):
+def backend_of(task, accountant, ids, weights, lengths):
+    """Users of a record each, pfl's own sampler of them, and noise on the sum of their updates."""
+
+    def user(index):
+        tokens = slice(int(lengths[index]))
+        return PyTorchTensorDataset([ids[index, tokens][None], weights[index, tokens][None]])
+
+    mechanism = GaussianMechanism.from_privacy_accountant(accountant, clipping_bound=task["clip"])
+    users = FederatedDataset(user, get_user_sampler("random", list(range(task["records"]))))
+    return SimulatedBackend(users, users, [CentrallyAppliedPrivacyMechanism(mechanism)])
+
+
+async def train(module, backend, task):
+    """Train the module in place: rounds of one step of each user of a cohort."""
+    rates = task["learning_rates"]
+    optimiser = torch.optim.SGD([module.trained], lr=1.0)
+    model = PyTorchModel(module, torch.optim.SGD, optimiser)
     algorithm = FederatedAveraging()
+    rounds = NNAlgorithmParams(
+        central_num_iterations=len(rates),
+        evaluation_frequency=len(rates) + 1,
+        train_cohort_size=task["batch"],
+        val_cohort_size=None,
+    )
     user = NNTrainHyperParams(
         local_num_epochs=None, local_num_steps=1, local_learning_rate=1.0, local_batch_size=None
     )
-    for step, rate in enumerate(task["learning_rates"]):
+    for step, rate in enumerate(rates):
         optimiser.param_groups[0]["lr"] = rate
         (context, *_), model, _ = algorithm.get_next_central_contexts(
-            model, step, parameters, user, NNEvalHyperParams(local_batch_size=None)
+            model, step, rounds, user, NNEvalHyperParams(local_batch_size=None)
         )
         statistics, metrics = await backend.async_gather_results(
             model=model, training_algorithm=algorithm, central_context=context
         )
         model, _ = algorithm.process_aggregated_statistics(context, metrics, model, statistics)
-    return model
 
 
 def main(folder, epsilon):
-    task, arrays = json.loads((folder / "task.json").read_text()), np.load(folder / "problem.npz")
-    ids, weights = torch.from_numpy(arrays["ids"]), torch.from_numpy(arrays["weights"])
-    tokens = arrays["lengths"]
-    module = Llama(task, {name: arrays[name] for name in arrays if name not in ("ids", "weights", "lengths")})
+    task, arrays = json.loads((folder / "task.json").read_text()), dict(np.load(folder / "problem.npz"))
+    ids, weights = (torch.from_numpy(arrays.pop(name)) for name in ("ids", "weights"))
+    lengths = arrays.pop("lengths")
+    module = Llama(task, arrays)
     with torch.no_grad():
         first = float(module.loss(ids[:64], weights[:64]))
 
@@ -110,23 +131,7 @@ def main(folder, epsilon):
         delta=task["delta"],
     )
     calibrated = time.process_time()
-    mechanism = GaussianMechanism.from_privacy_accountant(accountant, clipping_bound=task["clip"])
-
-    def user(index):
-        used = int(tokens[index])
-        return PyTorchTensorDataset([ids[index : index + 1, :used], weights[index : index + 1, :used]])
-
-    users = FederatedDataset(user, get_user_sampler("random", list(range(task["records"]))))
-    backend = SimulatedBackend(users, users, [CentrallyAppliedPrivacyMechanism(mechanism)])
-    optimiser = torch.optim.SGD([module.trained], lr=1.0)
-    model = PyTorchModel(module, torch.optim.SGD, optimiser)
-    parameters = NNAlgorithmParams(
-        central_num_iterations=steps,
-        evaluation_frequency=steps + 1,
-        train_cohort_size=task["batch"],
-        val_cohort_size=None,
-    )
-    asyncio.run(train(model, backend, parameters, task, optimiser))
+    asyncio.run(train(module, backend_of(task, accountant, ids, weights, lengths), task))
     finished = time.process_time()
 
     np.save(folder / "pfl.npy", module.trained.detach().numpy())
