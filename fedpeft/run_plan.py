@@ -98,9 +98,10 @@ class RunPlan:
         if self.privacy is None or self.signal is None:
             return ""
         plan = self.privacy
+        bands = f", {plan.bands} bands" if plan.bands > 1 else ""
         return (
-            f"epsilon {plan.epsilon():.3g} at delta {plan.delta:g} per {plan.unit}, trust {plan.trust}; "
-            f"noise over signal {self.signal.whole_run:.2g} over the run"
+            f"epsilon {plan.epsilon():.3g} at delta {plan.delta:g} per {plan.unit}, trust {plan.trust}{bands}"
+            f"; noise over signal {self.signal.whole_run:.2g} over the run"
         )
 
     @property

@@ -18,7 +18,7 @@ from fedpeft.aggregation.base import AggregationRule
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy import noise
 from fedpeft.privacy.csprng import KEY_BYTES, Randomness, seeded, words
-from fedpeft.privacy.matrix import Wide, correlated, left_over, square_root
+from fedpeft.privacy.matrix import Wide, correlated, left_over, optimised
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.rng import stream
 
@@ -149,7 +149,7 @@ class CentralNoise(AggregationRule):
         total, count = clipped_sum(size, contributions, self.clip)
         source = randomness(self.plan, self.seed, self.done + 1, "noise")
         fresh, history = noise.gaussian(size, source), self.history.reshape(-1, size)
-        row, history = correlated(square_root(self.plan.bands), fresh, history)
+        row, history = correlated(optimised(self.plan.bands, self.plan.steps), fresh, history)
         scale = sum_multiplier(self.plan) * self.clip
         mean = (total + scale * row) / self.plan.expected_batch_size
         if not np.isfinite(mean).all():

@@ -20,7 +20,7 @@ import numpy as np
 from fedpeft.aggregation.central_dp import sum_multiplier
 from fedpeft.config.models import ServerOptimiserConfig
 from fedpeft.exchange.layout import FloatVector
-from fedpeft.privacy.matrix import correlated, square_root
+from fedpeft.privacy.matrix import impulse, optimised
 from fedpeft.privacy.noise import SUPPORT
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.training.plan import ADAMW_BETAS, LocalPlan
@@ -149,7 +149,8 @@ def node_drift(plan: LocalPlan, privacy: PrivacyPlan | None, size: int) -> Drift
     AdamW: step ``k`` moves a value by at most ``lr * adam_step(k)``, whatever the gradients are, noise
     included. SGD: the clipped gradients add up through the momentum. Under DP in the node those are the clip
     and the noise: a value of it has an end (`fedpeft.privacy.noise.SUPPORT`), and its norm is above
-    ``sqrt(size) + SUPPORT`` deviations with a probability below 1e-15. A step that draws more units than
+    ``sqrt(size) + SUPPORT`` deviations with a probability below 1e-15; with bands both are as much larger as
+    the last row's noise may be. A step that draws more units than
     expected may pass this; the coordinator then cuts.
     """
     if plan.optimiser == "adamw":
@@ -157,7 +158,9 @@ def node_drift(plan: LocalPlan, privacy: PrivacyPlan | None, size: int) -> Drift
     gradient = Drift(norm=plan.max_grad_norm)
     if privacy is not None:
         deviation = privacy.deviation / privacy.expected_batch_size
-        noise = Drift(SUPPORT, math.sqrt(size) + SUPPORT) * deviation
+        growth = impulse(optimised(privacy.bands, privacy.steps), privacy.steps)
+        peak, norm = float(np.abs(growth).sum()), float(np.linalg.norm(growth))
+        noise = Drift(SUPPORT * peak, (math.sqrt(size) + SUPPORT) * norm) * deviation
         gradient = Drift(privacy.clip, privacy.clip) + noise
     velocities = accumulate(range(plan.steps), lambda velocity, _: plan.momentum * velocity + 1, initial=0.0)
     return gradient.of(size) * (plan.lr * sum(velocities))
@@ -191,7 +194,8 @@ def _noisy(plan: RunPlan, drift: Drift, size: int) -> Drift:
     if (privacy := plan.central) is not None:
         expected = privacy.expected_batch_size
         deviation = sum_multiplier(privacy) * privacy.clip / expected
-        noise = Drift(SUPPORT * deviation * _amplification(privacy))
+        growth = impulse(optimised(privacy.bands, privacy.steps), privacy.steps)
+        noise = Drift(SUPPORT * deviation * float(np.abs(growth).sum()))
         return (drift * max(1.0, nodes / expected) + noise.of(size)).of(size)
     if (privacy := plan.distributed) is not None and (grid := privacy.grid) is not None:
         deviation = math.sqrt(nodes / grid.least_nodes) * privacy.noise_multiplier * privacy.clip
@@ -199,15 +203,6 @@ def _noisy(plan: RunPlan, drift: Drift, size: int) -> Drift:
         noise = Drift(SUPPORT, math.sqrt(size) + SUPPORT) * (deviation / expected)
         return (drift * max(1.0, nodes / expected) + noise.of(size)).of(size)
     return drift
-
-
-def _amplification(privacy: PrivacyPlan) -> float:
-    """The most that independent noise of unit size adds up to in one row of correlated noise."""
-    column, history, total = square_root(privacy.bands), np.zeros((0, 1)), 0.0
-    for round in range(privacy.rounds):
-        row, history = correlated(column, np.array([float(round == 0)]), history)
-        total += abs(float(row[0]))
-    return total
 
 
 def _server_steps(server: ServerOptimiserConfig, means: list[Drift]) -> list[Drift]:

@@ -85,6 +85,8 @@ def _facts(plan: RunPlan) -> dict[str, Any]:
         "drawn": privacy.drawn,
         "epsilon_by_rdp": _rdp_epsilon(privacy),
         "steps": privacy.steps,
+        "groups": privacy.groups,
+        "step_rate": privacy.step_rate,
         "values": plan.noisy_values,
         "nodes": nodes,
         "noise_over_signal_per_release": figures.per_release,
@@ -189,6 +191,16 @@ def _leaving(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _band_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    if facts["bands"] == 1:
+        return []
+    rows = [("bands b", f"{facts['bands']}: the noise of so many releases is correlated")]
+    if facts["groups"] > 1:
+        drawn = f"{facts['groups']}, each drawn from in one step of {facts['groups']} at rate b q"
+        rows.append(("groups of units", f"{drawn} = {facts['step_rate']:.6g}"))
+    return rows
+
+
 def _show_none(facts: dict[str, Any]) -> None:
     typer.echo("no differential privacy: privacy.unit = 'none'")
     if facts["sums"] is not None:
@@ -209,6 +221,7 @@ def _show(facts: dict[str, Any]) -> None:
         ("horizon", "this run; all runs on the same records compose in each node's ledger"),
         *_sum_rows(facts["sums"]),
         ("sampling probability q", f"{facts['sampling_probability']:.6g}"),
+        *_band_rows(facts),
         ("expected batch size B", facts["expected_batch_size"]),
         ("noisy releases T", f"{facts['steps']} ({facts['rounds']} rounds)"),
         ("clip C", f"{facts['clip']:g}"),

@@ -262,8 +262,34 @@ def _records_unit(config: Config) -> Iterator[str]:
             f"run.engine = {config.run.engine!r} reads gradients of plain layers, and this adapter trains "
             f"others ({adapter.key}, adapter.experts or adapter.trainable_tokens): set 'auto' or 'loop'"
         )
+    if privacy.trust == "local" and privacy.bands > 1:
+        yield from _step_bands(config)
     if privacy.unit == "person" and config.data.person is None:
         yield "privacy.unit = 'person' needs data.person: the column that says whose record it is"
+
+
+def _step_bands(config: Config) -> Iterator[str]:
+    bands, federation = config.privacy.bands, config.federation
+    if federation.local_steps % bands:
+        yield (
+            f"privacy.bands = {bands} must divide federation.local_steps = {federation.local_steps}: each "
+            "round is charged whole cycles of groups"
+        )
+    if federation.optimiser != "sgd" or federation.momentum:
+        yield (
+            f"privacy.bands = {bands} lets the noise of later steps cancel that of earlier ones, and "
+            "momentum or AdamW weigh them apart: set federation.optimiser = 'sgd' and federation.momentum = 0"
+        )
+    if config.privacy.noise == "discrete" or config.privacy.sampling == "record":
+        yield (
+            f"privacy.bands = {bands} is for continuous noise and units that are drawn whole: leave "
+            "privacy.noise and privacy.sampling out"
+        )
+    if config.privacy.loss_share:
+        yield (
+            f"privacy.bands = {bands} correlates the noise of successive losses, which early stopping takes "
+            "for independent: set privacy.loss_share = 0"
+        )
 
 
 def _nodes_unit(config: Config) -> Iterator[str]:
@@ -325,7 +351,11 @@ def _distributed(config: Config) -> Iterator[str]:
             "exchange.secure.enabled = true and exchange.secure.bits = 16 or 32"
         )
     if config.privacy.adaptive_clip or config.privacy.bands > 1:
-        yield "privacy.trust = 'distributed' has a fixed clip and independent noise; leave the others out"
+        yield (
+            "privacy.trust = 'distributed' has a fixed clip and independent noise: a node that drops out "
+            "takes its rows with it, so that later rounds could not subtract them; leave "
+            "privacy.adaptive_clip and privacy.bands out"
+        )
 
 
 def _secure(config: Config) -> Iterator[str]:

@@ -45,7 +45,9 @@ class PrivacyConfig(Section):
         description="trust local: discrete adds integers, so that no rounding of the noise tells anything",
     )
     bands: int = Field(
-        default=1, ge=1, description="trust central, selection cyclic: bands of the matrix mechanism"
+        default=1,
+        ge=1,
+        description="bands of correlated noise: of local_steps (trust local), of rounds in turns (central)",
     )
     adaptive_clip: bool = Field(default=False, description="trust central: follow a quantile of the norms")
     clip_quantile: float = Field(

@@ -15,7 +15,7 @@ import numpy as np
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.calibration import noise_multiplier
 from fedpeft.privacy.grid import Grid
-from fedpeft.privacy.matrix import square_root
+from fedpeft.privacy.matrix import impulse, last_error, optimised
 from fedpeft.privacy.plan import PrivacyPlan
 
 SURVIVORS = 2 / 3
@@ -71,13 +71,8 @@ def signal(plan: PrivacyPlan, size: int, nodes: int) -> Signal:
 
 def _growth(bands: int, steps: int) -> tuple[float, float]:
     """Deviation of the last release's noise and of the sum of all, in units of one independent noise."""
-    if bands == 1:
-        return 1.0, math.sqrt(steps)
-    column, inverse = square_root(bands), np.zeros(steps)
-    for row in range(steps):
-        earlier = inverse[max(0, row - bands + 1) : row][::-1]
-        inverse[row] = ((row == 0) - column[1 : len(earlier) + 1] @ earlier) / column[0]
-    return float(np.linalg.norm(inverse)), float(np.linalg.norm(np.cumsum(inverse)))
+    column = optimised(bands, steps)
+    return float(np.linalg.norm(impulse(column, steps))), last_error(column, steps)
 
 
 def check_signal(plan: PrivacyPlan, size: int, nodes: int, most: float) -> Signal:
@@ -143,9 +138,21 @@ def _other_plans(plan: PrivacyPlan, size: int, nodes: int) -> Iterator[Remedy]:
         return
     yield Remedy(more_nodes, signal(replace(plan, grid=_more_shares(plan)), size, 4 * nodes).whole_run)
     if rate < 1:
-        larger = replace(plan, expected_batch_size=4 * batch, sampling_probability=min(1.0, 4 * rate))
-        yield remedy(f"federation.batch_size = {4 * batch}", larger)
+        larger = replace(
+            plan, bands=1, expected_batch_size=4 * batch, sampling_probability=min(1.0, 4 * rate)
+        )
+        yield remedy(f"federation.batch_size = {4 * batch}", _banded(larger, plan.bands))
         yield remedy("4 times the privacy.public_records", replace(plan, sampling_probability=rate / 4))
+    if plan.trust == "local" and (bands := _banded(plan, plan.steps_per_round).bands) != plan.bands:
+        yield remedy(f"privacy.bands = {bands} with SGD and no momentum", replace(plan, bands=bands))
+
+
+def _banded(plan: PrivacyPlan, bands: int) -> PrivacyPlan:
+    """A plan of a node's own steps with as many bands as it may have, at most so many."""
+    steps, rate = plan.steps_per_round, plan.sampling_probability
+    possible = plan.loss is None and plan.grid is None and plan.drawn == "unit"
+    allowed = (b for b in range(2, bands + 1) if possible and steps % b == 0 and b * rate <= 1)
+    return replace(plan, bands=max(allowed, default=1))
 
 
 def _honest(grid: Grid, nodes: int) -> int:

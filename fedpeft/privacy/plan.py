@@ -68,7 +68,9 @@ class PrivacyPlan:
     by ``expected_batch_size`` (Abadi et al. 2016, arXiv:1607.00133, algorithm 1). It holds against anyone who
     sees what leaves the node, the coordinator included. With ``loss`` the training loss is one more value of
     each of these releases (`fedpeft.privacy.loss_share`). With a ``grid`` the sum is rounded to whole steps
-    and the noise is a discrete Gaussian: the release is a function of integers.
+    and the noise is a discrete Gaussian: the release is a function of integers. With ``bands``
+    above 1 the noise of its steps is correlated and each unit may be drawn in every ``bands``-th step alone,
+    at so many times the rate (Choquette-Choo et al. 2023, arXiv:2306.08153, algorithm 2).
 
     Trust ``central``: each round draws nodes, clips each node's update, and the coordinator adds the noise
     to the sum (McMahan et al. 2018, arXiv:1710.06963). It holds against all who see released models, not
@@ -95,7 +97,9 @@ class PrivacyPlan:
         trust: who adds the noise, and so who is trusted with what came before it.
         records_per_unit: the most records of one person that a step uses; 1 where the unit is no person.
         separation: rounds from one participation of a node to its next, at least; 1: it may be in all.
-        bands: bands of the matrix mechanism, at most ``separation``; 1: independent noise in each round.
+        bands: bands of the matrix mechanism; 1: independent noise in each release. Trust central: at most
+            ``separation``. Trust local: a divisor of ``steps_per_round``, so that what the rounds are charged
+            adds up to the run's, of which ``bands * sampling_probability`` is at most 1.
         adaptive: how the clip follows the norms; None: it is fixed.
         grid: the integers of discrete noise: always with trust ``distributed``, by choice with ``local``.
         reproducible: noise and sampling come from the configured seed: nothing is guaranteed then.
@@ -138,7 +142,7 @@ class PrivacyPlan:
         _require(self.trust in allowed, "trust", self, f"{' or '.join(allowed)} for unit {self.unit}")
         central = self.trust == "central"
         _require(central or self.separation == 1, "separation", self, "1 unless trust is central")
-        _require(self.bands <= self.separation, "bands", self, f"at most the separation {self.separation}")
+        self._check_bands()
         _require(central or self.adaptive is None, "adaptive", self, "None unless trust is central")
         turns = self.separation == 1 or self.sampling_probability == 1
         _require(turns, "separation", self, "1 with nodes that are drawn by coins")
@@ -155,6 +159,21 @@ class PrivacyPlan:
         _require(by_unit or self.unit == "person", "drawn", self, "'unit' unless the unit is a person")
         allowed_records = by_unit or self.records_per_unit <= MOST_RECORDS
         _require(allowed_records, "records_per_unit", self, f"at most {MOST_RECORDS} where records are drawn")
+
+    def _check_bands(self) -> None:
+        if self.trust == "local":
+            plain = self.bands == 1
+            _require(plain or self.loss is None, "loss", self, "None with bands")
+            _require(plain or self.grid is None, "grid", self, "None with bands: their noise is no integer")
+            _require(plain or self.drawn == "unit", "drawn", self, "'unit' with bands")
+            whole = self.steps_per_round % self.bands == 0
+            _require(whole, "bands", self, f"a divisor of the {self.steps_per_round} steps of a round")
+            drawn = self.bands * self.sampling_probability <= 1 + 1e-12
+            _require(drawn, "bands", self, f"at most 1 / the rate {self.sampling_probability:g}")
+        else:
+            _require(
+                self.bands <= self.separation, "bands", self, f"at most the separation {self.separation}"
+            )
 
     @property
     def steps(self) -> int:
@@ -183,6 +202,18 @@ class PrivacyPlan:
         return self.loss.nats * entry / math.sqrt(self.steps_per_round)
 
     @property
+    def step_rate(self) -> float:
+        """Rate of inclusion of a unit in a release that it may be drawn for: any, or one of its group."""
+        return (
+            min(1.0, self.bands * self.sampling_probability) if self.groups > 1 else self.sampling_probability
+        )
+
+    @property
+    def groups(self) -> int:
+        """Groups that the units of a node are in, of which each release draws from one; 1: all are in it."""
+        return self.bands if self.trust == "local" else 1
+
+    @property
     def adjacency(self) -> Literal["add-or-remove-one", "replace-by-zero"]:
         """What epsilon holds for: one unit more or less, or one node's update against zeros.
 
@@ -196,9 +227,10 @@ class PrivacyPlan:
     def event(self, steps: int | None = None) -> Event:
         """What the accountant composes for a number of releases; default: the whole run.
 
-        Of rounds in turns each unit is in at most every ``separation``-th. That many independent releases
-        count, and a banded run, one release of the whole matrix, weighs as much (Choquette-Choo et al.
-        2023, arXiv:2306.08153, theorem 2). Without a guarantee the event has no noise: infinite epsilon.
+        Of rounds in turns each unit is in at most every ``separation``-th, and of local steps with bands at
+        most in every ``bands``-th. That many independent releases count, and a banded run, one release of
+        the whole matrix, weighs as much (Choquette-Choo et al. 2023, arXiv:2306.08153, theorems 2 and 4).
+        Without a guarantee the event has no noise: infinite epsilon.
         """
         count = self.steps if steps is None else steps
         if self.reproducible:
@@ -210,7 +242,8 @@ class PrivacyPlan:
             return event if records is None else self.grid.mixture_event(event, records)
         if records is not None:
             return MixtureSteps(rate, noise, records, 0.0, count)
-        return Steps(rate, noise, math.ceil(count / self.separation))
+        every = max(self.separation, self.groups)
+        return Steps(self.step_rate, noise, math.ceil(count / every))
 
     def epsilon(self, steps: int | None = None, interval: float = FINE) -> float:
         """Epsilon at ``delta`` after ``steps`` releases (default: the whole run), an upper bound."""

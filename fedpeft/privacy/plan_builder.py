@@ -153,6 +153,7 @@ def _of_records(config: Config, size: int) -> PrivacyPlan:
         unit="person" if privacy.unit == "person" else "record",
         trust=privacy.trust,
         records_per_unit=privacy.records_per_person if privacy.unit == "person" else 1,
+        bands=privacy.bands,
         grid=_grid(config, size) if discrete else None,
         reproducible=privacy.randomness == "seeded",
         loss=LossShare(privacy.loss_share, privacy.loss_cap) if privacy.loss_share else None,

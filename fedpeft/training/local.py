@@ -16,6 +16,7 @@ from fedpeft.data.batches import epochs, gather, physical, whole_units
 from fedpeft.errors import DataError, PrivacyError
 from fedpeft.privacy.csprng import KEY_BYTES, seeded, words
 from fedpeft.privacy.plan import PrivacyPlan
+from fedpeft.privacy.step_matrix import StepMatrix
 from fedpeft.progress_reports import at
 from fedpeft.training.dp.dpsgd import Mechanism, dense_mean, noisy_gradient, summed
 from fedpeft.training.dp.engine_selection import LONGEST, engine_of
@@ -23,7 +24,7 @@ from fedpeft.training.loss import Loss, per_example_loss
 from fedpeft.training.modes import steady
 from fedpeft.training.optimisers import optimiser
 from fedpeft.training.plan import LocalPlan, PerformanceFlags
-from fedpeft.training.privacy_units import Units, draw, units_of
+from fedpeft.training.privacy_units import Units, draw, identities, units_of
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -49,6 +50,8 @@ class Extras:
         loss: of each example; None: `per_example_loss`. Under privacy it is given one record at a time, so
             that no record can enter the gradient of another.
         on_draw: audit tap; sees which examples are drawn, with and without privacy.
+        matrix: of a plan with bands, the matrix of noise that goes on from the round before; it is changed,
+            and has to be stored before anything leaves. None: one that begins and ends with this round.
     """
 
     on_first_gradient: GradientTap | None = None
@@ -57,6 +60,7 @@ class Extras:
     longest: int = LONGEST
     loss: Loss | None = None
     on_draw: DrawTap | None = None
+    matrix: StepMatrix | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,8 @@ def gradient_sum(
     mechanism = _mechanism(attached, plan, rng, privacy, hooks)
     with steady(attached.model):
         at("step", 0, 1)
-        chosen, batches = _draw(attached, examples, units_of(examples, privacy), mechanism, hooks)
+        units = units_of(examples, privacy)
+        chosen, batches = _draw(attached, examples, units, mechanism, hooks)
         total = summed(attached, batches, mechanism)
         if hooks.on_first_gradient is not None:
             gradient = dense_mean(total, attached, mechanism)
@@ -171,7 +176,7 @@ def _draw(
     mechanism: Mechanism,
     extras: Extras,
 ) -> tuple[list[Example], Iterable[tuple[Batch, NDArray[np.int64]]]]:
-    """One Poisson draw: its records, and the same in physical batches of whole units."""
+    """One Poisson draw of these units: its records, and the same in physical batches of whole units."""
     drawn = draw(units, mechanism.plan, mechanism.source)
     if extras.on_draw is not None:
         extras.on_draw(index for unit in drawn for index in unit)
@@ -190,17 +195,20 @@ def _mechanism(
         )
     source = seeded(rng.bytes(KEY_BYTES)) if privacy.reproducible else words
     engine = engine_of(attached, extras.flags.engine, extras.longest, extras.loss)
-    return Mechanism(privacy, extras.support, source, engine)
+    matrix = (extras.matrix or StepMatrix.begin(privacy, source)) if privacy.groups > 1 else None
+    return Mechanism(privacy, extras.support, source, engine, matrix=matrix)
 
 
 def _train_private(
     attached: Attached, examples: Sequence[Example], plan: LocalPlan, mechanism: Mechanism, extras: Extras
 ) -> TrainResult:
     values, rule, losses = _values(attached), optimiser(plan), list[float]()
-    units, mechanism = units_of(examples, mechanism.plan), replace(mechanism, on_loss=losses.append)
+    groups, matrix = _groups(examples, mechanism), mechanism.matrix
+    mechanism = replace(mechanism, on_loss=losses.append)
     with steady(attached.model):
         for step in range(plan.steps):
             at("step", step, plan.steps)
+            units = groups[matrix.turn if matrix else 0]
             chosen, batches = _draw(attached, examples, units, mechanism, extras)
             gradient = noisy_gradient(attached, batches, mechanism)
             if step == 0 and extras.on_first_gradient is not None:
@@ -210,6 +218,15 @@ def _train_private(
     at("step", plan.steps, plan.steps)
     released = float(np.float32(np.mean(losses))) if losses else None
     return TrainResult(plan.steps, loss_released=released)
+
+
+def _groups(examples: Sequence[Example], mechanism: Mechanism) -> list[list[list[int]]]:
+    """The units that a step may draw, by whose turn it is; without bands all in one group."""
+    units = units_of(examples, mechanism.plan)
+    if mechanism.matrix is None:
+        return [units]
+    pools = mechanism.matrix.pools(identities(examples, units, mechanism.plan))
+    return [[units[index] for index in pool] for pool in pools]
 
 
 def _mean_gradient(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,7 +54,7 @@ def draw(units: Units, plan: PrivacyPlan, source: Randomness) -> Units:
     if plan.drawn == "record":
         eligible = [index for unit in units for index in _capped(unit, plan.records_per_unit, source)]
         return [[eligible[place]] for place in poisson(len(eligible), plan.sampling_probability, source)]
-    drawn = poisson(len(units), plan.sampling_probability, source)
+    drawn = poisson(len(units), plan.step_rate, source)
     return [_capped(units[place], plan.records_per_unit, source) for place in drawn]
 
 
@@ -63,3 +64,18 @@ def _capped(unit: list[int], most: int, source: Randomness) -> list[int]:
         return unit
     chosen: NDArray[np.intp] = np.argsort(source(len(unit)))[:most]
     return [unit[place] for place in np.sort(chosen)]
+
+
+def identities(examples: Sequence[Example], units: Sequence[Sequence[int]], plan: PrivacyPlan) -> list[bytes]:
+    """What each unit is, whatever other units there are: a record its content, a person its name."""
+    first = [examples[unit[0]] for unit in units]
+    if plan.unit == "person":
+        return [(example.person or "").encode() for example in first]
+    return [_digest(example) for example in first]
+
+
+def _digest(example: Example) -> bytes:
+    digest = hashlib.sha256(b"fedpeft-record-1\0")
+    digest.update(len(example.ids).to_bytes(8, "little") + example.ids.tobytes())
+    digest.update(example.weights.tobytes() + str(example.label_index).encode())
+    return digest.digest()

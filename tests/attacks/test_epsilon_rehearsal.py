@@ -11,6 +11,7 @@ from scipy.stats import binom, chi2, norm
 from fedpeft.privacy import noise
 from fedpeft.privacy.csprng import words
 from fedpeft.privacy.grid import Grid
+from fedpeft.privacy.matrix import optimised
 from fedpeft.privacy.plan import AdaptiveClip, PrivacyPlan
 from fedpeft_attacks.dp_audit import Effort, check, epsilon_checks, noise_scale, sampling_rate
 from fedpeft_attacks.dp_audit.canary_rehearsal import (
@@ -35,6 +36,8 @@ PLANS = {
     "person": replace(LOCAL, unit="person", records_per_unit=2),
     "single": replace(LOCAL, unit="person", records_per_unit=3, drawn="record"),
     "integers": replace(LOCAL, grid=Grid(300, 500.0, 1, limit=2**50)),
+    "bands": replace(LOCAL, bands=3),
+    "person, bands": replace(LOCAL, unit="person", records_per_unit=2, bands=3),
     "central": CENTRAL,
     "turns": replace(CENTRAL, sampling_probability=1.0, separation=3, bands=2),
     "adaptive": replace(CENTRAL, adaptive=AdaptiveClip(0.5, 0.2, 6.0)),
@@ -56,12 +59,12 @@ def test_a_rehearsal_has_the_plans_signal_and_noise(name):
     plan, members = PLANS[name], half()
     found = rehearse(plan, members)
     assert found.values.shape == (plan.steps, CANARIES)
-    outside = whitened(found.values, plan.bands)[:, ~members]
+    outside = whitened(found.values, plan)[:, ~members]
     size = noise_scale.of_steps(found)
     assert size.values == outside.size
     assert abs(size.square - 1) < SIX_SIGMA * np.sqrt(2 / outside.size)
-    mine = turns(plan, CANARIES) & members
-    inside, rate = found.values[mine], plan.sampling_probability
+    mine = found.asked & members
+    inside, rate = found.values[mine], plan.step_rate
     clips = plan.records_per_unit if plan.drawn == "record" else 1
     error = np.sqrt((clips * rate * (1 - rate) + 2 * plan.noise_multiplier**2) / inside.size)
     assert abs(inside.mean() - clips * rate) < SIX_SIGMA * error
@@ -79,7 +82,7 @@ def test_without_noise_each_canary_counts_one_clip_whenever_it_is_drawn(name, mo
 
 
 def test_the_simulation_is_the_rehearsal_in_distribution():
-    for name in ("local", "single", "central", "turns"):
+    for name in ("local", "single", "bands", "central", "turns"):
         plan, ends = PLANS[name], []
         for make in (rehearse, lambda plan, members: simulated(plan, members, 1.0, np.random.default_rng(1))):
             scores = [likelihood(make(plan, half(seed))) for seed in range(5)]
@@ -102,8 +105,8 @@ def test_scores_equal_the_formulas():
     found = simulated(plan, half(), 1.0, np.random.default_rng(3))
     np.testing.assert_allclose(total(found)[0], found.values[[0, 3], 0].sum())
     clean = simulated(plan, half(), 0.0, np.random.default_rng(3))
-    signal = whitened((turns(plan, CANARIES) & clean.members).astype(float), 2)
-    np.testing.assert_allclose(whitened(clean.values, 2)[0], clean.values[0] * 0.8944271909999159)
+    signal = whitened((turns(plan, CANARIES) & clean.members).astype(float), plan)
+    np.testing.assert_allclose(whitened(clean.values, plan)[0], clean.values[0] * optimised(2, 6)[0])
     assert (likelihood(clean)[clean.members] > 0).all() and (likelihood(clean)[~clean.members] < 0).all()
     assert signal.max() < 1
 

@@ -14,8 +14,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.linalg import toeplitz
 
 from fedpeft.data import Record
+from fedpeft.privacy.matrix import optimised
 from fedpeft.training.dp.per_example import CLIP_MARGIN
 
 CLIP = 0.05
@@ -32,6 +34,7 @@ SIGN = {"exchange": {"up": {"codec": "sign", "error_feedback": False}}}
 TERNARY = {"exchange": {"up": {"codec": "ternary", "density": 0.1}}}
 MASKED = {"exchange": {"up": {"codec": "masked-sign", "density": 0.3, "error_feedback": False}}}
 SGD = {"federation": {"optimiser": "sgd"}}
+PLAIN = {"federation": {"optimiser": "sgd", "momentum": 0.0}}
 
 
 class World:
@@ -82,7 +85,8 @@ class World:
             on = slice(None) if support is None else support
             self.plan = plan
             if plan.grid is None:
-                drawn = seen[-1][: found[on].size]
+                drawn = seen[-1] if plan.bands == 1 else rows_of(seen, plan)[-1][on]
+                drawn = drawn[: found[on].size]
                 self.totals.append(found[on] * plan.expected_batch_size - plan.deviation * drawn)
             self.gradients.append(replayed[len(self.gradients)] if replayed else found)
             return self.gradients[-1]
@@ -100,6 +104,13 @@ class World:
         detach()
         shutil.rmtree(home.path)
         return replace(reply, ledger=b""), envelope, files
+
+
+def rows_of(fresh, plan):
+    """The rows of ``C^-1 Z``, by the dense matrix."""
+    column = np.zeros(len(fresh))
+    column[: plan.bands] = optimised(plan.bands, plan.steps)[: len(fresh)]
+    return np.linalg.solve(toeplitz(column, np.zeros(len(fresh))), np.array(fresh))
 
 
 @pytest.fixture
@@ -122,6 +133,31 @@ def test_one_record_moves_the_sum_by_the_clip_and_changes_nothing_that_leaves(wo
         included += distance > 0.01 * CLIP
     assert with_more == without
     assert included <= 2
+
+
+@pytest.mark.parametrize("more", [RECORDS[128], ODD], ids=["usual", "odd"])
+@pytest.mark.parametrize("unit", ["record", "person"])
+def test_with_bands_one_unit_moves_the_sum_of_one_step_of_its_group_and_nothing_that_leaves(
+    world, more, unit
+):
+    """At a rate of one in its group: one of the two steps differs, by the clip, and the other not at all."""
+    privacy = {**PRIVACY, "unit": unit, "sampling_probability": 0.5, "bands": 2}
+    data = {"data": {"person": "person", "max_length": 32}} if unit == "person" else {}
+    records = [replace(record, person=f"p{index}") for index, record in enumerate(RECORDS[:64])]
+    without = world.run(records, privacy=privacy, **data, **MASKED, **PLAIN)
+    totals, gradients = world.totals, world.gradients
+    with_more = world.run(
+        [*records, replace(more, person="new")],
+        replayed=gradients,
+        privacy=privacy,
+        **data,
+        **MASKED,
+        **PLAIN,
+    )
+    moved = sorted(np.linalg.norm(b - a) for a, b in zip(totals, world.totals, strict=True))
+    assert len(moved) == 2 and moved[0] < 1e-4 * CLIP
+    assert 0.01 * CLIP < moved[1] <= CLIP * (1 + CLIP_MARGIN) + 1e-4 * CLIP
+    assert with_more == without
 
 
 def test_the_odd_record_does_reach_the_sum_when_it_is_drawn(world):

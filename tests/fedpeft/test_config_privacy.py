@@ -19,6 +19,8 @@ SUMMED = {
 }
 DELTA = {"down": {"codec": "dense-fp32"}}
 
+PLAIN = {"local_steps": 4, "optimiser": "sgd", "momentum": 0.0}
+BANDED = {"unit": "record", "epsilon": 8, "bands": 2}
 REFUSED = [
     ({"privacy": {"epsilon": 8}}, "needs privacy.unit"),
     ({"privacy": {"unit": "record"}}, "exactly one of"),
@@ -43,6 +45,21 @@ REFUSED = [
     (
         {"privacy": NODE, "exchange": NO_FEEDBACK, "federation": {"participation": 0.5}},
         "everybody knows whom a known seed draws",
+    ),
+    (
+        {"privacy": BANDED, "federation": {**PLAIN, "local_steps": 5}},
+        r"must divide federation\.local_steps = 5",
+    ),
+    ({"privacy": {**BANDED, "noise": "discrete"}, "federation": PLAIN}, "is for continuous noise"),
+    ({"privacy": {**BANDED, "loss_share": 0.2}, "federation": PLAIN}, r"set privacy\.loss_share = 0"),
+    ({"privacy": BANDED, "federation": {**PLAIN, "momentum": 0.5}}, "and momentum or AdamW weigh them apart"),
+    (
+        {"privacy": BANDED, "federation": {**PLAIN, "optimiser": "adamw"}},
+        "set federation.optimiser = 'sgd' and",
+    ),
+    (
+        {**SUMMED, "privacy": {**SUMMED["privacy"], "bands": 2}},
+        "a node that drops out takes its rows with it",
     ),
     ({"privacy": {**NODE, "bands": 2}, "exchange": NO_FEEDBACK}, "needs federation.selection = 'cyclic'"),
     (
@@ -90,6 +107,7 @@ def test_a_contradiction_gives_one_line(settings, message):
             "exchange": NO_FEEDBACK,
             "federation": {"selection": "cyclic", "participation": 0.5},
         },
+        {"privacy": BANDED, "federation": PLAIN},
         {"privacy": DISTRIBUTED, "exchange": SUM},
         SUMMED,
         {"exchange": SECURE},

@@ -11,7 +11,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.exchange import Decoded, Layout
 from fedpeft.privacy import Ledger, PrivacyPlan, noise
 from fedpeft.privacy.accounting import Steps, epsilon
-from fedpeft.privacy.matrix import square_root
+from fedpeft.privacy.matrix import optimised
 from fedpeft.privacy.plan import AdaptiveClip
 
 SIZE = 30
@@ -140,7 +140,7 @@ def test_two_releases_and_two_runs_share_no_noise():
 
 def test_bands_correlate_the_noise_of_rounds_as_the_inverse_matrix_says():
     size, law = 20_000, CentralNoise.of(plan_of(bands=3, separation=3, noise_multiplier=2.0, clip=0.5))
-    column, means = square_root(3), []
+    column, means = optimised(3, law.plan.rounds), []
     for _ in range(6):
         mean, law, _ = law.mean(size, contributions())
         means.append(5 * mean)

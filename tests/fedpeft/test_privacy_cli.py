@@ -55,6 +55,18 @@ def test_the_plan_is_printed_with_unit_adjacency_and_trust(invoke):
         assert part in done.stdout
 
 
+def test_bands_groups_and_their_rate_are_printed_where_there_are_some(invoke):
+    plain = ("federation.optimiser=sgd", "federation.momentum=0", "federation.local_steps=4")
+    done = invoke((*RECORD, *plain, "privacy.bands=4"), "--values", "400")
+    assert done.exit_code == 0
+    for part in ("bands b", "groups of units", "in one step of 4", "rate b q = 0.32"):
+        assert part in done.stdout
+    facts = json.loads(invoke((*RECORD, *plain, "privacy.bands=4"), "--values", "400", "--json").stdout)
+    assert (facts["bands"], facts["groups"], facts["step_rate"]) == (4, 4, pytest.approx(0.32))
+    assert facts["epsilon"] == epsilon([Steps(0.32, 1.0, 3)], 1e-5)
+    assert "bands" not in invoke(RECORD, "--values", "400").stdout
+
+
 def test_the_json_holds_the_figures(invoke):
     facts = json.loads(invoke(RECORD, "--values", "400", "--json").stdout)
     assert facts["epsilon"] == epsilon([Steps(0.08, 1.0, 30)], 1e-5) < facts["epsilon_by_rdp"]

@@ -12,7 +12,7 @@ import pytest
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.calibration import noise_multiplier
 from fedpeft.privacy.grid import Grid
-from fedpeft.privacy.matrix import correlated, square_root
+from fedpeft.privacy.matrix import correlated, optimised
 from fedpeft.privacy.noise_to_signal import check_signal, remedies, signal
 from fedpeft.privacy.plan import PrivacyPlan
 
@@ -52,7 +52,7 @@ def test_banded_noise_cancels_as_the_mechanism_does():
     bands, rounds, size = 4, 24, 3_000
     plan = replace(NODES, bands=bands, separation=bands, rounds=rounds)
     rng = np.random.default_rng(1)
-    column, history, total = square_root(bands), np.zeros((0, size)), np.zeros(size)
+    column, history, total = optimised(bands, rounds), np.zeros((0, size)), np.zeros(size)
     for _ in range(rounds):
         row, history = correlated(column, rng.standard_normal(size), history)
         total += row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import of_accounting
+import of_bands
 import of_federation
 import of_fence
 import of_ledger
@@ -27,6 +28,7 @@ MUTANTS: tuple[Mutant, ...] = tuple(
             *of_loss.MUTANTS,
             *of_persons.MUTANTS,
             *of_fence.MUTANTS,
+            *of_bands.MUTANTS,
         ),
         key=lambda mutant: mutant.number,
     )

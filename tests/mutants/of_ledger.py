@@ -145,8 +145,8 @@ MUTANTS = (
         13,
         "the ledger is told that data are opened after they were",
         ROUND,
-        "ledger.started(reservation)\n    trained = _train(node, task, taps, plan)",
-        "trained = _train(node, task, taps, plan)\n    ledger.started(reservation)",
+        "ledger.started(reservation)\n    trained = _train(node, task, taps, plan, matrix)",
+        "trained = _train(node, task, taps, plan, matrix)\n    ledger.started(reservation)",
         (NODE + "test_a_round_that_dies_with_its_data_open_is_paid_for_and_paid_again",),
     ),
     Mutant(

@@ -10,7 +10,7 @@ STEP, ROWS, PLAN = (
     "fedpeft.privacy.plan",
 )
 LOSS = "fedpeft/test_privacy_loss.py::"
-NOISE_LINE = "total += plan.deviation * noise.gaussian(size, mechanism.source)"
+NOISE_LINE = "total += plan.deviation * _unit_noise(attached, mechanism, size)"
 ENDS = LOSS + "test_a_loss_above_the_cap_or_not_finite_counts_as_the_cap_and_one_below_zero_as_zero"
 
 MUTANTS = (

@@ -40,7 +40,7 @@ ONE_RECORD = COUPLED + "test_one_record_moves_the_sum_by_at_most_the_clip"
 
 SCALE = "scale = sum_multiplier(self.plan) * self.clip"
 FACTORS = "factors = torch.clamp(self.clip.gradient * (1 - CLIP_MARGIN) / norms, max=1.0)"
-ADDED = "total += plan.deviation * noise.gaussian(size, mechanism.source)"
+ADDED = "total += plan.deviation * _unit_noise(attached, mechanism, size)"
 CLOSE = "return bool((errors <= tolerance * scale + 1e-12).all())"
 SEEDED = '__import__("fedpeft.privacy.csprng", fromlist=["x"]).seeded'
 
@@ -227,8 +227,8 @@ MUTANTS = (
         11,
         "participations in turns are rounded down",
         PLAN,
-        "math.ceil(count / self.separation))",
-        "max(1, count // self.separation))",
+        "math.ceil(count / every))",
+        "max(1, count // every))",
         (PLANS + "test_a_banded_run_counts_participations",),
     ),
     Mutant(

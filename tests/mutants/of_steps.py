@@ -23,10 +23,10 @@ RANDOM = "fedpeft/test_privacy_randomness.py::"
 TRAINING = "fedpeft/test_training.py::"
 TWIN = "fedpeft/test_training_private.py::test_a_seeded_round_equals_the_naive_twin[all-records-auto-lora]"
 
-NOISE_LINE = "total += plan.deviation * noise.gaussian(size, mechanism.source)"
+NOISE_LINE = "total += plan.deviation * _unit_noise(attached, mechanism, size)"
 SUM_LINE = "total += _contribution(attached, batch, units, mechanism, size)\n"
 SUMMED = "total = summed(attached, batches, mechanism)\n    size = total.size\n"
-DRAWN = "drawn = poisson(len(units), plan.sampling_probability, source)"
+DRAWN = "drawn = poisson(len(units), plan.step_rate, source)"
 
 MUTANTS = (
     Mutant(
@@ -67,7 +67,7 @@ MUTANTS = (
         5,
         "the rate is the batch size over the node's own number of records",
         UNITS,
-        "poisson(len(units), plan.sampling_probability, source)",
+        "poisson(len(units), plan.step_rate, source)",
         "poisson(len(units), plan.expected_batch_size / max(len(units), 1), source)",
         (TRAINING + "test_private_divisor_and_rate_do_not_follow_n",),
     ),

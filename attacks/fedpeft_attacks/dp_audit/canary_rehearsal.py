@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from fedpeft.aggregation.central_dp import CentralNoise, randomness, sum_multiplier
 from fedpeft.exchange.decoded import Decoded
 from fedpeft.exchange.layout import Layout
-from fedpeft.privacy.matrix import correlated, square_root
+from fedpeft.privacy.matrix import correlated, optimised
 from fedpeft.privacy.mixture import Mixture
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.privacy.sampling import poisson
+from fedpeft.privacy.step_matrix import StepMatrix
 from fedpeft.secagg.grid_values import clipped, to_grid
+from fedpeft.training.privacy_units import identities, units_of
 from fedpeft_attacks.dp_audit.synthetic_model import EXCESS, noisy_steps, records, shared_noise
 
 Wide = NDArray[np.float64]
@@ -31,11 +33,21 @@ class Observed:
         plan: the privacy plan that was rehearsed; public.
         values: each canary's own coordinate of each noisy sum over the clip, shape ``(steps, canaries)``.
         members: the coins: which canaries were units of the data, shape ``(canaries,)``.
+        groups: trust ``local`` with bands: the group of each canary, int64, shape ``(canaries,)``; the
+            guarantee does not rest on their being unknown. None: there are none.
     """
 
     plan: PrivacyPlan
     values: Wide
     members: Coins
+    groups: NDArray[np.int64] | None = None
+
+    @property
+    def asked(self) -> Coins:
+        """Which canaries may be drawn in which step, shape ``(steps, canaries)``."""
+        if self.groups is None:
+            return turns(self.plan, len(self.members))
+        return np.arange(self.plan.steps)[:, None] % self.plan.groups == self.groups
 
 
 def rehearse(plan: PrivacyPlan, members: Coins) -> Observed:
@@ -51,6 +63,8 @@ def rehearse(plan: PrivacyPlan, members: Coins) -> Observed:
         plan: any plan with a guarantee.
         members: the coins, shape ``(canaries,)``.
     """
+    if plan.groups > 1:
+        return _grouped(plan, members)
     makers = {"local": _local, "central": _central, "distributed": _distributed}
     return Observed(plan, makers[plan.trust](plan, members), members)
 
@@ -63,6 +77,19 @@ def turns(plan: PrivacyPlan, canaries: int) -> Coins:
 
 def _local(plan: PrivacyPlan, members: Coins) -> Wide:
     return noisy_steps(plan, records(np.flatnonzero(members), plan), len(members))
+
+
+def _grouped(plan: PrivacyPlan, members: Coins) -> Observed:
+    """Steps with bands, whose groups are read off the key as the node works them out."""
+    matrix, everyone = StepMatrix.begin(plan), records(np.arange(len(members)), plan)
+    units = units_of(everyone, plan)
+    pools = replace(matrix).pools(identities(everyone, units, plan))
+    groups = np.zeros(len(members), np.int64)
+    for group, pool in enumerate(pools):
+        groups[pool] = group
+    inside = [record for record in everyone if members[record.ids[0]]]
+    values = noisy_steps(plan, inside, len(members), matrix)
+    return Observed(plan, values, members, groups)
 
 
 def _central(plan: PrivacyPlan, members: Coins) -> Wide:
@@ -105,34 +132,38 @@ def _integers(plan: PrivacyPlan, members: Coins) -> Wide:
 def likelihood(observed: Observed) -> Wide:
     """Log likelihood ratio of in against out of each canary, shape ``(canaries,)``: the best score there is.
 
-    Sampled Gaussian steps: ``sum_t log(1 - q + q exp((2 y - 1) / (2 z^2)))``, or that of the records of one
-    person, which are drawn one by one. Without sampling, and with
-    noise that is correlated over rounds, the noise is whitened first and the ratio is linear.
+    With ``u`` what a draw in a step would leave in the whitened rows, along their column of ``C``, and ``s``
+    that column's square: ``sum log(1 - q + q exp((2 u - s) / (2 z^2)))`` over the steps that may draw it,
+    whose columns share no row. Independent noise: ``C`` is the identity. The records of one person that are
+    drawn one by one have a likelihood of their own.
     """
     plan = observed.plan
-    noise, rate = sum_multiplier(plan), plan.sampling_probability
+    noise, rate = sum_multiplier(plan), plan.step_rate
     if plan.drawn == "record" and rate < 1:
         mixture = Mixture(rate, noise, plan.records_per_unit)
         return mixture.log_ratio(observed.values.ravel())[0].reshape(observed.values.shape).sum(0)
-    if rate < 1:
-        ratio = (2 * observed.values - 1) / (2 * noise**2)
-        return np.logaddexp(math.log1p(-rate), math.log(rate) + ratio).sum(0)
     clips = plan.records_per_unit if plan.drawn == "record" else 1.0
-    signal = clips * whitened(turns(plan, len(observed.members)).astype(np.float64), plan.bands)
-    values = whitened(observed.values, plan.bands)
-    return (signal * (values - signal / 2)).sum(0) / noise**2
+    column, white = optimised(plan.bands, plan.steps), whitened(observed.values, plan)
+    along, squares = np.zeros_like(white), np.zeros((len(white), 1))
+    for back, part in enumerate(column):
+        along[: len(white) - back] += clips * part * white[back:]
+        squares[: len(white) - back] += (clips * part) ** 2
+    with np.errstate(divide="ignore"):
+        absent = np.log1p(-rate)
+    ratios = np.logaddexp(absent, math.log(rate) + (2 * along - squares) / (2 * noise**2))
+    return (observed.asked * ratios).sum(0)
 
 
 def total(observed: Observed) -> Wide:
     """Sum of each canary's coordinate over its steps, shape ``(canaries,)``: what only the end shows."""
-    return (observed.values * turns(observed.plan, len(observed.members))).sum(0)
+    return (observed.values * observed.asked).sum(0)
 
 
-def whitened(values: Wide, bands: int) -> Wide:
+def whitened(values: Wide, plan: PrivacyPlan) -> Wide:
     """``C`` times the rows: noise ``C^-1 Z`` of the banded mechanism becomes independent again."""
-    column = square_root(bands)
+    column = optimised(plan.bands, plan.steps)
     fresh = column[0] * values
-    for back in range(1, min(bands, len(values))):
+    for back in range(1, min(len(column), len(values))):
         fresh[back:] += column[back] * values[:-back]
     return fresh
 
@@ -144,18 +175,19 @@ def coins(canaries: int, rng: np.random.Generator) -> Coins:
 
 def simulated(plan: PrivacyPlan, members: Coins, factor: float, rng: np.random.Generator) -> Observed:
     """The same rehearsal by the plan's formulas alone, with noise times ``factor``; power is read from it."""
-    asked = turns(plan, len(members)) & members
+    groups = np.arange(len(members)) % plan.groups if plan.groups > 1 else None
+    empty = Observed(plan, np.zeros((plan.steps, len(members))), members, groups)
     records = plan.records_per_unit if plan.drawn == "record" else 1
-    coins_up = sum(rng.random(asked.shape) < plan.sampling_probability for _ in range(records))
-    drawn = asked * np.asarray(coins_up, np.float64)
-    fresh = factor * sum_multiplier(plan) * rng.standard_normal(asked.shape)
-    return Observed(plan, drawn + _correlated(fresh, plan.bands), members)
+    coins_up = sum(rng.random(empty.values.shape) < plan.step_rate for _ in range(records))
+    drawn = (empty.asked & members) * np.asarray(coins_up, np.float64)
+    fresh = factor * sum_multiplier(plan) * rng.standard_normal(drawn.shape)
+    return replace(empty, values=drawn + _correlated(fresh, plan))
 
 
-def _correlated(fresh: Wide, bands: int) -> Wide:
+def _correlated(fresh: Wide, plan: PrivacyPlan) -> Wide:
     """``C^-1`` times the rows: the inverse of `whitened`."""
-    rows, history, column = list[Wide](), np.zeros((0, fresh.shape[1])), square_root(bands)
+    rows, history = list[Wide](), np.zeros((0, fresh.shape[1]))
     for noise in fresh:
-        row, history = correlated(column, noise, history)
+        row, history = correlated(optimised(plan.bands, plan.steps), noise, history)
         rows.append(row)
     return np.stack(rows)

@@ -11,8 +11,9 @@ from scipy.stats import chi2
 
 from fedpeft.aggregation.central_dp import CentralNoise, sum_multiplier
 from fedpeft.privacy.accounting import COARSE
-from fedpeft.privacy.matrix import square_root
+from fedpeft.privacy.matrix import optimised
 from fedpeft.privacy.plan import PrivacyPlan
+from fedpeft.privacy.step_matrix import StepMatrix
 from fedpeft.training.dp.dpsgd import Mechanism, noisy_gradient
 from fedpeft_attacks.dp_audit.canary_rehearsal import Observed, whitened
 from fedpeft_attacks.dp_audit.synthetic_model import SyntheticModel, shared_noise
@@ -56,7 +57,7 @@ def epsilon_at(plan: PrivacyPlan, factor: float) -> float:
 
 def of_steps(observed: Observed) -> NoiseSize:
     """The noise of all steps in the coordinates of canaries that were out."""
-    values = whitened(observed.values, observed.plan.bands)[:, ~observed.members]
+    values = whitened(observed.values, observed.plan)[:, ~observed.members]
     return NoiseSize(values.size, float(np.mean((values / sum_multiplier(observed.plan)) ** 2)))
 
 
@@ -67,14 +68,20 @@ def of_release(plan: PrivacyPlan, coordinates: int) -> NoiseSize:
 
 
 def _local(plan: PrivacyPlan, coordinates: int) -> NDArray[np.float64]:
-    gradient = noisy_gradient(SyntheticModel.of(coordinates, plan.clip).attached, [], Mechanism(plan))
-    return gradient.astype(np.float64) * (plan.expected_batch_size / plan.clip)
+    matrix = StepMatrix.begin(plan) if plan.groups > 1 else None
+    mechanism = Mechanism(plan, matrix=matrix)
+    gradient = noisy_gradient(SyntheticModel.of(coordinates, plan.clip).attached, [], mechanism)
+    return gradient.astype(np.float64) * _first_row(plan)
 
 
 def _central(plan: PrivacyPlan, coordinates: int) -> NDArray[np.float64]:
-    """The first row of correlated noise is the fresh one over the first coefficient."""
     mean, _, _ = CentralNoise.of(plan).mean(coordinates, [])
-    return mean * (plan.expected_batch_size / plan.clip * square_root(plan.bands)[0])
+    return mean * _first_row(plan)
+
+
+def _first_row(plan: PrivacyPlan) -> float:
+    """What makes a first mean unit noise: its row is the fresh one over the first coefficient."""
+    return plan.expected_batch_size / plan.clip * float(optimised(plan.bands, plan.steps)[0])
 
 
 def _distributed(plan: PrivacyPlan, coordinates: int) -> NDArray[np.float64]:

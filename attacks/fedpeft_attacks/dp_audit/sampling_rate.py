@@ -49,8 +49,8 @@ class Draws:
 
 
 def applies(plan: PrivacyPlan) -> bool:
-    """Whether the plan has draws in the node to look at."""
-    return plan.unit != "node" and plan.sampling_probability < 1
+    """Whether the plan has draws in the node to look at; like records would all be in one group."""
+    return plan.unit != "node" and plan.sampling_probability < 1 and plan.groups == 1
 
 
 def size_of(plan: PrivacyPlan) -> int:

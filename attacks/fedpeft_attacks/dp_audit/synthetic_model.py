@@ -19,6 +19,7 @@ from torch import nn
 from fedpeft.data import Batch, Example
 from fedpeft.exchange.layout import FloatVector, Layout
 from fedpeft.privacy.plan import PrivacyPlan
+from fedpeft.privacy.step_matrix import StepMatrix
 from fedpeft.rng import stream
 from fedpeft.secagg.discrete_gaussian import share_of_noise
 from fedpeft.secagg.grid_values import noisy_grid
@@ -95,12 +96,15 @@ def records(coordinates: NDArray[np.integer], plan: PrivacyPlan) -> list[Example
     ]
 
 
-def noisy_steps(plan: PrivacyPlan, examples: Sequence[Example], size: int) -> NDArray[np.float64]:
+def noisy_steps(
+    plan: PrivacyPlan, examples: Sequence[Example], size: int, matrix: StepMatrix | None = None
+) -> NDArray[np.float64]:
     """The noisy sums of the plan's steps over the clip, float64, shape ``(plan.steps, size)``.
 
     Each step is a whole `train_local` of one step from the table of zeros, so that every noisy gradient is
     seen and each canary's gradient is the same in all of them. Trust ``distributed``: a `gradient_sum` of one
-    node on the grid, and the noise of the fewest nodes that a sum may hold.
+    node on the grid, and the noise of the fewest nodes that a sum may hold. With bands ``matrix`` goes
+    through all steps.
     """
     if plan.trust == "distributed":
         return np.stack([_summed_step(plan, examples, size) for _ in range(plan.steps)])
@@ -111,8 +115,9 @@ def noisy_steps(plan: PrivacyPlan, examples: Sequence[Example], size: int) -> ND
 
     local = LocalPlan(steps=1, batch_size=plan.expected_batch_size, optimiser="sgd")
     unused: Any = stream(0, 0, "", "rehearsal")
+    extras = Extras(on_first_gradient=see, matrix=matrix)
     for _ in range(plan.steps):
-        train_local(synthetic.attached, examples, local, unused, plan, Extras(on_first_gradient=see))
+        train_local(synthetic.attached, examples, local, unused, plan, extras)
         nn.init.zeros_(synthetic.model.table.weight)
     return np.stack(seen).astype(np.float64) * (plan.expected_batch_size / plan.clip)
 

@@ -246,7 +246,16 @@ def _guarantee(run: Run, checks: Sequence[EpsilonCheck]) -> tuple[Entry, ...]:
 
 _SHARED = {"least_nodes": "noise of at least so many nodes", "colluders": "colluding nodes at most"}
 _MECHANISM = (
-    *("trust", "noise_multiplier", "clip", "sampling_probability", "steps", "adjacency", "accountant"),
+    *(
+        "trust",
+        "noise_multiplier",
+        "clip",
+        "sampling_probability",
+        "bands",
+        "steps",
+        "adjacency",
+        "accountant",
+    ),
     *_SHARED,
 )
 

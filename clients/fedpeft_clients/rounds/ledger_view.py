@@ -30,6 +30,13 @@ def place(ledger: Ledger, run: str, head: Head) -> int:
     return sum(entry.seq <= head.seq for entry in of_run(ledger.entries(), run))
 
 
+def reserved_before(ledger: Ledger, run: str, lineage: str, seq: int) -> str | None:
+    """Hash, hexadecimal, of a run's newest reservation on a data set before entry ``seq``, if it has one."""
+    entries = [entry for entry in of_run(ledger.entries(), run) if entry.kind == "reserve"]
+    before = [entry.hash for entry in entries if entry.seq < seq and entry.concerns(lineage)]
+    return before[-1] if before else None
+
+
 def require(ledger: Ledger, run: str, number: int, digest: str) -> None:
     """Check that the ledger still holds the entry that was reported; each entry's hash covers all before it.
 

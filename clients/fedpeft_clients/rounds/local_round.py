@@ -35,6 +35,7 @@ from fedpeft.exchange import (
 )
 from fedpeft.exchange.gpu_plan import fits_device, run_on_device
 from fedpeft.privacy import Head, Reservation
+from fedpeft.privacy.step_matrix import StepMatrix
 from fedpeft.protocol.messages import TrainReply, TrainTask
 from fedpeft.rng import stream
 from fedpeft.runstore.files import append_whole
@@ -48,7 +49,7 @@ from fedpeft.training import (
 )
 from fedpeft.trust import Verifier
 from fedpeft_clients.governance.policy import PolicyError
-from fedpeft_clients.rounds import ledger_view
+from fedpeft_clients.rounds import ledger_view, step_noise
 from fedpeft_clients.rounds.leak_check import Behind, look
 from fedpeft_clients.rounds.node_context import NodeContext, Received, SentState
 from fedpeft_clients.rounds.node_state import Answer, NodeState, held_rounds, load_state
@@ -79,8 +80,10 @@ def work(node: NodeContext, task: TrainTask, received: Received, inbox: bytes) -
     start = node.attached.begin(received.state, task.round, home.name)
     taps = Taps(home.taps(task.round))
     taps.start(start)
+    matrix = step_noise.matrix_of(node, reservation, task.round)
     ledger.started(reservation)
-    trained = _train(node, task, taps, plan)
+    trained = _train(node, task, taps, plan, matrix)
+    step_noise.store(node, reservation, matrix, task.round)
     residuals: dict[str, Any] = dict(before.residuals) if before else {}
     update = Update(node.attached.layout, start, task.round, task.steps)
     if session is None:
@@ -204,7 +207,9 @@ class _Trained:
     loss: float | None = None
 
 
-def _train(node: NodeContext, task: TrainTask, taps: Taps, exchange: ExchangePlan) -> _Trained:
+def _train(
+    node: NodeContext, task: TrainTask, taps: Taps, exchange: ExchangePlan, matrix: StepMatrix | None
+) -> _Trained:
     """Train in place, or sum gradients. Under DP in the node only a public support moves and bears noise."""
     home, support = node.home, public_support(exchange.codec)
     examples = load_examples(node)
@@ -215,6 +220,7 @@ def _train(node: NodeContext, task: TrainTask, taps: Taps, exchange: ExchangePla
         support=None if support is None else np.asarray(support.positions(node.attached.layout), np.int64),
         longest=home.config.data.max_length,
         on_draw=taps.draw,
+        matrix=matrix,
     )
     started = time.monotonic()
     batches, result, gradients = _batches(home, task.round), None, None

@@ -115,6 +115,11 @@ class Home:
         return self.path / "times.jsonl"
 
     @property
+    def step_noise(self) -> Path:
+        """Rows of correlated noise that hide what left, until the last round: as secret as the records."""
+        return self.path / "step-noise.npz"
+
+    @property
     def secure(self) -> Path:
         """Folder of the secrets of secure sums, and of the record of what was let go."""
         return self.path / "secure"

@@ -16,6 +16,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy import noise
 from fedpeft.privacy.csprng import Randomness, words
 from fedpeft.privacy.plan import PrivacyPlan
+from fedpeft.privacy.step_matrix import StepMatrix
 from fedpeft.secagg.grid_values import from_grid, noisy_grid
 from fedpeft.training.dp.backward_passes import bounds_of, clear
 from fedpeft.training.dp.engine_selection import Engine
@@ -40,6 +41,7 @@ class Mechanism:
         source: of the random words; default: the operating system. Any other gives no guarantee.
         engine: of the per-unit gradients; None: whatever is right for the model.
         on_loss: is given the noisy loss of each step, in nats, where the plan releases one.
+        matrix: of a plan with bands; each noisy gradient takes its next row of noise.
     """
 
     plan: PrivacyPlan
@@ -47,6 +49,7 @@ class Mechanism:
     source: Randomness = words
     engine: Engine | None = None
     on_loss: Callable[[float], object] | None = None
+    matrix: StepMatrix | None = None
 
     @property
     def clip(self) -> JointClip:
@@ -77,13 +80,14 @@ def noisy_gradient(
         mechanism: plan, support, randomness and engine.
 
     Raises:
-        PrivacyError: a trainable parameter is not covered by the clip, or the noise is not finite.
+        PrivacyError: a trainable parameter is not covered by the clip, the noise is not finite, or the plan
+            has bands and no matrix is given.
     """
     plan = mechanism.plan
     total = summed(attached, batches, mechanism)
     size = total.size
     if plan.grid is None:
-        total += plan.deviation * noise.gaussian(size, mechanism.source)
+        total += plan.deviation * _unit_noise(attached, mechanism, size)
     else:
         step = plan.joint_clip / plan.grid.steps_per_clip
         total = from_grid(noisy_grid(total, plan, mechanism.source), step)
@@ -94,6 +98,20 @@ def noisy_gradient(
         if mechanism.on_loss is not None:
             mechanism.on_loss(plan.loss.mean(entry / plan.clip / plan.expected_batch_size))
     return dense_mean(total, attached, mechanism)
+
+
+def _unit_noise(attached: Attached, mechanism: Mechanism, size: int) -> FloatVector64:
+    """The noise of one step in units of its deviation, float64, shape ``(size,)``, on the support.
+
+    Correlated noise is drawn for all values: another round may have another support.
+    """
+    matrix, support = mechanism.matrix, mechanism.support
+    if matrix is None:
+        if mechanism.plan.groups > 1:
+            raise PrivacyError(f"the plan has {mechanism.plan.bands} bands: give its step matrix")
+        return noise.gaussian(size, mechanism.source)
+    row = matrix.next_row(noise.gaussian(attached.layout.size, mechanism.source))
+    return row if support is None else row[support]
 
 
 def dense_mean(total: FloatVector64, attached: Attached, mechanism: Mechanism) -> NDArray[np.float32]:

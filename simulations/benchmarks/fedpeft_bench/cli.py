@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     group.command("secure")(secure)
     group.command("ledger")(ledger)
     group.command("nodes")(nodes)
+    group.command("bands")(bands)
     group.command("private")(private)
     group.command("persons")(persons)
     group.command("frameworks")(frameworks)
@@ -199,6 +200,14 @@ def ledger(
 def nodes(as_json: bool = JSON_OPTION) -> None:
     """Node-level privacy: noise for each schedule, and a convex problem trained under it; a minute."""
     from fedpeft_bench.privacy import node_level as benchmark
+
+    facts = benchmark.run(_log)
+    emit(facts, as_json, lambda: benchmark.show(facts))
+
+
+def bands(as_json: bool = JSON_OPTION) -> None:
+    """Correlated noise of local steps: error beside jax-privacy's, gain at equal epsilon; a minute."""
+    from fedpeft_bench.privacy import bands as benchmark
 
     facts = benchmark.run(_log)
     emit(facts, as_json, lambda: benchmark.show(facts))

@@ -15,7 +15,7 @@ from fedpeft.aggregation.mean import Contribution
 from fedpeft.cli.output import table
 from fedpeft.exchange import Decoded, Layout
 from fedpeft.privacy.calibration import noise_multiplier
-from fedpeft.privacy.matrix import participations, running_error, square_root
+from fedpeft.privacy.matrix import optimised, participations, running_error
 from fedpeft.privacy.plan import AdaptiveClip, PrivacyPlan
 from fedpeft.privacy.sampling import poisson
 from fedpeft_bench.harness.command import machine
@@ -98,7 +98,7 @@ def _schedule_row(schedule: Schedule, target: float, nodes: int, rounds: int) ->
         "epsilon": target,
         "noise_multiplier": noise,
         "mean": noise / schedule.expected,
-        "running": noise / schedule.expected * running_error(square_root(schedule.bands), rounds),
+        "running": noise / schedule.expected * running_error(optimised(schedule.bands, rounds), rounds),
     }
 
 

@@ -2,8 +2,8 @@
 
 All runs are whole runs of the platform with ``[run.private]`` of the embedded scenario. Three tables:
 
-* utility: noise of each node and noise shared by all, at each epsilon, beside its twin, which differs in the
-  noise alone;
+* utility: noise of each node, independent and correlated over its steps and rounds (bands), and noise shared
+  by all, at each epsilon, beside its twin, which differs in the noise alone;
 * exchange: with many trained values (`MANY`), equal epsilon, and nearly equal bytes up for one family of
   codecs as for the other. ``seeded`` and ``released`` are the signs of values that both ends know beforehand
   (`fedpeft.exchange.PublicSupport`): gradients are cut down to them before the clip, and nothing else bears
@@ -220,8 +220,12 @@ SHARED: Settings = {
 
 SIXTEEN: Settings = {**SHARED, "federation.nodes": 16}
 
+BANDS: Settings = {"privacy.bands": 3}
+"""The noise of each node, correlated over its steps and rounds."""
+
 UTILITY: Mapping[str, Mapping[float, Settings]] = {
     "noise of each node": {8.0: {}, 2.0: {"federation.lr": 20.0}},
+    "noise of each node, 3 bands": {8.0: BANDS, 2.0: {**BANDS, "federation.lr": 20.0}},
     "noise shared by 4 nodes": {8.0: SHARED, 2.0: SHARED},
     "noise shared by 16 nodes": {8.0: SIXTEEN, 2.0: SIXTEEN},
 }
