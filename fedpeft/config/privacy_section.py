@@ -61,7 +61,9 @@ class PrivacyConfig(Section):
         description="trust local: release a noisy training loss, at this share of the clip; all noise grows "
         "by sqrt(1 + loss_share^2); 0: no loss leaves",
     )
-    loss_cap: float = Field(default=10.0, gt=0, description="nats that a record's released loss is cut to")
+    loss_cap: float = Field(
+        default=10.0, ge=0.001, le=1000, description="nats that a record's released loss is cut to"
+    )
     max_noise_to_signal: float = Field(
         default=1.0,
         gt=0,

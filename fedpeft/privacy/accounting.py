@@ -34,12 +34,22 @@ VAST = 100.0
 """Beyond this epsilon nothing is protected, and the looser RDP figure is returned: PLD would take minutes."""
 
 
+def _same(event: tuple[float, ...], other: object) -> bool:
+    """Whether two events are of one kind, with equal values: tuples alone would compare without the kind."""
+    return type(event) is type(other) and tuple.__eq__(event, other)
+
+
+def _differs(event: tuple[float, ...], other: object) -> bool:
+    return not _same(event, other)
+
+
 class Steps(NamedTuple):
     """Poisson-sampled Gaussian releases of one rate and one noise multiplier; no sampling is rate 1."""
 
     sampling_probability: float
     noise_multiplier: float
     repeats: int
+    __eq__, __ne__, __hash__ = _same, _differs, tuple.__hash__
 
 
 class GridSteps(NamedTuple):
@@ -58,6 +68,7 @@ class GridSteps(NamedTuple):
     deviation: float
     failure: float
     repeats: int
+    __eq__, __ne__, __hash__ = _same, _differs, tuple.__hash__
 
     @property
     def noise_multiplier(self) -> float:
@@ -81,6 +92,7 @@ class MixtureSteps(NamedTuple):
     records: int
     failure: float
     repeats: int
+    __eq__, __ne__, __hash__ = _same, _differs, tuple.__hash__
 
     @property
     def of_one_record(self) -> GridSteps:
@@ -102,6 +114,7 @@ class Skellam(NamedTuple):
     l2: float
     variance: float
     repeats: int
+    __eq__, __ne__, __hash__ = _same, _differs, tuple.__hash__
 
 
 class Pure(NamedTuple):
@@ -109,6 +122,7 @@ class Pure(NamedTuple):
 
     epsilon: float
     repeats: int
+    __eq__, __ne__, __hash__ = _same, _differs, tuple.__hash__
 
 
 Event = Steps | GridSteps | MixtureSteps | Skellam | Pure

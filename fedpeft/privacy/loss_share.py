@@ -17,6 +17,10 @@ from dataclasses import dataclass
 
 from fedpeft.errors import PrivacyError
 
+CAPS = (1e-3, 1e3)
+"""Least and largest cap, in nats: floating-point numbers far outside of it no longer keep an entry within the
+share, nor finite, and whether a step fails would then tell whether it drew a record."""
+
 
 @dataclass(frozen=True)
 class LossShare:
@@ -34,8 +38,10 @@ class LossShare:
     cap: float
 
     def __post_init__(self) -> None:
-        if not (0 < self.share <= 1 and 0 < self.cap < math.inf):
-            raise PrivacyError(f"{self}: the share must be in (0, 1], the cap finite and above 0")
+        if not (0 < self.share <= 1 and CAPS[0] <= self.cap <= CAPS[1]):
+            raise PrivacyError(
+                f"{self}: the share must be in (0, 1], the cap {CAPS[0]:g} to {CAPS[1]:g} nats"
+            )
 
     @property
     def growth(self) -> float:

@@ -35,6 +35,8 @@ NEWTON = 6
 """Steps of that search; each doubles the digits, and the table gives three."""
 ORDERS = 128.0
 """Largest order of the Rényi curve."""
+POINTS = 1 << 20
+"""Most points of the integral behind it: orders that need more, of little noise, count as infinite."""
 MOST_RECORDS = 128
 """Of one person in a step."""
 
@@ -174,18 +176,23 @@ def _dots(divergence: Callable[[Vector], Vector], ends: tuple[float, float], int
 
 
 def renyi_curve(mixture: Mixture, orders: Vector) -> Vector:
-    """Rényi divergence in the worse direction at each order; inf above `ORDERS`.
+    """Rényi divergence in the worse direction at each order; inf above `ORDERS`, and from `POINTS` on.
+
+    Noise so small that it needs more points protects nothing, and who proposes it must not fill a memory.
 
     The integral of an entire function under a normal law, by the trapezoidal rule at an eighth of a
     deviation, which errs by a factor of ``exp(-2 pi^2 64)``: nothing.
     """
     step, reach = mixture.noise / 8, 12 * mixture.noise
-    most = min(ORDERS, float(orders.max()))
+    affordable = (POINTS * step / 2 - reach) / mixture.records
+    most = min(ORDERS, float(orders.max()), affordable)
+    curve = np.full(len(orders), np.inf)
+    if most <= 1:
+        return curve
     x = np.arange(-reach - (most - 1) * mixture.records, most * mixture.records + reach, step)
     ratio, base = mixture.log_ratio(x)[0], -((x / mixture.noise) ** 2) / 2
     base += math.log(step / mixture.noise / math.sqrt(2 * math.pi))
-    curve = np.full(len(orders), np.inf)
-    for place in np.flatnonzero(orders <= ORDERS):
+    for place in np.flatnonzero(orders <= most):
         order = orders[place]
         both = [_log_sum(power * ratio + base) for power in (order, 1 - order)]
         curve[place] = max(0.0, *both) / (order - 1)

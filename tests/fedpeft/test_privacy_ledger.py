@@ -203,7 +203,7 @@ def test_every_connection_waits_for_the_disk(ledger):
 def test_entries_hold_the_public_plan(ledger):
     ledger.reserve("patients", "run", 1, PLAN, 5)
     body = ledger.entries()[0].body
-    assert body["plan"] == json.loads(json.dumps(vars(PLAN)))
+    assert body["plan"] == json.loads(json.dumps(PLAN.fields()))
     assert {"lineage", "run", "round", "steps", "attempt", "version", "time"} <= set(body)
 
 

@@ -235,7 +235,14 @@ def test_a_loss_leaves_only_where_the_node_adds_the_noise(settings, cause):
 def test_no_plan_of_shared_noise_and_no_share_out_of_range():
     with pytest.raises(PrivacyError, match="loss"):
         replace(PLAN, trust="distributed", steps_per_round=1, grid=Grid(10, 50.0, 2))
-    for share, cap in ((0.0, 1.0), (1.5, 1.0), (0.2, float("inf")), (0.2, 0.0)):
+    for share, cap in (
+        (0.0, 1.0),
+        (1.5, 1.0),
+        (0.2, float("inf")),
+        (0.2, 0.0),
+        (1.0, 2.5e-323),
+        (0.2, 1e308),
+    ):
         with pytest.raises(PrivacyError, match="share"):
             LossShare(share, cap)
 

@@ -27,7 +27,7 @@ from fedpeft.privacy.event_json import event_from_json, event_to_json
 from fedpeft.privacy.grid import Grid
 from fedpeft.privacy.ledger.budget import Charge, Claim, joint
 from fedpeft.privacy.ledger.composition_cache import running_epsilon
-from fedpeft.privacy.mixture import Mixture, distribution
+from fedpeft.privacy.mixture import Mixture, distribution, renyi_curve
 from fedpeft.privacy.persons import caps, epsilon_in_nodes, event_in_nodes
 from fedpeft.privacy.plan import PrivacyPlan
 
@@ -148,6 +148,31 @@ def test_no_noise_and_failures_of_rounding_are_no_guarantee():
     assert epsilon([MixtureSteps(0.1, 9.0, 4, 1e-5, 1)], DELTA) == math.inf
     failing = epsilon([MixtureSteps(0.1, 3.0, 4, 1e-7, 50)], DELTA)
     assert failing == pytest.approx(epsilon([MixtureSteps(0.1, 3.0, 4, 0.0, 50)], DELTA / 2), rel=1e-9)
+
+
+def test_releases_of_two_kinds_with_equal_numbers_are_never_merged_nor_read_from_one_cache():
+    grid, drawn = GridSteps(0.01, 17.0, 100.0, 0.0, 100), MixtureSteps(0.01, 17.0, 100, 0.0, 100)
+    little, much = epsilon([grid], DELTA, COARSE), epsilon([drawn], DELTA, COARSE)
+    assert much > 10 * little
+    for events in ([grid, drawn], [drawn, grid]):
+        assert much < epsilon(events, DELTA, COARSE) < much + little
+        assert running_epsilon(events, DELTA) == pytest.approx(epsilon(events, DELTA, COARSE), rel=1e-6)
+    assert running_epsilon([grid], DELTA) == pytest.approx(little, rel=1e-6)
+
+
+def test_events_are_equal_to_those_of_their_own_kind_alone():
+    kinds = (Steps, GridSteps, MixtureSteps, Skellam, Pure)
+    events = [kind(*([1] * len(kind._fields))) for kind in kinds]
+    assert len(set(events)) == len(events)
+    for event in events:
+        assert event == type(event)(*event) and event != tuple(event) and tuple(event) != event
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-9])
+def test_noise_too_little_for_any_promise_costs_no_memory(noise):
+    orders = np.array([2.0, 64.0, 128.0])
+    assert np.isinf(renyi_curve(Mixture(0.01, noise, 128), orders)).all()
+    assert epsilon([MixtureSteps(0.01, noise, 128, 0.0, 10)], DELTA) == math.inf
 
 
 @pytest.mark.parametrize("event", [MixtureSteps(0.1, 1.0, 0, 0.0, 1), MixtureSteps(0.1, 1.0, 129, 0.0, 1)])
