@@ -43,15 +43,29 @@ def noise_multiplier(plan: PrivacyPlan, target: float) -> float:
         raise PrivacyError(f"epsilon {target} must be above 0; raise privacy.epsilon")
     private = replace(plan, reproducible=False)
 
-    def spent(noise: float, interval: float = COARSE) -> float:
+    def spent(noise: float, interval: float) -> float:
         return private.with_noise(noise).epsilon(interval=interval)
 
-    if (least := spent(MOST_NOISE)) > target:
+    return smallest_noise(spent, target, f"delta {plan.delta} in {plan.steps} steps")
+
+
+def smallest_noise(spent: Callable[[float, float], float], target: float, of: str) -> float:
+    """Smallest multiple of `GRID` at which ``spent`` is at most ``target``, as `noise_multiplier` finds it.
+
+    Args:
+        spent: epsilon of a noise multiplier at a discretisation, which falls with the noise.
+        target: epsilon, above 0.
+        of: what spends it, for the error.
+
+    Raises:
+        PrivacyError: no multiplier up to 10,000 reaches the target.
+    """
+    if (least := spent(MOST_NOISE, COARSE)) > target:
         raise PrivacyError(
-            f"epsilon {target} cannot be reached with delta {plan.delta} in {plan.steps} steps "
+            f"epsilon {target} cannot be reached with {of} "
             f"(least: {least:.2g}); raise privacy.epsilon, or train fewer steps"
         )
-    noise = _round_up(_crossing(spent, target))
+    noise = _round_up(_crossing(lambda noise: spent(noise, COARSE), target))
     while spent(noise, FINE) > target:
         noise = _round_up(noise + GRID)
     return noise

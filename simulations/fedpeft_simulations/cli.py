@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from fedpeft.cli.output import JSON_OPTION, emit, leave_interrupted
+from fedpeft.cli.output import JSON_OPTION, emit, leave_interrupted, table
 from fedpeft.cli.scenario import SCENARIO, SCENARIO_HELP, SET, scenario_config
 
 if TYPE_CHECKING:
     from fedpeft.config import Config
+    from fedpeft_simulations.private_tuning import Tuned
 
 StoredType = Literal["bfloat16", "float32"]
 
@@ -30,6 +33,9 @@ def register(app: typer.Typer) -> None:
     data.command("show")(show_data)
     data.command("write")(write_data)
     data.command("fetch")(fetch_data)
+    privacy = next(group.typer_instance for group in app.registered_groups if group.name == "privacy")
+    assert privacy is not None
+    privacy.command("tune")(tune)
     app.add_typer(base, name="base")
     app.add_typer(data, name="data")
 
@@ -66,6 +72,52 @@ def simulate(
     except KeyboardInterrupt:
         leave_interrupted(_continuation(target))
     emit(store.summary, as_json, lambda: print_summary(store))
+
+
+def tune(
+    scenario: str | None = SCENARIO,
+    set_: list[str] = SET,
+    tries: list[str] = typer.Option(
+        ..., "--try", help="key=value,value: what is tried, all combinations; repeatable."
+    ),
+    trials: int = typer.Option(0, min=0, help="Combinations to try, drawn by run.seed; 0: all."),
+    share: float = typer.Option(0.3, help="Share of privacy.epsilon that all trials together may spend."),
+    rounds: int = typer.Option(2, min=1, help="Rounds of a trial."),
+    public: bool = typer.Option(False, "--public", help="Judge trials on public records (data.test)."),
+    out: Path = typer.Option(..., "--out", help="Folder to make: trials, run, tuned.toml, tuning.json."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Choose settings by short private trials and run with them, all within privacy.epsilon; a simulation."""
+    from fedpeft.config.scenarios import load_scenario
+    from fedpeft_simulations.private_tuning import Search, candidates
+    from fedpeft_simulations.private_tuning import tune as search
+    from fedpeft_simulations.progress import progress
+
+    def configure(more: Sequence[str]) -> Config:
+        return load_scenario(scenario, [*set_, *more]).config
+
+    grid = candidates(tries, trials, scenario_config(scenario, set_, as_json=as_json).run.seed)
+    wanted = Search(grid, share, rounds, "public" if public else "released")
+    with progress(quiet=quiet or as_json) as report:
+        tuned = search(configure, wanted, out, report)
+    emit({**asdict(tuned), "run": str(tuned.run)}, as_json, lambda: _show_tuned(tuned))
+
+
+def _show_tuned(tuned: Tuned) -> None:
+    head = ("settings", "loss", "± by noise", "noise mult.", "epsilon so far")
+    rows = [
+        (
+            " ".join(t.settings),
+            f"{t.loss:.4f}",
+            f"{t.error:.4f}",
+            f"{tuned.trial_noise:g}",
+            f"{t.epsilon:.3g}",
+        )
+        for t in tuned.trials
+    ]
+    chosen = (f"run: {' '.join(tuned.chosen)}", "", "", f"{tuned.noise:g}", f"{tuned.epsilon:.4g}")
+    table(f"private trials, delta {tuned.delta:g}", head, [*rows, chosen])
 
 
 def _continuation(target: Path) -> str:

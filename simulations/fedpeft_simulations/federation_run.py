@@ -75,7 +75,7 @@ def run(config: Config, out: Path, mode: Mode, report: Progress, trackers: Seque
     """
     started = time.monotonic()
     check_trackers(trackers)
-    store = RunStore.open(out) if mode == "resume" else _prepare(config, out, mode == "overwrite", report)
+    store = RunStore.open(out) if mode == "resume" else prepare(config, out, mode == "overwrite", report)
     if store.is_finished:
         return store
     if not store.labels.exists():
@@ -97,7 +97,8 @@ def run(config: Config, out: Path, mode: Mode, report: Progress, trackers: Seque
     return store
 
 
-def _prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> RunStore:
+def prepare(config: Config, out: Path, overwrite: bool, report: Progress) -> RunStore:
+    """A run directory with the homes of all nodes, which `run` continues; arguments and errors as there."""
     check_new(config)
     if "private" in config.run.baselines:
         private_config(config)

@@ -1,4 +1,4 @@
-"""Mutants of the released training loss: its noise, its cap, its place in the sensitivity."""
+"""Mutants of the released training loss (its noise, cap and sensitivity) and of the private search."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ STEP, ROWS, PLAN = (
     "fedpeft.privacy.plan",
 )
 LOSS = "fedpeft/test_privacy_loss.py::"
+TUNING = "fedpeft_simulations.private_tuning"
+JOINT = "simulations/test_private_tuning.py::test_trials_and_run_together_spend_no_more_than_epsilon"
 NOISE_LINE = "total += plan.deviation * _unit_noise(attached, mechanism, size)"
 ENDS = LOSS + "test_a_loss_above_the_cap_or_not_finite_counts_as_the_cap_and_one_below_zero_as_zero"
 
@@ -47,5 +49,21 @@ MUTANTS = (
         'and (not private or "standard_error" in event)',
         "",
         ("fedpeft/test_tracking.py::test_under_privacy_only_what_the_released_adapter_says_is_sent",),
+    ),
+    Mutant(
+        11,
+        "the trials of a search are free",
+        TUNING,
+        "noise = solve([plan.with_noise(trial_noise) for plan in plans], [_plan(config)], total)",
+        "noise = solve([], [_plan(config)], total)",
+        (JOINT,),
+    ),
+    Mutant(
+        12,
+        "each trial of a search begins with an empty ledger",
+        TUNING,
+        "old.backup(new)",
+        "pass",
+        (JOINT,),
     ),
 )

@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
     group.command("private")(private)
     group.command("persons")(persons)
     group.command("frameworks")(frameworks)
+    group.command("tune")(tune)
     group.command("audit")(audit)
     group.command("real")(real)
     group.command("all")(everything)
@@ -253,6 +254,16 @@ def frameworks(
     emit({"machine": machine(), "rows": rows}, as_json, lambda: table(title, compare.COLUMNS, lines))
 
 
+def tune(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
+    """Rate and clip chosen blindly, for free and privately, at one epsilon; ten minutes per seed."""
+    from fedpeft_bench.harness.command import machine
+    from fedpeft_bench.privacy import tuning as benchmark
+
+    rows = benchmark.rows(seeds, _log)
+    facts = {"machine": machine(), "rows": rows, "means": benchmark.means(rows)}
+    emit(facts, as_json, lambda: benchmark.show(facts))
+
+
 class AuditPart(StrEnum):
     """What ``fedpeft bench audit`` can measure."""
 
@@ -331,6 +342,7 @@ def everything() -> None:
     ledger(kills=1000, as_json=False)
     nodes(False)
     private([0, 1, 2], only="", as_json=False)
+    tune([0, 1, 2], False)
     for part in AuditPart:
         audit(part, [0, 1, 2], False)
     federation([0, 1, 2], False)
