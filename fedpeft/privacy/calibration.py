@@ -60,12 +60,16 @@ def smallest_noise(spent: Callable[[float, float], float], target: float, of: st
     Raises:
         PrivacyError: no multiplier up to 10,000 reaches the target.
     """
-    if (least := spent(MOST_NOISE, COARSE)) > target:
+
+    def coarse(noise: float) -> float:
+        return spent(noise, COARSE)
+
+    if (least := coarse(MOST_NOISE)) > target:
         raise PrivacyError(
             f"epsilon {target} cannot be reached with {of} "
             f"(least: {least:.2g}); raise privacy.epsilon, or train fewer steps"
         )
-    noise = _round_up(_crossing(lambda noise: spent(noise, COARSE), target))
+    noise = _round_up(_crossing(coarse, target))
     while spent(noise, FINE) > target:
         noise = _round_up(noise + GRID)
     return noise

@@ -253,8 +253,8 @@ MUTANTS = (
         37,
         "the solver stops within a tolerance of the target, on either side",
         CALIBRATION,
-        "noise = _round_up(_crossing(spent, target))\n    while spent(noise, FINE) > target:",
-        "noise = round(_crossing(spent, target * 1.003), 3)\n    while spent(noise, FINE) > target * 1.01:",
+        "noise = _round_up(_crossing(coarse, target))\n    while spent(noise, FINE) > target:",
+        "noise = round(_crossing(coarse, target * 1.003), 3)\n    while spent(noise, FINE) > target * 1.01:",
         (FIGURES + "test_calibration_never_exceeds_the_target_and_wastes_little[1.0-0.08-100]",),
     ),
     Mutant(
