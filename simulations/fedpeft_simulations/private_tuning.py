@@ -221,6 +221,8 @@ def _require_private(config: Config, score: Score) -> float:
             "a private search needs privacy.unit = 'record' or 'person', privacy.trust = 'local' and "
             f"privacy.epsilon, the total (given: {privacy.unit!r}, {privacy.trust!r}, {privacy.epsilon})"
         )
+    if privacy.noise == "discrete":
+        raise PrivacyError("a private search solves for Gaussian noise alone: leave privacy.noise out")
     if privacy.randomness != "system":
         raise PrivacyError("a private search needs privacy.randomness = 'system': a seed protects nothing")
     if score == "public" and config.data.test is None and config.data.source != EMBEDDED:

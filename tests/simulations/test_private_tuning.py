@@ -130,6 +130,7 @@ DISTRIBUTED = (
     [
         (SMALL[:-3], "released", "needs privacy.unit"),
         ((*SMALL, *DISTRIBUTED), "released", "privacy.trust = 'local'"),
+        ((*SMALL, "privacy.noise=discrete"), "released", "Gaussian noise alone"),
         ((*SMALL, "privacy.randomness=seeded"), "released", "a seed protects nothing"),
         ((*SMALL, "data.source=elsewhere.csv", "privacy.public_records=24"), "public", "without data.test"),
     ],
