@@ -171,7 +171,8 @@ def test_against_an_untrusted_coordinator_the_seconds_stay_at_home(organisation)
     )
     task = coordinator.first_task()
     head = SimpleNamespace(seq=3, hash="00" * 32)
-    assert _reply(NodeContext(home), task, 1.0, head, {"train_s": 3.5}).train_s == 0.0
+    trained = SimpleNamespace(notes={"train_s": 3.5}, loss=None)
+    assert _reply(NodeContext(home), task, 1.0, head, trained).train_s == 0.0
 
 
 def test_a_base_that_no_clip_bounds_is_refused_before_the_budget_is_touched(organisation, tiny_model_folder):
