@@ -146,6 +146,13 @@ def _log_binomial(records: int, rate: float) -> Vector:
     return np.asarray(binom.logpmf(np.arange(records + 1), records, rate), np.float64)
 
 
+def usual_records(records: int, rate: float, chance: float) -> int:
+    """The least number, from 1, that a step's drawn records of a person pass with at most this chance."""
+    from scipy.stats import binom
+
+    return max(1, int(binom.isf(chance, records, rate)))
+
+
 def distribution(mixture: Mixture, interval: float) -> PrivacyLossDistribution:
     """Loss distribution of one step, pessimistic, in both directions.
 

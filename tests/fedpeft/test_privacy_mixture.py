@@ -150,6 +150,17 @@ def test_no_noise_and_failures_of_rounding_are_no_guarantee():
     assert failing == pytest.approx(epsilon([MixtureSteps(0.1, 3.0, 4, 0.0, 50)], DELTA / 2), rel=1e-9)
 
 
+@pytest.mark.parametrize("rate, noise, records, repeats", [(1e-3, 0.8, 16, 300), (1e-4, 0.8, 128, 100)])
+def test_many_records_that_are_hardly_ever_drawn_together_cost_what_they_do(rate, noise, records, repeats):
+    """RDP says 10,000 and more, as of all records at once; the loss distributions compose to what is true."""
+    event = MixtureSteps(rate, noise, records, 0.0, repeats)
+    assert renyi_epsilon([event], DELTA) > 1e4
+    direct = distribution(Mixture(rate, noise, records), COARSE).self_compose(repeats)
+    ours = epsilon([event], DELTA, COARSE)
+    assert ours == pytest.approx(direct.get_epsilon_for_delta(DELTA), rel=1e-9) and ours < 10
+    assert running_epsilon([event], DELTA) == pytest.approx(ours, rel=1e-9)
+
+
 def test_releases_of_two_kinds_with_equal_numbers_are_never_merged_nor_read_from_one_cache():
     grid, drawn = GridSteps(0.01, 17.0, 100.0, 0.0, 100), MixtureSteps(0.01, 17.0, 100, 0.0, 100)
     little, much = epsilon([grid], DELTA, COARSE), epsilon([drawn], DELTA, COARSE)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from fedpeft.privacy import accounting
 from fedpeft.privacy.accounting import (
     COARSE,
-    VAST,
     Event,
     GridSteps,
     MixtureSteps,
@@ -20,7 +19,7 @@ from fedpeft.privacy.accounting import (
     Steps,
     epsilon,
     failure,
-    renyi_epsilon,
+    is_vast,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def running_epsilon(events: Iterable[Event], delta: float) -> float:
         counts[event._replace(repeats=1)] += event.repeats
     merged = [event._replace(repeats=count) for event, count in counts.items()]
     composable = bool(merged) and all(_composable(event) for event in merged)
-    if not composable or renyi_epsilon(merged, delta) > VAST:
+    if not composable or is_vast(merged, delta):
         return epsilon(merged, delta, COARSE)
     return float(_total(counts).get_epsilon_for_delta(delta - failure(merged)))
 
