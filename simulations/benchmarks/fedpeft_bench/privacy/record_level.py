@@ -166,6 +166,7 @@ MANY: Settings = {
     "exchange.up.codec": "masked-sign",
     "exchange.up.density": 0.5,
     "exchange.down.codec": "ternary",
+    "exchange.down.density": 0.25,
 }
 """B of all modules of the last layer: what the ways of exchanging, and the attacks on private runs in the
 audit's benchmarks, were tuned and are compared on."""
@@ -213,6 +214,7 @@ SHARED: Settings = {
     "federation.lr": 50.0,
     "federation.lr_decay": 0.95,
     "exchange.up.codec": "ternary",
+    "exchange.down.codec": "int8",
     "exchange.secure.enabled": True,
     "exchange.secure.bits": 16,
 }
