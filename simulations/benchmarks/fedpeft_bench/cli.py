@@ -240,6 +240,7 @@ def persons(seeds: list[int] = SEEDS, as_json: bool = JSON_OPTION) -> None:
 def frameworks(
     jax_privacy: str = typer.Option("", "--jax-privacy", help="Python of an environment with jax-privacy 2."),
     pfl: str = typer.Option("", "--pfl", help="Python of an environment with torch and pfl."),
+    epsilons: list[float] = typer.Option([8.0, 2.0], "--epsilon", help="May be given many times."),
     repeats: int = typer.Option(3, "--repeats", min=1, help="Trainings of each."),
     as_json: bool = JSON_OPTION,
 ) -> None:
@@ -248,7 +249,7 @@ def frameworks(
     from fedpeft_bench.harness.command import machine
 
     others = {name: python for name, python in (("jax-privacy", jax_privacy), ("pfl", pfl)) if python}
-    rows = compare.rows(others, repeats, _log)
+    rows = compare.rows(others, epsilons, repeats, _log)
     lines = [compare.cells(row) for row in rows]
     title = f"DP-SGD by four frameworks ({machine()})"
     emit({"machine": machine(), "rows": rows}, as_json, lambda: table(title, compare.COLUMNS, lines))

@@ -31,7 +31,6 @@ HERE = Path(__file__).parent
 OURS = ("fedpeft", "opacus")
 """They run in this environment; each other framework has a script for one of its own."""
 SCRIPTS = {"jax-privacy": "jax_privacy_script.py", "pfl": "pfl_script.py"}
-EPSILONS = (8.0, 2.0)
 SAME_LOSS = 1e-4
 """Relative difference of the losses before training up to which the problem counts as the same."""
 
@@ -51,18 +50,15 @@ COLUMNS = (
 
 
 def rows(
-    others: Mapping[str, str],
-    repeats: int,
-    report: Callable[[str], None],
-    epsilons: Sequence[float] = EPSILONS,
+    others: Mapping[str, str], epsilons: Sequence[float], repeats: int, report: Callable[[str], None]
 ) -> list[Row]:
     """One row of figures for each epsilon and framework, means over the repeats.
 
     Args:
         others: by framework of `SCRIPTS`, the Python of an environment in which it is installed.
-        repeats: trainings of each framework.
-        report: receives a line per epsilon and framework.
         epsilons: to which all calibrate.
+        repeats: trainings of each framework at each.
+        report: receives a line per epsilon and framework.
 
     Raises:
         RunError: a script failed, or computes another loss than fedpeft before training.
