@@ -136,6 +136,11 @@ class CentralNoise(AggregationRule):
         sum_multiplier(plan)
         return cls(plan, plan.clip, seed=seed)
 
+    @property
+    def coefficients(self) -> Wide:
+        """First column of the matrix of the noise, shape ``(bands,)``."""
+        return optimised(self.plan.bands, self.plan.steps)
+
     def mean(
         self, size: int, contributions: Iterable[Contribution]
     ) -> tuple[Wide, CentralNoise, dict[str, Any]]:
@@ -149,7 +154,7 @@ class CentralNoise(AggregationRule):
         total, count = clipped_sum(size, contributions, self.clip)
         source = randomness(self.plan, self.seed, self.done + 1, "noise")
         fresh, history = noise.gaussian(size, source), self.history.reshape(-1, size)
-        row, history = correlated(optimised(self.plan.bands, self.plan.steps), fresh, history)
+        row, history = correlated(self.coefficients, fresh, history)
         scale = sum_multiplier(self.plan) * self.clip
         mean = (total + scale * row) / self.plan.expected_batch_size
         if not np.isfinite(mean).all():
@@ -168,12 +173,20 @@ class CentralNoise(AggregationRule):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a checkpoint keeps."""
-        return {"clip": np.array([self.clip]), "history": self.history, "done": np.array([self.done])}
+        matrix = {"history": self.history, "coefficients": self.coefficients}
+        return matrix | {"clip": np.array([self.clip]), "done": np.array([self.done])}
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> CentralNoise:
-        """The inverse of `arrays`."""
+        """The inverse of `arrays`.
+
+        Rows of other coefficients, as of another version, are dropped: a column of both could be longer than
+        1. A new matrix begins then, which weighs no more than what a process that resumes is charged.
+        """
         clip, done = float(arrays["clip"][0]), int(arrays["done"][0])
-        return replace(self, clip=clip, history=arrays["history"], done=done)
+        history = arrays["history"]
+        if not np.array_equal(arrays.get("coefficients", np.zeros(0)), self.coefficients):
+            history = np.zeros((0, 0))
+        return replace(self, clip=clip, history=history, done=done)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.exchange import Decoded, Layout
 from fedpeft.privacy import Ledger, PrivacyPlan, noise
 from fedpeft.privacy.accounting import Steps, epsilon
-from fedpeft.privacy.matrix import optimised
+from fedpeft.privacy.matrix import optimised, square_root
 from fedpeft.privacy.plan import AdaptiveClip
 
 SIZE = 30
@@ -149,6 +149,19 @@ def test_bands_correlate_the_noise_of_rounds_as_the_inverse_matrix_says():
     mixed = [sum(c * means[t - j] for j, c in enumerate(column) if t >= j) for t in range(6)]
     covariance = np.cov(mixed)
     np.testing.assert_allclose(covariance, np.eye(6), atol=0.07)  # (z * clip)^2 = 1, independent again
+
+
+@pytest.mark.parametrize("column", [None, square_root(3)])
+def test_rows_of_other_coefficients_are_dropped(column):
+    """A checkpoint of another version: a column of both matrices could be longer than 1."""
+    plan = plan_of(bands=3, separation=3)
+    _, law, _ = CentralNoise.of(plan).mean(SIZE, contributions())
+    arrays = law.arrays()
+    assert len(law.restored(arrays).history) == 1
+    del arrays["coefficients"]
+    older = arrays if column is None else arrays | {"coefficients": column}
+    assert not law.restored(older).history.size
+    law.restored(older).mean(SIZE, contributions())  # a new matrix begins
 
 
 def test_sum_and_count_together_cost_what_one_plain_release_costs():
