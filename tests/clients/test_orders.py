@@ -258,5 +258,6 @@ def test_seconds_of_training_leave_only_where_single_records_may_show(organisati
 
     home, coordinator = organisation(**sections)
     head = SimpleNamespace(seq=3, hash="00" * 32)
-    reply = local_round._reply(NodeContext(home), coordinator.first_task(), 0.0, head, {"train_s": 3.5})
+    trained = local_round._Trained({"train_s": 3.5}, [], [], None)
+    reply = local_round._reply(NodeContext(home), coordinator.first_task(), 0.0, head, trained)
     assert reply.train_s == (3.5 if told else 0.0)
