@@ -244,9 +244,7 @@ def _curve(event: Event) -> renyi.Curve:
     match event:
         case Steps() | GridSteps() | MixtureSteps():
             rate, noise, records = _shape(event)
-            if records > 1:
-                return mixture.renyi_curve(Mixture(rate, noise, records), renyi.ORDERS)
-            return renyi.gaussian(rate, noise)
+            return renyi.gaussian(rate, noise) if records == 1 else _mixture_curve(rate, noise, records)
         case Skellam():
             return renyi.skellam(event.l1, event.l2, event.variance)
         case Pure():
@@ -265,6 +263,13 @@ def _shape(event: Steps | GridSteps | MixtureSteps) -> tuple[float, float, int]:
     rate, noise = event.sampling_probability, event.noise_multiplier
     records = event.records if isinstance(event, MixtureSteps) else 1
     return (rate, noise, records) if rate < 1 else (rate, noise / records, 1)
+
+
+@lru_cache(maxsize=128)
+def _mixture_curve(rate: float, noise: float, records: int) -> renyi.Curve:
+    curve = mixture.renyi_curve(Mixture(rate, noise, records), renyi.ORDERS)
+    curve.setflags(write=False)
+    return curve
 
 
 @lru_cache(maxsize=128)
