@@ -7,9 +7,6 @@ the embedded federation's global test by the platform. Noise and batches are dra
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +21,8 @@ from fedpeft.errors import RunError
 from fedpeft.privacy.accounting import Steps
 from fedpeft.privacy.accounting import epsilon as epsilon_of
 from fedpeft_bench.frameworks import problem
+from fedpeft_bench.harness.command import child_json
+from fedpeft_bench.harness.timing import ONE_THREAD
 from fedpeft_simulations.federation_lab import FederationLab
 
 Row = dict[str, Any]
@@ -34,7 +33,8 @@ SCRIPTS = {"jax-privacy": "jax_privacy_script.py", "pfl": "pfl_script.py"}
 SAME_LOSS = 1e-4
 """Relative difference of the losses before training up to which the problem counts as the same."""
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+XLA = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+"""What asks jax for one thread."""
 MEANS = ("loss", "accuracy", "calibration_s", "training_s")
 COLUMNS = (
     "epsilon asked",
@@ -102,16 +102,7 @@ class Track:
         Raises:
             RunError: it failed, or its problem is another.
         """
-        done = subprocess.run(
-            [*command, str(self.folder), str(epsilon)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | ONE_THREAD,
-        )
-        if done.returncode:
-            raise RunError(f"{framework} failed ({done.returncode}): {done.stderr.strip()[-300:]}")
-        facts: Row = json.loads(done.stdout.splitlines()[-1])
+        facts: Row = child_json([*command, str(self.folder), str(epsilon)], framework, ONE_THREAD | XLA)
         if abs(facts["first_loss"] / self.first_loss - 1) > SAME_LOSS:
             raise RunError(f"{framework} computes the loss {facts['first_loss']}, fedpeft {self.first_loss}")
         score = self.lab.score(np.load(self.folder / f"{framework}.npy").reshape(-1))

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,25 @@ def simulate(out: Path, settings: Sequence[str] = (), extra: Sequence[str] = ())
     if done.returncode:
         raise RunError(f"fedpeft simulate failed ({done.returncode}): {done.stderr.strip()[-300:]}")
     return json.loads(done.stdout)
+
+
+def child_json(command: Sequence[str], what: str, environment: Mapping[str, str] | None = None) -> Any:
+    """Run a measuring process and return the JSON in the last line that it prints.
+
+    Args:
+        command: of the process.
+        what: it is, for the error.
+        environment: set beside that of this process.
+
+    Raises:
+        RunError: the process failed.
+    """
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
+    )
+    if done.returncode:
+        raise RunError(f"{what} failed ({done.returncode}): {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def peak_memory(command: Sequence[str]) -> int:

@@ -12,10 +12,14 @@ Result = TypeVar("Result")
 RUNS = 5
 
 
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+"""What asks numpy's and torch's libraries for one thread, in the environment of a process."""
+
+
 def one_core() -> None:
-    """Ask numpy's and torch's libraries for one thread; of use only before they are first imported."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    """Ask for one thread; of use only before these libraries are first imported."""
+    for name, value in ONE_THREAD.items():
+        os.environ.setdefault(name, value)
 
 
 def best(work: Callable[[], Result], runs: int = RUNS) -> tuple[Result, float]:

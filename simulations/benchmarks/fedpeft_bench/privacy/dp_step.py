@@ -9,8 +9,6 @@ memory is the peak above what is resident before the steps (Linux).
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.errors import RunError
+from fedpeft_bench.harness.command import child_json
+from fedpeft_bench.harness.timing import ONE_THREAD
 
 if TYPE_CHECKING:
     from fedpeft.adapters import Attached
@@ -98,17 +97,8 @@ def _ratios(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
 
 def _child(folder: str, quantisation: str, engine: str, steps: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "fedpeft_bench.privacy.dp_step"]
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    done = subprocess.run(
-        [*command, folder, quantisation, engine, str(steps)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | threads,
-    )
-    if done.returncode:
-        raise RunError(f"the step of {engine!r} failed ({done.returncode}): {done.stderr.strip()[-300:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [*command, folder, quantisation, engine, str(steps)]
+    return child_json(command, f"the step of {engine!r}", ONE_THREAD)
 
 
 def save_base(folder: Path, shape: dict[str, Any] | None = None) -> None:

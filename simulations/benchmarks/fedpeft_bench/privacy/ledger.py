@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import subprocess
 import sys
@@ -14,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.data import Record
-from fedpeft.errors import RunError
 from fedpeft.privacy.ledger import Budget, Chain, Entry, Ledger, entry_bodies
 from fedpeft.privacy.ledger.chain import Row
 from fedpeft.privacy.ledger.store import insert, session, transaction
 from fedpeft.privacy.ledger.store import rows as rows_of
 from fedpeft.privacy.plan import PrivacyPlan
 from fedpeft.trust import Signer
-from fedpeft_bench.harness.command import machine
+from fedpeft_bench.harness.command import child_json, machine
+from fedpeft_bench.harness.timing import ONE_THREAD
 from fedpeft_bench.privacy import ledger_kills
 from fedpeft_clients.governance.record_overlap import hashes, share
 
@@ -67,11 +65,7 @@ def kill(kills: int) -> dict[str, Any]:
         RunError: it failed.
     """
     command = [sys.executable, "-m", ledger_kills.__name__, str(kills)]
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **threads})
-    if done.returncode:
-        raise RunError(f"the campaign failed ({done.returncode}): {done.stderr.strip()[-300:]}")
-    return json.loads(done.stdout)
+    return child_json(command, "the campaign", ONE_THREAD)
 
 
 def intact(facts: dict[str, Any]) -> bool:
